@@ -1,0 +1,36 @@
+# Two commands matter: `make demo` glues the small zoo, `make test` checks everything.
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+.DEFAULT_GOAL := help
+.PHONY: help demo test install lab docs bench clean
+
+help: ## what can be asked for
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-8s %s\n", $$1, $$2}'
+
+demo: $(STAMP) ## glue the zoo that ships with the package; run again, it goes on where it was
+	@$(BIN)/model-glue run recipes/demo.yaml --out runs/demo $(ARGS)
+
+test: $(STAMP) ## notebooks in sync, notebook tests, docs site, a real browser, pytest
+	@$(BIN)/python tools/browser.py
+	@$(BIN)/python tools/ci.py $(ARGS)
+
+install: $(STAMP) ## .venv with everything, at the tested versions
+
+$(STAMP): settings.ini constraints.txt setup.py tools/install.py
+	@$(PYTHON) tools/install.py
+
+lab: $(STAMP) ## JupyterLab on the walkthroughs
+	@$(BIN)/jupyter lab nbs/index.ipynb $(ARGS)
+
+docs: $(STAMP) ## the site into _docs, README.md from nbs/index.ipynb
+	@$(BIN)/python tools/build_docs.py
+
+bench: $(STAMP) ## speed and memory against peers and against the machine's limit
+	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+clean: ## remove what can be made again; runs/ and .venv stay
+	@rm -rf _proc _docs build dist .pytest_cache nbs/nbdev.yml nbs/sidebar.yml
+	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '*.part' \) -print0 | xargs -0 rm -rf
+	@echo "clean"
