@@ -1,0 +1,16 @@
+"Slow, GPU and browser tests run only when they are asked for by name: pytest -m slow."
+import os
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1"); os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+MARKS = dict(slow="minutes of computing", gpu="needs a CUDA device", browser="drives a real Chromium")
+
+def pytest_configure(config):
+    for mark, why in MARKS.items(): config.addinivalue_line("markers", f"{mark}: {why}")
+
+def pytest_collection_modifyitems(config, items):
+    asked = config.getoption("-m") or ""
+    out = [i for i in items if any(i.get_closest_marker(m) and m not in asked for m in MARKS)]
+    items[:] = [i for i in items if i not in out]
+    if out: config.hook.pytest_deselected(items=out)

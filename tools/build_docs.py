@@ -1,0 +1,103 @@
+"""The docs site in _docs and README.md, from the notebooks and the one root _quarto.yml.
+
+    python tools/build_docs.py            with Quarto where it is installed, else with smalldocs
+    python tools/build_docs.py --check    the same, and fails on a broken link or an outside resource; README.md is compared, not written
+"""
+import argparse, json, os, re, shutil, subprocess, sys
+from pathlib import Path
+
+root = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(root/"tools"))
+from check_site import problems  # noqa: E402
+from static_outputs import make_static  # noqa: E402
+
+def process():
+    "Notebooks with signatures and links, as nbdev makes them, in _proc."
+    import ast, nbdev.doclinks, nbdev.processors as steps
+    from nbdev.serve import proc_nbs
+    runs = steps._do_eval
+    def only_definitions(cell): # nbdev would also run every example that holds an import, without what stands before it
+        if cell.cell_type != "code" or not cell.source: return
+        plain = all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in cell.parsed_() or [])
+        if plain or cell.directives_.keys() & {"export", "exports", "exporti", "exec_doc"} or steps._is_showdoc(cell): return runs(cell)
+    steps._do_eval = only_definitions
+    nbdev.doclinks._build_modidx()
+    shutil.rmtree(root/"_proc", ignore_errors=True)
+    return Path(proc_nbs(force=True, n_workers=0))
+
+def entries(contents, out, names):
+    "A sidebar's contents with globs expanded, absent pages dropped and pages under their final names."
+    expand = lambda c: sorted(str(p.relative_to(out)) for p in out.glob(c)) if "*" in c else [c] * (out/c).exists()
+    if isinstance(contents, str): return [names.get(f, f) for f in expand(contents)]
+    for c in contents:
+        if "contents" in c: c["contents"] = entries(c["contents"], out, names)
+        elif "href" in c: c["href"] = names.get(c["href"], c["href"])
+    return [c for c in contents if c.get("contents") or c.get("text")]
+
+def configure(out):
+    "Give pages the names that nbdev links to, and list the pages that exist in the menus."
+    import yaml
+    config = yaml.safe_load((out/"_quarto.yml").read_text()); names = {}
+    for f in sorted(out.rglob("*.ipynb")):
+        name = re.search(r"output-file: ([\w.-]+)\.html", f.read_text())
+        if name and name[1] != f.stem: names[str(f.relative_to(out))] = str(f.with_name(name[1] + ".ipynb").relative_to(out))
+    site = config["website"]
+    site["sidebar"]["contents"] = entries(site["sidebar"]["contents"], out, names)
+    links = [c for c in site["navbar"]["left"] if (out/c["href"]).exists()]
+    site["navbar"]["left"] = [c | dict(href=names.get(c["href"], c["href"])) for c in links]
+    for old, new in names.items(): (out/old).rename(out/new)
+    (out/"_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+def maths(site):
+    "TeX to MathML, which browsers draw by themselves; the script that smalldocs would fetch is taken out."
+    from latex2mathml.converter import convert
+    import html
+    for page in site.rglob("*.html"):
+        text = was = page.read_text()
+        text = re.sub(r'<link[^>]+katex[^>]*>|<script[^>]+katex[^>]*>\s*</script>', "", text)
+        tex = r'<span class="math (inline|display)">\s*(?:\\\(|\\\[)(.*?)(?:\\\)|\\\])\s*</span>'
+        text = re.sub(tex, lambda m: convert(html.unescape(m[2]), display="block" if m[1] == "display" else "inline"), text, flags=re.S)
+        if text != was: page.write_text(text)
+
+def render(out):
+    "Render _proc into _docs."
+    import plotly
+    (out/"assets").mkdir(exist_ok=True)
+    shutil.copy(Path(plotly.__file__).parent/"package_data/plotly.min.js", out/"assets/plotly.min.js")
+    quarto = shutil.which("quarto")
+    command = [quarto, "render", str(out), "--no-execute"] if quarto else [str(Path(sys.executable).parent/"smalldocs"), "render", str(out), "-q"]
+    print(f"docs: rendering with {'Quarto' if quarto else 'smalldocs'}", flush=True)
+    subprocess.run(command, check=True, cwd=root)
+    shutil.rmtree(root/"_docs", ignore_errors=True); shutil.move(out/"_docs", root/"_docs")
+    maths(root/"_docs")
+
+def readme(out):
+    "README.md's text from the processed index notebook."
+    from nbconvert import MarkdownExporter
+    import nbformat
+    nb = nbformat.read(root/"nbs/index.ipynb", 4)
+    hidden = re.compile(r"#\|\s*(hide|exporti?|default_exp)\b")
+    nb.cells = [c for c in nb.cells if not (c.cell_type == "code" and hidden.match(c.source))]
+    for c in nb.cells:
+        if c.cell_type == "code": c.source = re.sub(r"^#\|.*\n", "", c.source, flags=re.M)
+        for o in c.get("outputs", []): # a table is nicer as text than as nbconvert's styled HTML
+            if "text/html" in o.get("data", {}) and "text/plain" in o["data"]: del o["data"]["text/html"]
+    text, _ = MarkdownExporter().from_notebook_node(nb)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fail on broken links, outside resources and an old README.md")
+    check = parser.parse_args().check
+    os.chdir(root); out = process()
+    for f in out.rglob("*.ipynb"): make_static(f, depth=len(f.relative_to(out).parts) - 1)
+    configure(out); render(out)
+    text, file = readme(out), root/"README.md"
+    found = problems(root/"_docs")
+    if check and file.read_text() != text: found.append("README.md is older than nbs/index.ipynb; run make docs")
+    if not check and file.read_text() != text: file.write_text(text)
+    shutil.rmtree(root/"_proc", ignore_errors=True)
+    if found: sys.exit("\n".join(found))
+    print(f"docs: {len(list((root/'_docs').rglob('*.html')))} pages in _docs, every internal link resolves, nothing is asked from outside")
+
+if __name__ == "__main__": main()
