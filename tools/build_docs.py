@@ -46,6 +46,10 @@ def configure(out):
     links = [c for c in site["navbar"]["left"] if (out/c["href"]).exists()]
     site["navbar"]["left"] = [c | dict(href=names.get(c["href"], c["href"])) for c in links]
     for old, new in names.items(): (out/old).rename(out/new)
+    for f in out.rglob("*.ipynb"): # links between notebooks are written with the notebooks' own names
+        text = re.sub(r"output-file: [\w.-]+\.html(\\n)?", "", f.read_text())
+        f.write_text(re.sub(r"(?<=[(/])(\w+\.ipynb)(?=[)#])", lambda m: names.get(m[1], m[1]), text))
+    config["project"]["resources"] = ["assets/*"]
     (out/"_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 def maths(site):
