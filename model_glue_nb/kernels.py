@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CODES', 'ITEM_BYTES', 'FAST', 'BLOCK', 'NOTHING', 'EVERYTHING', 'widen', 'narrow', 'weighted_sum', 'dot', 'gram_add',
            'count_bits', 'kth_bin', 'keep_between', 'chance', 'drop', 'ranks', 'drop_by_rank', 'combine', 'n_bad',
-           'FileBlocks', 'ArrayBlocks', 'scratch', 'Stream', 'Kernel', 'n_workers']
+           'FileBlocks', 'ArrayBlocks', 'scratch', 'Stream', 'cut_of', 'Kernel', 'n_workers']
 
 # %% ../nbs/02_kernels.ipynb #b39616e5
 import os, threading
@@ -235,11 +235,12 @@ def drop_by_rank(
             kept = chance(key, start + r * n + j) < p
             x[r, j] = (x[r, j] / p if gain == 0 else x[r, j] * gain) if kept else 0
 
-# %% ../nbs/02_kernels.ipynb #1846f57b
+# %% ../nbs/02_kernels.ipynb #d361c08e
 @njit(**FAST)
 def combine(
     x, # float32 of shape (k, n): sparse task vectors
     weights, # float32 of shape (k,)
+    votes, # float32 of shape (k,): weights in the election
     elect, # Drop entries whose sign is not the sum's?
     normalize, # Divide by the weights that remain?
     scale, # λ, multiplies the result
@@ -251,7 +252,7 @@ def combine(
     for s in range(0, n, BLOCK):
         m = min(BLOCK, n - s); total[:m] = 0; num[:m] = 0; den[:m] = 0
         for i in range(k):
-            for j in range(m): total[j] += weights[i] * x[i, s + j]
+            for j in range(m): total[j] += votes[i] * x[i, s + j]
         for i in range(k):
             w = weights[i]
             for j in range(m):
@@ -405,17 +406,29 @@ def histograms(self:Stream,
     for _ in self.each(count, self.chunks()): pass
     return out
 
-# %% ../nbs/02_kernels.ipynb #9ac09931
+# %% ../nbs/02_kernels.ipynb #6377609f
 NOTHING, EVERYTHING = (2**31 - 1, -1), (-1, -1) # Cuts that keep no entry, and every one
 
+def cut_of(
+    x:np.ndarray, # float32 of shape (n,)
+    k:int, # Entries to keep, 0 < k < n
+)->tuple[int,int]: # (magnitude bits, position)
+    "Cut of a vector in memory."
+    m = x.view(np.uint32) & 0x7fffffff; bits = np.partition(m, len(x) - k)[len(x) - k]
+    return int(bits), int(np.flatnonzero(m == bits)[k - np.count_nonzero(m > bits) - 1])
+
+# %% ../nbs/02_kernels.ipynb #d89219c2
 @patch
 def cuts(self:Stream,
     fractions:list[float], # Per model, the fraction of entries above its cut
     of:Callable|None=None, # As for `histograms`
 )->list[tuple[int,int]]: # Per model (magnitude bits, position), as `keep_between` takes them
     "Exact cuts that a given fraction of each model's magnitudes is above; two passes."
-    n_kept = [round(f * self.n) for f in fractions]
+    n_kept = [int(f * self.n + 1e-6) for f in fractions]
     if all(k in (0, self.n) for k in n_kept): return [EVERYTHING if k else NOTHING for k in n_kept]
+    if len(self.chunks()) == 1: # small: no tables
+        x = self.vectors(0, self.n); x = x if of is None else of(x)
+        return [NOTHING if k == 0 else EVERYTHING if k == self.n else cut_of(v, k) for v, k in zip(x, n_kept)]
     inner = lambda k: min(max(k, 1), self.n)
     upper = [kth_bin(c, inner(k)) for c, k in zip(self.histograms([-1] * len(n_kept), of), n_kept)]
     lower = [kth_bin(c, k) for c, (_, k) in zip(self.histograms([u for u, _ in upper], of), upper)]
@@ -430,7 +443,7 @@ def _position(self:Stream, i, bits, nth, of): # Position of the nth entry of mod
         if nth == 0: return start + at
     return self.n
 
-# %% ../nbs/02_kernels.ipynb #9c3aaa04
+# %% ../nbs/02_kernels.ipynb #fcf51eb1
 @dataclass(frozen=True)
 class Kernel:
     "Makes the merged values of a chunk; what a merge method returns."
@@ -468,7 +481,7 @@ def make(self:Stream,
         out = scratch("out", c[1] * 4); kernel.run(*c, out, code); put(out[:c[1] * ITEM_BYTES[code]], c[0])
     for _ in self.each(one, self.chunks(kernel.whole_rows)): pass
 
-# %% ../nbs/02_kernels.ipynb #e33f26c8
+# %% ../nbs/02_kernels.ipynb #3d40bc9c
 def n_workers()->int: # Threads worth starting
     "Processors that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['STORED', 'LAYER', 'Job', 'find_model', 'Planner', 'check_recipe', 'jobs_of', 'Files', 'open_input', 'run_job',
            'in_groups', 'run_jobs', 'write_config', 'write_card', 'write_chat_template', 'merge_to_folder',
-           'live_bytes', 'live_sink', 'merge_into', 'merge', 'plan', 'method_passes']
+           'live_bytes', 'live_sink', 'merge_into', 'merge', 'plan', 'method_passes', 'MergeRecipe', 'MergeSlice',
+           'MergeSource', 'merge_methods', 'recipe', 'stack']
 
-# %% ../nbs/04_merge.ipynb #722659bb
+# %% ../nbs/04_merge.ipynb #7f4a94d6
 import json, os, re, shutil, tempfile, threading
 from collections import Counter
 from collections.abc import Callable
@@ -19,13 +20,16 @@ import numpy as np
 from fastcore.basics import patch
 
 from .core import AlreadyThere, InputError, atomic_path, digest, refuse, unknown
-from .inputs import Derived, View, adapted, embedding_names, remap_vocabulary, tokens_of, vocabulary
+from .inputs import Derived, View, adapted, embedding_names, remap_vocabulary, tokenizer_print
 from .kernels import CODES, ITEM_BYTES, ArrayBlocks, FileBlocks, Stream, n_workers
 from .methods import merge_methods, method_info, run_method
 from .recipes import MergeRecipe, MergeSlice, MergeSource, check_form, first_value, recipe, stack
 from .zoo import CheckpointWriter, LanguageModel, TensorInfo, Zoo, ZooModel, copy_companions, open_model, read_card
 
-# %% ../nbs/04_merge.ipynb #e8cf28e9
+# %% ../nbs/04_merge.ipynb #3bead59a
+_all_ = ["MergeRecipe", "MergeSlice", "MergeSource", "merge_methods", "recipe", "stack"] # offered here too
+
+# %% ../nbs/04_merge.ipynb #5a0d94da
 @dataclass(frozen=True)
 class Job:
     "How one tensor of the result is made."
@@ -58,7 +62,7 @@ def find_model(
     if Path(name).is_dir(): return open_model(name)
     raise unknown("model", name, known) if known else InputError(f"There is no model folder '{name}'. Correct the path in the recipe.")
 
-# %% ../nbs/04_merge.ipynb #1b53cfd6
+# %% ../nbs/04_merge.ipynb #ca8d9c23
 @dataclass
 class Planner:
     "Makes the jobs of one recipe and gathers what is wrong."
@@ -82,7 +86,7 @@ class Planner:
             if not bad: self.views[model] = m if isinstance(m, View) else View(m.name, m, dict(m.tensors))
         return self.views[model]
 
-# %% ../nbs/04_merge.ipynb #ce3f7c92
+# %% ../nbs/04_merge.ipynb #0f30cf3b
 @patch(as_prop=True)
 def lead(self:Planner)->View|None: # Base, or the first source
     "The model that gives names, types, config and tokenizer."
@@ -102,15 +106,14 @@ def jobs(self:Planner)->dict[str,Job]: # By tensor name, in file order; empty wh
     out = self.sliced() if r.slices else {n: self.job(n, r.models, {}, lambda s, n=n: n, self.depth(n)) for n in self.lead.inputs}
     return {n: j for n, j in out.items() if j is not None}
 
-# %% ../nbs/04_merge.ipynb #77e7286c
+# %% ../nbs/04_merge.ipynb #6e7a727d
 @patch
 def depth(self:Planner,
     name:str, # Tensor name
-)->float: # 0 at the first layer and the embeddings, 1 at the last layer, the final norm and the head
+)->float: # 0 at the first layer, 1 at the last; 0 outside the layers, as in mergekit
     "Where a tensor stands in the model."
     layer = LAYER.match(name)
-    if layer: return int(layer[2]) / max(self.n_layers - 1, 1)
-    return 0.0 if name in embedding_names(self.lead)[:1] else 1.0
+    return int(layer[2]) / max(self.n_layers - 1, 1) if layer else 0.0
 
 @patch(as_prop=True)
 def n_layers(self:Planner)->int: # Of the model that leads
@@ -134,7 +137,7 @@ def numbers(self:Planner,
         out[k] = np.array([get(k, [own(s), level, r.parameters], info.parameters.get(k, 1.0)) for s in sources], np.float64)
     return out
 
-# %% ../nbs/04_merge.ipynb #56a96d33
+# %% ../nbs/04_merge.ipynb #f3d48371
 @patch
 def job(self:Planner,
     name:str, # Name in the result
@@ -159,7 +162,7 @@ def job(self:Planner,
     keys = self.keys(name, sources) if "rescale" in info.parameters else ()
     return Job(name, home.shape, dtype, tuple(parts), names + ((lead.name,) if base is not None else ()), info.name, p, base, keys)
 
-# %% ../nbs/04_merge.ipynb #356c0bbe
+# %% ../nbs/04_merge.ipynb #a89c44f3
 @patch
 def matches(self:Planner, name, views, parts, home)->bool: # Are all parts there, in one shape?
     "Whether the parts of a tensor fit; what does not is added to the problems."
@@ -179,7 +182,7 @@ def keys(self:Planner, name, sources)->tuple[int,...]: # One per source
     prints = [s.model.fingerprint(self.models) if isinstance(s.model, MergeRecipe) else self.views[s.model].fingerprint() for s in sources]
     return tuple(int(digest(self.recipe.seed, name, f, prints[:i].count(f)), 16) for i, f in enumerate(prints))
 
-# %% ../nbs/04_merge.ipynb #02000034
+# %% ../nbs/04_merge.ipynb #08c1b94e
 @patch
 def align(self:Planner):
     "Give every view the same head and, where the recipe says so, the same vocabulary."
@@ -195,11 +198,11 @@ def align(self:Planner):
 @patch
 def same_tokenizers(self:Planner, views):
     "Equal shapes with different tokenizers would merge unrelated rows."
-    prints = {v.name: v.model.tokenizer_fingerprint for v in views if v.model is not None and v.model.tokenizer_fingerprint}
+    prints = {v.name: f for v in views if (f := tokenizer_print(v))}
     other = [n for n, f in prints.items() if f != prints.get(self.lead.name, f)]
     if other: self.problems.append(f"'{other[0]}' has another tokenizer than '{self.lead.name}'. Choose one: tokenizer: base, union or a model's name.")
 
-# %% ../nbs/04_merge.ipynb #fa2ddd52
+# %% ../nbs/04_merge.ipynb #3f783700
 @patch
 def sliced(self:Planner)->dict[str,Job]:
     "Jobs of a recipe with slices."
@@ -238,11 +241,11 @@ def outer(self:Planner)->dict[str,Job]: # Embeddings from the first slice, norm 
     everyone = tuple({s.model: s for s in r.sources}.values()) if r.outside else ()
     for name in self.lead.inputs:
         if LAYER.match(name): continue
-        sl = r.slices[0] if self.depth(name) == 0 else r.slices[-1]
-        out[name] = self.job(name, everyone or sl.sources, sl.parameters, lambda s: name, self.depth(name), r.outside)
+        sl = r.slices[0 if name in embedding_names(self.lead)[:1] else -1]
+        out[name] = self.job(name, everyone or sl.sources, sl.parameters, lambda s: name, 0.0, r.outside)
     return out
 
-# %% ../nbs/04_merge.ipynb #f4daba3d
+# %% ../nbs/04_merge.ipynb #a032c95d
 def check_recipe(
     recipe:MergeRecipe, # Any recipe
     models=None, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
@@ -260,7 +263,7 @@ def jobs_of(
     refuse(dict.fromkeys(p.problems), f"Cannot merge by '{recipe.method}'")
     return p
 
-# %% ../nbs/04_merge.ipynb #e9b9360a
+# %% ../nbs/04_merge.ipynb #540387e4
 @patch
 def fingerprint(self:MergeRecipe,
     models=None, # As for `check_recipe`
@@ -273,7 +276,7 @@ def fingerprint(self:MergeRecipe,
     def of(name): return find_model(models, name).fingerprint()
     return digest("merge", content(self.to_dict()))
 
-# %% ../nbs/04_merge.ipynb #99268a85
+# %% ../nbs/04_merge.ipynb #66ff838b
 class Files:
     "Open files by path, closed together."
     def __init__(self): self.open, self.lock = {}, threading.Lock()
@@ -299,7 +302,7 @@ def open_input(
     run_job(x, files, put, "F32", allow_nan=allow_nan)
     return ArrayBlocks(out)
 
-# %% ../nbs/04_merge.ipynb #42d7e8ba
+# %% ../nbs/04_merge.ipynb #1610f81f
 def run_job(
     job:Job, # What to make
     files:Files, # Open files
@@ -319,7 +322,7 @@ def run_job(
     stream = Stream([open_input(x, files, allow_nan) for x in job.inputs], job.shape, base, job.keys, each, None if allow_nan else bad)
     stream.make(run_method(job.method, stream, job.parameters), CODES[dtype], put)
 
-# %% ../nbs/04_merge.ipynb #ef2a9f4f
+# %% ../nbs/04_merge.ipynb #adbd6699
 def in_groups(
     pool:ThreadPoolExecutor, # Workers
     n_groups:int, # Few: handing a chunk to a thread costs as much as summing 10,000 values
@@ -349,7 +352,7 @@ def run_jobs(
             for j in large: one(j, in_groups(pool, 2 * n))
             small.sort(key=lambda j: -j.n_values); in_groups(pool, 4 * n)(one, small)
 
-# %% ../nbs/04_merge.ipynb #ea0a4831
+# %% ../nbs/04_merge.ipynb #2053704b
 def write_config(
     plan:Planner, # Jobs
     out:Path, # Folder that holds a copy of the leading model's config
@@ -367,7 +370,7 @@ def write_config(
         if isinstance(c.get("layer_types"), list): c["layer_types"] = [c["layer_types"][i] for i in spans]
     file.write_text(json.dumps(c, indent=2))
 
-# %% ../nbs/04_merge.ipynb #bac2d81a
+# %% ../nbs/04_merge.ipynb #9306de98
 def write_card(
     plan:Planner, # Jobs
     out:Path, # Folder
@@ -396,7 +399,7 @@ def write_chat_template(
         counts = Counter(f.read_text() for f in files if f.exists()); t = counts.most_common(1)[0][0] if counts else None
     if t is not None: (out/"chat_template.jinja").write_text(t, encoding="utf-8")
 
-# %% ../nbs/04_merge.ipynb #dfd3d3b1
+# %% ../nbs/04_merge.ipynb #fa316b32
 def merge_to_folder(
     recipe:MergeRecipe, # Any recipe
     models, # As for `check_recipe`
@@ -429,7 +432,7 @@ def written(self:Planner)->dict[str,Job]: # A head that is tied everywhere is no
     stored = {x.name for v in [self.lead, *self.found.values()] if v.model is not None for x in v.model.tensors.values()}
     return {n: j for n, j in self.made.items() if LAYER.match(n) or n in stored or n not in names[1:]}
 
-# %% ../nbs/04_merge.ipynb #3c1b026b
+# %% ../nbs/04_merge.ipynb #12b2d132
 def live_bytes(
     parameter, # torch tensor on the CPU
 )->tuple[str,np.ndarray]: # Stored type, uint8 view of the same memory
@@ -470,7 +473,7 @@ def _copied(p): # A parameter elsewhere is filled by way of the CPU
         with torch.no_grad(): p.view(-1)[start:start + block.size // 4] = torch.from_numpy(block.view(np.float32).copy()).to(p)
     return "F32", put
 
-# %% ../nbs/04_merge.ipynb #5db474cf
+# %% ../nbs/04_merge.ipynb #8a4b49de
 def merge_into(
     live:LanguageModel, # Its parameters are overwritten
     recipe:MergeRecipe, # Any recipe whose result has the live model's shape
@@ -482,7 +485,7 @@ def merge_into(
     run_jobs(list(made.values()), live_sink(live.model, set(made), live.name), allow_nan)
     return live
 
-# %% ../nbs/04_merge.ipynb #259ddbd2
+# %% ../nbs/04_merge.ipynb #ad9e8947
 def merge(
     recipe:MergeRecipe, # Any recipe
     models=None, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
@@ -503,7 +506,7 @@ def merge(
     live = plan.lead.model.load(device); live.name = name or recipe.method
     return merge_into(live, recipe, models, allow_nan)
 
-# %% ../nbs/04_merge.ipynb #364db446
+# %% ../nbs/04_merge.ipynb #e7a3a730
 def plan(
     recipe:MergeRecipe, # Any recipe
     models=None, # As for `check_recipe`

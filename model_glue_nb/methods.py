@@ -34,7 +34,7 @@ def exactly(
     def mark(f): f.n_models = n; return f
     return mark
 
-# %% ../nbs/04_methods.ipynb #a171dfe3
+# %% ../nbs/04_methods.ipynb #befda37c
 @dataclass(frozen=True)
 class MethodInfo:
     "What a merge method declares by its signature."
@@ -55,12 +55,15 @@ def method_info(
     name:str, # Name in `merge_methods`
 )->MethodInfo:
     "What a method needs and which parameters it has."
-    f = merge_methods[name]; first, *rest = inspect.signature(f).parameters.values()
+    f = merge_methods[name]
+    if "info" in f.__dict__: return f.info # asked once per tensor
+    first, *rest = inspect.signature(f).parameters.values()
     if first.name not in ("models", "deltas", "vectors"):
         raise InputError(f"Merge method '{name}' begins with the parameter '{first.name}'. Call it models, deltas or vectors.")
     per_model = tuple("weight" if p.name == "weights" else p.name for p in rest if p.annotation == PerModel)
-    return MethodInfo(name, first.name, first.annotation is Stream, getattr(f, "n_models", None),
-                      {p.name: p.default for p in rest if p.name != "weights"}, per_model, (f.__doc__ or "").strip())
+    f.info = MethodInfo(name, first.name, first.annotation is Stream, getattr(f, "n_models", None),
+                        {p.name: p.default for p in rest if p.name != "weights"}, per_model, (f.__doc__ or "").strip())
+    return f.info
 
 # %% ../nbs/04_methods.ipynb #3edebe12
 def run_method(
@@ -131,7 +134,7 @@ def arc(
     omega = np.arccos(cosine)
     return np.sin((1 - t) * omega) / np.sin(omega), np.sin(t * omega) / np.sin(omega)
 
-# %% ../nbs/04_methods.ipynb #f2235aca
+# %% ../nbs/04_methods.ipynb #25f16d27
 @merge_methods
 @exactly(2)
 def slerp(
@@ -147,12 +150,8 @@ def nuslerp(
     vectors:Stream, # Two models, or their task vectors when a base is given
     weights:PerModel=1.0, # t is the second's share of the sum
 )->Kernel:
-    "Slerp of directions and, linearly, of lengths; of task vectors when there is a base."
-    t = weights[1] / sum(weights); norms, cos = cosines(vectors.gram())
-    if min(norms) == 0: return vectors.weighted([1 - t, t])
-    length = (1 - t) * norms[0] + t * norms[1]
-    c = np.array(arc(cos[0, 1], t)) / norms
-    return vectors.weighted(c * length)
+    "Slerp by weights; of task vectors when there is a base."
+    return vectors.weighted(arc(cosines(vectors.gram())[1][0, 1], weights[1] / sum(weights)))
 
 # %% ../nbs/04_methods.ipynb #2a12beea
 def tangent_step(
@@ -176,18 +175,17 @@ def start_point(
     length = np.sqrt(max(weights @ cos @ weights, 0))
     return weights / length if length > 1e-8 else np.eye(len(weights))[0]
 
-# %% ../nbs/04_methods.ipynb #ac99e87d
+# %% ../nbs/04_methods.ipynb #152ee379
 @merge_methods
 def multislerp(
     vectors:Stream, # Models, or their task vectors when a base is given
     weights:PerModel=1.0, # One per model
     normalize_weights:bool=True, # Make the weights sum to 1?
 )->Kernel:
-    "Weighted mean of directions in the tangent space at their mean, at the weighted mean length."
+    "Weighted mean of directions, at the weighted mean length."
     w = np.array(weights, float) / (sum(weights) if normalize_weights else 1); norms, cos = cosines(vectors.gram())
     if min(norms) == 0: return vectors.weighted(w)
-    point, _ = tangent_step(start_point(cos, w), cos, w)
-    return vectors.weighted(point / norms * (w @ norms))
+    return vectors.weighted(start_point(cos, w) / norms * (w @ norms))
 
 @merge_methods
 def karcher(
@@ -201,8 +199,9 @@ def karcher(
     if min(norms) == 0: return models.weighted(w)
     point = start_point(cos, w)
     for _ in range(max_iter):
-        point, length = tangent_step(point, cos, w)
+        further, length = tangent_step(point, cos, w)
         if length < tol: break
+        point = further
     return models.weighted(point / norms * (w @ norms))
 
 # %% ../nbs/04_methods.ipynb #42e462d9
@@ -234,7 +233,7 @@ def passthrough(
     "The model itself; with slices, the method that stacks layers."
     return models.weighted([scale])
 
-# %% ../nbs/04_methods.ipynb #c7772cac
+# %% ../nbs/04_methods.ipynb #37136135
 def consensus(
     deltas:Stream, # Task vectors
     weights, # One per task vector
@@ -243,10 +242,11 @@ def consensus(
     normalize:bool, # Divide by the weights that remain?
     scale:float, # λ
     whole_rows:bool=False, # Does `sparsify` need whole rows?
+    votes=None, # Weights in the election; default: the same
 )->Kernel:
     "Sparsify, weigh, elect, sum, normalise, scale, add the base."
-    w = np.asarray(weights, np.float32)
-    def f(d, base, start, out): sparsify(d, start); combine(d, w, elect, normalize, np.float32(scale), base, out)
+    w = np.asarray(weights, np.float32); v = w if votes is None else np.asarray(votes, np.float32)
+    def f(d, base, start, out): sparsify(d, start); combine(d, w, v, elect, normalize, np.float32(scale), base, out)
     return deltas.elementwise(f, whole_rows)
 
 def keeper(
@@ -269,7 +269,7 @@ def l1_gains(
     before, after = deltas.total(measure, whole_rows)
     return np.where(after > 0, before / np.where(after > 0, after, 1), 1)
 
-# %% ../nbs/04_methods.ipynb #e20b4175
+# %% ../nbs/04_methods.ipynb #a29879b5
 @merge_methods
 def ties(
     deltas:Stream, # Task vectors
@@ -282,7 +282,8 @@ def ties(
     return consensus(deltas, weights, keeper(deltas.cuts(density), [NOTHING] * deltas.k), True, normalize, scale)
 
 def _crumbs(deltas, weights, density, gamma, elect, normalize, scale):
-    top = [min(g, 1.0) for g in gamma]; both = [min(g + d, 1.0) for g, d in zip(top, density)]
+    n = deltas.n; count = lambda f: int(f * n + 1e-6) # whole entries
+    top = [count(g) / n for g in gamma]; both = [min(g + count(d) / n, 1.0) for g, d in zip(top, density)]
     return consensus(deltas, weights, keeper(deltas.cuts(both), deltas.cuts(top)), elect, normalize, scale)
 
 @merge_methods
@@ -351,7 +352,7 @@ def della_linear(deltas:Stream, weights:PerModel=1.0, density:PerModel=0.5, epsi
     "DELLA without sign election."
     return _random(deltas, weights, density, epsilon, rescale, False, normalize, scale)
 
-# %% ../nbs/04_methods.ipynb #d794cf6e
+# %% ../nbs/04_methods.ipynb #c6a48603
 @merge_methods
 def sce(
     deltas:Stream, # Task vectors
@@ -359,6 +360,7 @@ def sce(
 )->Kernel:
     "Keep what varies, weigh by energy, elect signs, average what agrees."
     variance = lambda d: np.var(d, axis=0, keepdims=True)
+    if select_topk < 1: select_topk *= deltas.total(lambda d, _: np.count_nonzero(variance(d))) / deltas.n # of what varies at all
     cut = EVERYTHING if select_topk == 1 or deltas.k == 1 else deltas.cuts([select_topk], variance)[0]
     def select(d, start):
         if cut == EVERYTHING: return
@@ -367,4 +369,4 @@ def sce(
     def energy(d, start): select(d, start); return np.einsum("kn,kn->k", d, d, dtype=np.float64)
     e = deltas.total(energy)
     w = e / e.sum() if e.sum() > 0 else np.full(deltas.k, 1 / deltas.k)
-    return consensus(deltas, w, select, True, True, 1.0)
+    return consensus(deltas, w, select, True, True, 1.0, votes=np.ones(deltas.k))

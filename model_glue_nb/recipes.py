@@ -196,7 +196,7 @@ def _source(d, where, problems): # One entry of models or sources
     nested = isinstance(m, dict) and "merge_method" in m
     return MergeSource(recipe_from_mapping(m, where) if nested else str(m), p.pop("weight", None), p, tuple(span) if span else None)
 
-# %% ../nbs/04_recipes.ipynb #11e2acdc
+# %% ../nbs/04_recipes.ipynb #87dd9bb1
 def recipe_from_mapping(
     d:dict, # A parsed mergekit YAML file
     where:str="recipe", # Named in problems
@@ -215,9 +215,13 @@ def recipe_from_mapping(
     problems += check_keys(t, ["source", "pad_to_multiple_of"], f"{where}, tokenizer")
     refuse(problems, f"Cannot read {where}")
     arrange = lambda s: _arrange(method, base, s)
-    if method.startswith(("dare", "della")): p["rescale"] = {True: "l1", False: "none"}.get(p.get("rescale", True), p.get("rescale"))
+    if method.startswith(("dare", "della")): p = _rescale(p)
     return MergeRecipe(method, arrange(models), base, p, tuple(replace(x, sources=arrange(x.sources)) for x in slices), d.get("outside"),
                        d.get("dtype"), d.get("out_dtype"), t.get("source"), d.get("chat_template"), t.get("pad_to_multiple_of"), d.get("seed", 0))
+
+def _rescale(p): # mergekit's default and its true mean the L1 norm; ours goes without saying
+    p = p | dict(rescale={True: "l1", False: "none"}.get(p.get("rescale", True), p.get("rescale")))
+    return {k: v for k, v in p.items() if (k, v) != ("rescale", "density")}
 
 def _arrange(method, base, sources): # The base leaves the task vectors, and comes first in a slerp
     if method not in merge_methods or base is None: return sources

@@ -1,0 +1,135 @@
+"Laws over every merge method, faults, and parity with mergekit 0.1.5 where it is installed."
+import json, os, shutil, subprocess, sys
+
+import numpy as np
+import pytest
+import yaml
+
+from model_glue_nb.core import InputError
+from model_glue_nb.merge import MergeRecipe, check_recipe, merge, merge_into, merge_methods, plan, recipe, stack
+from model_glue_nb.methods import method_info, try_method
+from model_glue_nb.zoo import open_model, tiny_zoo
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+METHODS = sorted(merge_methods)
+MANY = [m for m in METHODS if method_info(m).n_models is None]
+SPARSE = {"ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties"}
+WHOLE = dict(density=1.0, gamma=0.0, epsilon=0.0, select_topk=1.0, t=9.0)
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory): return tiny_zoo(tmp_path_factory.mktemp("zoo"), ["base", "a", "b", "c"])
+
+def arrays(seed=0, shape=(37, 129), k=4):
+    "A base, and models near it."
+    r = np.random.default_rng(seed); base = r.normal(size=shape).astype(np.float32)
+    return base, [(base + .1 * r.normal(size=shape)).astype(np.float32) for _ in range(k)]
+
+def whole(method):
+    "Parameters that leave nothing out."
+    return {k: v for k, v in WHOLE.items() if k in method_info(method).parameters and not (k == "t" and method == "slerp")}
+
+def run(method, models, base, **more):
+    return try_method(method, models, base if method_info(method).reads != "models" else None, **whole(method) | more)
+
+@pytest.mark.parametrize("method", METHODS)
+def test_merging_twins_gives_the_twin(method):
+    base, (a, *_) = arrays(); n = method_info(method).n_models or 2
+    more = {"normalize": True} if "normalize" in method_info(method).parameters else {}
+    assert np.abs(run(method, [a] * n, base, **more) - a).max() < 1e-5
+
+@pytest.mark.parametrize("method", MANY)
+def test_the_order_of_models_does_not_matter(method):
+    if method_info(method).has_weights and method.startswith(("dare", "della")): pytest.skip("drawn per model; tested on files")
+    base, models = arrays()
+    assert np.abs(run(method, models, base) - run(method, models[::-1], base)).max() < 1e-5
+
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della", "della_linear"])
+def test_what_is_dropped_depends_on_content_not_on_order(method, zoo):
+    live, state = merge(recipe("linear", ["a"]), zoo), lambda x: {k: v.clone() for k, v in x.model.state_dict().items()}
+    one = state(merge_into(live, recipe(method, ["a", "b"], [1, 2], base="base"), zoo))
+    two = state(merge_into(live, recipe(method, ["b", "a"], [2, 1], base="base"), zoo))
+    other = state(merge_into(live, recipe(method, ["a", "b"], [1, 2], base="base", options=dict(seed=1)), zoo))
+    assert all((one[k] - two[k]).abs().max() < 1e-6 for k in one)
+    assert any((one[k] - other[k]).abs().max() > 1e-3 for k in one)
+
+@pytest.mark.parametrize("method", [m for m in MANY if method_info(m).has_weights])
+def test_weight_zero_equals_absence(method):
+    base, (a, b, c, _) = arrays()
+    with_zero, without = run(method, [a, b, c], base, weight=[1, 2, 0]), run(method, [a, b], base, weight=[1, 2])
+    if method == "karcher": return  # a weight of 0 still spans the space; the mean is the same to its tolerance
+    assert np.abs(with_zero - without).max() < 1e-5
+
+@pytest.mark.parametrize("method", [m for m in METHODS if "scale" in method_info(m).parameters and method_info(m).needs_base])
+def test_scale_zero_is_the_base(method):
+    base, models = arrays(); assert np.array_equal(run(method, models, base, scale=0), base)
+
+@pytest.mark.parametrize("method", sorted(SPARSE))
+def test_density_is_the_share_that_is_kept(method):
+    base, (a, *_) = arrays(shape=(100, 200)); more = {"gamma": 0.0} if "gamma" in method_info(method).parameters else {}
+    kept = (try_method(method, [a], base, density=.4, **more) != base).mean()
+    assert abs(kept - .4) < (.02 if method[0] == "d" else .001)
+
+@pytest.mark.parametrize("method", METHODS)
+def test_chunks_do_not_show(method, monkeypatch):
+    from model_glue_nb.kernels import Stream
+    base, models = arrays(shape=(64, 129)); n = method_info(method).n_models or 3; p = dict(density=.3) if method in SPARSE else {}
+    if method == "sce": p = dict(select_topk=.3)
+    args = models[:n], base if method_info(method).reads != "models" else None
+    one = try_method(method, *args, **p)
+    def small(self, whole_rows=False): return [(s, min(129 * 5, self.n - s)) for s in range(0, self.n, 129 * 5)]
+    monkeypatch.setattr(Stream, "chunks", small)
+    assert np.abs(try_method(method, *args, **p) - one).max() < 1e-5
+
+def test_sharded_half_precision_and_tied_inputs(tmp_path):
+    for dtype in ("float16", "float32"):
+        a, b = tiny_zoo(tmp_path/dtype, ["a", "b"], "Qwen2", dtype, tie_word_embeddings=True)
+        models = dict(a=a, b=b)
+        out = merge(recipe("linear", ["a", "b"]), models, tmp_path/dtype/"out", shard_bytes=20_000)
+        assert len(list(out.path.glob("*.safetensors"))) > 1 and "lm_head.weight" not in out.tensors
+        again = merge(recipe("linear", ["out"]), dict(out=out), tmp_path/dtype/"again")
+        for k in out.tensors:
+            assert np.abs(out.values(k) - (a.values(k) + b.values(k)) / 2).max() < 1e-3 and np.array_equal(again.raw(k), out.raw(k))
+        assert out.load().generate(["w3"], 2) == again.load().generate(["w3"], 2)
+
+def test_union_of_vocabularies_and_padding(tmp_path):
+    a, b = tiny_zoo(tmp_path, ["a"], vocab_size=64)["a"], tiny_zoo(tmp_path, ["b"], vocab_size=70)["b"]
+    models = dict(a=a, b=b); r = recipe("linear", ["a", "b"], options=dict(tokenizer="union", pad_to_multiple_of=16))
+    assert any("tokenizer: base, union" in p or "another tokenizer" in p for p in check_recipe(recipe("linear", ["a", "b"]), models))
+    out = merge(r, models, tmp_path/"out"); k = "model.embed_tokens.weight"
+    assert out.tensors[k].shape[0] == out.config["vocab_size"] == 80
+    assert np.array_equal(out.values(k)[69], b.values(k)[69]) and not out.values(k)[75].any()
+    assert np.abs(out.values(k)[5] - (a.values(k)[5] + b.values(k)[5]) / 2).max() < 1e-3
+    ids = out.load().encode(["w3 w69"])[0]; assert ids[-1] == 69
+
+def test_recipes_survive_json_and_yaml(zoo):
+    r = recipe("della", [recipe("linear", ["a", "b"], [.3, .7]), "c"], base="base", density=[.3, .6], scale=.8, options=dict(out_dtype="float32", seed=3))
+    assert MergeRecipe.from_dict(json.loads(json.dumps(r.to_dict()))) == r == MergeRecipe.from_yaml(r.to_yaml()) # both routes
+    assert MergeRecipe.from_dict(json.loads(json.dumps(stack(["a", "b"], 2).to_dict()))) == stack(["a", "b"], 2)
+    assert check_recipe(r, zoo) == [] and plan(r, zoo)["tensors"] == len(zoo["a"].tensors)
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda z, d: recipe("linear", ["a", "nobody"]), "no model 'nobody'"),
+    (lambda z, d: recipe("ties", ["a", "b"]), "needs a base model"),
+    (lambda z, d: recipe("ties", ["a", "b"], base="bas"), "Did you mean 'base'"),
+    (lambda z, d: recipe("slerp", ["a", "b", "c"]), "exactly 2 models"),
+    (lambda z, d: recipe("ties", ["a"], base="base", densiti=.5), "Did you mean 'density'"),
+    (lambda z, d: MergeRecipe("passthrough", slices=stack(["a"], 9).slices), "outside its 2 layers")])
+def test_refusals_leave_nothing_behind(spoil, message, zoo, tmp_path):
+    with pytest.raises(InputError, match=message): merge(spoil(zoo, tmp_path), zoo, tmp_path/"out")
+    assert not list(tmp_path.iterdir())
+
+def test_a_truncated_file_is_named_and_nothing_is_left(zoo, tmp_path):
+    short = open_model(shutil.copytree(zoo["a"].path, tmp_path/"short"))
+    short.tensors  # read while it was whole
+    with open(short.path/"model.safetensors", "r+b") as f: f.truncate(9000)
+    with pytest.raises(InputError, match="truncated|ended too early"): merge(recipe("linear", ["s", "b"]), dict(s=short, b=zoo["b"]), tmp_path/"out")
+    assert [f.name for f in tmp_path.iterdir()] == ["short"]
+
+def test_a_full_disk_is_seen_before_work(zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda p: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(InputError, match="are free"): merge(recipe("linear", ["a"]), zoo, tmp_path/"out")
+    assert not list(tmp_path.iterdir())
+
+def test_importing_needs_neither_torch_nor_transformers():
+    code = "import sys, model_glue_nb.merge; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'pandas')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
