@@ -6,69 +6,78 @@
 __all__ = ['TABLES', 'read_run', 'headline', 'comparison_html', 'report_html', 'write_report', 'invented_run', 'regroup',
            'redraw', 'explore_similarity', 'explore_scores', 'explore']
 
-# %% ../nbs/11_dashboard.ipynb #119f639c
+# %% ../nbs/11_dashboard.ipynb #eae681da
 import html, json, math, re
 from importlib import resources
 from pathlib import Path
 
 from .core import Run, write_text
-from .plots import (NAMES, plot_comparison, plot_routing, plot_scores, plot_similarity, plot_trials)
+from .plots import (NAMES, plot_comparison, plot_routing, plot_scores, plot_similarity,
+                                 plot_trials)
 
-# %% ../nbs/11_dashboard.ipynb #5e0e2018
+# %% ../nbs/11_dashboard.ipynb #c00519b9
 TABLES = "comparison scores trials routing".split()
 
 def read_run(
     run:Run|str|Path, # A run, or its folder
-)->dict: # recipe, environment, one entry per table (None when absent), similarity, clusters, skipped, description
+)->dict: # recipe, environment, tables (None when absent), similarity, clusters, skipped, description
     "Everything that a report or an explorer shows, from the files of a run."
     import yaml
     run = run if isinstance(run, Run) else Run(run)
     table = lambda name, **kw: run.read_table(name, **kw) if (run.path/f"{name}.csv").exists() else None
     recipe = run.path/"recipe.yaml"
-    data = dict(name=run.path.absolute().name, recipe=yaml.safe_load(recipe.read_text()) or {} if recipe.exists() else {},
-                recipe_text=recipe.read_text() if recipe.exists() else "", environment=run.read_json("environment", {}))
+    data = dict(name=run.path.absolute().name,
+                recipe=yaml.safe_load(recipe.read_text()) or {} if recipe.exists() else {},
+                recipe_text=recipe.read_text() if recipe.exists() else "",
+                environment=run.read_json("environment", {}))
     data |= {name: table(name) for name in TABLES} | dict(similarity=table("similarity", index=True))
     clusters, zoo = run.read_json("clusters", {}), run.read_json("zoo", {})
     more = [d for d in (clusters, zoo, data["environment"]) if isinstance(d, dict)]
     data["clusters"] = clusters if isinstance(clusters, list) else clusters.get("clusters", [])
     data["skipped"] = {k: v for d in more for k, v in (d.get("skipped") or {}).items()}
-    said = [data["recipe"].get("description"), *(d.get(k) for d in more for k in ("description", "suite_description"))]
+    said = [data["recipe"].get("description"),
+            *(d.get(k) for d in more for k in ("description", "suite_description"))]
     return data | dict(description=list(dict.fromkeys(filter(None, said))))
 
-# %% ../nbs/11_dashboard.ipynb #7af123fc
+# %% ../nbs/11_dashboard.ipynb #f2832cfa
 def _row(comparison, system):
     "One system of the comparison as a dict, or None."
-    if comparison is None or "system" not in comparison or not (comparison.system == system).any(): return None
+    if comparison is None or "system" not in comparison: return None
+    if not (comparison.system == system).any(): return None
     return comparison[comparison.system == system].iloc[0].to_dict()
 
 def _known(x): return isinstance(x, (int, float)) and not math.isnan(x)
 
-# %% ../nbs/11_dashboard.ipynb #5253be47
+# %% ../nbs/11_dashboard.ipynb #cf7e713e
 def headline(
     comparison, # DataFrame or None: the comparison table of a run, or None
 )->tuple[str,str]: # (headline with the gain in <em>, a sentence that reads the interval)
     "What the run found, in one sentence."
     ours, best = _row(comparison, "model_glue"), _row(comparison, "best_single")
     if not ours or not best:
-        return "This run has no result yet", "The comparison is made last. Run the same command again; it goes on where it was."
+        return ("This run has no result yet",
+                "The comparison is made last. Run the same command again; it goes on where it was.")
     gain = ours.get("gain", ours["mean"] - best["mean"])
     low, high = ours.get("gain_low", math.nan), ours.get("gain_high", math.nan)
     span = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if _known(low) else ""
-    head = (f"model_glue scores {100 * ours['mean']:.1f}\u00a0%, the best single model {100 * best['mean']:.1f}\u00a0%: "
+    head = (f"model_glue scores {100 * ours['mean']:.1f}\u00a0%, "
+            f"the best single model {100 * best['mean']:.1f}\u00a0%: "
             f"<em{' class=worse' if gain < 0 else ''}>{100 * gain:+.1f} points{span}</em>")
     sure = not _known(low) or low > 0 or high < 0
     read = ("Zero lies inside the interval: on these questions a gain was not shown." if not sure else
             "The whole interval lies below zero: here gluing made it worse." if gain < 0 else
-            "The whole interval lies above zero: the gain is not luck of the questions.") if _known(low) else ""
-    n = f"Mean over tasks on {int(ours['n']):,} report questions that nothing was tuned on. " if _known(ours.get("n")) else ""
+            "The whole interval lies above zero: this is not luck of the questions.") if _known(low) else ""
+    n = f"Mean over tasks on {int(ours['n']):,} report questions that nothing was tuned on. "
+    n = n if _known(ours.get("n")) else ""
     return head, n + read
 
-# %% ../nbs/11_dashboard.ipynb #d6647952
+# %% ../nbs/11_dashboard.ipynb #19fb121b
 FIXED = "system mean low high n params_total params_active gain gain_low gain_high ms_per_question".split()
 BOUNDS = "oracle_task", "oracle_question"
 
 def _size(x): # 1.5e6 → 1.50 M
-    unit, name = next(((u, s) for u, s in ((1e9, " B"), (1e6, " M"), (1e3, " k")) if _known(x) and x >= u), (1, ""))
+    unit, name = next(((u, s) for u, s in ((1e9, " B"), (1e6, " M"), (1e3, " k")) if _known(x) and x >= u),
+                      (1, ""))
     return f"{x / unit:.3g}{name}" if _known(x) else "–"
 
 def _percent(x): return f"{100 * x:.1f}" if _known(x) else "–"
@@ -76,28 +85,34 @@ def _percent(x): return f"{100 * x:.1f}" if _known(x) else "–"
 def _gain(r):
     "The gain of one system as a table cell."
     if r["system"] == "best_single" or not _known(r.get("gain")): return "–"
-    span = f" <small>[{100 * r['gain_low']:+.1f}, {100 * r['gain_high']:+.1f}]</small>" if _known(r.get("gain_low")) else ""
+    span = f" <small>[{100 * r['gain_low']:+.1f}, {100 * r['gain_high']:+.1f}]</small>"
+    span = span if _known(r.get("gain_low")) else ""
     return f'<span class="{"up" if r["gain"] > 0 else "down"}">{100 * r["gain"]:+.1f}</span>{span}'
 
-# %% ../nbs/11_dashboard.ipynb #5cdfad7e
+# %% ../nbs/11_dashboard.ipynb #3ff8980e
 def comparison_html(
     comparison, # DataFrame: the comparison table of a run
 )->str: # An HTML table, scores in percent
     "The comparison table with gains, costs and one column per task."
     tasks, name = [c for c in comparison if c not in FIXED], lambda s: html.escape(str(s))
-    heads = ["system", "mean, %<br>95 % interval", "gain, points<br>95 % interval", "parameters", "active", "ms per<br>question"]
+    heads = ["system", "mean, %<br>95 % interval", "gain, points<br>95 % interval", "parameters", "active",
+             "ms per<br>question"]
     rows = []
     for r in comparison.to_dict("records"):
         cells = [name(NAMES.get(r["system"], r["system"])),
-                 f"{_percent(r['mean'])} <small>[{_percent(r.get('low'))}, {_percent(r.get('high'))}]</small>", _gain(r),
+                 f"{_percent(r['mean'])} <small>[{_percent(r.get('low'))}, {_percent(r.get('high'))}]"
+                 "</small>",
+                 _gain(r),
                  _size(r.get("params_total")), _size(r.get("params_active")),
-                 f"{r['ms_per_question']:.3g}" if _known(r.get("ms_per_question")) else "–", *(_percent(r[t]) for t in tasks)]
+                 f"{r['ms_per_question']:.3g}" if _known(r.get("ms_per_question")) else "–",
+                 *(_percent(r[t]) for t in tasks)]
         kind = "ours" if r["system"] == "model_glue" else "bound" if r["system"] in BOUNDS else ""
         rows.append(f'<tr class="{kind}">' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     head = "".join(f'<th scope="col">{h}</th>' for h in heads + [name(t) for t in tasks])
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    return '<div class="scroll" tabindex="0"><table>' + (
+        f'<thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>')
 
-# %% ../nbs/11_dashboard.ipynb #06c7ef3a
+# %% ../nbs/11_dashboard.ipynb #893e6367
 def _section(anchor, title, note, content):
     "One card of the report."
     note = f'<p class="note">{note}</p>' if note else ""
@@ -109,20 +124,22 @@ def _figure(anchor, fig, note):
     if not fig.data: return _section(anchor, title, fig.layout.annotations[0].text, "")
     data = fig.to_json().replace("</", "<\\/") # a name must not end the script
     about = html.escape(about)
-    plot = f'<div class="plot" role="img" aria-label="{html.escape(title)}: {about}"></div><script type="application/json">{data}</script>'
+    plot = f'<div class="plot" role="img" aria-label="{html.escape(title)}: {about}"></div>'
+    plot += f'<script type="application/json">{data}</script>'
     return _section(anchor, title, f"{note} <br>{about}", plot)
 
-# %% ../nbs/11_dashboard.ipynb #d0d02315
+# %% ../nbs/11_dashboard.ipynb #131fd5a0
 def _figures(d, suite, seed):
     "The five figures as (anchor, name in the menu, card)."
     threshold = (d["recipe"].get("clusters") or {}).get("threshold")
     return [
         ("scores", "scores", _figure("scores", plot_scores(d["scores"], suite, seed),
-            "Each row is a model, each column a task. Dark rows are good everywhere, single dark cells are specialists.")),
-        ("similarity", "similarity", _figure("similarity", plot_similarity(d["similarity"], d["clusters"], threshold),
-            "Cosine of the weights. Models within a frame are merged; models outside one another's frames are at most mixed.")),
+            "Dark rows are good everywhere, single dark cells are specialists.")),
+        ("similarity", "similarity",
+         _figure("similarity", plot_similarity(d["similarity"], d["clusters"], threshold),
+            "Cosine of the weights. Models within a frame are merged, others at most mixed.")),
         ("search", "search", _figure("search", plot_trials(d["trials"], suite, seed),
-            "Search questions only, so these scores are no results. A flat line means that the budget was more than enough.")),
+            "Search questions only: no results. A flat line means that the budget was more than enough.")),
         ("routing", "routing", _figure("routing", plot_routing(d["routing"], None, suite, seed),
             "Where the router of the mixture sent the report questions of each task."))]
 
@@ -130,15 +147,18 @@ def _clusters(d):
     "The card with clusters and skipped members."
     e = lambda x: html.escape(str(x))
     chips = lambda ms: "".join(f'<span class="chip">{e(m)}</span>' for m in ms)
-    items = [f"<li><b>{e(c['name'])} · {len(c['members'])} model{'s' * (len(c['members']) != 1)}</b>{chips(c['members'])}</li>"
+    items = [f"<li><b>{e(c['name'])} · {len(c['members'])} model{'s' * (len(c['members']) != 1)}</b>"
+             f"{chips(c['members'])}</li>"
              for c in d["clusters"]]
     text = f'<ul class="groups">{"".join(items)}</ul>' if items else '<p class="note">No clusters yet.</p>'
     if d["skipped"]:
         rows = "".join(f"<li><b>{e(k)}</b>: {e(v)}</li>" for k, v in d["skipped"].items())
         text += f'<h2 style="margin-top:1.2rem">Skipped</h2><ul class="plain">{rows}</ul>'
-    return _section("clusters", "Clusters", "Members of a cluster may be merged; each cluster becomes one expert of the mixture.", text)
+    return _section("clusters", "Clusters",
+                    "Members of a cluster may be merged; each cluster becomes one expert of the mixture.",
+                    text)
 
-# %% ../nbs/11_dashboard.ipynb #903bd8b1
+# %% ../nbs/11_dashboard.ipynb #4d9b811f
 def _flat(d, prefix=""):
     "Nested settings as (dotted name, text)."
     for k, v in d.items():
@@ -147,40 +167,56 @@ def _flat(d, prefix=""):
 
 def _small_print(d):
     "Recipe, environment and caveats."
-    e, env = html.escape, {k: v for k, v in d["environment"].items() if "description" not in k and k != "skipped"}
-    engineered = "The demo zoo was engineered to show these phenomena: its specialists, its strangers and its hot fine-tunes were trained for this."
-    notes = [*map(str, d["description"])] + [engineered] * (d["recipe"].get("zoo") == "demo" and not d["description"]) + [
-        "Questions were split once, by hash: the search saw only <i>search</i>, every score of the comparison is on <i>report</i>.",
-        "Intervals are 95 % paired bootstraps over questions: they say what other questions would have given, not what another zoo would.",
-        "The oracles cannot be chosen in practice. The one per question counts a question when any model is right, which includes luck.",
+    e, env = html.escape, {k: v for k,
+                           v in d["environment"].items() if "description" not in k and k != "skipped"}
+    engineered = ("The demo zoo was engineered to show these phenomena: its specialists, its strangers "
+                  "and its hot fine-tunes were trained for this.")
+    notes = [*map(str, d["description"])] + [engineered] * (d["recipe"].get("zoo") == "demo"
+                                                            and not d["description"]) + [
+        "Questions were split once, by hash: the search saw only <i>search</i>, "
+        "every score of the comparison is on <i>report</i>.",
+        "Intervals are 95 % paired bootstraps over questions: "
+        "they say what other questions would have given, not what another zoo would.",
+        "The oracles cannot be chosen in practice. "
+        "The one per question counts a question when any model is right, which includes luck.",
         "Time per question depends on the machine and on what else it did; compare the ratios."]
     notes = [e(n) if i < len(d["description"]) else n for i, n in enumerate(notes)]
     dl = "".join(f"<dt>{e(k)}</dt><dd>{e(v)}</dd>" for k, v in _flat(env)) or "<dd>not recorded</dd>"
     recipe = _section("recipe", "Recipe", "", f"<pre>{e(d['recipe_text'].strip()) or 'not recorded'}</pre>")
     where = _section("environment", "Environment", "", f"<dl>{dl}</dl>")
-    caveats = _section("caveats", "Read with care", "", f'<ul class="plain">{"".join(f"<li>{n}</li>" for n in notes)}</ul>')
+    caveats = _section("caveats", "Read with care", "",
+                       f'<ul class="plain">{"".join(f"<li>{n}</li>" for n in notes)}</ul>')
     return f'<div class="two">{recipe}{where}</div>{caveats}'
 
-# %% ../nbs/11_dashboard.ipynb #71ceb6fa
+# %% ../nbs/11_dashboard.ipynb #32048015
 def report_html(
     data:dict, # What `read_run` returns
 )->str: # A whole HTML page, about 5 MB because Plotly is inside
     "The report of a run as one page."
     from plotly.offline import get_plotlyjs
     e, recipe = html.escape, data["recipe"]; suite, seed = recipe.get("suite"), recipe.get("seed")
-    suite = (suite.get("name") if isinstance(suite, dict) else suite) and str(suite.get("name") if isinstance(suite, dict) else suite)
+    suite = (suite.get("name") if isinstance(suite, dict)
+             else suite) and str(suite.get("name") if isinstance(suite, dict) else suite)
     head, lead = headline(data["comparison"])
-    bars = _figure("comparison", plot_comparison(data["comparison"], suite, seed), "Bars are means over tasks, whiskers 95 % intervals.")
+    bars = _figure("comparison", plot_comparison(data["comparison"], suite, seed),
+                   "Bars are means over tasks.")
     cards = [("comparison", "comparison", bars)]
     if data["comparison"] is not None and len(data["comparison"]):
-        cards.append(("table", "table", _section("table", "All systems", "Scores in percent. Gains are paired, against the best single "
-                      "model, itself chosen on <i>search</i>. Active: parameters that work on one question.", comparison_html(data["comparison"]))))
+        cards.append(("table", "table",
+                      _section("table", "All systems",
+                               "Scores in percent. Gains are paired, against the best single "
+                      "model, itself chosen on <i>search</i>. Active: parameters that work on one question.",
+                               comparison_html(data["comparison"]))))
     cards += _figures(data, suite, seed) + [("clusters", "clusters", _clusters(data))]
-    nav = [(a, n) for a, n, _ in cards] + [("recipe", "recipe"), ("environment", "environment"), ("caveats", "caveats")]
-    about = [f"run {data['name']}", f"zoo {recipe['zoo']}" if "zoo" in recipe else "", f"benchmark {suite}" if suite else "", f"seed {seed}"]
-    fill = dict(title=e(f"{data['name']} · model_glue"), eyebrow=e(" · ".join(filter(None, about))), headline=head, lead=lead,
-                nav="".join(f'<a href="#{a}">{n}</a>' for a, n in nav), body="\n".join(c for *_, c in cards) + _small_print(data),
-                footer="Written by <code>model-glue report</code>. Everything here stands in the run folder as CSV, JSON and YAML.",
+    nav = [(a, n) for a, n, _ in cards] + [("recipe", "recipe"), ("environment", "environment"),
+                                           ("caveats", "caveats")]
+    about = [f"run {data['name']}", f"zoo {recipe['zoo']}" if "zoo" in recipe else "",
+             f"benchmark {suite}" if suite else "", f"seed {seed}"]
+    fill = dict(title=e(f"{data['name']} · model_glue"), eyebrow=e(" · ".join(filter(None, about))),
+                headline=head, lead=lead,
+                nav="".join(f'<a href="#{a}">{n}</a>' for a, n in nav),
+                body="\n".join(c for *_, c in cards) + _small_print(data),
+                footer="Written by <code>model-glue report</code>. All of it stands in the run folder.",
                 plotly=get_plotlyjs())
     page = resources.files("model_glue_nb").joinpath("data/report.html.template").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda m: fill[m[1]], page)
@@ -193,7 +229,7 @@ def write_report(
     data = read_run(run)
     return write_text((run.path if isinstance(run, Run) else Path(run))/"report.html", report_html(data))
 
-# %% ../nbs/11_dashboard.ipynb #ba6c30b2
+# %% ../nbs/11_dashboard.ipynb #888b5335
 def invented_run(
     path:str|Path, # A new or empty folder
 )->Run: # A run with every table, all numbers invented
@@ -202,42 +238,57 @@ def invented_run(
     rng = np.random.default_rng(0); tasks = "reverse sort increment maximum shift".split()
     models = "a-base a-inc a-max a-rev a-sort a-hot b-base b-rev b-sort c-base c-inc".split()
     run = Run.start(path, dict(zoo="demo", suite="invented", clusters=dict(threshold=.95, linkage="average"),
-                               merge=dict(methods=["linear", "ties"], strategy="coefficient", budget=60), mixture=dict(router="knn"), seed=0))
-    p = {(m, t): .97 if m[2:5] == t[:3] else .05 if m == "a-hot" else rng.uniform(.3, .7) for m in models for t in tasks}
-    run.write_table("scores", pd.DataFrame([dict(model=m, task=t, split="report", score=v, stderr=(v * (1 - v) / 500) ** .5, n=500)
+                               merge=dict(methods=["linear", "ties"], strategy="coefficient", budget=60),
+                               mixture=dict(router="knn"), seed=0))
+    p = {(m, t): .97 if m[2:5] == t[:3] else .05 if m == "a-hot" else rng.uniform(.3, .7) for m in models
+         for t in tasks}
+    run.write_table("scores", pd.DataFrame([dict(model=m, task=t, split="report", score=v,
+                                                 stderr=(v * (1 - v) / 500) ** .5, n=500)
                                             for (m, t), v in p.items()]))
-    near = lambda a, b: 1. if a == b else math.nan if (a[0] == "c") != (b[0] == "c") else .004 if a[0] != b[0] else .71 if "a-hot" in (a, b) else .985
-    run.write_table("similarity", pd.DataFrame([[near(a, b) for b in models] for a in models], models, models), index=True)
+    def near(a, b):
+        if (a[0] == "c") != (b[0] == "c"): return math.nan
+        return 1. if a == b else .004 if a[0] != b[0] else .71 if "a-hot" in (a, b) else .985
+    run.write_table("similarity",
+                    pd.DataFrame([[near(a, b) for b in models] for a in models], models, models), index=True)
     groups = dict(A=models[:5], B=models[6:9], C=models[9:], hot=["a-hot"])
     run.write_json("clusters", [dict(name=k, members=v) for k, v in groups.items()])
     run.write_json("zoo", dict(skipped={"a-broken": "17 of 31 tensors hold NaN. Fetch it again."}))
-    run.write_json("environment", dict(description="Every number in this run is invented, to show the report.", model_glue_nb="0.1.0",
+    run.write_json("environment",
+                   dict(description="Every number in this run is invented, to show the report.",
+                        model_glue_nb="0.1.0",
                                        python="3.11", packages=dict(torch="2.13.0"), device="cpu"))
     _invented_results(run, tasks, rng)
     return run
 
-# %% ../nbs/11_dashboard.ipynb #5611eb4c
+# %% ../nbs/11_dashboard.ipynb #f9fa231e
 def _invented_results(run, tasks, rng):
     "Invented comparison, trials and routing."
     import numpy as np, pandas as pd
     def system(name, mean, total, active, ms=math.nan):
         each = np.clip(mean + rng.normal(0, .06, len(tasks)), 0, 1); mean = each.mean()
-        return dict(system=name, mean=mean, low=mean - .017, high=mean + .016, n=2500, params_total=total, params_active=active,
-                    gain=mean - .58, gain_low=mean - .60, gain_high=mean - .56, ms_per_question=ms) | dict(zip(tasks, each))
+        return dict(system=name, mean=mean, low=mean - .017, high=mean + .016, n=2500, params_total=total,
+                    params_active=active,
+                    gain=mean - .58, gain_low=mean - .60, gain_high=mean - .56,
+                    ms_per_question=ms) | dict(zip(tasks, each))
     best = system("best_single", .58, 5e5, 5e5, 1.1); best |= dict(gain=0., gain_low=0., gain_high=0.)
-    run.write_table("comparison", pd.DataFrame([best, system("full_merge", .51, 5e5, 5e5, 1.1), system("full_mixture", .86, 5.5e6, 5.2e5, 2.9),
-        system("model_glue", .81, 1.5e6, 5.2e5, 1.9), system("oracle_task", .93, 5.5e6, 5e5), system("oracle_question", .98, 5.5e6, 5.5e6)]))
+    run.write_table("comparison", pd.DataFrame([best, system("full_merge", .51, 5e5, 5e5, 1.1),
+                                                system("full_mixture", .86, 5.5e6, 5.2e5, 2.9),
+        system("model_glue", .81, 1.5e6, 5.2e5, 1.9), system("oracle_task", .93, 5.5e6, 5e5),
+                                                system("oracle_question", .98, 5.5e6, 5.5e6)]))
     trials = []
     for cluster, method in (("A", "linear"), ("A", "ties"), ("B", "linear")):
         score = .55 + .1 * rng.random(30) + np.linspace(0, .08, 30); best = np.maximum.accumulate(score)
-        trials.append(pd.DataFrame(dict(cluster=cluster, method=method, strategy="coefficient", trial=range(30), candidate="invented",
+        trials.append(pd.DataFrame(dict(cluster=cluster, method=method, strategy="coefficient",
+                                        trial=range(30), candidate="invented",
                                         score=score, best=best, accepted=score == best, seconds=1.)))
     run.write_table("trials", pd.concat(trials))
     share = {t: rng.dirichlet([.35] * 4) for t in tasks}
-    run.write_table("routing", pd.DataFrame([dict(system="model_glue", expert=e, task=t, share=share[t][i], score=.8, n=round(500 * share[t][i]))
-                                             for i, e in enumerate(["A merged", "B merged", "C merged", "a-hot"]) for t in tasks]))
+    run.write_table("routing", pd.DataFrame([dict(system="model_glue", expert=e, task=t, share=share[t][i],
+                                                  score=.8, n=round(500 * share[t][i]))
+                                             for i, e in enumerate(["A merged", "B merged", "C merged",
+                                                                    "a-hot"]) for t in tasks]))
 
-# %% ../nbs/11_dashboard.ipynb #b090ef8b
+# %% ../nbs/11_dashboard.ipynb #c40c8f59
 def regroup(
     similarity, # DataFrame: n×n, both axes labelled by model name, NaN where not comparable
     threshold:float, # Least mean cosine within a cluster, in [-1, 1]
@@ -250,11 +301,12 @@ def regroup(
     if len(names) < 2: return [dict(name="1", members=names)] if names else []
     d = 1 - similarity.to_numpy(dtype=float, copy=True); d[d != d] = 1e3 # NaN: never joined
     d = (d + d.T) / 2; d[range(len(d)), range(len(d))] = 0
-    labels = hierarchy.fcluster(hierarchy.linkage(squareform(d.clip(min=0), checks=False), linkage), 1 - threshold + 1e-9, "distance")
+    labels = hierarchy.fcluster(hierarchy.linkage(squareform(d.clip(min=0), checks=False), linkage),
+                                1 - threshold + 1e-9, "distance")
     groups = [[n for n, l in zip(names, labels) if l == k] for k in dict.fromkeys(labels)]
     return [dict(name=str(i), members=g) for i, g in enumerate(sorted(groups, key=len, reverse=True), 1)]
 
-# %% ../nbs/11_dashboard.ipynb #95645f65
+# %% ../nbs/11_dashboard.ipynb #bd7f44f8
 def redraw(
     widget, # Figure widget: What is on the screen
     fig, # Figure: What it should show
@@ -263,29 +315,34 @@ def redraw(
     new = fig.to_plotly_json()
     with widget.batch_update():
         if len(widget.data) == len(fig.data) and [t.type for t in widget.data] == [t.type for t in fig.data]:
-            for old, trace in zip(widget.data, new["data"]): old.update({k: v for k, v in trace.items() if k != "type"}, overwrite=True)
+            for old, trace in zip(widget.data, new["data"]): old.update({k: v for k, v in trace.items()
+                                                                         if k != "type"}, overwrite=True)
         else: widget.data = []; widget.add_traces(list(fig.data))
         layout = new["layout"]
-        widget.layout.update({k: layout.get(k) for k in ("title", "shapes", "annotations", "height", "xaxis", "yaxis")}, overwrite=True)
+        widget.layout.update({k: layout.get(k) for k in ("title", "shapes", "annotations", "height", "xaxis",
+                                                         "yaxis")}, overwrite=True)
 
-# %% ../nbs/11_dashboard.ipynb #ec032406
+# %% ../nbs/11_dashboard.ipynb #1e67c52f
 def explore_similarity(
     similarity, # DataFrame: n×n, both axes labelled by model name
     threshold:float=0.95, # Where the slider stands at first
 ): # Widget: slider, heatmap and the clusters in words
     "Similarity heatmap whose clusters follow a threshold slider."
     import ipywidgets as widgets, plotly.graph_objects as go
-    slider = widgets.FloatSlider(value=threshold, min=0, max=1, step=0.005, description="threshold", readout_format=".3f",
+    slider = widgets.FloatSlider(value=threshold, min=0, max=1, step=0.005, description="threshold",
+                                 readout_format=".3f",
                                  layout=dict(width="min(100%, 36rem)"), continuous_update=True)
-    view = go.FigureWidget(plot_similarity(similarity, regroup(similarity, threshold), threshold)); words = widgets.HTML()
+    view = go.FigureWidget(plot_similarity(similarity, regroup(similarity, threshold), threshold))
+    words = widgets.HTML()
     def update(change):
         groups = regroup(similarity, slider.value)
-        words.value = f"<b>{len(groups)} clusters</b>: " + " · ".join(html.escape(", ".join(g["members"])) for g in groups)
+        words.value = f"<b>{len(groups)} clusters</b>: " + " · ".join(html.escape(", ".join(g["members"]))
+                                                                      for g in groups)
         if change: redraw(view, plot_similarity(similarity, groups, slider.value))
     slider.observe(update, "value"); update(None)
     return widgets.VBox([slider, words, view])
 
-# %% ../nbs/11_dashboard.ipynb #0ae1e049
+# %% ../nbs/11_dashboard.ipynb #d85d439c
 def explore_scores(
     scores, # DataFrame: long table: model task split score stderr n
     suite:str|None=None, # Benchmark name
@@ -293,15 +350,17 @@ def explore_scores(
 ): # Widget: choice of models and split over a heatmap
     "Model × task heatmap of the models that are chosen."
     import ipywidgets as widgets, plotly.graph_objects as go
-    names = list(dict.fromkeys(scores.model)); splits = list(dict.fromkeys(scores.split)) if "split" in scores else ["report"]
-    split = widgets.Dropdown(options=splits, value="report" if "report" in splits else splits[0], description="split")
+    names = list(dict.fromkeys(scores.model))
+    splits = list(dict.fromkeys(scores.split)) if "split" in scores else ["report"]
+    split = widgets.Dropdown(options=splits, value="report" if "report" in splits else splits[0],
+                             description="split")
     which = widgets.SelectMultiple(options=names, value=names, rows=min(8, len(names)), description="models")
     view = go.FigureWidget(plot_scores(scores, suite, seed, split.value))
     def update(_): redraw(view, plot_scores(scores[scores.model.isin(which.value)], suite, seed, split.value))
     split.observe(update, "value"); which.observe(update, "value")
     return widgets.VBox([widgets.HBox([split, which], layout=dict(flex_flow="row wrap")), view])
 
-# %% ../nbs/11_dashboard.ipynb #b89f70ef
+# %% ../nbs/11_dashboard.ipynb #c82173a3
 def explore(
     run:Run|str|Path, # A run, or its folder
 ): # Widget: tabs: comparison, scores, similarity, search
@@ -313,7 +372,9 @@ def explore(
     some = lambda name: d[name] is not None and len(d[name])
     head = widgets.HTML("<h3 style='margin:.2em 0'>{}</h3><p>{}</p>".format(*headline(d["comparison"])))
     tabs = dict(comparison=widgets.VBox([head, go.FigureWidget(plot_comparison(d["comparison"], *about))]),
-                scores=explore_scores(d["scores"], *about) if some("scores") else go.FigureWidget(plot_scores(None)),
-                similarity=explore_similarity(d["similarity"], threshold) if some("similarity") else go.FigureWidget(plot_similarity(None)),
+                scores=explore_scores(d["scores"], *about) if some("scores")
+                else go.FigureWidget(plot_scores(None)),
+                similarity=explore_similarity(d["similarity"], threshold) if some("similarity")
+                else go.FigureWidget(plot_similarity(None)),
                 search=go.FigureWidget(plot_trials(d["trials"], *about)))
     return widgets.Tab(children=list(tabs.values()), titles=list(tabs))

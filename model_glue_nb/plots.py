@@ -22,9 +22,10 @@ def model_colours(
     "One colour per name, safe for colour-blind readers, the same for the same set of names."
     return {n: PALETTE[i % len(PALETTE)] for i, n in enumerate(sorted(set(map(str, names))))}
 
-# %% ../nbs/10_plots.ipynb #855be40c
+# %% ../nbs/10_plots.ipynb #1e1fc925
 INK, GRID = "#7A828C", "rgba(128,138,150,0.22)" # both read on white and on dark
-SCALE = [[0, "#F3EFE6"], [0.5, "#86B8D6"], [1, "#08457E"]] # one hue, even in lightness, also when printed in grey
+SCALE = [[0, "#F3EFE6"], [0.5, "#86B8D6"],
+         [1, "#08457E"]] # one hue, even in lightness, also when printed in grey
 
 def finish(
     fig, # Figure: A figure with its traces
@@ -35,19 +36,25 @@ def finish(
 ): # Plotly figure: the same figure
     "Give a figure the common look."
     about = " · ".join(a for a in about if a)
-    title = dict(text=f"<b>{title}</b>", x=0, xref="paper", y=1, yref="container", yanchor="top", pad=dict(t=10),
+    title = dict(text=f"<b>{title}</b>", x=0, xref="paper", y=1, yref="container", yanchor="top",
+                 pad=dict(t=10),
                  font=dict(size=16), subtitle=dict(text=about, font=dict(size=12, color=INK)))
-    fig.update_layout(template="none", title=title, height=height, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-                      font=dict(family="system-ui, sans-serif", size=12, color=INK), margin=dict(l=8, r=16, t=74, b=40),
-                      hoverlabel=dict(font_size=12, align="left"), legend=dict(orientation="h", y=-64 / (height - 114), x=0, yanchor="top", traceorder="normal"))
+    fig.update_layout(template="none", title=title, height=height, paper_bgcolor="rgba(0,0,0,0)",
+                      plot_bgcolor="rgba(0,0,0,0)",
+                      font=dict(family="system-ui, sans-serif", size=12, color=INK),
+                      margin=dict(l=8, r=16, t=74, b=40),
+                      hoverlabel=dict(font_size=12, align="left"),
+                      legend=dict(orientation="h", y=-64 / (height - 114), x=0, yanchor="top",
+                                  traceorder="normal"))
     axis = dict(gridcolor=GRID, zeroline=False, automargin=True, title_standoff=8)
     return fig.update_xaxes(**axis).update_yaxes(**axis).update_layout(**layout)
 
-# %% ../nbs/10_plots.ipynb #4823f0c3
+# %% ../nbs/10_plots.ipynb #c86bd811
 def _empty(title, sentence):
     "A figure that says what is missing."
     import plotly.graph_objects as go
-    fig = go.Figure().add_annotation(text=sentence, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper", font_size=14)
+    fig = go.Figure().add_annotation(text=sentence, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper",
+                                     font_size=14)
     return finish(fig, title, height=200).update_xaxes(visible=False).update_yaxes(visible=False)
 
 def _missing(table, columns, what):
@@ -55,7 +62,8 @@ def _missing(table, columns, what):
     if table is None or not len(table): return True
     if lacks := [c for c in columns.split() if c not in table.columns]:
         from model_glue_nb.core import InputError
-        raise InputError(f"The {what} table has the columns {', '.join(map(str, table.columns))}; it lacks {', '.join(lacks)}. "
+        has = ", ".join(map(str, table.columns))
+        raise InputError(f"The {what} table has the columns {has}; it lacks {', '.join(lacks)}. "
                          f"Give the table that the run wrote.")
     return False
 
@@ -70,9 +78,10 @@ def _count(x):
     unit = next(((u, s) for u, s in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if x >= u), (1, ""))
     return f"{x / unit[0]:.3g} {unit[1]}".strip()
 
-# %% ../nbs/10_plots.ipynb #5ec4b9e5
-NAMES = dict(best_single="best single model", full_merge="full merge", full_mixture="full mixture", model_glue="model_glue",
-             oracle_task="oracle per task", oracle_question="oracle per question")
+# %% ../nbs/10_plots.ipynb #f2cf61f4
+NAMES = dict(best_single="best single model", full_merge="full merge", full_mixture="full mixture",
+             model_glue="model_glue", oracle_task="oracle per task",
+             oracle_question="oracle per question")
 
 def _points(x): return "–" if x is None or math.isnan(x) else f"{100 * x:+.1f}"
 
@@ -81,33 +90,40 @@ def _cost(row):
     gain = "" if math.isnan(row.get("gain", math.nan)) else (f"<br>gain {_points(row['gain'])} points "
         f"[{_points(row.get('gain_low', math.nan))}, {_points(row.get('gain_high', math.nan))}]")
     ms = row.get("ms_per_question", math.nan)
-    return (f"<b>{NAMES.get(row['system'], row['system'])}</b><br>{100 * row['mean']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]{gain}"
-            f"<br>{_count(row.get('params_active', math.nan))} of {_count(row.get('params_total', math.nan))} parameters active"
+    return (f"<b>{NAMES.get(row['system'], row['system'])}</b><br>{100 * row['mean']:.1f} % "
+            f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]{gain}"
+            f"<br>{_count(row.get('params_active', math.nan))} of "
+            f"{_count(row.get('params_total', math.nan))} parameters active"
             + ("" if math.isnan(ms) else f"<br>{ms:.1f} ms per question"))
 
-# %% ../nbs/10_plots.ipynb #6054b31d
+# %% ../nbs/10_plots.ipynb #d41e7ee3
 def plot_comparison(
-    comparison, # DataFrame or None: one row per system: system mean low high n, and what the run knows of gain, params, ms_per_question
+    comparison, # DataFrame or None: system mean low high n, and gain, params, ms_per_question if known
     suite:str|None=None, # Benchmark name, for the subtitle
     seed:int|None=None, # Seed of the run, for the subtitle
 ): # Plotly figure: bars with 95 % intervals
     "Mean score of each system on the report split, with its interval."
     import plotly.graph_objects as go
     title = "What gluing gains"
-    if _missing(comparison, "system mean low high", "comparison"): return _empty(title, "No comparison yet: the run has not come so far.")
+    if _missing(comparison, "system mean low high", "comparison"):
+        return _empty(title, "No comparison yet: the run has not come so far.")
     t = comparison.reset_index(drop=True); names = [NAMES.get(s, s) for s in t.system]
-    bars = go.Bar(x=100 * t["mean"], y=names, orientation="h", marker_color=[SYSTEMS.get(s, PALETTE[3]) for s in t.system],
-                  error_x=dict(type="data", symmetric=False, array=100 * (t.high - t["mean"]), arrayminus=100 * (t["mean"] - t.low), color=INK),
+    bars = go.Bar(x=100 * t["mean"], y=names, orientation="h",
+                  marker_color=[SYSTEMS.get(s, PALETTE[3]) for s in t.system],
+                  error_x=dict(type="data", symmetric=False, array=100 * (t.high - t["mean"]),
+                               arrayminus=100 * (t["mean"] - t.low), color=INK),
                   hovertext=[_cost(r) for r in t.to_dict("records")], hoverinfo="text")
     fig = go.Figure(bars)
     for y, x, high in zip(names, t["mean"], t.high): # beside the interval, never under it
-        fig.add_annotation(x=100 * max(x, high), y=y, text=f"<b>{100 * x:.1f}</b>", showarrow=False, xanchor="left", xshift=6)
+        fig.add_annotation(x=100 * max(x, high), y=y, text=f"<b>{100 * x:.1f}</b>", showarrow=False,
+                           xanchor="left", xshift=6)
     n = t.n.max() if "n" in t else None
-    return finish(fig, title, _about(suite, "report", n, seed) + ("bars: 95 % intervals",), height=130 + 44 * len(t), showlegend=False,
-                  xaxis=dict(title="mean over tasks, % right", range=[0, 108], tickvals=[0, 25, 50, 75, 100]),
-                  yaxis=dict(autorange="reversed"), bargap=0.35)
+    return finish(fig, title, _about(suite, "report", n, seed) + ("whiskers: 95 % intervals",),
+                  height=130 + 44 * len(t), showlegend=False,
+                  xaxis=dict(title="mean over tasks, % right", range=[0, 116], tickvals=[0, 25, 50, 75, 100]),
+                  yaxis=dict(autorange="reversed", showgrid=False), bargap=0.35)
 
-# %% ../nbs/10_plots.ipynb #651cf84f
+# %% ../nbs/10_plots.ipynb #5eb744cb
 def plot_scores(
     scores, # DataFrame or None: long table: model task split score stderr n, scores in [0, 1]
     suite:str|None=None, # Benchmark name, for the subtitle
@@ -117,31 +133,38 @@ def plot_scores(
     "Score of each model on each task."
     import plotly.graph_objects as go
     title = "Who is good at what"
-    if _missing(scores, "model task score", "scores"): return _empty(title, "No scores yet: the zoo has not been evaluated.")
+    if _missing(scores, "model task score", "scores"):
+        return _empty(title, "No scores yet: the zoo has not been evaluated.")
     t = scores
-    if "split" in t: split = split if (t.split == split).any() else str(t.split.iloc[0]); t = t[t.split == split]
+    if "split" in t:
+        split = split if (t.split == split).any() else str(t.split.iloc[0])
+        t = t[t.split == split]
     wide = lambda c: t.pivot_table(index="model", columns="task", values=c, sort=False) if c in t else None
     z, err, n = 100 * wide("score"), wide("stderr"), wide("n")
     at = lambda w, m, k: w.loc[m, k] if w is not None and m in w.index and k in w else math.nan
     hover = [[_cell(m, k, z.loc[m, k], at(err, m, k), at(n, m, k)) for k in z.columns] for m in z.index]
     text = [["" if math.isnan(v) else f"{v:.0f}" for v in row] for row in z.values]
-    fig = go.Figure(go.Heatmap(z=z.values, x=list(z.columns), y=list(z.index), zmin=0, zmax=100, colorscale=SCALE, text=text,
-        texttemplate="%{text}", hovertext=hover, hoverinfo="text", xgap=2, ygap=2, colorbar=dict(title="% right", thickness=10, outlinewidth=0)))
+    fig = go.Figure(go.Heatmap(z=z.values, x=list(z.columns), y=list(z.index), zmin=0, zmax=100,
+                               colorscale=SCALE, text=text, texttemplate="%{text}",
+                               hovertext=hover, hoverinfo="text", xgap=2, ygap=2,
+                               colorbar=dict(title="% right", thickness=10, outlinewidth=0)))
     n = n.iloc[0].sum() if n is not None else None
-    return finish(fig, title, _about(suite, split, n, seed), height=170 + 28 * len(z), yaxis=dict(autorange="reversed", showgrid=False),
+    return finish(fig, title, _about(suite, split, n, seed), height=170 + 28 * len(z),
+                  yaxis=dict(autorange="reversed", showgrid=False),
                   xaxis=dict(showgrid=False, title="task"))
 
-# %% ../nbs/10_plots.ipynb #2f5a662c
+# %% ../nbs/10_plots.ipynb #354ceee7
 def _cell(model, task, score, stderr, n):
     "Hover text of one cell."
     err = "" if math.isnan(stderr) else f" ± {100 * stderr:.1f}"
-    return f"<b>{model}</b> on {task}<br>{score:.1f}{err} % right" + ("" if math.isnan(n) else f"<br>n = {n:.0f} questions, ± one standard error")
+    n = "" if math.isnan(n) else f"<br>n = {n:.0f} questions, ± one standard error"
+    return f"<b>{model}</b> on {task}<br>{score:.1f}{err} % right{n}"
 
-# %% ../nbs/10_plots.ipynb #79a0c8ea
+# %% ../nbs/10_plots.ipynb #26bf39cc
 def cluster_order(
     names:Iterable[str], # All model names
     clusters:list[dict]|None, # Each with `name` and `members`
-)->list[tuple[str,list[str]]]: # (cluster name, members among `names`), largest first; what is in no cluster comes last, alone
+)->list[tuple[str,list[str]]]: # (cluster name, members), largest first; the rest alone
     "Models in the order of their clusters."
     names = list(names)
     found = [(str(c["name"]), [m for m in c["members"] if m in names]) for c in clusters or []]
@@ -149,40 +172,47 @@ def cluster_order(
     taken = {m for _, members in found for m in members}
     return found + [(m, [m]) for m in names if m not in taken]
 
-# %% ../nbs/10_plots.ipynb #d6a5c6bb
+# %% ../nbs/10_plots.ipynb #45e1212f
 def plot_similarity(
-    similarity, # DataFrame or None: n×n, both axes labelled by model name, values in [-1, 1], NaN where not comparable
+    similarity, # DataFrame or None: n×n by model name, in [-1, 1], NaN where not comparable
     clusters:list[dict]|None=None, # Each with `name` and `members`; None draws no borders
     threshold:float|None=None, # Similarity from which models share a cluster, for the subtitle
 ): # Plotly figure: heatmap with cluster borders
     "Pairwise similarity of the weights, ordered by cluster."
     import plotly.graph_objects as go
     title = "What can be merged"
-    if similarity is None or not len(similarity): return _empty(title, "No similarities yet: the weights have not been compared.")
+    if similarity is None or not len(similarity):
+        return _empty(title, "No similarities yet: the weights have not been compared.")
     groups = cluster_order(similarity.index, clusters); names = [m for _, ms in groups for m in ms]
-    z = similarity.reindex(index=names, columns=names); size = len(names); where = {m: g for g, ms in groups for m in ms}
-    hover = [[f"<b>{a}</b> and <b>{b}</b><br>" + ("not comparable: other tensors" if math.isnan(v) else f"cosine {v:.4f}")
-              + ("<br>same cluster" if where[a] == where[b] else "") for b, v in zip(names, row)] for a, row in zip(names, z.values)]
+    z = similarity.reindex(index=names, columns=names); size = len(names)
+    where = {m: g for g, ms in groups for m in ms}
+    hover = [[f"<b>{a}</b> and <b>{b}</b><br>"
+              + ("not comparable: other tensors" if math.isnan(v) else f"cosine {v:.4f}")
+              + ("<br>same cluster" if where[a] == where[b] else "") for b, v in zip(names, row)] for a,
+             row in zip(names, z.values)]
     text = [["" if math.isnan(v) else f"{v:.3f}" for v in row] for row in z.values] if size <= 12 else None
     fig = go.Figure(go.Heatmap(z=z.values, x=names, y=names, hovertext=hover, hoverinfo="text", text=text,
         texttemplate="%{text}" if text else None, textfont_size=10, colorscale=SCALE, xgap=1, ygap=1,
         colorbar=dict(title="cosine", thickness=10, outlinewidth=0)))
     _borders(fig, groups if clusters else [])
-    about = (f"{size} models", f"{len(groups)} clusters" if clusters else "", f"threshold {threshold:g}" if threshold is not None else "",
+    about = (f"{size} models", f"{len(groups)} clusters" if clusters else "",
+             f"threshold {threshold:g}" if threshold is not None else "",
              "blank: not comparable")
-    return finish(fig, title, about, height=190 + 26 * size, yaxis=dict(autorange="reversed", showgrid=False), xaxis=dict(showgrid=False))
+    return finish(fig, title, about, height=190 + 26 * size, yaxis=dict(autorange="reversed", showgrid=False),
+                  xaxis=dict(showgrid=False))
 
-# %% ../nbs/10_plots.ipynb #ec1b4533
+# %% ../nbs/10_plots.ipynb #64213f64
 def _borders(fig, groups):
     "A frame around each cluster of two or more."
     at = 0
     for name, members in groups:
         lo, hi = at - .5, at + len(members) - .5; at += len(members)
-        if len(members) > 1: fig.add_shape(type="rect", x0=lo, x1=hi, y0=lo, y1=hi, line=dict(color="#D55E00", width=3), name=name)
+        if len(members) > 1: fig.add_shape(type="rect", x0=lo, x1=hi, y0=lo, y1=hi,
+                                           line=dict(color="#D55E00", width=3), name=name)
 
-# %% ../nbs/10_plots.ipynb #1d9f5ad2
+# %% ../nbs/10_plots.ipynb #f28c1af5
 def plot_trials(
-    trials, # DataFrame or None: cluster method trial score best, and what is known of strategy candidate accepted seconds
+    trials, # DataFrame or None: cluster method trial score best, and candidate, accepted if known
     suite:str|None=None, # Benchmark name, for the subtitle
     seed:int|None=None, # Seed of the run, for the subtitle
 ): # Plotly figure: points and best-so-far lines, one colour per cluster and method
@@ -191,21 +221,27 @@ def plot_trials(
     title = "How the search went"
     if _missing(trials, "cluster method trial score best", "trials"):
         return _empty(title, "No trials: nothing was searched, or no cluster had two members.")
-    fig = go.Figure(); keys = [f"{c} · {m}" for c, m in zip(trials.cluster, trials.method)]; colours = model_colours(keys)
+    fig = go.Figure(); keys = [f"{c} · {m}" for c, m in zip(trials.cluster, trials.method)]
+    colours = model_colours(keys)
     for key, t in trials.groupby(keys, sort=False):
-        c = colours[key]; label = t.candidate.astype(str).str.slice(0, 160) if "candidate" in t else [""] * len(t)
+        c = colours[key]
+        label = t.candidate.astype(str).str.slice(0, 160) if "candidate" in t else [""] * len(t)
         kept = t.accepted.fillna(False).astype(bool) if "accepted" in t else [True] * len(t)
-        fig.add_scatter(x=t.trial, y=100 * t.score, mode="markers", name=key, legendgroup=key, showlegend=False, opacity=.7, hovertext=label,
+        fig.add_scatter(x=t.trial, y=100 * t.score, mode="markers", name=key, legendgroup=key,
+                        showlegend=False, opacity=.7, hovertext=label,
             marker=dict(color=c, size=7, symbol=["circle" if k else "x-thin-open" for k in kept]),
-            hovertemplate=f"<b>{key}</b>, trial %{{x}}<br>%{{y:.1f}} % right<br>%{{hovertext}}<extra></extra>")
-        fig.add_scatter(x=t.trial, y=100 * t.best, mode="lines", line=dict(color=c, width=2.5, shape="hv"), name=key, legendgroup=key,
+            hovertemplate=f"<b>{key}</b>, trial %{{x}}<br>%{{y:.1f}} % right<br>"
+                          "%{hovertext}<extra></extra>")
+        fig.add_scatter(x=t.trial, y=100 * t.best, mode="lines", line=dict(color=c, width=2.5, shape="hv"),
+                        name=key, legendgroup=key,
                         hovertemplate=f"best of {key}: %{{y:.1f}} %<extra></extra>")
-    return finish(fig, title, _about(suite, "search", None, seed) + (f"{len(trials):,} trials", "line: best so far"), height=430,
+    return finish(fig, title, _about(suite, "search", None, seed)
+                  + (f"{len(trials):,} trials", "line: best so far"), height=430,
                   xaxis_title="trial", yaxis_title="search score, % right")
 
-# %% ../nbs/10_plots.ipynb #2dcd0747
+# %% ../nbs/10_plots.ipynb #725e3f5e
 def plot_routing(
-    routing, # DataFrame or None: system expert task share score n, shares in [0, 1] that add up to 1 per system and task
+    routing, # DataFrame or None: system expert task share score n; shares add up to 1 per task
     system:str|None=None, # Which system; None takes model_glue, or the first
     suite:str|None=None, # Benchmark name, for the subtitle
     seed:int|None=None, # Seed of the run, for the subtitle
@@ -213,16 +249,23 @@ def plot_routing(
     "Share of the questions of each task that each expert answers."
     import plotly.graph_objects as go
     title = "Who answers what"
-    if _missing(routing, "expert task share", "routing"): return _empty(title, "No routing: the run has made no mixture yet.")
+    if _missing(routing, "expert task share", "routing"):
+        return _empty(title, "No routing: the run has made no mixture yet.")
     t, colours = routing, model_colours(routing.expert)
-    if "system" in t: system = system or ("model_glue" if (t.system == "model_glue").any() else str(t.system.iloc[0])); t = t[t.system == system]
+    if "system" in t: system = system or ("model_glue" if (t.system == "model_glue").any()
+                                          else str(t.system.iloc[0])); t = t[t.system == system]
     fig = go.Figure()
     for expert, e in t.groupby("expert", sort=True):
-        extra = [("" if "score" not in e or math.isnan(r["score"]) else f"<br>{100 * r['score']:.1f} % of them right")
+        extra = [("" if "score" not in e or math.isnan(r["score"])
+                  else f"<br>{100 * r['score']:.1f} % of them right")
                  + ("" if "n" not in e else f"<br>n = {r['n']:.0f} questions") for r in e.to_dict("records")]
-        fig.add_bar(y=e.task, x=100 * e.share, orientation="h", name=str(expert), marker_color=colours[str(expert)], hovertext=extra,
-                    hovertemplate=f"<b>{expert}</b> answers %{{x:.1f}} % of %{{y}}%{{hovertext}}<extra></extra>")
+        fig.add_bar(y=e.task, x=100 * e.share, orientation="h", name=str(expert),
+                    marker_color=colours[str(expert)], hovertext=extra,
+                    hovertemplate=f"<b>{expert}</b> answers %{{x:.1f}} % of %{{y}}%{{hovertext}}"
+                                  "<extra></extra>")
     n_tasks = t.task.nunique()
-    return finish(fig, title, (f"system {NAMES.get(system, system)}" if system else "",) + _about(suite, "report", None, seed), barmode="stack",
-                  height=200 + 34 * n_tasks, xaxis=dict(title="share of the questions, %", range=[0, 100]), yaxis=dict(autorange="reversed"),
+    return finish(fig, title, (f"system {NAMES.get(system, system)}" if system else "",)
+                  + _about(suite, "report", None, seed), barmode="stack",
+                  height=200 + 34 * n_tasks, xaxis=dict(title="share of the questions, %", range=[0, 100]),
+                  yaxis=dict(autorange="reversed"),
                   bargap=.3)
