@@ -17,6 +17,7 @@ test: $(STAMP) ## notebooks in sync, notebook tests, docs site, a real browser, 
 	@$(BIN)/python tools/ci.py $(ARGS)
 
 install: $(STAMP) ## .venv with everything, at the tested versions
+	@echo "install: everything is in .venv; next: make demo"
 
 $(STAMP): settings.ini constraints.txt setup.py tools/install.py
 	@$(PYTHON) tools/install.py
