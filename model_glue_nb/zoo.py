@@ -84,7 +84,7 @@ class ZooModel:
     @property
     def architecture(self)->str: return (self.config.get("architectures") or ["unknown"])[0]
 
-# %% ../nbs/01_zoo.ipynb #67ec9975
+# %% ../nbs/01_zoo.ipynb #7eee79e7
 @patch(as_prop=True)
 def signature(self:ZooModel)->str: # Equal signatures: tensors match one by one, vocabulary rows aside
     "Fingerprint of the architecture and every tensor's name and shape."
@@ -97,7 +97,9 @@ def tokenizer_fingerprint(self:ZooModel)->str|None: # None when there is no toke
     "Fingerprint of the vocabulary and the merges; two models with the same one read text alike."
     for f in ("tokenizer.json", "tokenizer.model", "vocab.json"):
         if (file := self.path/f).exists():
-            return digest(json.loads(file.read_text()).get("model")) if f == "tokenizer.json" else digest(file.read_bytes())
+            if f != "tokenizer.json": return digest(file.read_bytes())
+            model = json.loads(file.read_text()).get("model") or {}
+            return digest(model.get("vocab"), model.get("merges")) # the rest is settings that saving rewrites
     return None
 
 # %% ../nbs/01_zoo.ipynb #f0a9aa99
@@ -190,7 +192,7 @@ def load(self:ZooModel,
     if self.kind not in loaders: import_module(f"model_glue_nb.{self.kind}") # a kind's module registers its loader
     return loaders[self.kind](self, device, dtype)
 
-# %% ../nbs/01_zoo.ipynb #bb5bcc58
+# %% ../nbs/01_zoo.ipynb #6bb91e72
 def pick_device(
     device:str="auto", # "auto", "cpu", "cuda", "mps", …
 )->str: # A device that torch knows
@@ -207,6 +209,8 @@ def checkpoint(
 ): # A `LanguageModel`
     "Load a checkpoint with transformers; no code from the folder is run."
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+    disable_progress_bar() # it would show one bar per model and per candidate
     refuse(source.problems(), f"Cannot load '{source.name}'")
     if dtype == "auto": dtype = "float32" if source.n_params < 100e6 and pick_device(device) == "cpu" else source.config.get("dtype") or "auto"
     model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype).to(pick_device(device)).eval()

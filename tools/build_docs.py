@@ -83,10 +83,13 @@ def readme(out):
     hidden = re.compile(r"#\|\s*(hide|exporti?|default_exp)\b")
     nb.cells = [c for c in nb.cells if not (c.cell_type == "code" and hidden.match(c.source))]
     for c in nb.cells:
+        if c.cell_type == "code" and "#| echo: false" in c.source: c.source = ""
         if c.cell_type == "code": c.source = re.sub(r"^#\|.*\n", "", c.source, flags=re.M)
         for o in c.get("outputs", []): # a table is nicer as text than as nbconvert's styled HTML
             if "text/html" in o.get("data", {}) and "text/plain" in o["data"]: del o["data"]["text/html"]
     text, _ = MarkdownExporter().from_notebook_node(nb)
+    text = re.sub(r"```python\s*```", "", text)
+    text = re.sub(r"\]\(((?:tutorials/)?\w+\.ipynb)", r"](nbs/\1", text) # README stands one folder higher than the notebook
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 def main():
