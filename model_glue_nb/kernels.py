@@ -391,20 +391,20 @@ def gram(self:Stream)->np.ndarray: # float64 of shape (k, k)
     def measure(x, _): g = np.zeros((self.k, self.k)); gram_add(x, g); return g
     return self.total(measure)
 
-# %% ../nbs/02_kernels.ipynb #dfe43e83
+# %% ../nbs/02_kernels.ipynb #d6ca7e03
 @patch
 def histograms(self:Stream,
     uppers:list[int], # Per model: −1, or the upper 16 magnitude bits whose lower 15 are counted
     of:Callable|None=None, # Makes the vectors whose magnitudes count from a block of shape (k, n)
 )->np.ndarray: # int64 of shape (k, 65536)
     "Counts of magnitude bits, per model; one pass."
-    out, lock = np.zeros((len(uppers), 65536), np.int64), threading.Lock()
+    tables = {} # one per thread: adding tables up after each chunk costs as much as counting
     def count(c):
-        x = self.vectors(*c); counts = scratch("counts", out.nbytes).view(np.int64).reshape(out.shape); counts[:] = 0
-        for i, v in enumerate(x if of is None else of(x)): count_bits(v, uppers[i], counts[i])
-        with lock: np.add(out, counts, out=out)
+        x, me = self.vectors(*c), threading.get_ident()
+        if me not in tables: tables[me] = np.zeros((len(uppers), 65536), np.int64)
+        for i, v in enumerate(x if of is None else of(x)): count_bits(v, uppers[i], tables[me][i])
     for _ in self.each(count, self.chunks()): pass
-    return out
+    return sum(tables.values())
 
 # %% ../nbs/02_kernels.ipynb #6377609f
 NOTHING, EVERYTHING = (2**31 - 1, -1), (-1, -1) # Cuts that keep no entry, and every one
