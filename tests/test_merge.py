@@ -101,6 +101,22 @@ def test_union_of_vocabularies_and_padding(tmp_path):
     assert np.abs(out.values(k)[5] - (a.values(k)[5] + b.values(k)[5]) / 2).max() < 1e-3
     ids = out.load().encode(["w3 w69"])[0]; assert ids[-1] == 69
 
+def test_an_adapter_is_applied_while_streaming(zoo, tmp_path):
+    from safetensors.numpy import save_file
+    r, stem, k = np.random.default_rng(0), "base_model.model.model.layers.0.mlp.up_proj", "model.layers.0.mlp.up_proj.weight"
+    down, up = r.normal(size=(4, 32)).astype(np.float32), r.normal(size=(48, 4)).astype(np.float32); (tmp_path/"lora").mkdir()
+    save_file({f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}, tmp_path/"lora"/"adapter_model.safetensors")
+    (tmp_path/"lora"/"adapter_config.json").write_text(json.dumps(dict(peft_type="LORA", r=4, lora_alpha=8)))
+    name = f"a+{tmp_path/'lora'}"; half = recipe("task_arithmetic", [name], [.5], base="a", options=dict(out_dtype="float32"))
+    out = merge(half, zoo, tmp_path/"out")
+    assert np.abs(out.values(k) - (zoo["a"].values(k) + up @ down)).max() < 1e-4
+    assert half.fingerprint(zoo) != recipe("task_arithmetic", ["a"], [.5], base="a", options=dict(out_dtype="float32")).fingerprint(zoo)
+
+def test_another_layout(tmp_path):
+    z = tiny_zoo(tmp_path, ["base", "a", "b"], "GPTNeoX")
+    out = merge(recipe("ties", ["a", "b"], base="base", density=[.2, .8]), z, tmp_path/"out")
+    assert out.signature == z["a"].signature and out.load().generate(["w3"], 2)
+
 def test_recipes_survive_json_and_yaml(zoo):
     r = recipe("della", [recipe("linear", ["a", "b"], [.3, .7]), "c"], base="base", density=[.3, .6], scale=.8, options=dict(out_dtype="float32", seed=3))
     assert MergeRecipe.from_dict(json.loads(json.dumps(r.to_dict()))) == r == MergeRecipe.from_yaml(r.to_yaml()) # both routes
