@@ -112,6 +112,12 @@ def test_an_adapter_is_applied_while_streaming(zoo, tmp_path):
     assert np.abs(out.values(k) - (zoo["a"].values(k) + up @ down)).max() < 1e-4
     assert half.fingerprint(zoo) != recipe("task_arithmetic", ["a"], [.5], base="a", options=dict(out_dtype="float32")).fingerprint(zoo)
 
+def test_model_stock_against_float64():
+    base, models = arrays(shape=(32, 1024), k=3); d = np.stack([m.astype(np.float64) - base for m in models]); flat = d.reshape(3, -1)
+    norms = np.linalg.norm(flat, axis=1); mean = ((flat @ flat.T / norms / norms[:, None]).sum() - 3) / 6
+    right = base + 3 * mean / (1 + 2 * mean) * d.mean(0)
+    assert np.abs(try_method("model_stock", models, base) - right).max() < 1e-6
+
 def test_another_layout(tmp_path):
     z = tiny_zoo(tmp_path, ["base", "a", "b"], "GPTNeoX")
     out = merge(recipe("ties", ["a", "b"], base="base", density=[.2, .8]), z, tmp_path/"out")
@@ -158,7 +164,7 @@ YAMLS = dict(
     sce=dict(models=dict(a={}, b={}, c={}), base=True, parameters=dict(select_topk=.4), least=.99),
     nuslerp=dict(models=dict(a=dict(weight=.3), b=dict(weight=.5))),
     karcher=dict(models=dict(a={}, b={}, c={})),
-    model_stock=dict(models=dict(a={}, b={}, c={}), base=True))
+    model_stock=dict(models=dict(a={}, b={}, c={}), base=True, least=.998)) # its angle is float32 there, float64 here
 
 THEIRS = """
 import sys, yaml
