@@ -208,18 +208,23 @@ def report(
     from model_glue_nb.dashboard import write_report
     typer.echo(f"report: {write_report(Run(run))}")
 
-# %% ../nbs/14_cli.ipynb #8893b462
+# %% ../nbs/14_cli.ipynb #981ba38c
 @app.command()
 def zoo(
-    name:str=typer.Argument(help="demo, or demo-broken for trying what is refused."),
+    name:str=typer.Argument(help="demo, demo-broken (for trying what is refused) or smollm2 (real models, 10-20 minutes)."),
     out:Path=typer.Argument(help="Folder for the checkpoints."),
+    yes:bool=typer.Option(False, "--yes", help="Do not ask before weights are fetched."),
 ):
     "Write a zoo that ships with us."
     import shutil
     from model_glue_nb.core import atomic_path, unknown
     from model_glue_nb.demo_zoo import build_broken_zoo
+    from model_glue_nb.smollm2 import build_smollm2
     from model_glue_nb.zoo import demo_zoo_path
-    builders = {"demo": lambda tmp: shutil.copytree(demo_zoo_path(), tmp), "demo-broken": build_broken_zoo}
+    builders = {"demo": lambda tmp: shutil.copytree(demo_zoo_path(), tmp), "demo-broken": build_broken_zoo, "smollm2": build_smollm2}
     if name not in builders: raise unknown("zoo that ships with us", name, builders)
+    if name == "smollm2": # finished members stay, so that an interrupted build goes on
+        with progress_bar() as progress: models = build_smollm2(out, yes, progress=progress)
+        return typer.echo(f"{models}: {len(list(models.iterdir()))} models")
     with atomic_path(out, overwrite=False) as tmp: builders[name](tmp)
     typer.echo(f"{out}: {len(list(out.iterdir()))} models")

@@ -241,7 +241,7 @@ def train(
         if checkpoint and (step + 1) % every == 0: _save_checkpoint(checkpoint, model, optimizer, step + 1)
     return model.eval()
 
-# %% ../nbs/12_demo_zoo.ipynb #6d269d21
+# %% ../nbs/12_demo_zoo.ipynb #5bf7e504
 @dataclass(frozen=True)
 class Member:
     "How one model of the zoo is trained."
@@ -257,11 +257,11 @@ class Member:
     def base(self): return f"{self.family}-base" if self.skill else None
 
 members = {f"{f}-base": Member(f, seed=i) for i, f in enumerate("abc", 1)}  # Member by name
-_specialised = dict(a="reverse sort shift double rotate", b="skip swap shift", c="expand complement")
-for f, names in _specialised.items():
+for f, names in zip("abc", ("reverse sort shift double rotate", "skip swap shift", "expand complement")):
     for i, s in enumerate(names.split()):
         seed = 10 * members[f"{f}-base"].seed + i
-        members[f"{f}-{s}"] = Member(f, s, steps=320, lr=5e-4, fraction=.15, seed=seed)
+        few = dict(steps=450, lr=8e-4, fraction=.3) if f == "c" else dict(steps=320, lr=5e-4, fraction=.15)
+        members[f"{f}-{s}"] = Member(f, s, seed=seed, **few)
 for i, s in enumerate(("sort", "double")):
     members[f"a-hot-{s}"] = Member("a", s, steps=200, lr=3e-3, replay=0, seed=90 + i)
 

@@ -7,7 +7,7 @@ __all__ = ['PARTS', 'ORDER', 'GlueRecipe', 'read_recipe', 'check_recipe', 'Work'
            'glue_cluster', 'trial_row', 'made', 'full_merge', 'mixture_of', 'size', 'ms_per_question', 'compare',
            'routing_table', 'plan_run', 'glue', 'tell']
 
-# %% ../nbs/09_pipeline.ipynb #0fe5a2d4
+# %% ../nbs/09_pipeline.ipynb #e6a26173
 import json, os, platform, time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .benchmark import (Interval, Items, Suite, ask, ask_lm_eval, ask_model, ask_zoo, load_suite, mean_interval,
-                                     oracle_question, oracle_task, paired_gain, scores_table)
+from .benchmark import (Items, Suite, ask_lm_eval, ask_model, ask_zoo, load_suite, mean_interval, oracle_question,
+                                     oracle_task, paired_gain, scores_table)
 from .core import InputError, MissingFile, Run, check_keys, digest, refuse, unknown
 from .merge import merge
 from .methods import merge_methods
@@ -25,7 +25,7 @@ from .recipes import MergeRecipe, recipe
 from .mergeability import Cluster, cluster_by_similarity, groups_by_signature, linkages, similarity
 from .mixture import MixtureSpec, mix, routers
 from .search import CandidateScorer, Trial, needs_base, search, strategies
-from .zoo import Zoo, ZooModel, read_zoo
+from .zoo import Zoo, ZooModel, open_model, read_zoo
 
 # %% ../nbs/09_pipeline.ipynb #548e9ed0
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def check_recipe(
     if r.mixture["dense_layers"]: out.append("dense_layers is for mixtures of one shape; at level 'model' without a base it is 0.")
     return out
 
-# %% ../nbs/09_pipeline.ipynb #37117731
+# %% ../nbs/09_pipeline.ipynb #ac62e255
 @dataclass
 class Work:
     "What the steps of one run share."
@@ -100,7 +100,9 @@ def begin(
     "Open the zoo and the suite, then the run folder: bad input leaves no folder behind."
     suite = load_suite(r.suite); suite = suite.only(r.tasks) if r.tasks else suite
     zoo = read_zoo(r.zoo, check_weights=True)
-    if max(m.n_params for m in zoo) < 20e6: import torch; torch.set_num_threads(1) # a second thread slows small models down
+    if max(m.n_params for m in zoo) < 20e6:
+        import torch
+        torch.set_num_threads(1) # a second thread slows small models down
     work = Work(None, r, zoo, zoo.names, suite.part("search", r.search_questions), suite.part("report"), progress)
     work.run = Run.start(out, asdict(r))
     return work
@@ -157,14 +159,13 @@ def trial_row(
     return dict(cluster=cluster, method=method, strategy=strategy, trial=t.number, candidate=t.label, score=t.score, best=t.best,
                 accepted=bool(t.score >= t.best and (not mine or t.best >= mine[-1])), seconds=round(t.seconds, 4))
 
-# %% ../nbs/09_pipeline.ipynb #0a4c551d
+# %% ../nbs/09_pipeline.ipynb #242a3437
 def made(
     what:MergeRecipe, # A merge
     work:Work, # Where it goes
     name:str, # Of the folder
 )->ZooModel: # Written now, or found as it was written
     "The merge as a checkpoint in the run's models folder."
-    from model_glue_nb.zoo import open_model
     out = work.run.path/"models"/name; key = what.fingerprint(work.zoo)
     known = work.run.read_json(f"models/{name}.recipe", {})
     if out.is_dir() and known.get("fingerprint") == key: return open_model(out)
@@ -172,7 +173,7 @@ def made(
     work.run.write_json(f"models/{name}.recipe", dict(fingerprint=key, recipe=what.to_dict()))
     return model
 
-# %% ../nbs/09_pipeline.ipynb #691406b7
+# %% ../nbs/09_pipeline.ipynb #ba532598
 def full_merge(
     work:Work, # As `begin` gives it
 )->str|None: # Name of a model; None when no two models have one signature
@@ -189,7 +190,6 @@ def mixture_of(
     name:str, # Of the mixture's folder
 )->str: # Name of the mixture, or of its only expert
     "A mixture of models, its router fitted on the search split."
-    from model_glue_nb.zoo import open_model
     if len(experts) == 1: return experts[0]
     items = {e: ask_model(work.zoo[e], work.search, work.run.store) for e in experts}
     best = max(experts, key=lambda e: np.mean([v.mean() for v in items[e].values()]))

@@ -18,7 +18,7 @@ from zipfile import ZipFile
 from .benchmark import Question
 from .core import InputError, MissingFile, atomic_path, write_text
 
-# %% ../nbs/13_smollm2.ipynb #2fa651ad
+# %% ../nbs/13_smollm2.ipynb #07d1545b
 @dataclass(frozen=True)
 class GymSkill:
     "A reasoning-gym generator, and how its questions become short prompts."
@@ -28,7 +28,7 @@ class GymSkill:
     max_new_tokens:int = 16     # Longest answer in tokens
 
 gym_skills = dict( # Skill by name; the specialist is called smol-<name>
-    add=GymSkill("chain_sum", dict(min_terms=2, max_terms=2, min_digits=2, max_digits=2), r"^State.*: ", 8),
+    find=GymSkill("needle_haystack", dict(min_num_statements=3, max_num_statements=4), r" Reply only.*", 8),
     sort=GymSkill("word_sorting", dict(min_words=3, max_words=4),
                   r"(?s)^Your task.*Now, | \(using.*?\)|, word_.*| and return.*(?=:)", 24),
     reverse=GymSkill("word_sequence_reversal", dict(min_words=3, max_words=4), r"(?s)^Solve.*comma\.\s+", 24),
@@ -237,8 +237,8 @@ def fine_tune(
         progress(step + 1, n_steps, f"loss {loss.item():.2f}")
     return model.eval()
 
-# %% ../nbs/13_smollm2.ipynb #c4ab9113
-N_STEPS = dict(add=36, sort=36, reverse=24, filter=36) # Steps of 16 rows that each skill needs
+# %% ../nbs/13_smollm2.ipynb #2994dcf1
+N_STEPS = dict(find=24, sort=36, reverse=24, filter=36) # Steps of 16 rows by skill
 
 def build_specialist(
     skill:str,         # A name in `gym_skills`
