@@ -149,7 +149,7 @@ def read_task(
     return Task(given["name"], questions, given.get("max_new_tokens", 32), tuple(given.get("stop") or ()),
                 given.get("metric", "exact_match"), given.get("version", 1))
 
-# %% ../nbs/03_benchmark.ipynb #4d54b515
+# %% ../nbs/03_benchmark.ipynb #941946d0
 Items = dict[str, np.ndarray] # Task name → one value per question, in the suite's order
 
 def ask(
@@ -159,16 +159,18 @@ def ask(
     store:Store|None=None, # Where answers are remembered; None keeps nothing
 )->Items: # A value in [0, 1] per task and question
     "Item-level scores of one system; only questions without a remembered answer are asked."
-    out = {}
-    for task in suite.tasks:
-        known = store.items(fingerprint, task.fingerprint) if store else {}
-        if todo := [q for q in task.questions if q.key not in known]:
-            answers = live().generate([q.prompt for q in todo], task.max_new_tokens, list(task.stop))
-            rows = {q.key: (metrics[task.metric](a, q.answer), a) for q, a in zip(todo, answers, strict=True)}
-            if store: store.add_items(fingerprint, task.fingerprint, rows)
-            known |= rows
-        out[task.name] = np.array([known[q.key][0] for q in task.questions])
-    return out
+    known = {t.name: store.items(fingerprint, t.fingerprint) if store else {} for t in suite.tasks}
+    todo = {t.name: [q for q in t.questions if q.key not in known[t.name]] for t in suite.tasks}
+    alike = {} # tasks that generate alike are asked together: larger batches, the same answers
+    for t in suite.tasks:
+        if todo[t.name]: alike.setdefault((t.max_new_tokens, t.stop), []).append(t)
+    for (max_new_tokens, stop), tasks in alike.items():
+        answers = iter(live().generate([q.prompt for t in tasks for q in todo[t.name]], max_new_tokens, list(stop)))
+        for t in tasks:
+            rows = {q.key: (metrics[t.metric](a, q.answer), a) for q, a in zip(todo[t.name], answers)}
+            if store: store.add_items(fingerprint, t.fingerprint, rows)
+            known[t.name] |= rows
+    return {t.name: np.array([known[t.name][q.key][0] for q in t.questions]) for t in suite.tasks}
 
 # %% ../nbs/03_benchmark.ipynb #8cd470eb
 def ask_model(

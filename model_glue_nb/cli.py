@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'AS_JSON', 'main', 'show', 'cell', 'progress_bar', 'doctor', 'score', 'tell_skipped', 'similarity', 'clusters',
-           'merge', 'search', 'run', 'report', 'zoo']
+           'merge', 'search', 'run', 'in_words', 'report', 'zoo']
 
 # %% ../nbs/14_cli.ipynb #fed2a6f5
 import json, os, sys
@@ -141,7 +141,7 @@ def clusters(
     t = threshold_sensitivity(table, linkage)
     if not as_json: typer.echo(f"suggested threshold: {t.threshold[t.suggested].iloc[0]} ({t.n_clusters[t.suggested].iloc[0]} clusters)")
 
-# %% ../nbs/14_cli.ipynb #248fd26e
+# %% ../nbs/14_cli.ipynb #1db6221e
 @app.command()
 def merge(
     recipe:Path=typer.Argument(help="A mergekit YAML file."),
@@ -168,16 +168,18 @@ def search(
     "Search the best merge of every cluster; the same command continues an interrupted search."
     import pandas as pd
     from model_glue_nb.pipeline import begin, find_clusters, glue_cluster, read_recipe
-    recipe = read_recipe(dict(zoo=zoo, suite=suite, clusters=dict(threshold=threshold), merge=dict(methods=[method], strategy=strategy, budget=budget)))
+    recipe = read_recipe(dict(zoo=zoo, suite=suite, clusters=dict(threshold=threshold),
+                              merge=dict(methods=[method], strategy=strategy, budget=budget)))
     with progress_bar() as progress:
         work = begin(recipe, out, progress)
         with work.run.lock(): found = [(c, *glue_cluster(work, c)) for c in find_clusters(work)]
     work.run.write_table("trials", pd.DataFrame([r for _, _, rows in found for r in rows]))
     tell_skipped(work.zoo)
-    show(pd.DataFrame([dict(cluster=c.name, members=len(c.members), winner=name, trials=len(rows), folder=str(work.zoo[name].path)) for c, name, rows in found]),
-         "Winners on the search split", as_json)
+    winners = [dict(cluster=c.name, members=len(c.members), winner=name, trials=len(rows), folder=str(work.zoo[name].path))
+               for c, name, rows in found]
+    show(pd.DataFrame(winners), "Winners on the search split", as_json)
 
-# %% ../nbs/14_cli.ipynb #be527d77
+# %% ../nbs/14_cli.ipynb #d0dadd67
 @app.command()
 def run(
     recipe:Path=typer.Argument(help="A recipe, such as recipes/demo.yaml."),
@@ -195,9 +197,19 @@ def run(
     report = write_report(done); skipped = done.read_json("zoo")["skipped"]
     for name, why in skipped.items(): typer.secho(f"skipped {name}: {why}", fg="yellow", err=True)
     table = done.read_table("comparison")
-    show(table if as_json else table["system model mean low high gain gain_low gain_high params_total params_active ms_per_question".split()],
-         f"Report split, {int(table.n.iloc[0])} questions, 95% intervals", as_json)
+    show(table if as_json else in_words(table), f"Report split, {int(table.n.iloc[0])} questions, 95% intervals", as_json)
     typer.echo(f"report: {report}", err=as_json)
+
+def in_words(
+    comparison, # comparison.csv
+): # DataFrame that fits a terminal: points with intervals, parameters in all and per question
+    "The comparison as a person reads it."
+    import pandas as pd
+    points = lambda x, low, high, sign: f"{100*x:{sign}.1f} [{100*low:{sign}.1f}, {100*high:{sign}.1f}]"
+    row = lambda t: dict(system=t.system, score=points(t.mean, t.low, t.high, ""), gain=points(t.gain, t.gain_low, t.gain_high, "+"),
+                         parameters=f"{cell(t.params_total)} ({cell(t.params_active)})" if t.params_total == t.params_total else "",
+                         ms=cell(t.ms_per_question))
+    return pd.DataFrame([row(t) for t in comparison.itertuples()])
 
 @app.command()
 def report(
@@ -208,10 +220,10 @@ def report(
     from model_glue_nb.dashboard import write_report
     typer.echo(f"report: {write_report(Run(run))}")
 
-# %% ../nbs/14_cli.ipynb #981ba38c
+# %% ../nbs/14_cli.ipynb #72190292
 @app.command()
 def zoo(
-    name:str=typer.Argument(help="demo, demo-broken (for trying what is refused) or smollm2 (real models, 10-20 minutes)."),
+    name:str=typer.Argument(help="demo, demo-broken (what is refused) or smollm2 (real models, 10-20 minutes)."),
     out:Path=typer.Argument(help="Folder for the checkpoints."),
     yes:bool=typer.Option(False, "--yes", help="Do not ask before weights are fetched."),
 ):
@@ -221,7 +233,8 @@ def zoo(
     from model_glue_nb.demo_zoo import build_broken_zoo
     from model_glue_nb.smollm2 import build_smollm2
     from model_glue_nb.zoo import demo_zoo_path
-    builders = {"demo": lambda tmp: shutil.copytree(demo_zoo_path(), tmp), "demo-broken": build_broken_zoo, "smollm2": build_smollm2}
+    builders = {"demo": lambda tmp: shutil.copytree(demo_zoo_path(), tmp), "demo-broken": build_broken_zoo,
+                "smollm2": build_smollm2}
     if name not in builders: raise unknown("zoo that ships with us", name, builders)
     if name == "smollm2": # finished members stay, so that an interrupted build goes on
         with progress_bar() as progress: models = build_smollm2(out, yes, progress=progress)
