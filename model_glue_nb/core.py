@@ -50,7 +50,7 @@ def unknown(
     hint = f"Did you mean '{near[0]}'? " if near else ""
     return UnknownName(f"There is no {kind} '{name}'. {hint}Known: {', '.join(known) or 'none'}.")
 
-# %% ../nbs/00_core.ipynb #f5b0801e
+# %% ../nbs/00_core.ipynb #a82d929b
 class Registry(dict):
     "Functions by name: a decorator fills it, a lookup by a wrong name says the near miss."
     def __init__(self,
@@ -60,8 +60,10 @@ class Registry(dict):
     def __call__(self,
         f, # Function to register under its own name
     ): # The same function
-        "Register `f`; used as a decorator."
-        if f.__name__ in self: raise InputError(f"The {self.kind} '{f.__name__}' exists already. Choose another name.")
+        "Register `f`; used as a decorator. A cell may be run again; another module may not take a name over."
+        homes = {f.__module__, getattr(self.get(f.__name__), "__module__", f.__module__)}
+        if len(homes) > 1 and "__main__" not in homes: # notebooks are __main__
+            raise InputError(f"The {self.kind} '{f.__name__}' exists already in {self[f.__name__].__module__}. Choose another name.")
         self[f.__name__] = f
         return f
 
