@@ -72,7 +72,7 @@ def headline(
     return head, n + read
 
 # %% ../nbs/11_dashboard.ipynb #19fb121b
-FIXED = "system mean low high n params_total params_active gain gain_low gain_high ms_per_question".split()
+FIXED = "system model mean low high n params_total params_active gain gain_low gain_high ms_per_question".split()
 BOUNDS = "oracle_task", "oracle_question"
 
 def _size(x): # 1.5e6 → 1.50 M

@@ -87,8 +87,9 @@ def readme(out):
         if c.cell_type == "code": c.source = re.sub(r"^#\|.*\n", "", c.source, flags=re.M)
         for o in c.get("outputs", []): # a table is nicer as text than as nbconvert's styled HTML
             if "text/html" in o.get("data", {}) and "text/plain" in o["data"]: del o["data"]["text/html"]
+    nb.metadata["language_info"] = dict(name="python") # names the language of code blocks
     text, _ = MarkdownExporter().from_notebook_node(nb)
-    text = re.sub(r"```python\s*```", "", text)
+    text = re.sub(r"```python\s*```", "", text) # a cell that shows its output only
     text = re.sub(r"\]\(((?:tutorials/)?\w+\.ipynb)", r"](nbs/\1", text) # README stands one folder higher than the notebook
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
