@@ -221,7 +221,7 @@ def plot_trials(
     title = "How the search went"
     if _missing(trials, "cluster method trial score best", "trials"):
         return _empty(title, "No trials: nothing was searched, or no cluster had two members.")
-    fig = go.Figure(); keys = [f"{c} · {m}" for c, m in zip(trials.cluster, trials.method)]
+    fig = go.Figure(); keys = trials.cluster + " · " + trials.method
     colours = model_colours(keys)
     for key, t in trials.groupby(keys, sort=False):
         c = colours[key]
