@@ -64,13 +64,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_table(done, recipe, tmp_
     rng, out, kills = random.Random(0), tmp_path/"run", 0
     for _ in range(3):
         p = subprocess.Popen([*COMMAND, "run", str(recipe), "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(6, 14))
+        time.sleep(rng.uniform(4, 7))
         kills += p.poll() is None
         p.send_signal(signal.SIGKILL); p.wait()
     assert kills >= 1
     assert command("run", recipe, "--out", out).returncode == 0
     pd.testing.assert_frame_equal(without_times(out), without_times(done[0].path))
-    assert not list(out.rglob("*.part"))[1:], "a kill leaves at most one unfinished temporary folder"
+    assert len(list(out.rglob("*.part"))) <= kills, "a kill leaves at most one unfinished temporary folder"
 
 @pytest.mark.parametrize("name", ["a-reverse", "b-skip", "c-complement"])
 def test_direct_scores_equal_lm_eval(name):
