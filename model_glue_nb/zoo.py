@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from .core import AlreadyThere, InputError, MissingFile, Registry, atomic_path, digest, refuse, unknown
+from .core import InputError, MissingFile, Registry, atomic_path, digest, refuse, unknown
 
 # %% ../nbs/01_zoo.ipynb #2128749d
 NUMPY_DTYPES = dict(BF16=np.uint16, F16=np.float16, F32=np.float32, F64=np.float64, I8=np.int8, U8=np.uint8,
