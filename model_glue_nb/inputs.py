@@ -9,13 +9,13 @@ __all__ = ['Derived', 'View', 'embedding_names', 'tokenizer_print', 'adapted', '
 # %% ../nbs/04_inputs.ipynb #9f1bcad7
 import json, re, shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .core import InputError, MissingFile, digest, refuse
-from .zoo import TensorInfo, ZooModel, open_model, read_header, sample_file
+from .zoo import TensorInfo, ZooModel, sample_file
 
 # %% ../nbs/04_inputs.ipynb #0d584d8b
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .core import InputError, Registry
-from .kernels import (CODES, EVERYTHING, NOTHING, ArrayBlocks, Kernel, Stream, combine, drop,
-                                   drop_by_rank, keep_between)
+from .kernels import CODES, combine, drop, drop_by_rank, keep_between
+from .streams import EVERYTHING, NOTHING, ArrayBlocks, Kernel, Stream
 
 # %% ../nbs/04_methods.ipynb #001446f1
 class MergeMethods(Registry):

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from .core import InputError, check_keys, digest, refuse, unknown
+from .core import InputError, check_keys, refuse, unknown
 from .methods import merge_methods, method_info
 
 # %% ../nbs/04_recipes.ipynb #63ea6a34

@@ -71,7 +71,7 @@ def test_density_is_the_share_that_is_kept(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_chunks_do_not_show(method, monkeypatch):
-    from model_glue_nb.kernels import Stream
+    from model_glue_nb.streams import Stream
     base, models = arrays(shape=(64, 129)); n = method_info(method).n_models or 3; p = dict(density=.3) if method in SPARSE else {}
     if method == "sce": p = dict(select_topk=.3)
     args = models[:n], base if method_info(method).reads != "models" else None
