@@ -16,13 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from .core import InputError, Registry
-from .kernels import CODES, combine, drop, drop_by_rank, keep_between
-from .streams import EVERYTHING, NOTHING, ArrayBlocks, Kernel, Stream
+from .kernels import CODES
+from .streams import EVERYTHING, NOTHING, ArrayBlocks, Kernel, Stream, to_host
+
 
 # %% ../nbs/04_methods.ipynb #001446f1
 class MergeMethods(Registry):
     "Merge methods by name, each marked with whether it needs a base."
-    def __call__(self, f): f.needs_base = next(iter(inspect.signature(f).parameters)) == "deltas"; return super().__call__(f)
+    def __call__(self, f):
+        f.needs_base = next(iter(inspect.signature(f).parameters)) == "deltas"
+        return super().__call__(f)
 
 merge_methods = MergeMethods("merge method")
 PerModel = float|list[float] # One value for all models, or one per model
@@ -59,10 +62,12 @@ def method_info(
     if "info" in f.__dict__: return f.info # asked once per tensor
     first, *rest = inspect.signature(f).parameters.values()
     if first.name not in ("models", "deltas", "vectors"):
-        raise InputError(f"Merge method '{name}' begins with the parameter '{first.name}'. Call it models, deltas or vectors.")
+        raise InputError(f"Merge method '{name}' begins with the parameter '{first.name}'. "
+                         "Call it models, deltas or vectors.")
     per_model = tuple("weight" if p.name == "weights" else p.name for p in rest if p.annotation == PerModel)
-    f.info = MethodInfo(name, first.name, first.annotation is Stream, getattr(f, "n_models", None),
-                        {p.name: p.default for p in rest if p.name != "weights"}, per_model, (f.__doc__ or "").strip())
+    defaults = {p.name: p.default for p in rest if p.name != "weights"}
+    f.info = MethodInfo(name, first.name, first.annotation is Stream, getattr(f, "n_models", None), defaults,
+                        per_model, (f.__doc__ or "").strip())
     return f.info
 
 # %% ../nbs/04_methods.ipynb #3edebe12
@@ -75,25 +80,23 @@ def run_method(
     p = dict(parameters); info = method_info(name)
     if info.has_weights: p["weights"] = p.pop("weight")
     if info.streamed: return merge_methods[name](stream, **p)
-    x = stream.vectors(0, stream.n).copy().reshape(stream.k, *stream.shape)
-    y = np.ascontiguousarray(merge_methods[name](list(x), **p), np.float32).reshape(-1)
-    whole = lambda d, base, start, out: np.add(y[start:start + len(out)], base, out=out)
-    return stream.elementwise(whole)
+    return stream.whole(lambda arrays: merge_methods[name](arrays, **p))
 
 def try_method(
     name:str, # Name in `merge_methods`
     models:list, # Arrays of one shape
     base=None, # Array of the same shape
+    device:str="cpu", # As for `merge`
     **parameters, # `weight` and the method's own
 )->np.ndarray: # float32, merged
     "Merge some arrays with a method."
     info, k = method_info(name), len(models); given = {n: d for n, d in info.parameters.items()} | parameters
     if info.has_weights: given.setdefault("weight", 1.0)
     given |= {n: np.broadcast_to(np.float64(given[n]), k) for n in info.per_model}
-    use_base = base is not None and info.reads != "models"
-    s = Stream([ArrayBlocks(m) for m in models], np.shape(models[0]), ArrayBlocks(base) if use_base else None)
+    given_base = ArrayBlocks(base) if base is not None and info.reads != "models" else None
+    s = Stream([ArrayBlocks(m) for m in models], np.shape(models[0]), given_base, device=device)
     out = np.empty(s.n, np.float32)
-    def put(block, start): out[start:start + block.size // 4] = block.view(np.float32)
+    def put(block, start): y = to_host(block).view(np.float32); out[start:start + y.size] = y
     s.make(run_method(name, s, given), CODES["F32"], put)
     return out.reshape(s.shape)
 
@@ -183,7 +186,8 @@ def multislerp(
     normalize_weights:bool=True, # Make the weights sum to 1?
 )->Kernel:
     "Weighted mean of directions, at the weighted mean length."
-    w = np.array(weights, float) / (sum(weights) if normalize_weights else 1); norms, cos = cosines(vectors.gram())
+    w = np.array(weights, float) / (sum(weights) if normalize_weights else 1)
+    norms, cos = cosines(vectors.gram())
     if min(norms) == 0: return vectors.weighted(w)
     return vectors.weighted(start_point(cos, w) / norms * (w @ norms))
 
@@ -222,7 +226,8 @@ def nearswap(
     t:float=0.001, # Largest difference that is swapped whole, in units of the weights
 )->Kernel:
     "Base moved towards the model by at most t per entry."
-    return deltas.elementwise(lambda d, base, start, out: np.add(base, np.clip(d[0], -t, t), out=out))
+    xp = deltas.kernels.xp
+    return deltas.elementwise(lambda d, base, start, out: xp.add(base, xp.clip(d[0], -t, t), out=out))
 
 @merge_methods
 @exactly(1)
@@ -246,16 +251,18 @@ def consensus(
 )->Kernel:
     "Sparsify, weigh, elect, sum, normalise, scale, add the base."
     w = np.asarray(weights, np.float32); v = w if votes is None else np.asarray(votes, np.float32)
-    def f(d, base, start, out): sparsify(d, start); combine(d, w, v, elect, normalize, np.float32(scale), base, out)
+    def f(d, base, start, out):
+        sparsify(d, start); deltas.kernels.combine(d, w, v, elect, normalize, np.float32(scale), base, out)
     return deltas.elementwise(f, whole_rows)
 
 def keeper(
+    deltas:Stream, # Task vectors
     lows:list, # Per model, a cut as `Stream.cuts` gives it
     highs:list, # The same; what lies above is dropped
 )->Callable: # Changes a block in place
     "Sparsifier that keeps what lies between cuts."
     def sparsify(d, start):
-        for i in range(len(d)): keep_between(d[i], start, lows[i], highs[i])
+        for i in range(len(d)): deltas.kernels.keep_between(d[i], start, lows[i], highs[i])
     return sparsify
 
 def l1_gains(
@@ -264,7 +271,7 @@ def l1_gains(
     whole_rows:bool=False, # As for `consensus`
 )->np.ndarray: # One factor per task vector
     "Factors that restore the L1 norm of each task vector; one pass."
-    size = lambda d: np.abs(d).sum(1, dtype=np.float64)
+    size = deltas.kernels.magnitudes
     def measure(d, start): before = size(d); sparsify(d, start); return np.stack([before, size(d)])
     before, after = deltas.total(measure, whole_rows)
     return np.where(after > 0, before / np.where(after > 0, after, 1), 1)
@@ -279,12 +286,14 @@ def ties(
     scale:float=1.0, # λ
 )->Kernel:
     "Keep the largest entries, elect signs, average what agrees."
-    return consensus(deltas, weights, keeper(deltas.cuts(density), [NOTHING] * deltas.k), True, normalize, scale)
+    trim = keeper(deltas, deltas.cuts(density), [NOTHING] * deltas.k)
+    return consensus(deltas, weights, trim, True, normalize, scale)
 
 def _crumbs(deltas, weights, density, gamma, elect, normalize, scale):
     n = deltas.n; count = lambda f: int(f * n + 1e-6) # whole entries
     top = [count(g) / n for g in gamma]; both = [min(g + count(d) / n, 1.0) for g, d in zip(top, density)]
-    return consensus(deltas, weights, keeper(deltas.cuts(both), deltas.cuts(top)), elect, normalize, scale)
+    trim = keeper(deltas, deltas.cuts(both), deltas.cuts(top))
+    return consensus(deltas, weights, trim, elect, normalize, scale)
 
 @merge_methods
 def breadcrumbs(
@@ -299,21 +308,23 @@ def breadcrumbs(
     return _crumbs(deltas, weights, density, gamma, False, normalize, scale)
 
 @merge_methods
-def breadcrumbs_ties(deltas:Stream, weights:PerModel=1.0, density:PerModel=0.5, gamma:PerModel=0.01, normalize:bool=False, scale:float=1.0)->Kernel:
+def breadcrumbs_ties(deltas:Stream, weights:PerModel=1.0, density:PerModel=0.5, gamma:PerModel=0.01,
+                     normalize:bool=False, scale:float=1.0)->Kernel:
     "Breadcrumbs with sign election."
     return _crumbs(deltas, weights, density, gamma, True, normalize, scale)
 
 # %% ../nbs/04_methods.ipynb #04b4f790
 def _random(deltas, weights, density, spread, rescale, elect, normalize, scale):
     keys, rows = [np.uint64(k) for k in deltas.keys], spread is not None
-    width = (deltas.shape or (1,))[-1]; gains = np.ones(deltas.k)
+    width = (deltas.shape or (1,))[-1]; gains = np.ones(deltas.k); by_rank = deltas.kernels.drop_by_rank
     def sparsify(d, start, paper=False):
         for i in range(len(d)):
-            p = float(density[i])
-            if rows: drop_by_rank(d[i].reshape(-1, width), start, keys[i], p, float(spread[i]), 0. if paper else float(gains[i]))
-            else: drop(d[i], start, keys[i], p, np.float32(1 / p if paper else gains[i]))
+            p, gain = float(density[i]), float(gains[i])
+            if rows: by_rank(d[i].reshape(-1, width), start, keys[i], p, spread[i], 0. if paper else gain)
+            else: deltas.kernels.drop(d[i], start, keys[i], p, np.float32(1 / p if paper else gain))
     if rescale == "l1": gains = l1_gains(deltas, sparsify, rows)
-    return consensus(deltas, weights, lambda d, s: sparsify(d, s, rescale == "density"), elect, normalize, scale, rows)
+    thin = lambda d, start: sparsify(d, start, rescale == "density")
+    return consensus(deltas, weights, thin, elect, normalize, scale, rows)
 
 @merge_methods
 def dare_linear(
@@ -328,7 +339,8 @@ def dare_linear(
     return _random(deltas, weights, density, None, rescale, False, normalize, scale)
 
 @merge_methods
-def dare_ties(deltas:Stream, weights:PerModel=1.0, density:PerModel=0.5, rescale:str="density", normalize:bool=False, scale:float=1.0)->Kernel:
+def dare_ties(deltas:Stream, weights:PerModel=1.0, density:PerModel=0.5, rescale:str="density",
+              normalize:bool=False, scale:float=1.0)->Kernel:
     "DARE with sign election."
     return _random(deltas, weights, density, None, rescale, True, normalize, scale)
 
@@ -347,8 +359,8 @@ def della(
     return _random(deltas, weights, density, epsilon, rescale, True, normalize, scale)
 
 @merge_methods
-def della_linear(deltas:Stream, weights:PerModel=1.0, density:PerModel=0.5, epsilon:PerModel=0.15, rescale:str="density", normalize:bool=False,
-                 scale:float=1.0)->Kernel:
+def della_linear(deltas:Stream, weights:PerModel=1.0, density:PerModel=0.5, epsilon:PerModel=0.15,
+                 rescale:str="density", normalize:bool=False, scale:float=1.0)->Kernel:
     "DELLA without sign election."
     return _random(deltas, weights, density, epsilon, rescale, False, normalize, scale)
 
@@ -359,14 +371,15 @@ def sce(
     select_topk:float=1.0, # Fraction of entries kept, those of the highest variance across models, in (0, 1]
 )->Kernel:
     "Keep what varies, weigh by energy, elect signs, average what agrees."
-    variance = lambda d: np.var(d, axis=0, keepdims=True)
-    if select_topk < 1: select_topk *= deltas.total(lambda d, _: np.count_nonzero(variance(d))) / deltas.n # of what varies at all
+    def variance(d): mean = sum(d) / len(d); return (sum((v - mean) ** 2 for v in d) / len(d))[None]
+    if select_topk < 1: # of what varies at all
+        select_topk *= deltas.total(lambda d, _: int((variance(d) != 0).sum())) / deltas.n
     cut = EVERYTHING if select_topk == 1 or deltas.k == 1 else deltas.cuts([select_topk], variance)[0]
     def select(d, start):
         if cut == EVERYTHING: return
-        v = variance(d)[0]; keep_between(v, start, cut, NOTHING)
+        v = variance(d)[0]; deltas.kernels.keep_between(v, start, cut, NOTHING)
         d[:, v == 0] = 0
-    def energy(d, start): select(d, start); return np.einsum("kn,kn->k", d, d, dtype=np.float64)
+    def energy(d, start): select(d, start); return deltas.kernels.magnitudes(d, True)
     e = deltas.total(energy)
     w = e / e.sum() if e.sum() > 0 else np.full(deltas.k, 1 / deltas.k)
     return consensus(deltas, w, select, True, True, 1.0, votes=np.ones(deltas.k))

@@ -80,6 +80,55 @@ def test_chunks_do_not_show(method, monkeypatch):
     monkeypatch.setattr(Stream, "chunks", small)
     assert np.abs(try_method(method, *args, **p) - one).max() < 1e-5
 
+def stored(path, name, x, dtype="bfloat16"):
+    "A checkpoint-like folder of one model, from arrays."
+    import torch
+    from safetensors.torch import save_file
+    path.mkdir(parents=True); save_file({k: torch.from_numpy(v).to(getattr(torch, dtype)) for k, v in x.items()}, path/"model.safetensors")
+    (path/"config.json").write_text("{}"); (path/"vocab.json").write_text("{}")
+    return name, open_model(path)
+
+@pytest.fixture(scope="module")
+def wide_zoo(tmp_path_factory):
+    "Four models of two larger tensors and a small one, in bf16, fp16 and fp32."
+    r = np.random.default_rng(0); shapes = dict(w=(300, 1000), v=(70, 4001), s=(9,)); room = tmp_path_factory.mktemp("wide")
+    base = {k: r.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+    near = lambda: {k: v + .1 * r.normal(size=v.shape).astype(np.float32) for k, v in base.items()}
+    return dict(stored(room/n, n, x, d) for n, x, d in [("base", base, "bfloat16"), ("a", near(), "bfloat16"), ("b", near(), "float16"), ("c", near(), "float32")])
+
+def of_device(method, models, device, out, dtype):
+    "Every tensor of a merge that leaves out and rescales, by a method on a device."
+    info = method_info(method); names = ["a", "b", "c"][:info.n_models or 3]
+    p = dict(density=.4, gamma=.05, select_topk=.3, scale=.7); p = {k: v for k, v in p.items() if k in info.parameters}
+    r = recipe(method, names, [.3, .5, .9][:len(names)] if info.has_weights else None, "base" if info.reads != "models" else None,
+               options=dict(out_dtype=dtype), **p)
+    m = merge(r, models, out, device=device)
+    return np.concatenate([m.raw(k).reshape(-1).view(np.uint16 if dtype == "bfloat16" else np.uint32) for k in m.tensors])
+
+GEOMETRIC = {"slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce"} # inner products come first; torch adds them up in another order
+
+def agree(ours, twins, method):
+    "Equal bits where the order of additions is the same; else a unit in the last place on at least 99.99 %, float32 to six digits."
+    if method not in GEOMETRIC: assert np.array_equal(ours, twins)
+    elif ours.dtype == np.uint16: assert (np.abs(ours.astype(np.int64) - twins) <= 1).mean() >= .9999
+    else: assert np.abs(ours.view(np.float32) - twins.view(np.float32)).max() < 2e-6 # of values up to 5
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_twin_in_torch_agrees(method, dtype, wide_zoo, tmp_path):
+    agree(*(of_device(method, wide_zoo, d, tmp_path/d, dtype) for d in ("cpu", "cpu-torch")), method)
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_the_twin_on_a_gpu_agrees(method, wide_zoo, tmp_path):
+    agree(*(of_device(method, wide_zoo, d, tmp_path/d, "bfloat16") for d in ("cpu", "cuda")), method)
+
+def test_a_live_model_is_filled_on_either_device(zoo):
+    r = recipe("ties", ["a", "b"], base="base", density=.4); state = lambda live: {k: v.clone() for k, v in live.model.state_dict().items()}
+    live = merge(r, zoo, device="cpu"); one = state(live); merge_into(live, recipe("linear", ["a"]), zoo)
+    two = state(merge_into(live, r, zoo, device="cpu-torch"))
+    assert all(bool((one[k] == two[k]).all()) for k in one)
+
 def test_sharded_half_precision_and_tied_inputs(tmp_path):
     for dtype in ("float16", "float32"):
         a, b = tiny_zoo(tmp_path/dtype, ["a", "b"], "Qwen2", dtype, tie_word_embeddings=True)
