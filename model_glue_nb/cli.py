@@ -116,7 +116,7 @@ def similarity(
 ):
     "Column-mean cosine of every pair, each byte read once."
     from model_glue_nb.core import Run
-    from model_glue_nb.mergeability import similarity
+    from model_glue_nb.similarity import similarity
     from model_glue_nb.zoo import read_zoo
     models = read_zoo(zoo); run = Run.start(out, dict(command="similarity", zoo=zoo))
     with run.lock(): table = similarity(models, store=run.store)
@@ -132,7 +132,8 @@ def clusters(
 ):
     "Sets of models within which merging is worth trying."
     import pandas as pd
-    from model_glue_nb.mergeability import cluster_by_similarity, similarity, threshold_sensitivity
+    from model_glue_nb.mergeability import cluster_by_similarity, threshold_sensitivity
+    from model_glue_nb.similarity import similarity
     from model_glue_nb.zoo import read_zoo
     models = read_zoo(zoo); table = similarity(models)
     found = cluster_by_similarity(table, threshold, linkage, {m.name: m.base for m in models})

@@ -22,9 +22,10 @@ from .core import InputError, MissingFile, Run, check_keys, digest, refuse, unkn
 from .merge import merge
 from .methods import merge_methods
 from .recipes import MergeRecipe, recipe
-from .mergeability import Cluster, cluster_by_similarity, groups_by_signature, linkages, similarity
+from .mergeability import Cluster, cluster_by_similarity, linkages
 from .mixture import MixtureSpec, mix, routers
 from .search import CandidateScorer, Trial, needs_base, search, strategies
+from .similarity import groups_by_signature, similarity
 from .zoo import Zoo, ZooModel, open_model, read_zoo
 
 # %% ../nbs/09_pipeline.ipynb #548e9ed0
