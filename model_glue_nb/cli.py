@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'AS_JSON', 'main', 'show', 'cell', 'progress_bar', 'doctor', 'score', 'tell_skipped', 'similarity', 'clusters',
-           'merge', 'search', 'run', 'in_words', 'report', 'zoo']
+           'merge', 'n_bytes', 'show_plan', 'byte_bar', 'search', 'run', 'in_words', 'report', 'zoo']
 
 # %% ../nbs/14_cli.ipynb #fed2a6f5
-import json, os, sys
+import json, os, re, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -147,16 +147,68 @@ def clusters(
 def merge(
     recipe:Path=typer.Argument(help="A mergekit YAML file."),
     out:Path=typer.Argument(help="Folder for the merged checkpoint."),
-    overwrite:bool=typer.Option(False, help="Replace an existing folder."),
-    allow_nan:bool=typer.Option(False, help="Merge models with NaN or infinite weights."),
+    overwrite:bool=typer.Option(False, "--overwrite", help="Replace an existing folder."),
+    allow_nan:bool=typer.Option(False, "--allow-nan", help="Merge models with NaN or infinite weights."),
+    shard_size:str=typer.Option("5GB", help="Most bytes per file of weights."),
+    device:str=typer.Option("auto", help="Where to compute: auto, cpu, cpu-torch, cuda, …"),
+    dry_run:bool=typer.Option(False, "--dry-run", help="Check everything and say what it would cost."),
+    as_json:bool=AS_JSON,
 ):
     "One merge, streamed from disk to disk."
     from model_glue_nb.core import MissingFile
-    from model_glue_nb.merge import MergeRecipe, merge
-    if not recipe.is_file(): raise MissingFile(f"There is no merge recipe '{recipe}'. Give a mergekit YAML file.")
-    model = merge(MergeRecipe.from_yaml(recipe.read_text(encoding="utf-8")), None, out, overwrite=overwrite, allow_nan=allow_nan)
-    typer.echo(f"{model.path}: {cell(model.n_params)} parameters. Load it with AutoModelForCausalLM.from_pretrained.")
+    if not recipe.is_file(): raise MissingFile(f"There is no recipe '{recipe}'. Give a mergekit YAML file.")
+    from model_glue_nb.merge import MergeRecipe, merge, plan
+    r, limit = MergeRecipe.from_yaml(recipe), n_bytes(shard_size)
+    if dry_run: return show_plan(plan(r, None, out, overwrite, device), as_json)
+    options = dict(overwrite=overwrite, allow_nan=allow_nan, device=device, shard_bytes=limit)
+    with byte_bar() as progress: model = merge(r, None, out, progress=progress, **options)
+    found = dict(path=str(model.path), parameters=model.n_params, fingerprint=model.fingerprint())
+    if as_json: return typer.echo(json.dumps(found, indent=1))
+    typer.echo(f"{out}: {cell(model.n_params)} parameters. Load it with AutoModelForCausalLM.from_pretrained.")
 
+def n_bytes(
+    text:str, # "5GB", "500MB", "1.5e9"
+)->int: # Bytes
+    "A number of bytes as people write it."
+    from model_glue_nb.core import InputError
+    found = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([KMGT]?)I?B?\s*", text.upper().replace("E", "e"))
+    if not found or float(found[1]) <= 0:
+        raise InputError(f"'{text}' is no size. Give one like 5GB or 500MB.")
+    return int(float(found[1]) * 1000 ** " KMGT".index(found[2] or " "))
+
+
+# %% ../nbs/14_cli.ipynb #cff9cec2
+def show_plan(
+    found:dict, # What `plan` gave
+    as_json:bool, # Print JSON instead?
+):
+    "Print what a merge would cost and what is wrong with it; exit with 2 if anything is."
+    gb = lambda n: f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+    lines = ["{method} on {device}: {tensors} tensors, {0} parameters", "read   {1} from the disk, {2} with every pass",
+             "write  {3}", "memory about {4}", "time   about {seconds:.1f} s"]
+    sizes = [gb(found[k]) for k in ("input_bytes", "read_bytes", "write_bytes", "memory_bytes")]
+    lines = [line.format(cell(found["parameters"]), *sizes, **found) for line in lines]
+    if as_json: typer.echo(json.dumps(found, indent=1))
+    else: typer.echo("\n".join((lines if found["tensors"] else []) + [f"note: {n}" for n in found["notes"]]))
+    for p in found["problems"]: typer.secho(f"problem: {p}", fg="red", err=True)
+    if found["problems"]: raise typer.Exit(2)
+
+@contextmanager
+def byte_bar():
+    "A function (bytes done, in all) that shows a bar with GB/s and the time left; None where there is no terminal."
+    if not sys.stderr.isatty(): yield None; return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task, last = bar.add_task("merging", total=None), [0.0]
+        def progress(done, total): # pieces come thousands a second
+            if (now := time.monotonic()) - last[0] < .1 and done < total: return
+            last[0] = now; bar.update(task, completed=done, total=total)
+        yield progress
+
+
+# %% ../nbs/14_cli.ipynb #36f8f697
 @app.command()
 def search(
     zoo:str=typer.Argument(help="A folder of checkpoints, a YAML list, or demo."),

@@ -459,7 +459,8 @@ class CheckpointWriter:
             end = max((o[1] for o in part.values()), default=0)
             f = os.open(path/name, os.O_RDWR | os.O_CREAT, 0o644); self.handles.append(f)
             os.pwrite(f, struct.pack("<Q", len(text)) + text, 0)
-            os.posix_fallocate(f, 0, 8 + len(text) + end) # a full disk is found now, not at the end
+            try: os.posix_fallocate(f, 0, 8 + len(text) + end) # a full disk is found now, not at the end
+            except OSError: self.close(); raise
             self.places |= {k: (f, 8 + len(text) + o[0]) for k, o in part.items()}
         if n > 1: self._index(path, names, parts)
 
@@ -482,8 +483,7 @@ def write(self:CheckpointWriter,
 @patch
 def close(self:CheckpointWriter):
     "Close the files."
-    for f in self.handles: os.close(f)
-    self.handles = []
+    while self.handles: os.close(self.handles.pop())
 
 # %% ../nbs/01_zoo.ipynb #c5d567ab
 def copy_companions(

@@ -1,5 +1,5 @@
 "Laws over every merge method, faults, and parity with mergekit 0.1.5 where it is installed."
-import json, os, shutil, subprocess, sys
+import errno, json, os, shutil, subprocess, sys, time
 
 import numpy as np
 import pytest
@@ -201,9 +201,87 @@ def test_a_full_disk_is_seen_before_work(zoo, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="are free"): merge(recipe("linear", ["a"]), zoo, tmp_path/"out")
     assert not list(tmp_path.iterdir())
 
-def test_importing_needs_neither_torch_nor_transformers():
-    code = "import sys, model_glue_nb.merge; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'pandas')))"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+LIGHT = """
+import sys
+from model_glue_nb.cli import main
+sys.argv[1:] = sys.argv[1:]
+try: main()
+except SystemExit as e: code = e.code
+heavy = [m for m in ("torch", "transformers", "pandas", "rich.progress", "IPython") if m in sys.modules]
+sys.exit(code or (f"imported: {heavy}" if heavy else 0))
+"""
+
+def test_a_merge_from_the_command_line_imports_neither_torch_nor_transformers(zoo, tmp_path):
+    (tmp_path/"r.yaml").write_text(yaml.safe_dump(dict(merge_method="ties", models=[str(zoo[m].path) for m in "ab"], base_model=str(zoo["base"].path))))
+    for more in ([], ["--dry-run"]):
+        done = subprocess.run([sys.executable, "-c", LIGHT, "merge", str(tmp_path/"r.yaml"), str(tmp_path/f"out{len(more)}"), *more], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert open_model(tmp_path/"out0").signature == zoo["a"].signature and not (tmp_path/"out1").exists()
+
+def test_help_comes_at_once():
+    code = "import sys; from model_glue_nb.cli import main; sys.argv = ['model-glue', '--help']; main()"
+    def took():
+        start = time.perf_counter(); subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        return time.perf_counter() - start
+    assert min(took() for _ in range(5)) < .5 # the least of a few: other processes may be running
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    "Runs `model-glue` in this process: exit code, standard output, standard error."
+    from model_glue_nb.cli import main
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["model-glue", *map(str, args)]); capsys.readouterr()
+        try: main(); code = 0
+        except SystemExit as e: code = e.code or 0
+        return code, *capsys.readouterr()
+    return run
+
+def written(path, zoo, **more):
+    "A recipe file over paths."
+    r = dict(merge_method="linear", models=[str(zoo[m].path) for m in "ab"]) | more
+    path.write_text(yaml.safe_dump(r)); return path
+
+def test_a_dry_run_tells_the_truth(zoo, wide_zoo, tmp_path, monkeypatch, command):
+    "What is read and written is what the plan said; every problem comes at once, with exit code 2."
+    from model_glue_nb import streams
+    read = []
+    preadv = os.preadv; monkeypatch.setattr(os, "preadv", lambda *a: (read.append(n := preadv(*a)), n)[1])
+    for method in ("linear", "ties", "slerp", "della", "sce", "task_arithmetic"):
+        info = method_info(method); names = ["a", "b", "c"][:info.n_models or 3]; p = dict(density=.4) if "density" in info.parameters else {}
+        r = recipe(method, names, base="base" if info.needs_base else None, **p); told = plan(r, wide_zoo, tmp_path/method); read.clear()
+        out = merge(r, wide_zoo, tmp_path/method, device="cpu")
+        assert told["write_bytes"] == out.n_bytes and told["tensors"] == 3 and told["problems"] == []
+        assert abs(sum(read) / told["read_bytes"] - 1) < .25, (method, sum(read), told) # how far TIES reads depends on where the last kept entry lies
+        assert told["input_bytes"] == sum(wide_zoo[m].n_bytes for m in names + ["base"] * info.needs_base)
+    code, text, err = command("merge", written(tmp_path/"r.yaml", zoo), tmp_path/"out", "--dry-run", "--json")
+    assert (code, json.loads(text)["tensors"]) == (0, len(zoo["a"].tensors)) and not (tmp_path/"out").exists()
+    assert "GB/s" not in err and "read " in command("merge", tmp_path/"r.yaml", tmp_path/"out", "--dry-run")[1]
+    bad = written(tmp_path/"bad.yaml", zoo, models=["nowhere", str(zoo["a"].path), "nothing"])
+    code, text, err = command("merge", bad, tmp_path, "--dry-run", "--json")
+    assert code == 2 and len(json.loads(text)["problems"]) == 3 and err.count("problem:") == 3
+
+def test_the_command_writes_shards_and_refuses(zoo, tmp_path, command):
+    r, out = written(tmp_path/"r.yaml", zoo), tmp_path/"out"
+    code, text, _ = command("merge", r, out, "--shard-size", "20KB", "--device", "cpu", "--json")
+    assert code == 0 and json.loads(text)["parameters"] == zoo["a"].n_params and len(list(out.glob("*.safetensors"))) > 2
+    for args, message in [((r, out), "exists already"), ((tmp_path/"no.yaml", out), "There is no recipe"), ((r, tmp_path/"x", "--device", "gpu"), "no device 'gpu'"),
+                          ((r, tmp_path/"x", "--shard-size", "many"), "is no size"), ((written(tmp_path/"q.yaml", zoo, merge_method="liner"), tmp_path/"x"), "Did you mean 'linear'")]:
+        code, _, err = command("merge", *args)
+        assert code == 2 and message in err, (code, err)
+    assert not (tmp_path/"x").exists() and command("merge", r, out, "--overwrite")[0] == 0 and len(list(out.glob("*.safetensors"))) == 1
+
+def test_a_disk_that_fills_up_while_writing_leaves_nothing(zoo, tmp_path, monkeypatch, command):
+    r = written(tmp_path/"r.yaml", zoo); before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    for where, after in (("posix_fallocate", 0), ("pwrite", 5)):
+        real, calls = getattr(os, where), []
+        def full(*a):
+            calls.append(a)
+            if len(calls) > after: raise OSError(errno.ENOSPC, "No space left on device")
+            return real(*a)
+        with monkeypatch.context() as m:
+            m.setattr(os, where, full); code, _, err = command("merge", r, tmp_path/"out")
+        assert code == 2 and "became full" in err and sorted(f.name for f in tmp_path.iterdir()) == ["r.yaml"]
+    assert not before or len(os.listdir("/proc/self/fd")) <= before + 1 # no file is left open
 
 YAMLS = dict(
     linear=dict(models=dict(a=dict(weight=.3), b=dict(weight=.5))),
