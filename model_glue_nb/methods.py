@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .core import InputError, Registry
-from .kernels import CODES
-from .streams import EVERYTHING, NOTHING, ArrayBlocks, Kernel, Stream, to_host
+from .kernels import CODES, EVERYTHING, NOTHING
+from .streams import ArrayBlocks, Kernel, Stream, to_host
 
 
 # %% ../nbs/04_methods.ipynb #001446f1

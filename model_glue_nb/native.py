@@ -88,7 +88,7 @@ class Native:
 
     def content(self)->list: # For the fingerprint
         "What the machine code is made of."
-        c = self.f.__code__; reads = [(n, v) for n in c.co_names if isinstance(v := self.f.__globals__.get(n), (int, float, tuple))]
+        c = self.f.__code__; reads = [(n, v) for n in c.co_names if isinstance(v := self.f.__globals__.get(n), (int, float, tuple, np.number))]
         return [c.co_code.hex(), repr(c.co_consts), c.co_names, c.co_varnames, self.takes, sorted(self.fast), repr(reads), [u.content() for u in self.uses.values()]]
 
 def native(

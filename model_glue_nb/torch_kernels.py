@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'TYPES', 'xp', 'open_device', 'landing', 'upload', 'room', 'as_bytes', 'widen', 'narrow', 'n_bad',
-           'weighted_sum', 'gram_add', 'magnitudes', 'count_bits', 'last_equal', 'keep_between', 'chance', 'drop',
+           'weighted_sum', 'gram_add', 'magnitudes', 'count_bits', 'collect', 'keep_between', 'chance', 'drop',
            'drop_by_rank', 'combine']
 
 # %% ../nbs/02_torch_kernels.ipynb #3f169374
@@ -95,22 +95,20 @@ def magnitudes(x, squared:bool=False)->np.ndarray:
 # %% ../nbs/02_torch_kernels.ipynb #91489307
 def _bits(x): return x.view(torch.int32) & 0x7fffffff # magnitudes as integers
 
-def count_bits(x, upper, counts):
-    "Count magnitudes by their bits."
-    m = _bits(x); m = m >> 15 if upper < 0 else (m & 0x7fff)[(m >> 15) == upper]
-    counts += torch.bincount(m, minlength=len(counts)).cpu().numpy()
+def count_bits(x, counts):
+    "Count magnitudes by their upper 16 bits."
+    counts += torch.bincount(_bits(x) >> 15, minlength=len(counts)).cpu().numpy()
 
-def last_equal(x, bits, n): # Position, and how many are still to find
-    "Find the n-th value of one magnitude."
-    at = torch.nonzero(_bits(x) == bits).view(-1)
-    return (int(at[n - 1]), 0) if len(at) >= n else (-1, n - len(at))
+def collect(x, start, upper):
+    "The values of one bin (−1: of all) and where they are, zeros aside."
+    m = _bits(x); at = torch.nonzero((m > 0) & ((m >> 15) == upper) if upper >= 0 else m > 0).view(-1)
+    return torch.stack([m[at].long(), at + start]).cpu().numpy()
 
 def keep_between(x, start, low, high):
     "Zero all entries but those that `low` keeps and `high` does not."
     m, at = _bits(x), torch.arange(start, start + x.numel(), device=x.device)
     above = lambda cut: (m > cut[0]) | ((m == cut[0]) & (at <= cut[1]))
     x.masked_fill_(~above(low) | above(high), 0)
-
 
 # %% ../nbs/02_torch_kernels.ipynb #aa18d171
 def _signed(z): return (int(z) + 2**63) % 2**64 - 2**63 # as int64 holds it
