@@ -9,11 +9,11 @@ __all__ = ['METRICS', 'ON_DELTAS', 'TILE', 'N_SKETCH', 'N_TOP', 'N_GROUPS', 'T_9
 
 # %% ../nbs/05_pairs.ipynb #692f9ecd
 import numpy as np
-from numba import njit
 
 from .core import digest
-from .kernels import FAST, ITEM_BYTES, dot, widen
+from .kernels import ITEM_BYTES, dot, widen
 from .merge import Files, open_input
+from .native import native
 from .zoo import ZooModel
 
 # %% ../nbs/05_pairs.ipynb #e12ada93
@@ -21,41 +21,42 @@ METRICS = ("column_cosine", "cosine", "norm_ratio", "task_cosine", "sign_agreeme
 ON_DELTAS = METRICS[3:] # what needs more than the products of the columns
 TILE, N_SKETCH, N_TOP = 256, 32, 8
 
-@njit(**FAST)
+@native
 def column_products(
-    x, # float32 of shape (rows, n, TILE)
-    m, # Columns in use
-    total, # float64 of shape (n(n+1)/2, m), added to
+    x:"f4[:,:,:]", # Shape (rows, n, TILE)
+    m:"i8", # Columns in use
+    total:"f8[:,:]", # Shape (n(n+1)/2, m), added to
+    s:"f4[:]", # Scratch, TILE values
 ):
     "Add the dot products of the columns of every pair."
-    rows, n, _ = x.shape; p = 0; s = np.empty(TILE, np.float32)
+    rows, n, _ = x.shape; p = 0
     for i in range(n):
         for j in range(i, n):
-            s[:m] = 0
+            for k in range(m): s[k] = 0
             for r in range(rows):
                 for k in range(m): s[k] += x[r, i, k] * x[r, j, k]
             for k in range(m): total[p, k] += s[k]
             p += 1
 
 # %% ../nbs/05_pairs.ipynb #3c4550cf
-@njit(**FAST)
+@native
 def subtract_bases(
-    x, # float32 of shape (rows, n, TILE)
-    base, # Per model the position of its base, or −1
-    d, # The same shape, filled: task vectors, or the weights of models without a base
+    x:"f4[:,:,:]", # Shape (rows, n, TILE)
+    base:"i8[:]", # Per model the position of its base, or −1
+    d:"f4[:,:,:]", # The same shape, filled: task vectors, or the weights of models without a base
 ):
     "Task vectors of a tile."
     for r in range(x.shape[0]):
         for i in range(x.shape[1]):
-            if base[i] < 0: d[r, i] = x[r, i]
-            else:
-                for k in range(TILE): d[r, i, k] = x[r, i, k] - x[r, base[i], k]
+            for k in range(TILE): d[r, i, k] = x[r, i, k]
+            if base[i] >= 0:
+                for k in range(TILE): d[r, i, k] -= x[r, base[i], k]
 
-@njit(**FAST)
+@native
 def pair_dots(
-    d, # float32 of shape (rows, n, TILE)
-    m, # Columns in use
-    total, # float64 of shape (n(n+1)/2,), added to
+    d:"f4[:,:,:]", # Shape (rows, n, TILE)
+    m:"i8", # Columns in use
+    total:"f8[:]", # Shape (n(n+1)/2,), added to
 ):
     "Add the inner products of every pair."
     rows, n, _ = d.shape; p = 0
@@ -65,22 +66,23 @@ def pair_dots(
             p += 1
 
 # %% ../nbs/05_pairs.ipynb #36746509
-@njit(**FAST)
+@native
 def count_signs(
-    d, # float32 of shape (rows ≤ 255, n, TILE)
-    m, # Columns in use
-    s, # uint8 of the same shape, scratch
-    counts, # int64 of shape (2, n(n+1)/2), added to: equal signs; both non-zero
+    d:"f4[:,:,:]", # Shape (rows ≤ 255, n, TILE)
+    m:"i8", # Columns in use
+    s:"u1[:,:,:]", # The same shape, scratch
+    flags:"u1[:,:]", # Shape (2, TILE), scratch
+    counts:"i8[:,:]", # Shape (2, n(n+1)/2), added to: equal signs; both non-zero
 ):
     "Count agreeing signs of every pair."
-    rows, n, _ = d.shape; p = 0; same, both = np.empty(TILE, np.uint8), np.empty(TILE, np.uint8)
+    rows, n, _ = d.shape; p = 0; same, both = flags[0], flags[1]
     for r in range(rows):
         for i in range(n):
             for k in range(m):
                 v = d[r, i, k]; s[r, i, k] = np.uint8(1) if v > 0 else np.uint8(2) if v < 0 else np.uint8(0)
     for i in range(n):
         for j in range(i, n):
-            same[:m] = 0; both[:m] = 0
+            for k in range(m): same[k] = 0; both[k] = 0
             for r in range(rows):
                 for k in range(m):
                     same[k] += np.uint8((s[r, i, k] & s[r, j, k]) != 0)
@@ -89,17 +91,18 @@ def count_signs(
             p += 1
 
 # %% ../nbs/05_pairs.ipynb #424b6bbe
-@njit(**FAST)
+@native
 def add_block(
-    raw, # Stored bytes, uint8 of shape (n, ≥ rows·width·item)
-    codes, items, # Entry of `CODES`, and bytes per value, per model; int64 of shape (n,)
-    width, # Columns
-    base, # Per model the position of its base, or −1
-    buckets, # Row of the sketch that each row goes to, int64 of shape (rows,)
-    flips, # +1 or −1 per row, float32 of shape (rows,)
-    wants, # Three truths: are task vectors, signs, sketches wanted?
-    x, d, s, # Scratch: float32, float32 and uint8 of shape (≥ rows, n, TILE)
-    columns, dots, counts, sketch, # What is added to; as in `Sums`
+    raw:"u1[:,:]", # Stored bytes, shape (n, ≥ rows·width·item)
+    codes:"i8[:]", items:"i8[:]", # Entry of `CODES`, and bytes per value, per model
+    width:"i8", # Columns
+    base:"i8[:]", # Per model the position of its base, or −1
+    buckets:"i8[:]", # Row of the sketch that each row goes to, shape (rows,)
+    flips:"f4[:]", # +1 or −1 per row, shape (rows,)
+    wants:"i8[:]", # Three times 1 or 0: are task vectors, signs, sketches wanted?
+    x:"f4[:,:,:]", d:"f4[:,:,:]", s:"u1[:,:,:]", # Scratch of shape (≥ rows, n, TILE)
+    line:"f4[:]", flags:"u1[:,:]", # Scratch of shape (TILE,) and (2, TILE)
+    columns:"f8[:,:]", dots:"f8[:]", counts:"i8[:,:]", sketch:"f4[:,:,:]", # What is added to; as in `Sums`
 ):
     "Add some rows of all models to the sums, tile by tile."
     n, rows = raw.shape[0], buckets.size; x, d, s = x[:rows], d[:rows], s[:rows]
@@ -107,10 +110,10 @@ def add_block(
         m = min(TILE, width - c)
         for i in range(n):
             for r in range(rows): widen(raw[i, (r * width + c) * items[i]:], codes[i], x[r, i, :m])
-        column_products(x, m, columns[:, c:c + m])
+        column_products(x, m, columns[:, c:c + m], line)
         if wants[0] or wants[1] or wants[2]: subtract_bases(x, base, d)
         if wants[0]: pair_dots(d, m, dots)
-        if wants[1]: count_signs(d, m, s, counts)
+        if wants[1]: count_signs(d, m, s, flags, counts)
         if wants[2]:
             for i in range(n):
                 for r in range(rows):
@@ -126,7 +129,7 @@ class Sums:
         metrics:tuple[str,...], # Which are wanted
     ):
         p = n * (n + 1) // 2; self.n, self.width, self.base = n, width, base
-        self.wants = tuple(m in metrics for m in ON_DELTAS)
+        self.wants = np.array([m in metrics for m in ON_DELTAS], np.int64)
         self.columns, self.dots, self.counts = np.zeros((p, width)), np.zeros(p), np.zeros((2, p), np.int64)
         self.sketch = np.zeros((n, N_SKETCH, width) if self.wants[2] else (n, 0, 0), np.float32)
         self.cosines, self.products = np.zeros(p), np.zeros(p)
@@ -277,9 +280,10 @@ def add_rows(
     buckets, flips = rng.integers(0, N_SKETCH, shape[0]), rng.choice(np.float32([-1, 1]), shape[0])
     step = min(64, max(1, tile_bytes // (20 * n * width)))
     raw, room = np.empty((n, step * width * 4), np.uint8), np.zeros((2, step, n, TILE), np.float32)
+    signs, line, flags = np.empty(room.shape[1:], np.uint8), np.empty(TILE, np.float32), np.empty((2, TILE), np.uint8)
     for r in np.array_split(rows, -(-len(rows) // step)):
         n_read += fetch(inputs, r, shape[1], columns.start, width, raw)
-        sums.add(raw, codes, items, buckets[r], flips[r], *room, np.empty(room.shape[1:], np.uint8))
+        sums.add(raw, codes, items, buckets[r], flips[r], *room, signs, line, flags)
     return n_read
 
 # %% ../nbs/05_pairs.ipynb #746951c8
