@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .core import InputError, Registry
-from .kernels import CODES, EVERYTHING, NOTHING
+from .kernels import EVERYTHING, NOTHING
+from .values import CODES
 from .streams import ArrayBlocks, Kernel, Stream, to_host
 
 

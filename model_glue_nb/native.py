@@ -16,7 +16,8 @@ import numpy as np
 from .core import atomic_path, digest
 
 # %% ../nbs/01_native.ipynb #8982763a
-SCALARS = dict(i8=ctypes.c_int64, u8=ctypes.c_uint64, f4=ctypes.c_float, f8=ctypes.c_double) # numpy's short name → C's
+# numpy's short name → C's
+SCALARS = dict(i8=ctypes.c_int64, u8=ctypes.c_uint64, f4=ctypes.c_float, f8=ctypes.c_double)
 
 def parse_type(
     text:str, # "i8", "f4[:]", "f4[:,:]", …
@@ -27,12 +28,13 @@ def parse_type(
 
 # %% ../nbs/01_native.ipynb #01bee013
 def _c_types(kind, dims): # How C sees an argument
-    return [SCALARS[kind]] if not dims else [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_void_p] + [ctypes.c_int64] * (2 * dims)
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    return [pointer, pointer, integer, integer, pointer] + [integer] * (2 * dims) if dims else [SCALARS[kind]]
 
 def _c_values(x, dtype, dims): # The values of an argument that is an array
     if x.dtype != dtype or x.ndim != dims or not x.flags.c_contiguous:
-        raise TypeError(f"A native loop was given an array of {x.dtype} with shape {x.shape} and strides {x.strides}; "
-                        f"it takes {dtype} with {dims} dimensions, contiguous. Convert it with np.ascontiguousarray.")
+        raise TypeError(f"A native loop was given {x.dtype} of shape {x.shape} with strides {x.strides}; it takes "
+                        f"{dtype} with {dims} dimensions, contiguous. Convert it with np.ascontiguousarray.")
     return (None, None, x.size, x.itemsize, x.ctypes.data, *x.shape, *x.strides)
 
 # %% ../nbs/01_native.ipynb #69cf1fb0
@@ -40,8 +42,9 @@ def cache_folder(
     file:str, # Where the function was written
 )->Path|None: # None when nothing can be written anywhere
     "Folder for the machine code of a function."
-    beside = [Path(file).parent/"__pycache__"] if Path(file).is_file() else [] # a notebook's cells have no file
-    for folder in (*beside, Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"model_glue_nb"):
+    beside = [Path(file).parent/"__pycache__"] if Path(file).is_file() else [] # notebook cells have no file
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"model_glue_nb"
+    for folder in (*beside, home):
         try: folder.mkdir(parents=True, exist_ok=True)
         except OSError: continue
         if os.access(folder, os.W_OK): return folder
@@ -75,7 +78,8 @@ class Native:
         f, # Function of arrays and numbers, with a type annotation for each
         reassociate:bool=False, # May sums be reordered?
     ):
-        update_wrapper(self, f); self.f, self.fast, self.entry = f, {"contract"} | ({"reassoc", "nsz"} if reassociate else set()), None
+        update_wrapper(self, f); self.f, self.entry = f, None
+        self.fast = {"contract", "reassoc", "nsz"} if reassociate else {"contract"}
         types = f.__annotations__; names = f.__code__.co_varnames[:f.__code__.co_argcount]
         self.takes = [parse_type(types[n]) for n in names]
         self.gives = SCALARS[types["return"]] if types.get("return") else None
@@ -88,8 +92,10 @@ class Native:
 
     def content(self)->list: # For the fingerprint
         "What the machine code is made of."
-        c = self.f.__code__; reads = [(n, v) for n in c.co_names if isinstance(v := self.f.__globals__.get(n), (int, float, tuple, np.number))]
-        return [c.co_code.hex(), repr(c.co_consts), c.co_names, c.co_varnames, self.takes, sorted(self.fast), repr(reads), [u.content() for u in self.uses.values()]]
+        c, scope = self.f.__code__, self.f.__globals__
+        reads = [(n, v) for n in c.co_names if isinstance(v := scope.get(n), (int, float, tuple, np.number))]
+        code = [c.co_code.hex(), repr(c.co_consts), c.co_names, c.co_varnames]
+        return [*code, repr(reads), self.takes, sorted(self.fast), [u.content() for u in self.uses.values()]]
 
 def native(
     f=None, # The function
@@ -104,10 +110,11 @@ def compiled(
 )->tuple[str,bytes]: # (symbol, object code)
     "Machine code made by numba."
     from numba import from_dtype, njit, types
+    bare = dict(nogil=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
     def jit(n):
         scope = n.f.__globals__ | {name: jit(u) for name, u in n.uses.items()}
         plain = FunctionType(n.f.__code__, scope, n.f.__name__)
-        return njit(nogil=True, error_model="numpy", fastmath=n.fast, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)(plain)
+        return njit(fastmath=n.fast, **bare)(plain)
     of = lambda kind, dims: types.Array(t, dims, "C") if (t := from_dtype(np.dtype(kind))) and dims else t
     made = jit(self); made.compile(tuple(of(*t) for t in self.takes)); made, = made.overloads.values()
     return made.fndesc.llvm_func_name, made.library.serialize_using_object_code()[2][0]
@@ -123,16 +130,18 @@ def open_native(
     with _lock:
         if self.entry: return self.entry
         if not _engines: ll.initialize_native_target(); ll.initialize_native_asmprinter()
-        key = digest(self.content(), llvmlite.__version__, ll.get_host_cpu_name(), ll.get_host_cpu_features().flatten())
-        folder = cache_folder(self.f.__code__.co_filename); file = folder and folder/f"{self.__name__}-{key}.o"
+        processor = ll.get_host_cpu_name(), ll.get_host_cpu_features().flatten()
+        folder = cache_folder(self.f.__code__.co_filename)
+        file = folder and folder/f"{self.__name__}-{digest(self.content(), llvmlite.__version__, *processor)}.o"
         if not (found := kept(file)):
             found = self.compiled()
             if file: keep(file, *found)
         symbol, code = found
-        engine = ll.create_mcjit_compiler(ll.parse_assembly(""), ll.Target.from_default_triple().create_target_machine(jit=True))
-        engine.add_object_file(ll.ObjectFileRef.from_data(code)); engine.finalize_object(); _engines.append(engine)
-        form = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *(c for t in self.takes for c in _c_types(*t)))
-        self.entry = form(engine.get_function_address(symbol))
+        machine = ll.Target.from_default_triple().create_target_machine(jit=True)
+        engine = ll.create_mcjit_compiler(ll.parse_assembly(""), machine); _engines.append(engine)
+        engine.add_object_file(ll.ObjectFileRef.from_data(code)); engine.finalize_object()
+        takes = [ctypes.c_void_p] * 2 + [c for t in self.takes for c in _c_types(*t)]
+        self.entry = ctypes.CFUNCTYPE(ctypes.c_int32, *takes)(engine.get_function_address(symbol))
     return self.entry
 
 Native.open = open_native
@@ -147,7 +156,8 @@ def call_native(
     for i, dtype, dims in reversed(self.arrays): flat[i:i + 1] = _c_values(args[i], dtype, dims)
     result = (self.gives or ctypes.c_int64)()
     status = entry(ctypes.byref(result), ctypes.byref(ctypes.c_void_p()), *flat)
-    if status not in (0, -2): raise RuntimeError(f"The native loop '{self.__name__}' failed with status {status}.") # −2: returns nothing
+    if status not in (0, -2): # −2: it returns nothing
+        raise RuntimeError(f"The native loop '{self.__name__}' failed with status {status}.")
     return result.value if self.gives else None
 
 Native.__call__ = call_native

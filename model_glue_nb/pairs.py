@@ -11,7 +11,8 @@ __all__ = ['METRICS', 'ON_DELTAS', 'TILE', 'N_SKETCH', 'N_TOP', 'N_GROUPS', 'T_9
 import numpy as np
 
 from .core import digest
-from .kernels import ITEM_BYTES, dot, widen
+from .kernels import dot
+from .values import ITEM_BYTES, widen
 from .merge import Files, open_input
 from .native import native
 from .zoo import ZooModel
@@ -280,7 +281,8 @@ def add_rows(
     buckets, flips = rng.integers(0, N_SKETCH, shape[0]), rng.choice(np.float32([-1, 1]), shape[0])
     step = min(64, max(1, tile_bytes // (20 * n * width)))
     raw, room = np.empty((n, step * width * 4), np.uint8), np.zeros((2, step, n, TILE), np.float32)
-    signs, line, flags = np.empty(room.shape[1:], np.uint8), np.empty(TILE, np.float32), np.empty((2, TILE), np.uint8)
+    signs, flags = np.empty(room.shape[1:], np.uint8), np.empty((2, TILE), np.uint8)
+    line = np.empty(TILE, np.float32)
     for r in np.array_split(rows, -(-len(rows) // step)):
         n_read += fetch(inputs, r, shape[1], columns.start, width, raw)
         sums.add(raw, codes, items, buckets[r], flips[r], *room, signs, line, flags)

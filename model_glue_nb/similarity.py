@@ -17,7 +17,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .core import InputError, Store, digest, unknown
-from .kernels import CODES
+from .values import CODES
 from .pairs import METRICS, compare_weight
 from .streams import n_workers
 from .zoo import Zoo, ZooModel

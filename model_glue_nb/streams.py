@@ -16,7 +16,8 @@ from fastcore.basics import patch
 
 from . import kernels
 from .core import InputError
-from .kernels import BLOCK, CODES, EVERYTHING, ITEM_BYTES, NOTHING, kth_bin
+from .kernels import BLOCK, EVERYTHING, NOTHING, kth_bin
+from .values import CODES, ITEM_BYTES
 
 # %% ../nbs/02_streams.ipynb #454439d4
 class FileBlocks:
@@ -170,7 +171,7 @@ def histograms(self:Stream,
 def cut_of(
     bits:np.ndarray, # Magnitude bits of some values
     at:np.ndarray, # Their positions, ascending
-    k:int, # Rank of the last one to keep, from the largest, ≥ 1; more than there are keeps all that are not zero
+    k:int, # Rank of the last one to keep, ≥ 1; more than there are keeps all that are not zero
 )->tuple[int,int]: # (magnitude bits, position)
     "Cut below the k-th largest."
     if k > len(bits): return 0, -1

@@ -20,6 +20,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .core import InputError, MissingFile, Registry, atomic_path, digest, refuse, unknown
+from .values import CODES, n_bad, widen
 
 # %% ../nbs/01_zoo.ipynb #2128749d
 NUMPY_DTYPES = dict(BF16=np.uint16, F16=np.float16, F32=np.float32, F64=np.float64, I8=np.int8, U8=np.uint8,
@@ -148,7 +149,6 @@ def values(self:ZooModel,
     "A tensor widened to float32."
     x, t = self.raw(name), self.tensors[name]
     if t.dtype not in ("BF16", "F16", "F32"): return x.astype(np.float32)
-    from model_glue_nb.kernels import CODES, widen # compiled loops: 0.3 s to import, so only where weights are read
     out = np.empty(t.shape, np.float32); widen(x.reshape(-1).view(np.uint8), CODES[t.dtype], out.reshape(-1))
     return out
 
@@ -175,7 +175,6 @@ def problems(self:ZooModel)->list[str]: # Empty when the checkpoint is usable
 @patch
 def bad_weights(self:ZooModel)->list[str]: # Empty when all values are finite
     "Tensors that hold NaN or infinite values; reads every byte once."
-    from model_glue_nb.kernels import CODES, n_bad
     floats = [(k, t, self.raw(k).reshape(-1)) for k, t in self.tensors.items() if t.dtype in CODES or t.dtype == "F64"]
     bad = [(k, n_bad(x.view(np.uint8), CODES[t.dtype], x.size) if t.dtype in CODES else int((~np.isfinite(x)).sum()), x.size) for k, t, x in floats]
     return [f"'{self.name}': {n} of {size} values of '{k}' are NaN or infinite. Leave this model out or fetch it again." for k, n, size in bad if n]
