@@ -14,7 +14,7 @@ import numpy as np
 
 from .inputs import Derived
 from .jobs import LARGE, Job, Planner, output_problems
-from .kernels import CODES
+from .values import CODES
 from .methods import method_info, run_method
 from .recipes import MergeRecipe
 from .streams import ArrayBlocks, Stream, compute_device, n_workers

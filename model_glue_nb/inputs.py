@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import InputError, MissingFile, digest, refuse
-from .kernels import CODES, landing, widen
+from .values import CODES, landing, widen
 from .zoo import TensorInfo, ZooModel, sample_file
 
 

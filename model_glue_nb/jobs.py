@@ -16,13 +16,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from .core import InputError, digest, refuse, unknown
-<<<<<<< HEAD
 from .inputs import Derived, View, adapted, embedding_names, remap_vocabulary, tokenizer_print
-from .kernels import CODES
-=======
-from .inputs import View, adapted, embedding_names, remap_vocabulary, tokenizer_print
-from .values import CODES, ITEM_BYTES
->>>>>>> aec8c4b (values and kernels: one notebook each, all loops native; a merge starts without numba)
+from .values import CODES
 from .methods import method_info
 from .recipes import MergeRecipe, MergeSource, check_form, first_value, numbers_in
 from .zoo import NUMPY_DTYPES, TensorInfo, Zoo, ZooModel, open_model

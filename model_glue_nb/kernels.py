@@ -19,8 +19,7 @@ BLOCK = 2048
 
 @native
 def add_scaled(
-    x:"f4[:]", # n values
-    c:"f4", # Their coefficient
+    x:"f4[:]", c:"f4", # Values, and their coefficient
     base:"f4[:]", # Subtracted first, when `has_base`
     has_base:"i8", # 1 or 0
     total:"f4[:]", # Added to
@@ -321,8 +320,7 @@ def drop_by_rank(
 # %% ../nbs/01_kernels.ipynb #d361c08e
 @native
 def vote(
-    x:"f4[:]", # A task vector
-    w:"f4", # Its weight in the election
+    x:"f4[:]", w:"f4", # A task vector, and its weight in the election
     total:"f4[:]", # Added to
 ):
     "Add a weighted task vector."
@@ -330,8 +328,7 @@ def vote(
 
 @native
 def take_agreeing(
-    x:"f4[:]", # A task vector
-    w:"f4", # Its weight
+    x:"f4[:]", w:"f4", # A task vector, and its weight
     total:"f4[:]", # Result of the election
     num:"f4[:]", # Added to: w·x where the signs agree
     den:"f4[:]", # Added to: w where the signs agree

@@ -18,18 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-<<<<<<< HEAD
 from .core import AlreadyThere, InputError, atomic_path, refuse, write_text
 from .estimates import plan
 from .inputs import Derived, embedding_names, save_tokenizer
 from .jobs import LARGE, Job, Planner, check_recipe, jobs_of, output_problems, recipe_print
-from .kernels import CODES, ITEM_BYTES
-=======
-from .core import AlreadyThere, InputError, atomic_path, refuse
-from .inputs import Derived, embedding_names
-from .jobs import LAYER, Job, Planner, check_recipe, jobs_of, plan
 from .values import CODES, ITEM_BYTES
->>>>>>> aec8c4b (values and kernels: one notebook each, all loops native; a merge starts without numba)
 from .methods import merge_methods, run_method
 from .recipes import MergeRecipe, MergeSlice, MergeSource, recipe, stack
 from .streams import ArrayBlocks, FileBlocks, Stream, compute_device, n_workers, to_host
