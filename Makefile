@@ -29,7 +29,7 @@ docs: $(STAMP) ## the site into _docs, README.md from nbs/index.ipynb
 	@$(BIN)/python tools/build_docs.py
 
 bench: $(STAMP) ## speed and memory against peers and against the machine's limit
-	@$(BIN)/python benchmarks/merge.py $(ARGS)
+	@for b in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$b"; $(BIN)/python $$b $(ARGS) || exit 1; done
 
 clean: ## remove what can be made again; runs/ and .venv stay
 	@rm -rf _proc _docs build dist .pytest_cache nbs/nbdev.yml nbs/sidebar.yml

@@ -83,7 +83,7 @@ def group_bases(
     at = {m.name: i for i, m in enumerate(models)}
     return np.array([at.get(bases.get(m.name), -1) if bases.get(m.name) != m.name else -1 for m in models])
 
-# %% ../nbs/05_similarity.ipynb #ca4c69c6
+# %% ../nbs/05_similarity.ipynb #b2bf78f4
 def compare_group(
     models:list[ZooModel], # Of one signature
     base:np.ndarray, # Per model the position of its base, or −1
@@ -95,7 +95,8 @@ def compare_group(
     "All weights of all pairs, on all processors; the largest weights first."
     names = sorted(weights_of(models[0]), key=lambda k: -models[0].tensors[k].n_values); found = {}
     one = lambda k: compare_weight(models, k, base, metrics, share, seed)
-    with ThreadPoolExecutor(n_workers()) as pool:
+    from threadpoolctl import threadpool_limits
+    with ThreadPoolExecutor(n_workers()) as pool, threadpool_limits(1): # BLAS threads beside ours only spin
         for k, r in zip(names, pool.map(one, names)):
             found[k] = r; progress(len(found), len(names), f"comparing {len(models)} models")
     gather = lambda at: {m: np.stack([found[k][at][m] for k in weights_of(models[0])]) for m in metrics}
