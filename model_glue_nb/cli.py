@@ -72,14 +72,18 @@ def progress_bar():
 # %% ../nbs/14_cli.ipynb #702c239a
 @app.command()
 def doctor(
-    zoo:str=typer.Argument(help="A folder of checkpoints, a YAML list, or demo."),
-    headers_only:bool=typer.Option(False, help="Do not read the weights to look for NaN."),
+    zoo:str=typer.Argument(help="A folder, a YAML list (of hub ids only headers are fetched), or demo."),
+    pairs:bool=typer.Option(False, help="What can be done with every pair, and why."),
+    deep:bool=typer.Option(False, help="Read the weights too: NaN, and likely bases."),
     as_json:bool=AS_JSON,
 ):
-    "What a zoo holds and what is wrong with it."
-    from model_glue_nb.zoo import doctor
-    table = doctor(zoo, check_weights=not headers_only)
-    show(table, f"{zoo}: {len(table)} models, {table.group.nunique()} groups that could be averaged", as_json)
+    "What a zoo holds, what is wrong with it and which pairs can be merged, from headers and configs."
+    from model_glue_nb.doctor import examine_zoo, members_table, pairs_table
+    cases = examine_zoo(zoo, deep); table = members_table(cases)
+    brief = table["model group heads params dtype tokenizer base problem notes".split()]
+    brief = brief.loc[:, [c for c in brief if table[c].astype(bool).any()]] # columns that say something
+    shown = pairs_table(cases) if pairs else table if as_json else brief
+    show(shown, f"{zoo}: {len(table)} models, {table.group.nunique()} groups that could be averaged", as_json)
     if table.group.isna().all(): raise typer.Exit(2)
 
 @app.command()

@@ -17,10 +17,10 @@ from .merge import Files, open_input
 from .native import native
 from .zoo import ZooModel
 
-# %% ../nbs/05_pairs.ipynb #e12ada93
+# %% ../nbs/05_pairs.ipynb #8b0bed12
 METRICS = ("column_cosine", "cosine", "norm_ratio", "task_cosine", "sign_agreement", "subspace_overlap")
 ON_DELTAS = METRICS[3:] # what needs more than the products of the columns
-TILE, N_SKETCH, N_TOP = 256, 32, 8
+TILE, N_SKETCH, N_TOP = 512, 32, 8
 
 @native
 def column_products(
@@ -265,7 +265,7 @@ def compare_weight(
     values, *samples = [measured(s, shape, metrics) for s in sums if s]
     return values, bounds(values, samples, sum(map(len, groups)) / shape[0]), n_read
 
-# %% ../nbs/05_pairs.ipynb #29a5bd78
+# %% ../nbs/05_pairs.ipynb #c12a8772
 def add_rows(
     sums:Sums, # Added to
     inputs:list, # `FileBlocks` or `ArrayBlocks`, one per model
@@ -279,7 +279,7 @@ def add_rows(
     codes = np.array([x.code for x in inputs], np.int64); items = np.array(ITEM_BYTES)[codes]
     rng = np.random.default_rng(0) # the same sketch for all models
     buckets, flips = rng.integers(0, N_SKETCH, shape[0]), rng.choice(np.float32([-1, 1]), shape[0])
-    step = min(64, max(1, tile_bytes // (20 * n * width)))
+    step = min(32, max(1, tile_bytes // (20 * n * width)))
     raw, room = np.empty((n, step * width * 4), np.uint8), np.zeros((2, step, n, TILE), np.float32)
     signs, flags = np.empty(room.shape[1:], np.uint8), np.empty((2, TILE), np.uint8)
     line = np.empty(TILE, np.float32)
