@@ -8,7 +8,7 @@ __all__ = ['SMALL', 'PICKLES', 'COLUMNS', 'MUST', 'SHOWN', 'fetch_header', 'fetc
            'chat_template', 'rope', 'heads', 'norm_eps', 'members_table', 'facts', 'doctor', 'differs', 'cautions',
            'tokenizer_overlap', 'verdict', 'in_words', 'pairs_table']
 
-# %% ../nbs/05_doctor.ipynb #126efde3
+# %% ../nbs/05_doctor.ipynb #6bdc2435
 import json, struct, tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .core import InputError, MissingFile, digest
 from .inputs import adapter_problems, tokens_of
-from .kernels import CODES
+from .values import CODES
 from .mergeability import cluster_by_similarity
 from .similarity import layer, similarity
 from .zoo import Zoo, ZooModel, is_hub_id, open_model, read_card, zoo_entries
