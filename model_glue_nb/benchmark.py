@@ -294,13 +294,14 @@ def lm_eval_task(
 
 # %% ../nbs/03_benchmark.ipynb #bddaf3b0
 def as_lm_eval(
-    live, # A `LanguageModel`, or anything with `generate(prompts, max_new_tokens, stop)`
+    live, # Has `lm_eval(batch_size)`, is a `LanguageModel`, or has `generate(prompts, max_new_tokens, stop)`
     batch_size:int=64, # Prompts per batch
 ): # An lm-eval model
     "The lm-eval model over something that generates; checkpoints run in lm-eval's own HFLM."
     from lm_eval.api.model import LM
     from lm_eval.models.huggingface import HFLM
     logging.getLogger("lm_eval").setLevel(logging.ERROR) # it warns that an in-memory model is in memory
+    if hasattr(live, "lm_eval"): return live.lm_eval(batch_size) # a mixture must know where a prompt ends
     if isinstance(live, LanguageModel):
         return HFLM(pretrained=live.model, tokenizer=live.tokenizer, batch_size=batch_size)
     class TextLM(LM):
@@ -308,7 +309,7 @@ def as_lm_eval(
         def generate_until(self, requests, disable_tqdm=False):
             kwargs = requests[0].args[1]
             return live.generate([r.args[0] for r in requests], kwargs["max_gen_toks"], list(kwargs["until"]))
-        def loglikelihood(self, requests, disable_tqdm=False): raise InputError("This suite scores continuations; mixtures generate only.")
+        def loglikelihood(self, requests, disable_tqdm=False): raise InputError("This suite scores continuations; this model generates only.")
         loglikelihood_rolling = loglikelihood
     return TextLM()
 

@@ -196,10 +196,10 @@ def mixture_of(
     best = max(experts, key=lambda e: np.mean([v.mean() for v in items[e].values()]))
     settings = dict(name=work.recipe.mixture["router"]) | (dict(seed=work.recipe.seed) if work.recipe.mixture["router"] == "random" else {})
     spec = MixtureSpec(tuple(experts), settings, eyes=best, features=work.recipe.mixture.get("features", "embedding"))
-    key = digest(asdict(spec), [work.zoo[e].fingerprint() for e in experts], [q.key for t in work.search.tasks for q in t.questions])
+    key = digest("router.json", asdict(spec), [work.zoo[e].fingerprint() for e in experts], [q.key for t in work.search.tasks for q in t.questions])
     out = work.run.path/"models"/name
     if out.is_dir() and work.run.read_json(f"models/{name}.recipe", {}).get("fingerprint") == key: return work.add(open_model(out))
-    model = mix(spec, work.zoo, out, work.search, items, overwrite=True)
+    model = mix(spec, out, work.zoo, work.search, items, overwrite=True)
     work.run.write_json(f"models/{name}.recipe", dict(fingerprint=key))
     return work.add(model)
 
@@ -212,6 +212,7 @@ def size(
     m = work.zoo[name]
     if m.kind == "checkpoint": return m.n_params, m.n_params
     manifest = json.loads((m.path/"mixture.json").read_text()); n = {e["name"]: e["n_params"] for e in manifest["experts"]}
+    if manifest.get("checkpoint"): return m.n_params, manifest["params_active"]
     eyes = n[manifest["eyes"]] if manifest["features"] == "hidden" else 0
     return sum(n.values()), max(n.values()) + eyes
 
