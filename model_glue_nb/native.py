@@ -34,7 +34,7 @@ def _c_types(kind, dims): # How C sees an argument
 def _c_values(x, dtype, dims): # The values of an argument that is an array
     if x.dtype != dtype or x.ndim != dims or not x.flags.c_contiguous:
         raise TypeError(f"A native loop was given {x.dtype} of shape {x.shape}, strides {x.strides}; "
-                        f"it takes {dtype} with {dims} dimensions, contiguous. Convert it with np.ascontiguousarray.")
+                        f"it takes {dtype} with {dims} dimensions, contiguous: np.ascontiguousarray.")
     return (None, None, x.size, x.itemsize, x.ctypes.data, *x.shape, *x.strides)
 
 # %% ../nbs/01_native.ipynb #69cf1fb0
