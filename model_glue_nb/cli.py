@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'AS_JSON', 'main', 'show', 'cell', 'progress_bar', 'doctor', 'score', 'tell_skipped', 'similarity', 'clusters',
-           'merge', 'n_bytes', 'show_plan', 'byte_bar', 'search', 'run', 'in_words', 'report', 'zoo']
+           'merge', 'n_bytes', 'show_plan', 'byte_bar', 'search', 'settings', 'run', 'in_words', 'report', 'zoo']
 
 # %% ../nbs/14_cli.ipynb #fed2a6f5
 import json, os, re, sys, time
@@ -218,23 +218,34 @@ def search(
     zoo:str=typer.Argument(help="A folder of checkpoints, a YAML list, or demo."),
     out:Path=typer.Option(..., help="Run folder for trials.csv and the winners."),
     strategy:str=typer.Option("coefficient"), method:str=typer.Option("linear"), suite:str=typer.Option("demo"),
-    budget:int=typer.Option(60, help="Most merges to score per cluster."),
+    budget:str=typer.Option("60", help="Per cluster: evaluations (60), questions (5000q) or seconds (90s)."),
     threshold:float=typer.Option(0.95, help="Least mean similarity within a cluster."),
+    questions:int=typer.Option(0, help="At most so many search questions per task; 0: all."),
+    option:list[str]=typer.Option([], help="The strategy's own settings, such as layer_groups=4; repeatable."),
+    seed:int=typer.Option(0, help="Of strategies that draw."),
+    executor:str=typer.Option("local", help="local or ray."),
+    resume:bool=typer.Option(False, help="Accepted for clarity: a search always goes on where it was."),
     as_json:bool=AS_JSON,
 ):
-    "Search the best merge of every cluster; the same command continues an interrupted search."
-    import pandas as pd
-    from model_glue_nb.pipeline import begin, find_clusters, glue_cluster, read_recipe
-    recipe = read_recipe(dict(zoo=zoo, suite=suite, clusters=dict(threshold=threshold),
-                              merge=dict(methods=[method], strategy=strategy, budget=budget)))
-    with progress_bar() as progress:
-        work = begin(recipe, out, progress)
-        with work.run.lock(): found = [(c, *glue_cluster(work, c)) for c in find_clusters(work)]
-    work.run.write_table("trials", pd.DataFrame([r for _, _, rows in found for r in rows]))
+    "Search the best merge of every cluster, and tell on unseen questions what it won."
+    from model_glue_nb.pipeline import begin, read_recipe, search_clusters
+    how = dict(methods=[method], strategy=strategy, executor=executor, options=settings(option),
+               budget=int(budget) if budget.isdigit() else budget)
+    recipe = read_recipe(dict(zoo=zoo, suite=suite, seed=seed, search_questions=questions or None, merge=how,
+                              clusters=dict(threshold=threshold)))
+    with progress_bar() as progress: work = begin(recipe, out, progress); table = search_clusters(work)
     tell_skipped(work.zoo)
-    winners = [dict(cluster=c.name, members=len(c.members), winner=name, trials=len(rows), folder=str(work.zoo[name].path))
-               for c, name, rows in found]
-    show(pd.DataFrame(winners), "Winners on the search split", as_json)
+    show(table, "Winners, and how far ahead of the best single model on the report split", as_json)
+
+def settings(
+    pairs:list[str], # "layer_groups=4"
+)->dict: # Numbers as numbers
+    "Settings from the command line."
+    import yaml
+    from model_glue_nb.core import InputError
+    for p in pairs:
+        if "=" not in p: raise InputError(f"The option is '{p}'. Write name=value, such as layer_groups=4.")
+    return {k: yaml.safe_load(v) for k, v in (p.split("=", 1) for p in pairs)}
 
 # %% ../nbs/14_cli.ipynb #d0dadd67
 @app.command()

@@ -211,7 +211,8 @@ def start(cls:Run,
         other = sorted(k for k in {*was, *recipe} if was.get(k) != recipe.get(k))
         if other: raise AlreadyThere(f"'{path}' holds another run: its recipe differs in {', '.join(other)}. "
                                      "Give another --out, or the recipe.yaml that is in that folder.")
-    elif path.is_dir() and any(f.name != "store.sqlite" for f in path.iterdir() if not f.name.startswith(("store.sqlite", ".lock"))):
+    ours = ("store.sqlite", ".lock", ".recipe.yaml.") # the last is what a kill leaves
+    if not file.exists() and path.is_dir() and any(not f.name.startswith(ours) for f in path.iterdir()):
         raise AlreadyThere(f"'{path}' is not empty and holds no recipe.yaml. Give a new or empty folder.")
     path.mkdir(parents=True, exist_ok=True)
     if not file.exists(): write_text(file, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
@@ -262,10 +263,13 @@ def read_json(self:Run,
 @patch
 @contextmanager
 def lock(self:Run):
-    "Hold the run folder alone; a second process is refused instead of mixing its results in."
+    "Hold the run folder alone, also across nested calls; a second process is refused instead of mixing its results in."
     import fcntl
+    if getattr(self, "_held", False): yield self; return
     with open(self.path/".lock", "w") as f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"Another process works on the run '{self.path}'. Wait for it, or give another --out.") from None
-        yield self
+        self._held = True
+        try: yield self
+        finally: self._held = False

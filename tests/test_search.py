@@ -1,0 +1,264 @@
+"Strategies by toy scores and on real weights: laws, budgets, resuming after kills, what is remembered, what is refused."
+import math, os, random, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_glue_nb.benchmark import load_suite
+from model_glue_nb.candidates import CandidateScorer, coefficients, leaves
+from model_glue_nb.core import InputError, Run, Store, digest
+from model_glue_nb.methods import merge_methods, method_info
+from model_glue_nb.problems import Answer, Ask, Problem, first, weigh
+from model_glue_nb.recipes import check_form, recipe
+from model_glue_nb.search import Budget, search
+from model_glue_nb.strategies import strategies, undominated
+from model_glue_nb.zoo import read_zoo, tiny_zoo
+
+MEMBERS = ["a", "b", "c", "d", "spoiler"]
+METHODS = [m for m in merge_methods if method_info(m).n_models != 1]
+GOAL = dict(a=.5, b=.3, c=.2)
+
+class Toy:
+    "A score by arithmetic that offers all that strategies ask for; three tasks, forty questions each."
+    layers = staticmethod(lambda members: tuple(f"model.layers.{i}." for i in range(4)))
+    def __init__(self, fail=lambda c: False): self.asked, self.fail = [], fail
+
+    def shares(self, c):
+        if isinstance(c, str): return {c: 1.0}
+        number = lambda w: np.mean([v["value"] for v in w]) if isinstance(w, list) else w
+        out = {}
+        t = number(c.parameters["t"]) if c.method == "slerp" else None
+        for i, s in enumerate(c.models):
+            w = number(s.weight) if t is None else (1 - t, t)[i]
+            for m, x in self.shares(s.model).items(): out[m] = out.get(m, 0) + w * x
+        total = sum(out.values()) or 1
+        return {m: w / total for m, w in out.items()}
+
+    def skill(self, c):
+        w = self.shares(c); far = math.sqrt(sum((w.get(m, 0) - GOAL.get(m, 0))**2 for m in {*w, *GOAL}))
+        return {t: min(1, max(0, 1 - far * k)) for t, k in dict(x=.6, y=.8, z=1.).items()}
+
+    def items(self, c, share=1.0):
+        self.asked.append((repr(c), share))
+        if self.fail(c): return {t: np.array([np.nan]) for t in "xyz"}
+        hard = np.random.default_rng(3).random((3, 40))
+        return first({t: (hard[i] < s).astype(float) for i, (t, s) in enumerate(self.skill(c).items())}, share)
+
+    def similarity(self, c, names): w = self.shares(c); return [w.get(n, 0) + .01 * MEMBERS.index(n) for n in names]
+
+every = pytest.mark.parametrize("strategy", strategies)
+
+def found(strategy, method="linear", budget=40, score=None, **kw):
+    return search(MEMBERS, score or Toy(), method, strategy, budget, "d" if method_info(method).needs_base else None, **kw)
+
+@every
+@pytest.mark.parametrize("method", METHODS)
+def test_every_strategy_works_with_every_method(strategy, method):
+    r = found(strategy, method)
+    assert r.trials and r.score >= max(a.mean for a in r.own.values())
+    for t in r.trials:
+        assert not isinstance(t.candidate, str) and not check_form(t.candidate), t.label
+        assert set(leaves(t.candidate)) <= set(MEMBERS)
+
+@every
+def test_the_budget_is_respected_and_nothing_is_asked_twice(strategy):
+    for budget, spent in ((7, lambda r: sum(t.questions for t in r.trials) / 120), (Budget(questions=700), lambda r: sum(t.questions for t in r.trials) / 100)):
+        score = Toy(); r = found(strategy, budget=budget, score=score)
+        assert 0 < spent(r) <= 7 + 1e-9
+        assert len(score.asked) == len(set(score.asked)), "the same candidate was scored twice"
+        assert [t.number for t in r.trials] == list(range(len(r.trials)))
+        best = [t.best for t in r.trials]
+        assert best == sorted(best)
+
+@every
+def test_seconds_end_a_search(strategy):
+    class Slow(Toy):
+        def items(self, c, share=1.0): time.sleep(.01 * (not isinstance(c, str))); return super().items(c, share)
+    r = found(strategy, budget="0.1s", score=Slow())
+    assert 3 <= len(r.trials) <= 11
+
+@every
+def test_the_order_of_members_does_not_matter(strategy):
+    one, other = found(strategy), search(MEMBERS[::-1], Toy(), "linear", strategy, 40)
+    assert [t.candidate for t in one.trials] == [t.candidate for t in other.trials] and one.winner == other.winner
+
+@every
+def test_the_spoiler_is_left_out_and_the_winner_gains(strategy):
+    r = found(strategy, budget=80)
+    assert Toy().shares(r.winner).get("spoiler", 0) < .15
+    assert r.score > max(a.mean for a in r.own.values()) + .05
+
+@every
+def test_a_failed_trial_is_reported_and_the_search_goes_on(strategy):
+    fails = lambda c: not isinstance(c, str) and int(digest(repr(c)), 16) % 2 == 0
+    r = found(strategy, budget=30, score=Toy(fails))
+    assert r.failed and all(t.failed == "The score is not a number." and math.isnan(t.score) for t in r.failed)
+    assert len(r.trials) > len(r.failed) and not fails(r.winner) and math.isfinite(r.score)
+
+@every
+def test_seeds_decide(strategy):
+    a, b, c = (found(strategy, seed=s) for s in (0, 0, 1))
+    assert [t.candidate for t in a.trials] == [t.candidate for t in b.trials]
+    if strategy in ("evolution", "racing", "pareto"): assert [t.candidate for t in a.trials] != [t.candidate for t in c.trials]
+
+class Killed(BaseException): pass
+
+@every
+def test_resumed_after_a_kill_at_every_trial_it_ends_the_same(strategy, tmp_path):
+    class Fragile(Toy):
+        left = 1
+        def items(self, c, share=1.0):
+            if not isinstance(c, str):
+                if not self.left: raise Killed
+                self.left -= 1
+            return super().items(c, share)
+    whole = found(strategy, budget=8)
+    for n in range(200):
+        try: r = found(strategy, budget=8, score=Fragile(), run=tmp_path/"run"); break
+        except Killed: continue
+    key = lambda r: [(t.number, t.candidate, t.score, t.best, t.share, t.questions) for t in r.trials]
+    assert key(r) == key(whole) and r.winner == whole.winner and n >= len(whole.trials) - 1
+    stored = studies(tmp_path/"run")[0].trials
+    assert sorted(t.user_attrs["number"] for t in stored) == list(range(len(whole.trials)))
+
+def studies(run):
+    import optuna
+    file = f"sqlite:///{run/'trials.db'}"
+    return [optuna.load_study(study_name=n, storage=file) for n in optuna.get_all_study_names(file)]
+
+def killed(n, longest, work):
+    "Run some work in a child n times and kill it at a random moment; how often the kill came before the end."
+    rng, kills = random.Random(7), 0
+    for _ in range(n):
+        if not (child := os.fork()):
+            try: work()
+            finally: os._exit(0)
+        time.sleep(rng.uniform(0, longest))
+        try: os.kill(child, signal.SIGKILL)
+        finally: kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    return kills
+
+def same_and_whole(run, resumed, whole):
+    "No trial is lost or doubled, and the end is that of a search which nobody disturbed."
+    assert [(t.number, t.candidate, t.score, t.share) for t in resumed.trials] == [(t.number, t.candidate, t.score, t.share) for t in whole.trials]
+    assert resumed.winner == whole.winner and resumed.score == whole.score
+    assert sorted(t.user_attrs["number"] for t in studies(run)[0].trials) == list(range(len(whole.trials)))
+
+@pytest.mark.parametrize("strategy", ["evolution", "racing", "coefficient"])
+def test_killed_by_the_system_at_twenty_random_moments(strategy, tmp_path):
+    class Slow(Toy):
+        def items(self, c, share=1.0): time.sleep(.04 * (not isinstance(c, str))); return super().items(c, share)
+    kills = killed(20, .5, lambda: found(strategy, score=Slow(), run=tmp_path/"run"))
+    same_and_whole(tmp_path/"run", found(strategy, run=tmp_path/"run"), found(strategy))
+    assert kills >= 10
+
+def test_pareto_gives_a_front_to_pick_from():
+    r = found("pareto", budget=60)
+    points = np.array([list(t.values()) for t in r.front.values()])
+    assert len(undominated(points)) == len(points) and max(p.mean() for p in points) == pytest.approx(r.score)
+    assert (np.diff([p.mean() for p in points]) <= 1e-12).all()
+
+def test_racing_asks_a_third_of_the_questions():
+    race, full = found("racing", options=dict(n=40), budget=1000), found("racing", options=dict(n=40, shares=(1.0,)), budget=1000)
+    asked = lambda r: sum(t.questions for t in r.trials)
+    assert asked(race) * 3 <= asked(full) and Answer(Toy().items(race.winner)).mean >= Answer(Toy().items(full.winner)).mean - .05
+    assert any(t.share < 1 for t in race.trials) and all(t.share == 1 for t in race.trials if t.candidate == race.winner and t.score == race.score)
+
+def test_layers_can_differ():
+    r = search(["a", "b"], Toy(), "linear", "layerwise", 60, options=dict(layer_groups=2))
+    assert any(isinstance(s.weight, list) for t in r.trials for s in t.candidate.models)
+    many = search(["a", "b"], Toy(), "linear", "evolution", 30, options=dict(layer_groups=4))
+    layered = [s.weight for t in many.trials[1:] for s in t.candidate.models if isinstance(s.weight, list)]
+    assert layered and max(len({v["value"] for v in w}) for w in layered) == 5, "four groups, and what lies outside"
+
+# Real weights
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    "Four related random models: a base and three that differ from it a little."
+    import torch
+    from safetensors.torch import load_file, save_file
+    room = tmp_path_factory.mktemp("tiny"); tiny_zoo(room, ["base", "x", "y", "z"], dtype="float32"); base = load_file(room/"base"/"model.safetensors")
+    for i, n in enumerate("xyz"):
+        torch.manual_seed(i); save_file({k: v + .02 * torch.randn_like(v) for k, v in base.items()}, room/n/"model.safetensors", {"format": "pt"})
+    return read_zoo([room/n for n in ("base", "x", "y", "z")])
+
+@pytest.mark.parametrize("candidate", [
+    recipe("linear", ["x", "y", "z"], [.5, .3, .2]), recipe("linear", [recipe("linear", ["x", "y"]), "z"], [.7, .3]),
+    recipe("task_arithmetic", ["x", "y"], [1., .4], base="base", scale=.8), "x"], ids=str)
+def test_similarity_by_products_equals_similarity_by_weights(tiny, candidate):
+    score = CandidateScorer(tiny, load_suite("demo").part("search", 1)); names = ["base", "x", "y", "z"]
+    fast = score.similarity(candidate, names)
+    if not isinstance(candidate, str):
+        score.grams_of = lambda names: None
+        assert np.allclose(fast, score.similarity(candidate, names), atol=2e-5)
+    c, total = coefficients(candidate), []
+    for k in score.mlp_weights("x"):
+        m = sum(w * tiny[n].values(k).astype(np.float64) for n, w in c.items()); x = [tiny[n].values(k).astype(np.float64) for n in names]
+        total.append([((m * v).sum(0) / np.linalg.norm(m, axis=0) / np.linalg.norm(v, axis=0)).mean() for v in x])
+    assert np.allclose(fast, np.mean(total, 0), atol=2e-5)
+
+@pytest.fixture(scope="module")
+def demo():
+    import torch
+    torch.set_num_threads(1)
+    return read_zoo("demo").subset(["a-base", "a-sort", "a-reverse"]), load_suite("demo").only(["sort", "reverse"]).part("search", 10)
+
+@pytest.mark.parametrize("strategy, method", [("layerwise", "ties"), ("similarity_ascending", "ties"), ("similarity_descending", "linear"),
+                                              ("pareto", "task_arithmetic"), ("racing", "slerp"), ("evolution", "dare_ties")])
+def test_real_merges(demo, strategy, method, tmp_path):
+    zoo, part = demo; score = CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))
+    r = search(zoo.names, score, method, strategy, 6, "a-base", run=tmp_path/"run")
+    assert r.trials and not r.failed and r.score == pytest.approx(score(r.winner))
+    assert all(t.bytes > 0 and t.seconds > 0 for t in r.trials)
+    kept = studies(tmp_path/"run")[0].trials
+    assert [t.user_attrs["label"] for t in kept] == [t.label for t in r.trials]
+    assert all(sum(map(len, t.user_attrs["items"].values())) > 0 and t.user_attrs["recipe"] for t in kept)
+
+def test_real_merges_killed_at_twenty_random_moments(demo, tmp_path):
+    zoo, part = demo; once = lambda run, scorer: search(zoo.names, scorer, "task_arithmetic", "evolution", 24, "a-base", run=run)
+    whole = once(None, CandidateScorer(zoo, part))
+    kills = killed(20, 1.5, lambda: once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))))
+    same_and_whole(tmp_path/"run", once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))), whole)
+    assert kills >= 5
+
+def test_answers_are_shared_by_strategies_and_runs(demo, tmp_path):
+    zoo, part = demo; store = Store(tmp_path/"store.sqlite"); first_time = CandidateScorer(zoo, part, store)
+    one = search(zoo.names, first_time, "linear", "average", 5)
+    class Dead(CandidateScorer):
+        def made(self, candidate): raise AssertionError("a model was made again")
+    assert search(zoo.names, Dead(zoo, part, store), "linear", "average", 5).winner == one.winner
+    both = search(["a-sort", "a-reverse"], first_time, "linear", "coefficient", 9) # 0.5 is also the soup of the two
+    again = search(["a-sort", "a-reverse"], Dead(zoo, part, store), "linear", "average", 1)
+    assert again.trials[0].candidate in [t.candidate for t in both.trials]
+    assert CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite")).known(one.winner, 1.0)
+
+def test_one_live_model_serves_all_candidates(demo, monkeypatch):
+    zoo, part = demo; loads = []
+    from model_glue_nb.zoo import ZooModel
+    load = ZooModel.load
+    monkeypatch.setattr(ZooModel, "load", lambda self, *a, **k: loads.append(self.name) or load(self, *a, **k))
+    score = CandidateScorer(zoo, part); search(zoo.names, score, "linear", "coefficient", 8)
+    assert len(loads) == len(zoo) + 1, "one load per member's own score, one for all merges"
+
+def test_two_processes_on_one_run_folder(tmp_path):
+    run = Run.start(tmp_path/"run", dict(command="search", zoo=sorted(MEMBERS)))
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_search import *; found('average', run={str(run.path)!r})"
+    with run.lock(): r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert r.returncode and "Another process works on the run" in r.stderr
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+def test_the_run_folder_of_another_zoo(demo, tmp_path):
+    zoo, part = demo; found("average", run=tmp_path/"toy")
+    with pytest.raises(InputError, match="its recipe differs in questions, zoo"): search(zoo.names, CandidateScorer(zoo, part), run=tmp_path/"toy")
+    search(zoo.names, CandidateScorer(zoo, part), "linear", "average", 2, run=tmp_path/"run")
+    fewer = zoo.subset(["a-base", "a-sort"])
+    with pytest.raises(InputError, match="differs in zoo"): search(fewer.names, CandidateScorer(fewer, part), run=tmp_path/"run")
+
+def test_nan_weights_fail_one_trial(demo):
+    zoo, part = demo; score = CandidateScorer(zoo, part)
+    object.__setattr__(zoo["a-reverse"], "bad_weights", lambda: ["'a-reverse' holds NaN. Leave it out."])
+    try: r = search(zoo.names, score, "linear", "average", 6)
+    finally: zoo["a-reverse"].__dict__.pop("bad_weights")
+    assert r.failed and all("holds NaN" in t.failed for t in r.failed)
