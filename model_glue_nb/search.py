@@ -214,7 +214,7 @@ def converse(
         answers = [ledger.answer(a) for a in asks]
         if None in answers: return talk.close()
 
-# %% ../nbs/06_search.ipynb #7c1f940a
+# %% ../nbs/06_search.ipynb #dcc20aba
 OFFERS = dict(items="asks part of the questions: give a score with a method items(candidate, share)",
               similarity="compares weights: give a score with a method similarity(candidate, names)",
               layers="works by layers: give a score with a method layers(members) that finds them")
@@ -225,7 +225,7 @@ def check_search(members, score, method, strategy, base, options): # Arguments o
     who = ", ".join(members) or "none"
     wrong = [(len(members) < 2, f"A search needs at least two models, got {len(members)}: {who}."),
              (len(set(members)) < len(members), f"A member is named twice: {who}. Name each once."),
-             (info.n_models == 1, f"'{method}' takes one model, a search merges several. Use another method."),
+             (info.n_models == 1, f"'{method}' takes one model, a search merges several. Use another."),
              (info.needs_base and not base, f"'{method}' merges task vectors and needs the base model. "
                                             "Name it, or use 'linear'.")]
     out = [text for is_so, text in wrong if is_so]
