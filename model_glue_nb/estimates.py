@@ -37,13 +37,15 @@ def rehearse(
     blocks = [CountedBlocks(rng.standard_normal(shape, np.float32)) for _ in job.all_inputs]
     base = blocks[k] if job.base is not None else None
     def run():
-        stream = Stream(blocks[:k], shape, base, job.keys, device=device); tracemalloc.start()
-        start = time.perf_counter(); kernel = run_method(job.method, stream, job.parameters)
-        stream.make(kernel, CODES["F32"], lambda block, at: None); seconds = time.perf_counter() - start
-        seen.extend((stream.n, seconds, tracemalloc.get_traced_memory()[1])); tracemalloc.stop()
-    thread = Thread(target=run); thread.start(); thread.join() # with buffers of its own
-    n, seconds, held = seen
-    return sum(b.n_read for b in blocks) / len(blocks) / n, seconds / n, held
+        stream = Stream(blocks[:k], shape, base, job.keys, device=device); start = time.perf_counter()
+        kernel = run_method(job.method, stream, job.parameters)
+        stream.make(kernel, CODES["F32"], lambda block, at: None)
+        return time.perf_counter() - start
+    def in_thread(): # with buffers of its own
+        tracemalloc.start(); run(); seen.append(tracemalloc.get_traced_memory()[1]); tracemalloc.stop()
+    thread = Thread(target=in_thread); thread.start(); thread.join(); n = blocks[0].bytes.size // 4
+    reads = sum(b.n_read for b in blocks) / len(blocks) / n
+    return reads, (run() if large else 0) / n, seen[0] # the second time all is compiled
 
 
 # %% ../nbs/04_estimates.ipynb #60524614
@@ -56,10 +58,13 @@ class Costs:
     def rehearsed(self, job):
         extreme = lambda v: v if isinstance(v, str) else [(x == 0, x == 1) for x in np.atleast_1d(v)]
         like = Stream([ArrayBlocks(np.zeros(1)) for _ in job.all_inputs], job.shape)
-        large, numbers = len(like.chunks()) > 1, {k: extreme(v) for k, v in job.parameters.items()}
-        key = repr((job.method, len(job.inputs), job.base is not None, large, numbers))
-        if key not in self.known: self.known[key] = rehearse(job, large, self.device)
-        return self.known[key]
+        numbers = {k: extreme(v) for k, v in job.parameters.items()}
+        key = repr((job.method, len(job.inputs), job.base is not None, numbers))
+        def known(large):
+            if (key, large) not in self.known: self.known[key, large] = rehearse(job, large, self.device)
+            return self.known[key, large]
+        reads, seconds, held = known(True)
+        return (reads if len(like.chunks()) > 1 else known(False)[0]), seconds, held
 
     def of(self,
         x, # `Job`, `TensorInfo` or `Derived`
@@ -109,14 +114,15 @@ def plan(
     device:str="auto", # As for `merge`
 )->dict: # Tensors, bytes, estimates, notes and problems
     "What a merge will read, write and hold, without doing it."
-    device = compute_device(device); p, costs = Planner(recipe, models), Costs(device); p.made = p.jobs()
+    device = compute_device(device); p, costs, own = Planner(recipe, models), Costs(device), own_memory()
+    p.made = p.jobs()
     jobs = list(p.written().values()) if p.made else []; each = [costs.of(j) for j in jobs]
     write, n = sum(j.n_bytes for j in jobs), n_workers()
     held = max((c[2] * (1 if j.n_values >= LARGE else n) for j, c in zip(jobs, each)), default=0)
     inputs = sum(b - a for _, a, b in costs.files); speed = reading_speed(costs.files)
     seconds = sum(c[1] for c in each) / n + inputs / speed + write / WRITING_SPEED
     bad = p.problems + (output_problems(out, write, overwrite) if out else [])
-    memory, read = int(own_memory() + n * costs.buffers + held), int(sum(c[0] for c in each))
+    memory, read = int(own + n * costs.buffers + held), int(sum(c[0] for c in each))
     params, seconds = sum(j.n_values for j in jobs), round(seconds, 2)
     return dict(method=recipe.method, device=device, tensors=len(jobs), parameters=params, input_bytes=inputs,
                 read_bytes=read, write_bytes=write, memory_bytes=memory, seconds=seconds,

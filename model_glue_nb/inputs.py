@@ -204,23 +204,24 @@ def tokens_of(
 @dataclass(frozen=True)
 class Vocabulary:
     "Whose tokens the rows of a result belong to."
-    source: str # "base", "union" or a model's name
+    source: object # "base", "union" or the `View` whose tokenizer counts
     views: list[View] # The one that leads first
     tokens: dict[str, int] # Token → row
 
 def vocabulary(
-    source:str, # "base", "union" or a model's name
+    source, # "base", "union", a model's name or its `View`
     views:list[View], # The one that leads first
 )->Vocabulary:
     "The vocabulary of a result."
-    own = {v.name: v.tokens() for v in views if v.model is not None}
+    if source == "base": return Vocabulary(source, views, views[0].tokens())
     if source != "union":
-        name = views[0].name if source == "base" else source
-        if name not in own:
-            raise InputError(f"tokenizer is '{source}'. Give base, union, or one of {', '.join(own)}.")
-        return Vocabulary(source, views, own[name])
-    out = dict(own[views[0].name]); end = max(out.values()) + 1
-    for t in own.values():
+        own = source if isinstance(source, View) else next((v for v in views if v.name == source), None)
+        if own is None:
+            names = ", ".join(v.name for v in views)
+            raise InputError(f"tokenizer is '{source}'. Give base, union, or one of {names}.")
+        return Vocabulary(own, views, own.tokens())
+    out = dict(views[0].tokens()); end = max(out.values()) + 1
+    for t in [v.tokens() for v in views[1:]]:
         for token in sorted(t, key=t.get):
             if token not in out: out[token] = end; end += 1
     return Vocabulary(source, views, out)
@@ -272,7 +273,8 @@ class RowBlocks:
 
 # %% ../nbs/04_inputs.ipynb #8de0de5e
 def remap_vocabulary(
-    r, # The recipe
+    source, # As for `vocabulary`
+    multiple:int|None, # Rows are padded to a multiple of this
     views:list[View], # The one that leads first; their inputs are replaced
 ):
     "Give all views the same rows."
@@ -282,9 +284,9 @@ def remap_vocabulary(
                          "word_embeddings), so its vocabulary stays as it is. Leave out tokenizer and pad_to_multiple_of.")
     refuse(f"'{v.name}' has no tensor '{k}', '{views[0].name}' has. Merge within one architecture."
            for v in views for k in names if k not in v.inputs)
-    words = vocabulary(r.tokenizer or "base", views); n = max(words.tokens.values()) + 1
-    if r.tokenizer in (None, "base"): n = max(n, views[0].inputs[names[0]].shape[0])
-    if r.pad_to_multiple_of: n = -(-n // r.pad_to_multiple_of) * r.pad_to_multiple_of
+    words = vocabulary(source, views); n = max(words.tokens.values()) + 1
+    if source == "base": n = max(n, views[0].inputs[names[0]].shape[0])
+    if multiple: n = -(-n // multiple) * multiple
     for name in names:
         old = [v.inputs[name] for v in views]; tables = [(x.shape[0], v.tokens()) for x, v in zip(old, views)]
         for i, v in enumerate(views):
@@ -348,9 +350,8 @@ def save_tokenizer(
     "Write the tokenizer of the result, where it is not the leading model's own."
     words = view.vocabulary
     if not words or words.source == "base": return
-    homes = {v.name: v.model.path for v in words.views if v.model is not None}
-    if words.source != "union": return copy_tokenizer(homes[words.source], out)
-    parts = [json.loads((h/"tokenizer.json").read_text()) for h in homes.values()]
+    if words.source != "union": return copy_tokenizer(words.source.model.path, out)
+    parts = [json.loads((v.model.path/"tokenizer.json").read_text()) for v in words.views]
     for f in ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json"): # of the slow one
         (out/f).unlink(missing_ok=True)
     (out/"tokenizer.json").write_text(json.dumps(join_tokenizers(words.tokens, parts), ensure_ascii=False))

@@ -274,14 +274,14 @@ def align(self:Planner):
         heads = [n for w in views for n in embedding_names(w)[1:] if n.endswith("weight")]
         if heads and names and heads[0] not in v.inputs and names[0] in v.inputs: v.inputs[heads[0]] = v.inputs[names[0]]
     if r.tokenizer is None and r.pad_to_multiple_of is None: return self.same_tokenizers(views)
-    try: remap_vocabulary(r, views)
+    try: remap_vocabulary(self.views.get(r.tokenizer) or r.tokenizer or "base", r.pad_to_multiple_of, views)
     except InputError as e: self.problems.append(str(e))
 
 @patch
 def same_tokenizers(self:Planner, views):
     "Equal shapes with different tokenizers would merge unrelated rows."
-    prints = {v.name: f for v in views if (f := tokenizer_print(v))}
-    other = [n for n, f in prints.items() if f != prints.get(self.lead.name, f)]
+    own = tokenizer_print(self.lead)
+    other = [v.name for v in views if own and tokenizer_print(v) not in (own, None)]
     if other: self.problems.append(f"'{other[0]}' has another tokenizer than '{self.lead.name}'. "
                                    "Choose one: tokenizer: base, union or a model's name.")
 

@@ -234,10 +234,10 @@ def nearswap(
 @exactly(1)
 def passthrough(
     models:Stream, # One model
-    scale:float=1.0, # Multiplies the values
+    scale:PerModel=1.0, # Multiplies the values
 )->Kernel:
     "The model itself; with slices, the method that stacks layers."
-    return models.weighted([scale])
+    return models.weighted(scale)
 
 # %% ../nbs/04_methods.ipynb #37136135
 def consensus(
@@ -318,6 +318,7 @@ def breadcrumbs_ties(deltas:Stream, weights:PerModel=1.0, density:PerModel=0.5, 
 def _random(deltas, weights, density, spread, rescale, elect, normalize, scale):
     keys, rows = [np.uint64(k) for k in deltas.keys], spread is not None
     width = (deltas.shape or (1,))[-1]; gains = np.ones(deltas.k); by_rank = deltas.kernels.drop_by_rank
+    if rows: spread = [0.0 if d == 1 else float(e) for d, e in zip(density, spread)] # density 1 keeps all
     def sparsify(d, start, paper=False):
         for i in range(len(d)):
             p, gain = float(density[i]), float(gains[i])
