@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['MORE_KEYS', 'search_values', 'check_mixture', 'fit_apart', 'mix_apart', 'mixture_card', 'mix', 'MixtureLM',
-           'stream_ids', 'score_continuations', 'check_contexts', 'no_rolling', 'MixedLanguageModel', 'mixture',
-           'read_mixture', 'plan_mixture', 'MixtureSpec', 'routers']
+           'check_length', 'stream_ids', 'score_continuations', 'check_contexts', 'no_rolling', 'MixedLanguageModel',
+           'mixture', 'read_mixture', 'plan_mixture', 'MixtureSpec', 'routers']
 
-# %% ../nbs/08_mixture.ipynb #0db32b56
+# %% ../nbs/08_mixture.ipynb #5fa34192
 import json, os, shutil
 from collections import OrderedDict
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -18,12 +18,11 @@ import numpy as np
 from fastcore.basics import patch
 
 from .benchmark import Items, Suite, as_lm_eval, ask_model, load_suite
-from .checkpoints import check_disk, fit_places, layout, mix_checkpoint, n_active, plain_format
+from .checkpoints import check_disk, fit_places, mix_checkpoint
 from .core import InputError, MissingFile, atomic_path, check_keys, refuse
 from .jobs import find_model
-from .levels import MixtureSpec, check_form, find_parts
-from .routers import (FittedRouter, fit_router, lessons, read_prompts, read_router, routers,
-                                   write_router)
+from .levels import MixtureSpec, find_parts
+from .routers import FittedRouter, fit_texts, look, read_router, routers, seen_by, write_router
 from .zoo import LanguageModel, Zoo, ZooModel, batches_by_length, loaders, open_model, read_zoo
 
 # %% ../nbs/08_mixture.ipynb #338940e3
@@ -51,7 +50,7 @@ def check_mixture(
     "Problems that can be known before anything is loaded."
     return find_parts(spec, zoo)[1]
 
-# %% ../nbs/08_mixture.ipynb #7801f38c
+# %% ../nbs/08_mixture.ipynb #38046f4a
 def fit_apart(
     spec:MixtureSpec, # What to mix
     experts:list[ZooModel], # Its experts
@@ -61,11 +60,8 @@ def fit_apart(
     "Fit the one router of experts that stay whole, or read a fitted one."
     prints = [dict(name=e.name, fingerprint=e.fingerprint()) for e in experts]
     if spec.router.get("file"): return read_router(spec.router["file"], prints)
-    texts, values = lessons(spec.router, len(experts), prompts, values)
     eyes = experts[spec.experts.index(spec.eyes or spec.experts[0])]
-    kind = routers[spec.router["name"]].reads or spec.features
-    vectors = read_prompts(eyes.load(), texts, kind) if texts else np.zeros((0, 1), np.float32)
-    return fit_router(spec.router, dict(model=vectors), values, costs=[e.n_params for e in experts])
+    return fit_texts(spec.router, eyes.load, [e.n_params for e in experts], prompts, values, spec.features)
 
 def mix_apart(
     spec:MixtureSpec, # What to mix
@@ -80,7 +76,7 @@ def mix_apart(
     home = lambda e: f"experts/{e.name}" if spec.copy else os.path.relpath(e.path.resolve(), out.resolve())
     about_expert = lambda e: dict(name=e.name, path=home(e), fingerprint=e.fingerprint(), n_params=e.n_params)
     known = [about_expert(e) for e in experts]
-    reads = getattr(routers.get(router.settings["name"]), "reads", None) or spec.features
+    reads = seen_by(router.settings["name"], spec.features)
     manifest = asdict(spec) | dict(eyes=spec.eyes or spec.experts[0], features=reads, experts=known)
     with atomic_path(out, overwrite) as tmp:
         tmp.mkdir(); write_router(tmp, router, known, about=about)
@@ -89,15 +85,15 @@ def mix_apart(
         (tmp/"README.md").write_text(mixture_card(out.name, spec))
     return open_model(out)
 
-# %% ../nbs/08_mixture.ipynb #daad54e8
+# %% ../nbs/08_mixture.ipynb #0b21a779
 def mixture_card(
     name:str, # Of the mixture
     spec:MixtureSpec, # What was mixed
 )->str: # Markdown with front matter
     "Model card of a mixture, with its lineage."
     base = "".join(f"\n- {e}" for e in spec.experts); router = spec.router.get("name", "a fitted router")
-    return (f"---\nbase_model:{base}\ntags: [mixture, model_glue_nb]\n---\n# {name}\n\nA mixture of {len(spec.experts)} "
-            f"experts behind the router `{router}`. Open it with `model_glue_nb`: "
+    return (f"---\nbase_model:{base}\ntags: [mixture, model_glue_nb]\n---\n# {name}\n\n"
+            f"A mixture of {len(spec.experts)} experts behind the router `{router}`. Open it with `model_glue_nb`:\n"
             "`open_model(folder).load().generate([\"…\"])`.\n\n"
             "The router was fitted on the *search* split only and reads the prompt alone.\n")
 
@@ -120,7 +116,7 @@ def mix(
     experts = [find_model(zoo, e) for e in spec.experts]
     return mix_apart(spec, experts, out, fit_apart(spec, experts, prompts, values), overwrite, about)
 
-# %% ../nbs/08_mixture.ipynb #8a9ad826
+# %% ../nbs/08_mixture.ipynb #895525d2
 class MixtureLM:
     "Experts behind a router; each prompt is routed once and answered by one expert."
     def __init__(self,
@@ -140,14 +136,14 @@ class MixtureLM:
                               "Move it back, or mix again.")
         m = open_model(path, expert["name"])
         if m.fingerprint() != expert["fingerprint"]:
-            raise InputError(f"Expert '{m.name}' has changed since '{root.name}' was mixed, and its router no "
-                             "longer fits. Mix again.")
+            raise InputError(f"Expert '{m.name}' has changed since '{root.name}' was mixed: its router does not fit "
+                             "it any more. Mix again.")
         return m
 
     @cached_property
     def eyes(self): return self.expert([e.name for e in self.experts].index(self.manifest["eyes"]))
 
-# %% ../nbs/08_mixture.ipynb #69e77038
+# %% ../nbs/08_mixture.ipynb #c151f5f9
 @patch
 def expert(self:MixtureLM,
     i:int, # Position among the experts
@@ -166,8 +162,7 @@ def route(self:MixtureLM,
     "Which expert answers each prompt; depends on the prompt alone."
     empty = [f"Prompt {i} is empty. Give a text." for i, p in enumerate(prompts) if not p.strip()]
     refuse(empty, "Cannot route")
-    if self.router.settings["form"] == "hash": vectors = np.zeros((len(prompts), 1), np.float32)
-    else: vectors = read_prompts(self.eyes, prompts, self.manifest["features"])
+    vectors = look(self.router, lambda: self.eyes, prompts, self.manifest["features"])
     return self.router.route(vectors, prompts)
 
 @patch
@@ -184,7 +179,16 @@ def generate(self:MixtureLM,
         for i, answer in zip(mine, answers): out[i] = answer
     return out
 
-# %% ../nbs/08_mixture.ipynb #d9668d7c
+# %% ../nbs/08_mixture.ipynb #a744a89e
+def check_length(
+    live:LanguageModel, # Who shall read
+    lengths:list[int], # Tokens of each text
+):
+    "Refuse texts that are longer than the model's context."
+    limit = getattr(live.model.config, "max_position_embeddings", None) or 2**31
+    refuse([f"Text {i} has {n} tokens, '{live.name}' reads at most {limit}. Shorten it."
+            for i, n in enumerate(lengths) if n > limit], "Cannot read")
+
 def stream_ids(
     live:LanguageModel, # Who answers
     ids:list[int], # Tokens to continue
@@ -193,9 +197,7 @@ def stream_ids(
 ): # Yields pieces of text
     "A greedy continuation, piece by piece."
     import torch
-    limit = getattr(live.model.config, "max_position_embeddings", None) or 2**31
-    if len(ids) + max_new_tokens > limit:
-        raise InputError(f"The prompt has {len(ids)} tokens, '{live.name}' reads at most {limit}. Shorten it.")
+    check_length(live, [len(ids) + max_new_tokens])
     ends = live.model.generation_config.eos_token_id; ends = set(ends if isinstance(ends, list) else [ends])
     x, cache, new, said = torch.tensor([ids], device=live.model.device), None, [], 0
     for _ in range(max_new_tokens):
@@ -235,7 +237,7 @@ def chat(self:MixtureLM,
     else: ids = live.encode(["\n".join(m["content"] for m in messages)])[0] # a base model: the bare text
     yield from stream_ids(live, ids, max_new_tokens, stop)
 
-# %% ../nbs/08_mixture.ipynb #081bcbe2
+# %% ../nbs/08_mixture.ipynb #8293234f
 def score_continuations(
     live:LanguageModel, # A mixture in one checkpoint
     pairs:list[tuple[list[int],list[int]]], # Tokens of the prompt, tokens of the continuation
@@ -243,9 +245,7 @@ def score_continuations(
     "Score continuations; each is routed on its prompt alone."
     import torch
     ids, out = [p + c for p, c in pairs], [None] * len(pairs)
-    limit = getattr(live.model.config, "max_position_embeddings", None) or 2**31
-    refuse([f"Request {i} has {len(x)} tokens, '{live.name}' reads at most {limit}. Shorten it."
-            for i, x in enumerate(ids) if len(x) - 1 > limit], "Cannot score")
+    check_length(live, [len(x) - 1 for x in ids])
     with torch.inference_mode():
         for group in batches_by_length(ids):
             x = torch.tensor([ids[i] for i in group], device=live.model.device)
@@ -321,7 +321,7 @@ def mixture(
     live = loaders["checkpoint"](source, device, dtype)
     return MixedLanguageModel(live.name, live.model, live.tokenizer)
 
-# %% ../nbs/08_mixture.ipynb #7e973270
+# %% ../nbs/08_mixture.ipynb #36e27838
 MORE_KEYS = ("zoo", "suite", "search_questions")
 
 def read_mixture(
@@ -351,7 +351,7 @@ def plan_mixture(
         t = [m.tensors[n] for n in names]
         return part, m.name, sum(x.n_values for x in t), sum(x.stop - x.start for x in t)
     if parts:
-        mine = [n for n in parts.names() if parts.part(n)]; shared = [n for n in parts.names() if not parts.part(n)]
+        mine, shared = ([n for n in parts.names() if bool(parts.part(n)) == owned] for owned in (True, False))
         rows = [row("shared", parts.base, shared), *(row("expert", e, mine) for e in parts.experts)]
     else:
         models = [find_model(zoo, e) for e in spec.experts]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FEATURES', 'routers', 'ALWAYS', 'read_prompts', 'layer_inputs', 'random', 'directions', 'prompt', 'embedding',
            'logistic', 'spread', 'linear', 'mlp', 'knn', 'kmeans', 'FittedRouter', 'check_router', 'lessons',
-           'fit_router', 'write_router', 'read_router']
+           'fit_router', 'seen_by', 'look', 'fit_texts', 'write_router', 'read_router']
 
 # %% ../nbs/08_routers.ipynb #717f8835
 import json
@@ -274,7 +274,39 @@ def fit_router(
         more["costs"] = [float(c) for c in router.get("costs") or costs or [1] * values.shape[1]]
     return FittedRouter(dict(name=router["name"], unit=unit) | shared | more, places, own)
 
-# %% ../nbs/08_routers.ipynb #82625a58
+# %% ../nbs/08_routers.ipynb #d7f98eed
+def seen_by(
+    name:str, # Of a router
+    features:str="embedding", # What it reads where it has no will of its own
+)->str: # "embedding" or "hidden"
+    "The features that a router reads."
+    return getattr(routers.get(name), "reads", None) or features
+
+def look(
+    router:FittedRouter, # Who will decide
+    eyes, # () → a `LanguageModel`; called only when something must be read
+    prompts:list[str], # Texts
+    features:str, # As `seen_by` gives it
+)->np.ndarray: # (n, width)
+    "What a fitted router needs to see of some prompts."
+    if router.settings["form"] == "hash": return np.zeros((len(prompts), 1), np.float32)
+    return read_prompts(eyes(), prompts, features)
+
+def fit_texts(
+    router:dict, # name and settings
+    eyes, # () → a `LanguageModel`; called only when something must be read
+    costs:list[float], # What each expert costs, e.g. its parameters
+    prompts:list[str]=(), # Search prompts
+    values:np.ndarray|None=None, # (n, E): what each expert scored on them
+    features:str="embedding", # What the router reads where it has no will of its own
+)->FittedRouter:
+    "Fit the one router of experts that stay whole models."
+    texts, values = lessons(router, len(costs), prompts, values)
+    kind = seen_by(router["name"], features)
+    vectors = read_prompts(eyes(), texts, kind) if texts else np.zeros((0, 1), np.float32)
+    return fit_router(router, dict(model=vectors), values, costs=costs)
+
+# %% ../nbs/08_routers.ipynb #53bab719
 def write_router(
     folder:Path, # An existing folder
     fitted:FittedRouter, # What to write
@@ -293,7 +325,7 @@ def write_router(
     (folder/"router.json").write_text(json.dumps(text, indent=1) + "\n")
     return {k: v.shape for k, v in arrays.items()}
 
-# %% ../nbs/08_routers.ipynb #b83303f7
+# %% ../nbs/08_routers.ipynb #d846676f
 def read_router(
     folder:str|Path, # A mixture, or any folder with router.json
     experts:list[dict]|None=None, # name and fingerprint of those it shall serve; None: whoever it serves
