@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'ORDER', 'GlueRecipe', 'read_recipe', 'check_recipe', 'Work', 'begin', 'other_zoo', 'describe_run',
-           'find_clusters', 'glue_cluster', 'made', 'tell_search', 'search_clusters', 'full_merge', 'mixture_of',
-           'size', 'ms_per_question', 'compare', 'routing_table', 'plan_run', 'glue', 'tell']
+           'find_clusters', 'glue_cluster', 'made', 'tell_search', 'search_clusters', 'full_merge', 'router_of',
+           'searched_items', 'choose_experts', 'mixture_of', 'size', 'ms_per_question', 'compare', 'routing_table',
+           'plan_run', 'glue', 'tell']
 
 # %% ../nbs/09_pipeline.ipynb #e6a26173
 import json, os, platform, time
@@ -24,7 +25,9 @@ from .methods import merge_methods
 from .recipes import MergeRecipe, recipe
 from .mergeability import Cluster, cluster_by_similarity, linkages
 from .mixture import MixtureSpec, mix, routers
+from .routers import read_prompts, seen_by
 from .evidence import TRIAL_COLUMNS, attribution, honest_table, trial_row
+from .selection import select_experts
 from .search import (CandidateScorer, SearchResult, check_options, needs_base, read_budget,
                                   search, strategies)
 from .workers import executors
@@ -46,7 +49,8 @@ class GlueRecipe:
 
 PARTS = dict(clusters=("threshold", "linkage"),
              merge=("methods", "strategy", "budget", "options", "executor"),
-             mixture=("level", "router", "dense_layers", "features"))
+             
+             mixture=("level", "router", "dense_layers", "features", "max_experts", "max_params"))
 
 # %% ../nbs/09_pipeline.ipynb #8019639a
 def read_recipe(
@@ -82,6 +86,8 @@ def check_recipe(
     known = r.merge["strategy"] in strategies
     out += check_options(r.merge["strategy"], r.merge.get("options") or {}) if known else []
     if r.mixture["level"] != "model": out.append(f"The mixture's level is '{r.mixture['level']}'; clusters of any architecture are mixed at level 'model'.")
+    out += [f"{k} is {r.mixture[k]}. Give at least 1, or leave it out." for k in ("max_experts", "max_params")
+            if r.mixture.get(k) is not None and r.mixture[k] < 1]
     if r.mixture["dense_layers"]: out.append("dense_layers is for mixtures of one shape; at level 'model' without a base it is 0.")
     return out
 
@@ -239,6 +245,39 @@ def full_merge(
     score = lambda m: np.mean([v.mean() for v in ask_model(m, work.search, work.run.store).values()])
     return max(merges, key=score).name if merges else None
 
+# %% ../nbs/09_pipeline.ipynb #c471f10f
+def router_of(
+    work:Work, # As `begin` gives it
+)->dict: # As a `MixtureSpec` takes it
+    "The recipe's router; what is random in it takes the recipe's seed."
+    name = work.recipe.mixture["router"]
+    return dict(name=name) | (dict(seed=work.recipe.seed) if "seed" in routers[name].settings else {})
+
+def searched_items(
+    work:Work, # As `begin` gives it
+    names:list[str], # Models
+)->tuple[dict[str,Items],str]: # Item-level scores on *search*; the best of the models
+    "What some models scored on the search split."
+    items = {n: ask_model(work.zoo[n], work.search, work.run.store) for n in names}
+    return items, max(names, key=lambda n: np.mean([v.mean() for v in items[n].values()]))
+
+def choose_experts(
+    work:Work, # As `begin` gives it
+    clustered:list[str], # One model per cluster: its merge, or its best member
+)->list[str]: # Names of the mixture's experts
+    "The experts: one per cluster, or under a budget the set that routes best, of merged and single models alike."
+    budget = {k: work.recipe.mixture.get(k) for k in ("max_experts", "max_params")}
+    if not any(budget.values()): return clustered
+    items, best = searched_items(work, list(dict.fromkeys((*clustered, *work.singles))))
+    router = router_of(work); kind = seen_by(router["name"], work.recipe.mixture.get("features", "embedding"))
+    prompts = [q.prompt for t in work.search.tasks for q in t.questions]
+    vectors = read_prompts(work.zoo[best].load(), prompts, kind)
+    sizes = {n: work.zoo[n].n_params for n in items}
+    table = select_experts(items, vectors, sizes, router, **budget, seed=work.recipe.seed)
+    work.run.write_table("experts", table)
+    return table.expert.tolist()
+
+# %% ../nbs/09_pipeline.ipynb #b1677c20
 def mixture_of(
     work:Work, # As `begin` gives it
     experts:list[str], # Names of models, in a fixed order
@@ -246,10 +285,9 @@ def mixture_of(
 )->str: # Name of the mixture, or of its only expert
     "A mixture of models, its router fitted on the search split."
     if len(experts) == 1: return experts[0]
-    items = {e: ask_model(work.zoo[e], work.search, work.run.store) for e in experts}
-    best = max(experts, key=lambda e: np.mean([v.mean() for v in items[e].values()]))
-    settings = dict(name=work.recipe.mixture["router"]) | (dict(seed=work.recipe.seed) if work.recipe.mixture["router"] == "random" else {})
-    spec = MixtureSpec(tuple(experts), settings, eyes=best, features=work.recipe.mixture.get("features", "embedding"))
+    items, best = searched_items(work, experts)
+    features = work.recipe.mixture.get("features", "embedding")
+    spec = MixtureSpec(tuple(experts), router_of(work), eyes=best, features=features)
     key = digest("router.json", asdict(spec), [work.zoo[e].fingerprint() for e in experts], [q.key for t in work.search.tasks for q in t.questions])
     out = work.run.path/"models"/name
     if out.is_dir() and work.run.read_json(f"models/{name}.recipe", {}).get("fingerprint") == key: return work.add(open_model(out))
@@ -344,7 +382,8 @@ def plan_run(
     b, n = read_budget(r.merge["budget"]), len(r.merge["methods"]); most = min(b.questions, b.evaluations * search.n_questions)
     rows += [("search", f"{c.name}: {len(c.members)} members, {n} methods, budget {r.merge['budget']} each",
               int(n * most) if np.isfinite(most) else 0) for c in found if len(c.members) > 1]
-    rows += [("mix", f"{len(found)} experts, router {r.mixture['router']}", 0), ("report", f"{len(zoo)} models and 4 systems", (len(zoo) + 4) * report.n_questions)]
+    most = "the best" if r.mixture.get("max_experts") or r.mixture.get("max_params") else len(found)
+    rows += [("mix", f"{most} experts, router {r.mixture['router']}", 0), ("report", f"{len(zoo)} models and 4 systems", (len(zoo) + 4) * report.n_questions)]
     rows += [("skip", f"{n}: {why}", 0) for n, why in zoo.skipped.items()]
     return pd.DataFrame(rows, columns=["step", "what", "questions"])
 
@@ -365,7 +404,7 @@ def glue(
         glued = [glue_cluster(work, c) for c in clusters]
         tell_search(work, clusters, glued)
         systems = dict(best_single=max(own, key=own.get), full_merge=full_merge(work), full_mixture=mixture_of(work, work.singles, "full-mixture"),
-                       model_glue=mixture_of(work, [name for name, *_ in glued], "model-glue"))
+                       model_glue=mixture_of(work, choose_experts(work, [name for name, *_ in glued]), "model-glue"))
         tell(work, {s: n for s, n in systems.items() if n}, searched)
     return work.run
 

@@ -35,7 +35,7 @@ def task_mean(
     "Mean over tasks of the means over questions."
     return np.mean([values[task == t].mean(0) for t in np.unique(task)], axis=0)
 
-# %% ../nbs/08_selection.ipynb #402cec1f
+# %% ../nbs/08_selection.ipynb #1d78ef75
 PREDICTS = ("linear", "mlp", "knn", "kmeans")
 
 def held_out_scores(
@@ -51,7 +51,7 @@ def held_out_scores(
     if router["name"] not in PREDICTS: router = dict(name="knn")
     few = min(np.bincount(task)[np.unique(task)])
     if few < 2:
-        raise InputError("A task has a single search question, none is left to predict it from. Give it more.")
+        raise InputError("A task has one search question: nothing is left to predict it from. Give it more.")
     parts = StratifiedKFold(min(folds, few), shuffle=True, random_state=seed).split(vectors, task)
     out = np.zeros(values.shape)
     for learn, ask in parts:
