@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'ORDER', 'GlueRecipe', 'read_recipe', 'check_recipe', 'Work', 'begin', 'other_zoo', 'describe_run',
-           'find_clusters', 'glue_cluster', 'made', 'tell_search', 'search_clusters', 'full_merge', 'router_of',
-           'searched_items', 'choose_experts', 'mixture_of', 'size', 'ms_per_question', 'compare', 'routing_table',
-           'plan_run', 'glue', 'tell']
+           'find_clusters', 'glue_cluster', 'made', 'tell_search', 'search_clusters', 'full_merge', 'choose_experts',
+           'mixture_of', 'size', 'ms_per_question', 'compare', 'routing_table', 'plan_run', 'glue', 'tell']
 
 # %% ../nbs/09_pipeline.ipynb #e6a26173
 import json, os, platform, time
@@ -25,9 +24,8 @@ from .methods import merge_methods
 from .recipes import MergeRecipe, recipe
 from .mergeability import Cluster, cluster_by_similarity, linkages
 from .mixture import MixtureSpec, mix, routers
-from .routers import read_prompts, seen_by
 from .evidence import TRIAL_COLUMNS, attribution, honest_table, trial_row
-from .selection import select_experts
+from .selection import experts_for
 from .search import (CandidateScorer, SearchResult, check_options, needs_base, read_budget,
                                   search, strategies)
 from .workers import executors
@@ -102,6 +100,11 @@ class Work:
     search: Suite # Questions for choosing
     report: Suite # Questions for telling
     progress: Callable = lambda done, total, what: None
+
+    @property
+    def router(self)->dict: # As a `MixtureSpec` takes it; what is random in it takes the recipe's seed
+        name = self.recipe.mixture["router"]
+        return dict(name=name) | (dict(seed=self.recipe.seed) if "seed" in routers[name].settings else {})
 
     def add(self, model:ZooModel)->str:
         "Let later steps name a model that was made."
@@ -246,38 +249,17 @@ def full_merge(
     return max(merges, key=score).name if merges else None
 
 # %% ../nbs/09_pipeline.ipynb #c471f10f
-def router_of(
-    work:Work, # As `begin` gives it
-)->dict: # As a `MixtureSpec` takes it
-    "The recipe's router; what is random in it takes the recipe's seed."
-    name = work.recipe.mixture["router"]
-    return dict(name=name) | (dict(seed=work.recipe.seed) if "seed" in routers[name].settings else {})
-
-def searched_items(
-    work:Work, # As `begin` gives it
-    names:list[str], # Models
-)->tuple[dict[str,Items],str]: # Item-level scores on *search*; the best of the models
-    "What some models scored on the search split."
-    items = {n: ask_model(work.zoo[n], work.search, work.run.store) for n in names}
-    return items, max(names, key=lambda n: np.mean([v.mean() for v in items[n].values()]))
-
 def choose_experts(
     work:Work, # As `begin` gives it
     clustered:list[str], # One model per cluster: its merge, or its best member
 )->list[str]: # Names of the mixture's experts
     "The experts: one per cluster, or under a budget the set that routes best, of merged and single models alike."
-    budget = {k: work.recipe.mixture.get(k) for k in ("max_experts", "max_params")}
+    m = work.recipe.mixture; budget = {k: m.get(k) for k in ("max_experts", "max_params")}
     if not any(budget.values()): return clustered
-    items, best = searched_items(work, list(dict.fromkeys((*clustered, *work.singles))))
-    router = router_of(work); kind = seen_by(router["name"], work.recipe.mixture.get("features", "embedding"))
-    prompts = [q.prompt for t in work.search.tasks for q in t.questions]
-    vectors = read_prompts(work.zoo[best].load(), prompts, kind)
-    sizes = {n: work.zoo[n].n_params for n in items}
-    table = select_experts(items, vectors, sizes, router, **budget, seed=work.recipe.seed)
-    work.run.write_table("experts", table)
-    return table.expert.tolist()
+    items = {n: ask_model(work.zoo[n], work.search, work.run.store) for n in dict.fromkeys((*clustered, *work.singles))}
+    table = experts_for(work.zoo, work.search, items, work.router, m.get("features", "embedding"), **budget, seed=work.recipe.seed)
+    work.run.write_table("experts", table); return table.expert.tolist()
 
-# %% ../nbs/09_pipeline.ipynb #b1677c20
 def mixture_of(
     work:Work, # As `begin` gives it
     experts:list[str], # Names of models, in a fixed order
@@ -285,9 +267,9 @@ def mixture_of(
 )->str: # Name of the mixture, or of its only expert
     "A mixture of models, its router fitted on the search split."
     if len(experts) == 1: return experts[0]
-    items, best = searched_items(work, experts)
-    features = work.recipe.mixture.get("features", "embedding")
-    spec = MixtureSpec(tuple(experts), router_of(work), eyes=best, features=features)
+    items = {e: ask_model(work.zoo[e], work.search, work.run.store) for e in experts}
+    best = max(experts, key=lambda e: np.mean([v.mean() for v in items[e].values()]))
+    spec = MixtureSpec(tuple(experts), work.router, eyes=best, features=work.recipe.mixture.get("features", "embedding"))
     key = digest("router.json", asdict(spec), [work.zoo[e].fingerprint() for e in experts], [q.key for t in work.search.tasks for q in t.questions])
     out = work.run.path/"models"/name
     if out.is_dir() and work.run.read_json(f"models/{name}.recipe", {}).get("fingerprint") == key: return work.add(open_model(out))
@@ -382,8 +364,7 @@ def plan_run(
     b, n = read_budget(r.merge["budget"]), len(r.merge["methods"]); most = min(b.questions, b.evaluations * search.n_questions)
     rows += [("search", f"{c.name}: {len(c.members)} members, {n} methods, budget {r.merge['budget']} each",
               int(n * most) if np.isfinite(most) else 0) for c in found if len(c.members) > 1]
-    most = "the best" if r.mixture.get("max_experts") or r.mixture.get("max_params") else len(found)
-    rows += [("mix", f"{most} experts, router {r.mixture['router']}", 0), ("report", f"{len(zoo)} models and 4 systems", (len(zoo) + 4) * report.n_questions)]
+    rows += [("mix", f"{r.mixture.get('max_experts') or len(found)} experts, router {r.mixture['router']}", 0), ("report", f"{len(zoo)} models and 4 systems", (len(zoo) + 4) * report.n_questions)]
     rows += [("skip", f"{n}: {why}", 0) for n, why in zoo.skipped.items()]
     return pd.DataFrame(rows, columns=["step", "what", "questions"])
 
@@ -397,11 +378,9 @@ def glue(
     r = given if isinstance(given, GlueRecipe) else read_recipe(given)
     work = begin(r, out, progress)
     with work.run.lock():
-        describe_run(work)
-        searched = ask_zoo(work.zoo, work.search, work.run.store, progress)
+        describe_run(work); searched = ask_zoo(work.zoo, work.search, work.run.store, progress)
         own = {m: np.mean([v.mean() for v in items.values()]) for m, items in searched.items()}
-        clusters = find_clusters(work)
-        glued = [glue_cluster(work, c) for c in clusters]
+        clusters = find_clusters(work); glued = [glue_cluster(work, c) for c in clusters]
         tell_search(work, clusters, glued)
         systems = dict(best_single=max(own, key=own.get), full_merge=full_merge(work), full_mixture=mixture_of(work, work.singles, "full-mixture"),
                        model_glue=mixture_of(work, choose_experts(work, [name for name, *_ in glued]), "model-glue"))
