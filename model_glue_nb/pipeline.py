@@ -84,8 +84,7 @@ def check_recipe(
     known = r.merge["strategy"] in strategies
     out += check_options(r.merge["strategy"], r.merge.get("options") or {}) if known else []
     if r.mixture["level"] != "model": out.append(f"The mixture's level is '{r.mixture['level']}'; clusters of any architecture are mixed at level 'model'.")
-    out += [f"{k} is {r.mixture[k]}. Give at least 1, or leave it out." for k in ("max_experts", "max_params")
-            if r.mixture.get(k) is not None and r.mixture[k] < 1]
+    out += [f"{k} is {n}. Give at least 1, or leave it out." for k in PARTS["mixture"][4:] if (n := r.mixture.get(k, 1)) < 1]
     if r.mixture["dense_layers"]: out.append("dense_layers is for mixtures of one shape; at level 'model' without a base it is 0.")
     return out
 
@@ -103,8 +102,7 @@ class Work:
 
     @property
     def router(self)->dict: # As a `MixtureSpec` takes it; what is random in it takes the recipe's seed
-        name = self.recipe.mixture["router"]
-        return dict(name=name) | (dict(seed=self.recipe.seed) if "seed" in routers[name].settings else {})
+        n = self.recipe.mixture["router"]; return dict(name=n) | {k: self.recipe.seed for k in routers[n].settings if k == "seed"}
 
     def add(self, model:ZooModel)->str:
         "Let later steps name a model that was made."
