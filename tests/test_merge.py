@@ -282,3 +282,110 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing(zoo, tmp_path, monkey
             m.setattr(os, where, full); code, _, err = command("merge", r, tmp_path/"out")
         assert code == 2 and "became full" in err and sorted(f.name for f in tmp_path.iterdir()) == ["r.yaml"]
     assert not before or len(os.listdir("/proc/self/fd")) <= before + 1 # no file is left open
+
+def edited(source, out, change, **config):
+    "A copy of a model with other tensors (None removes one) and other settings."
+    from safetensors.torch import load_file, save_file
+    shutil.copytree(source.path, out); tensors = load_file(out/"model.safetensors"); tensors |= change(tensors)
+    save_file({k: v for k, v in tensors.items() if v is not None}, out/"model.safetensors", dict(format="pt"))
+    (out/"config.json").write_text(json.dumps(source.config | config)); return open_model(out)
+
+def test_buffers_may_be_missing_and_are_the_leading_models(tmp_path):
+    "Masks, rotary tables and positions are copied from the model that leads, of whatever type; others may have them or not."
+    import torch
+    z = tiny_zoo(tmp_path, ["a", "b"], "GPTNeoX"); at = "gpt_neox.layers.0.attention."
+    mask = {at + "bias": torch.ones(1, 1, 8, 8, dtype=torch.bool), at + "masked_bias": torch.tensor(-1e9), at + "rotary_emb.inv_freq": torch.rand(2)}
+    old = edited(z["a"], tmp_path/"old", lambda t: mask); models = dict(a=z["a"], b=z["b"], old=old)
+    for names in (["old", "b"], ["b", "old"]):
+        out = merge(recipe("linear", names), models, tmp_path/"-".join(names))
+        assert (at + "masked_bias" in out.tensors) == (names[0] == "old") and out.load().generate(["w3"], 2)
+    assert out.signature == z["a"].signature
+    out = merge(recipe("ties", ["b"], base="old", density=.5), models, tmp_path/"task")
+    assert out.tensors[at + "bias"].dtype == "BOOL" and np.array_equal(out.raw(at + "rotary_emb.inv_freq"), old.raw(at + "rotary_emb.inv_freq"))
+    weights = edited(z["b"], tmp_path/"weights", lambda t: {at + "dense.extra": torch.rand(4)})
+    assert "has 1 tensors that 'a' has not" in check_recipe(recipe("linear", ["a", "w"]), dict(a=z["a"], w=weights))[0]
+
+def test_a_tied_and_an_untied_head(tmp_path):
+    "Where one model stores a head of its own, the result does, and says so."
+    tied = tiny_zoo(tmp_path, ["tied"], tie_word_embeddings=True)["tied"]; own = tiny_zoo(tmp_path, ["own"], seed=1)["own"]; models = dict(tied=tied, own=own)
+    k, e = "lm_head.weight", "model.embed_tokens.weight"
+    for names in (["tied", "own"], ["own", "tied"]):
+        out = merge(recipe("linear", names), models, tmp_path/"-".join(names))
+        assert out.config["tie_word_embeddings"] is False and np.abs(out.values(k) - (tied.values(e) + own.values(k)) / 2).max() < 1e-3
+        live = out.load().model; assert (live.lm_head.weight.float() != live.model.embed_tokens.weight.float()).any()
+    both = merge(recipe("linear", ["tied", "tied"]), models, tmp_path/"both"); assert both.config["tie_word_embeddings"] and k not in both.tensors
+
+def test_what_goes_along(tmp_path):
+    "Generation settings, chat template, special tokens of the tokenizer that is asked for, licences and parents of nested merges."
+    z = tiny_zoo(tmp_path, ["base", "a", "b"]); template = "{{ messages }}"
+    for m, licence in zip(z, ("apache-2.0", "apache-2.0", "mit")):
+        (m.path/"README.md").write_text(f"---\nlicense: {licence}\n---\n"); (m.path/"generation_config.json").write_text(json.dumps(dict(temperature=.3, eos_token_id=1)))
+    for n in "ab": (z[n].path/"chat_template.jinja").write_text(template)
+    nested = recipe("ties", [recipe("linear", ["a", "b"])], base="base", density=.5, options=dict(chat_template="auto")); out = merge(nested, z, tmp_path/"out")
+    card = (out.path/"README.md").read_text(); head = yaml.safe_load(card.split("---")[1])
+    assert head["base_model"] == ["a", "b", "base"] and "license" not in head and "| b | `" + z["b"].fingerprint() in card and "| mit |" in card
+    assert nested.fingerprint(z) in card and (out.path/"chat_template.jinja").read_text() == template
+    assert json.loads((out.path/"generation_config.json").read_text())["temperature"] == .3
+    again = card[card.index("```yaml") + 8:card.rindex("```")]; assert MergeRecipe.from_yaml(again) == nested
+    assert yaml.safe_load((merge(recipe("linear", ["base", "a"]), z, tmp_path/"one").path/"README.md").read_text().split("---")[1])["license"] == "apache-2.0"
+    assert merge(recipe("linear", ["a"]), z).name == "linear-" + recipe("linear", ["a"]).fingerprint(z)[:8]
+    (z["b"].path/"config.json").write_text(json.dumps(z["b"].config | dict(eos_token_id=5))); (z["b"].path/"chat_template.jinja").write_text("{{ b }}")
+    other = merge(recipe("linear", ["a", "b"], options=dict(tokenizer="b", chat_template="{{ own }}")), z, tmp_path/"other")
+    assert other.config["eos_token_id"] == 5 and (other.path/"chat_template.jinja").read_text() == "{{ own }}"
+
+def test_adapters_as_peft_applies_them(tmp_path):
+    "Embeddings, transposed weights, rank and alpha patterns, rsLoRA: what PEFT's own merge gives."
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+    from model_glue_nb.zoo import tiny_tokenizer
+    torch.manual_seed(0); tiny_zoo(tmp_path, ["llama"], dtype="float32")
+    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64)).save_pretrained(tmp_path/"gpt2"); tiny_tokenizer(64).save_pretrained(tmp_path/"gpt2")
+    settings = dict(llama=dict(r=4, lora_alpha=8, target_modules=["q_proj", "embed_tokens"], rank_pattern={r"layers\.0\.self_attn\.q_proj": 2}, use_rslora=True),
+                    gpt2=dict(r=4, lora_alpha=3, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, alpha_pattern={"mlp.c_proj": 7}))
+    for name, c in settings.items():
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path/name), LoraConfig(task_type="CAUSAL_LM", **c))
+        for n, p in model.named_parameters():
+            if "lora_" in n: torch.nn.init.normal_(p, std=.1)
+        model.save_pretrained(tmp_path/f"{name}-lora")
+        right = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path/name), tmp_path/f"{name}-lora").merge_and_unload().state_dict()
+        ours = merge(recipe("linear", [f"{tmp_path/name}+{tmp_path/name}-lora"], options=dict(out_dtype="float32")), None, tmp_path/f"{name}-out").load().model.state_dict()
+        moved = AutoModelForCausalLM.from_pretrained(tmp_path/name).state_dict()
+        assert max((ours[k] - right[k]).abs().max() for k in right) < 1e-5 and sum(bool((moved[k] - ours[k]).abs().max() > 1e-3) for k in right) >= 3, name
+
+def test_values_of_64_bits_and_copies_of_whole_numbers(tmp_path):
+    import torch
+    a, b = tiny_zoo(tmp_path, ["a", "b"]); k = "model.norm.weight"
+    wide = edited(a, tmp_path/"wide", lambda t: {k: torch.linspace(0, 1, 32, dtype=torch.float64), "model.position_ids": torch.arange(8)})
+    out = merge(recipe("linear", ["wide", "b"]), dict(wide=wide, b=b), tmp_path/"out")
+    assert out.tensors[k].dtype == "F32" and np.abs(out.values(k) - (np.linspace(0, 1, 32) + b.values(k)) / 2).max() < 1e-6
+    assert out.raw("model.position_ids").tolist() == list(range(8)) and plan(recipe("linear", ["wide", "b"]), dict(wide=wide, b=b))["write_bytes"] == out.n_bytes
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda f: f.write_bytes(f.read_bytes()[:-7]), "truncated"), (lambda f: f.unlink(), "No such file|model-00002"), (lambda f: f.write_bytes(b"{}"), "no safetensors file")])
+def test_a_spoilt_shard_is_named(spoil, message, zoo, tmp_path, command):
+    parts = merge(recipe("linear", ["a"]), zoo, tmp_path/"parts", shard_bytes=20_000).path; file = sorted(parts.glob("*.safetensors"))[1]; spoil(file)
+    code, _, err = command("merge", written(tmp_path/"r.yaml", zoo, models=[str(parts), str(zoo["b"].path)]), tmp_path/"out")
+    import re
+    assert code == 2 and re.search(message, err) and not (tmp_path/"out").exists(), err
+
+def test_nan_is_refused_by_name_unless_allowed(zoo, tmp_path, command):
+    import torch
+    k = "model.layers.1.mlp.up_proj.weight"; bad = edited(zoo["b"], tmp_path/"bad", lambda t: {k: t[k].index_fill(0, torch.tensor([3]), float("inf"))})
+    r, keep = written(tmp_path/"r.yaml", zoo, models=[str(zoo["a"].path), str(bad.path)]), tmp_path/"keep"
+    assert command("merge", written(tmp_path/"good.yaml", zoo), keep)[0] == 0; before = open_model(keep).fingerprint()
+    for device in ("cpu", "cpu-torch"):
+        code, _, err = command("merge", r, keep, "--overwrite", "--device", device)
+        assert code == 2 and f"'{k}' of 'bad' holds NaN" in err and "--allow-nan" in err and open_model(keep).fingerprint() == before # what was there is whole
+    assert command("merge", r, keep, "--overwrite", "--allow-nan")[0] == 0 and not np.isfinite(open_model(keep).values(k)).all()
+
+def test_recipes_are_values(zoo):
+    r = recipe("ties", ["a", "b"], base="base", density=.4)
+    with pytest.raises(AttributeError): r.method = "linear"
+    assert r.fingerprint(zoo) == MergeRecipe.from_yaml(r.to_yaml()).fingerprint(zoo) != recipe("ties", ["a", "b"], base="base", density=.5).fingerprint(zoo)
+
+def test_layers_in_other_words(tmp_path):
+    "Stacks of layers are counted by the config's own key, and what it lists per layer follows."
+    z = tiny_zoo(tmp_path, ["a", "b"], "Qwen2", num_hidden_layers=3); r = stack(["a", "b"], 3, interleave=True)
+    listed = edited(z["a"], tmp_path/"listed", lambda t: {}, layer_types=["full_attention"] * 2 + ["sliding_attention"], sliding_window=16, use_sliding_window=True); out = merge(r, dict(a=listed, b=z["b"]), tmp_path/"out")
+    assert out.n_layers == 6 and out.config["layer_types"] == ["full_attention"] * 4 + ["sliding_attention"] * 2 and out.load().generate(["w3"], 2)
