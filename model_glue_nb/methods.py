@@ -9,7 +9,7 @@ __all__ = ['merge_methods', 'PerModel', 'MergeMethods', 'exactly', 'MethodInfo',
            'breadcrumbs', 'breadcrumbs_ties', 'dare_linear', 'dare_ties', 'della', 'della_linear', 'sce']
 
 # %% ../nbs/04_methods.ipynb #01c6730f
-import inspect
+import inspect, re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,6 +54,9 @@ class MethodInfo:
     def needs_base(self)->bool: return self.reads == "deltas"
     @property
     def has_weights(self)->bool: return "weight" in self.per_model
+    @property
+    def source(self)->str: # "" when its docstring names none
+        return m[1] if (m := re.search(r"\(([^()]*\b\d{4}\b[^()]*)\)\.?$", self.summary)) else ""
 
 def method_info(
     name:str, # Name in `merge_methods`
@@ -108,7 +111,7 @@ def linear(
     weights:PerModel=1.0, # One per model, any scale
     normalize:bool=True, # Divide by the sum of the weights?
 )->Kernel:
-    "Weighted average of the models."
+    "Weighted average of the models (Wortsman et al. 2022, arXiv 2203.05482)."
     return models.weighted(weights, sum(weights) if normalize else 1)
 
 @merge_methods
@@ -118,7 +121,7 @@ def task_arithmetic(
     normalize:bool=False, # Divide by the sum of the weights?
     scale:float=1.0, # λ, multiplies the summed vector; 0 returns the base
 )->Kernel:
-    "Base plus the weighted sum of the task vectors."
+    "Base plus the weighted sum of the task vectors (Ilharco et al. 2023, arXiv 2212.04089)."
     return deltas.weighted(scale * np.asarray(weights), sum(weights) if normalize else 1)
 
 # %% ../nbs/04_methods.ipynb #e94d1581
@@ -145,7 +148,7 @@ def slerp(
     models:Stream, # Two models
     t:float=0.5, # 0 is the first, 1 the second
 )->Kernel:
-    "A point on the arc between two models."
+    "A point on the arc between two models (Shoemake 1985, doi 10.1145/325165.325242)."
     return models.weighted(arc(cosines(models.gram())[1][0, 1], t))
 
 @merge_methods
@@ -154,7 +157,7 @@ def nuslerp(
     vectors:Stream, # Two models, or their task vectors when a base is given
     weights:PerModel=1.0, # t is the second's share of the sum
 )->Kernel:
-    "Slerp by weights; of task vectors when there is a base."
+    "Slerp by weights; of task vectors when there is a base (Shoemake 1985)."
     return vectors.weighted(arc(cosines(vectors.gram())[1][0, 1], weights[1] / sum(weights)))
 
 # %% ../nbs/04_methods.ipynb #2a12beea
@@ -186,7 +189,7 @@ def multislerp(
     weights:PerModel=1.0, # One per model
     normalize_weights:bool=True, # Make the weights sum to 1?
 )->Kernel:
-    "Weighted mean of directions, at the weighted mean length."
+    "Weighted mean of directions, at the weighted mean length (after Buss & Fillmore 2001)."
     w = np.array(weights, float) / (sum(weights) if normalize_weights else 1)
     norms, cos = cosines(vectors.gram())
     if min(norms) == 0: return vectors.weighted(w)
@@ -199,7 +202,7 @@ def karcher(
     max_iter:int=10, # Most steps
     tol:float=1e-5, # A shorter step (radians) ends the search
 )->Kernel:
-    "Riemannian mean of the models' directions, at the weighted mean length."
+    "Riemannian mean of directions, at the mean length (Karcher 1977, doi 10.1002/cpa.3160300502)."
     w = np.array(weights, float) / sum(weights); norms, cos = cosines(models.gram())
     if min(norms) == 0: return models.weighted(w)
     point = start_point(cos, w)
@@ -214,7 +217,7 @@ def karcher(
 def model_stock(
     deltas:Stream, # Task vectors, at least two
 )->Kernel:
-    "Base plus the mean task vector, shortened by how little the task vectors agree."
+    "Base plus the mean task vector, shorter where they disagree (Jang et al. 2024, arXiv 2403.19522)."
     k = deltas.k; cos = cosines(deltas.gram())[1]
     mean = (cos.sum() - np.trace(cos)) / max(k * (k - 1), 1) if k > 1 else 1.0
     t = k * mean / (1 + (k - 1) * mean)
@@ -286,7 +289,7 @@ def ties(
     normalize:bool=True, # Divide by the weights that remain?
     scale:float=1.0, # λ
 )->Kernel:
-    "Keep the largest entries, elect signs, average what agrees."
+    "Keep the largest entries, elect signs, average what agrees (Yadav et al. 2023, arXiv 2306.01708)."
     trim = keeper(deltas, deltas.cuts(density), [NOTHING] * deltas.k)
     return consensus(deltas, weights, trim, True, normalize, scale)
 
@@ -305,13 +308,13 @@ def breadcrumbs(
     normalize:bool=False, # Divide by the sum of the weights?
     scale:float=1.0, # λ
 )->Kernel:
-    "Drop the largest and the smallest entries, sum."
+    "Drop the largest and the smallest entries, sum (Davari & Belilovsky 2024, arXiv 2312.06795)."
     return _crumbs(deltas, weights, density, gamma, False, normalize, scale)
 
 @merge_methods
 def breadcrumbs_ties(deltas:Stream, weights:PerModel=1.0, density:PerModel=0.5, gamma:PerModel=0.01,
                      normalize:bool=False, scale:float=1.0)->Kernel:
-    "Breadcrumbs with sign election."
+    "Breadcrumbs with sign election (Davari & Belilovsky 2024; Yadav et al. 2023)."
     return _crumbs(deltas, weights, density, gamma, True, normalize, scale)
 
 # %% ../nbs/04_methods.ipynb #04b4f790
@@ -337,13 +340,13 @@ def dare_linear(
     normalize:bool=False, # Divide by the sum of the weights?
     scale:float=1.0, # λ
 )->Kernel:
-    "Drop entries at random, rescale the others, sum."
+    "Drop entries at random, rescale the others, sum (Yu et al. 2024, arXiv 2311.03099)."
     return _random(deltas, weights, density, None, rescale, False, normalize, scale)
 
 @merge_methods
 def dare_ties(deltas:Stream, weights:PerModel=1.0, density:PerModel=0.5, rescale:str="density",
               normalize:bool=False, scale:float=1.0)->Kernel:
-    "DARE with sign election."
+    "DARE with sign election (Yu et al. 2024; Yadav et al. 2023)."
     return _random(deltas, weights, density, None, rescale, True, normalize, scale)
 
 # %% ../nbs/04_methods.ipynb #00f70ff7
@@ -357,13 +360,13 @@ def della(
     normalize:bool=False, # Divide by the weights that remain?
     scale:float=1.0, # λ
 )->Kernel:
-    "Drop entries at random, small ones rather, elect signs, sum."
+    "Drop entries at random, small ones rather, elect signs, sum (Deep et al. 2024, arXiv 2406.11617)."
     return _random(deltas, weights, density, epsilon, rescale, True, normalize, scale)
 
 @merge_methods
 def della_linear(deltas:Stream, weights:PerModel=1.0, density:PerModel=0.5, epsilon:PerModel=0.15,
                  rescale:str="density", normalize:bool=False, scale:float=1.0)->Kernel:
-    "DELLA without sign election."
+    "DELLA without sign election (Deep et al. 2024)."
     return _random(deltas, weights, density, epsilon, rescale, False, normalize, scale)
 
 # %% ../nbs/04_methods.ipynb #c6a48603
@@ -372,7 +375,7 @@ def sce(
     deltas:Stream, # Task vectors
     select_topk:float=1.0, # Fraction of entries kept, those of the highest variance across models, in (0, 1]
 )->Kernel:
-    "Keep what varies, weigh by energy, elect signs, average what agrees."
+    "Keep what varies, weigh by energy, elect signs, average what agrees (Wan et al. 2024, arXiv 2408.07990)."
     def variance(d): mean = sum(d) / len(d); return (sum((v - mean) ** 2 for v in d) / len(d))[None]
     if select_topk < 1: # of what varies at all
         select_topk *= deltas.total(lambda d, _: int((variance(d) != 0).sum())) / deltas.n
