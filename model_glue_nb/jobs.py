@@ -20,7 +20,7 @@ from .inputs import Derived, View, adapted, embedding_names, remap_vocabulary, t
 from .values import CODES
 from .methods import method_info
 from .recipes import MergeRecipe, MergeSource, check_form, first_value, numbers_in
-from .zoo import NUMPY_DTYPES, TensorInfo, Zoo, ZooModel, open_model
+from .zoo import NUMPY_DTYPES, TensorInfo, Zoo, ZooModel, is_hub_id, local_folder, open_model
 
 
 # %% ../nbs/04_jobs.ipynb #5a0d94da
@@ -68,6 +68,7 @@ def find_model(
         base, adapter = name.split("+", 1); return adapted(find_model(models, base), adapter, known)
     if Path(name).is_dir(): return open_model(name)
     if known: raise unknown("model", name, known)
+    if is_hub_id(name): return open_model(local_folder(name), name.split("/")[-1])
     raise InputError(f"There is no model folder '{name}'. Correct the path in the recipe.")
 
 

@@ -9,7 +9,7 @@ __all__ = ['THEIR_DEFAULTS', 'PART', 'LESS', 'RANGES', 'TOP', 'MergeSource', 'Me
            'recipe_to_yaml', 'stack']
 
 # %% ../nbs/04_recipes.ipynb #becb90a4
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 

@@ -313,6 +313,8 @@ def test_a_tied_and_an_untied_head(tmp_path):
         out = merge(recipe("linear", names), models, tmp_path/"-".join(names))
         assert out.config["tie_word_embeddings"] is False and np.abs(out.values(k) - (tied.values(e) + own.values(k)) / 2).max() < 1e-3
         live = out.load().model; assert (live.lm_head.weight.float() != live.model.embed_tokens.weight.float()).any()
+        live = merge(recipe("linear", names), models).model; assert (live.lm_head.weight != live.model.embed_tokens.weight).any()
+    with pytest.raises(InputError, match="makes them apart"): merge_into(tied.load(), recipe("linear", ["tied", "own"]), models)
     both = merge(recipe("linear", ["tied", "tied"]), models, tmp_path/"both"); assert both.config["tie_word_embeddings"] and k not in both.tensors
 
 def test_what_goes_along(tmp_path):
@@ -389,3 +391,7 @@ def test_layers_in_other_words(tmp_path):
     z = tiny_zoo(tmp_path, ["a", "b"], "Qwen2", num_hidden_layers=3); r = stack(["a", "b"], 3, interleave=True)
     listed = edited(z["a"], tmp_path/"listed", lambda t: {}, layer_types=["full_attention"] * 2 + ["sliding_attention"], sliding_window=16, use_sliding_window=True); out = merge(r, dict(a=listed, b=z["b"]), tmp_path/"out")
     assert out.n_layers == 6 and out.config["layer_types"] == ["full_attention"] * 4 + ["sliding_attention"] * 2 and out.load().generate(["w3"], 2)
+
+def test_a_hub_id_is_looked_for_on_the_hub():
+    "Offline it is refused in words; a path with one slash that is not there says so too."
+    assert "could not be fetched as a hub id" in check_recipe(recipe("linear", ["nobody/nothing"]))[0]
