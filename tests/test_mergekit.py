@@ -1,5 +1,5 @@
 "Parity with mergekit 0.1.5: the same YAML files, merged there in one process and here; deliberate differences are tests of their own."
-import json, os, subprocess, sys
+import json, os, shutil, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +102,9 @@ def write_cases(room):
         cases |= precedence(m, s, b)
         cases["karcher_weights"] = dict(merge_method="karcher", models=[m("a", weight=.31), m("b", weight=.57)])
         cases["no_weight"] = dict(merge_method="linear", models=[m("a"), m("b")])
+        for n in ("twin", "other_twin", "third"): shutil.copytree(room/"base", room/n)
+        cases["zero"] = dict(merge_method="multislerp", models=[m("twin", weight=.31), m("other_twin", weight=.57), m("third", weight=.83)], base_model=b)
+        cases["in_bf16"] = cases["task_arithmetic"] | dict(dtype="bfloat16", out_dtype=None)
         cases["crumbs_keep_all"] = dict(merge_method="breadcrumbs", models=[m("a", weight=.31)], base_model=b, parameters=dict(gamma=.05))
         cases["adapter"] = dict(merge_method="linear", models=[dict(model=f"{room/'a'}+{room/'lora'}", parameters=dict(weight=.31)), m("b", weight=.57)])
     if room.name == "drawn":
@@ -227,6 +230,17 @@ def test_a_weight_may_be_left_out(room):
     assert "required parameter weight" in (room/"Llama"/"no_weight.failed").read_text()
     ours = merge(MergeRecipe.from_yaml(room/"Llama"/"no_weight.yaml"), None, room/"Llama"/"no_weight.ours"); k = "model.layers.1.mlp.up_proj.weight"
     assert np.abs(ours.values(k) - (open_model(room/"Llama"/"a").values(k) + open_model(room/"Llama"/"b").values(k)) / 2).max() < 1e-3
+
+def test_models_that_equal_the_base_are_merged(room):
+    "mergekit's multislerp stops where the task vectors of three models are zero; here the base comes out."
+    assert "sum of the input tensors is zero" in (room/"Llama"/"zero.failed").read_text()
+    ours = merge(MergeRecipe.from_yaml(room/"Llama"/"zero.yaml"), None, room/"Llama"/"zero.ours"); base = open_model(room/"Llama"/"base")
+    assert all(np.array_equal(ours.raw(k), base.raw(k)) for k in base.tensors)
+
+def test_arithmetic_is_float32_whatever_is_stored(room):
+    "Under dtype bfloat16 mergekit rounds after every step; here the result is the one of float32."
+    ours, theirs = both(room/"Llama", "in_bf16"); exact, _ = both(room/"Llama", "task_arithmetic")
+    assert same(ours, exact)[0] == 1 and same(theirs, exact)[0] < .95
 
 def test_breadcrumbs_drop_the_largest_at_density_1_too(room):
     "At density 1 mergekit drops nothing; the paper's top fraction is dropped here."
