@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'AS_JSON', 'main', 'show', 'cell', 'progress_bar', 'doctor', 'score', 'tell_skipped', 'similarity', 'clusters',
-           'merge', 'n_bytes', 'show_plan', 'byte_bar', 'search', 'settings', 'run', 'in_words', 'report', 'zoo']
+           'merge', 'n_bytes', 'show_plan', 'byte_bar', 'search', 'settings', 'mix', 'run', 'in_words', 'report', 'zoo']
 
 # %% ../nbs/14_cli.ipynb #fed2a6f5
 import json, os, re, sys, time
@@ -246,6 +246,26 @@ def settings(
     for p in pairs:
         if "=" not in p: raise InputError(f"The option is '{p}'. Write name=value, such as layer_groups=4.")
     return {k: yaml.safe_load(v) for k, v in (p.split("=", 1) for p in pairs)}
+
+# %% ../nbs/14_cli.ipynb #9a2f8876
+@app.command()
+def mix(
+    mixture:Path=typer.Argument(help="A YAML file: experts, level, base, router, …"),
+    out:Path=typer.Argument(help="Folder for the mixture."),
+    dry_run:bool=typer.Option(False, help="Check everything and say what would be written."),
+    overwrite:bool=typer.Option(False, help="Replace an existing folder."),
+    as_json:bool=AS_JSON,
+):
+    "Experts behind a router, at model, block or FFN level."
+    from model_glue_nb.mixture import mix, plan_mixture, read_mixture
+    spec, zoo, suite = read_mixture(mixture)
+    if dry_run: return show(plan_mixture(spec, zoo), f"{mixture}: what would be mixed ({spec.level})", as_json)
+    model = mix(spec, out, zoo, suite, overwrite=overwrite)
+    how = "model_glue_nb.zoo.open_model(folder).load()" # experts that stand apart
+    if (model.path/"config.json").exists():
+        code = ", trust_remote_code=True" if model.kind == "mixture" else ""
+        how = f"AutoModelForCausalLM.from_pretrained(folder{code})"
+    typer.echo(f"{model.path}: {len(spec.experts)} experts. Load it with {how}.")
 
 # %% ../nbs/14_cli.ipynb #d0dadd67
 @app.command()

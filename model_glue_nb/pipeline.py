@@ -84,7 +84,7 @@ def check_recipe(
     known = r.merge["strategy"] in strategies
     out += check_options(r.merge["strategy"], r.merge.get("options") or {}) if known else []
     if r.mixture["level"] != "model": out.append(f"The mixture's level is '{r.mixture['level']}'; clusters of any architecture are mixed at level 'model'.")
-    out += [f"{k} is {n}. Give at least 1, or leave it out." for k in PARTS["mixture"][4:] if (n := r.mixture.get(k, 1)) < 1]
+    out += [f"{k} is {n}. Give at least 1, or leave it out." for k in PARTS["mixture"][4:] if r.mixture.get(k) is not None and (n := r.mixture[k]) < 1]
     if r.mixture["dense_layers"]: out.append("dense_layers is for mixtures of one shape; at level 'model' without a base it is 0.")
     return out
 

@@ -192,7 +192,7 @@ def test_the_choice_depends_on_seed_and_prompt_alone(strangers, tmp_path):
 # What is refused
 
 @pytest.mark.parametrize("change, says", [
-    (dict(experts=("a", "wide")), "has shape (96, 32) in 'wide', (48, 32) in 'base'"), (dict(experts=("a", "q")), "Mix at level 'model' without a base"),
+    (dict(experts=("a", "wide")), "has shape (32, 96) in 'wide', (32, 48) in 'base'"), (dict(experts=("a", "q")), "Mix at level 'model' without a base"),
     (dict(dense_layers=3), "Give 0 to 2"), (dict(dense_layers=-1), "Give 0 to 2"), (dict(top_k=3), "Give 1 to 2"), (dict(top_k=0), "Give 1 to 2"),
     (dict(experts=("a", "nobody")), "There is no model 'nobody'"), (dict(router=dict(name="knn")), "Give a suite"), (dict(base="neox"), "GPTNeoXForCausalLM"),
 ])
