@@ -259,7 +259,7 @@ def mix(
     "Experts behind a router, at model, block or FFN level."
     from model_glue_nb.mixture import mix, plan_mixture, read_mixture
     spec, zoo, suite = read_mixture(mixture)
-    if dry_run: return show(plan_mixture(spec, zoo), f"{mixture}: what would be mixed ({spec.level})", as_json)
+    if dry_run: return show(plan_mixture(spec, zoo), f"{mixture}: level {spec.level}", as_json)
     model = mix(spec, out, zoo, suite, overwrite=overwrite)
     how = "model_glue_nb.zoo.open_model(folder).load()" # experts that stand apart
     if (model.path/"config.json").exists():

@@ -148,9 +148,9 @@ def own_ends(
     same = lambda e, n: n in e.tensors and np.array_equal(e.raw(n), parts.base.raw(n))
     return not all(same(e, n) for e in parts.experts for n in ends)
 
-# %% ../nbs/08_levels.ipynb #56eae221
+# %% ../nbs/08_levels.ipynb #8861f964
 MEANING = ("architectures hidden_act hidden_activation num_attention_heads num_key_value_heads head_dim "
-           "rope_parameters rope_theta rope_scaling rms_norm_eps sliding_window").split() # Shapes do not show it
+           "rope_parameters rope_theta rope_scaling rms_norm_eps sliding_window").split() # Not in shapes
 
 def check_shapes(
     parts:Parts, # Models to mix
