@@ -143,18 +143,18 @@ def keep_above(
     n_equal:"i8", # … and equal ones among the first so many entries
 ):
     "Zero what lies below a cut."
-    u = x.view(np.uint32); cut = np.uint32(bits); n_equal = min(n_equal, x.size)
-    for j in range(n_equal): x[j] = x[j] if (u[j] & MAGNITUDE) >= cut else np.float32(0)
-    for j in range(n_equal, x.size): x[j] = x[j] if (u[j] & MAGNITUDE) > cut else np.float32(0)
+    cut = np.uint32(bits).view(np.float32); n_equal = min(n_equal, x.size) # magnitudes are ordered like their bits
+    for j in range(n_equal): x[j] = np.float32(0) if abs(x[j]) < cut else x[j]
+    for j in range(n_equal, x.size): x[j] = np.float32(0) if abs(x[j]) <= cut else x[j]
 
 @native
 def keep_below(
     x:"f4[:]", bits:"i8", n_equal:"i8", # As for `keep_above`
 ):
     "Zero what `keep_above` would keep."
-    u = x.view(np.uint32); cut = np.uint32(bits); n_equal = min(n_equal, x.size)
-    for j in range(n_equal): x[j] = np.float32(0) if (u[j] & MAGNITUDE) >= cut else x[j]
-    for j in range(n_equal, x.size): x[j] = np.float32(0) if (u[j] & MAGNITUDE) > cut else x[j]
+    cut = np.uint32(bits).view(np.float32); n_equal = min(n_equal, x.size)
+    for j in range(n_equal): x[j] = x[j] if abs(x[j]) < cut else np.float32(0)
+    for j in range(n_equal, x.size): x[j] = x[j] if abs(x[j]) <= cut else np.float32(0)
 
 def keep_between(
     x, # float32 of shape (n,), entries outside are set to zero
@@ -164,7 +164,8 @@ def keep_between(
 ):
     "Zero all entries but those that `low` keeps and `high` does not."
     n_equal = lambda cut: max(0, cut[1] - start + 1)
-    if low != EVERYTHING: keep_above(x, low[0], n_equal(low))
+    if low == NOTHING: x[:] = 0
+    elif low != EVERYTHING: keep_above(x, low[0], n_equal(low))
     if high != NOTHING: keep_below(x, high[0], n_equal(high))
 
 # %% ../nbs/01_kernels.ipynb #be362b6f
