@@ -143,7 +143,7 @@ def keep_above(
     n_equal:"i8", # … and equal ones among the first so many entries
 ):
     "Zero what lies below a cut."
-    cut = np.uint32(bits).view(np.float32); n_equal = min(n_equal, x.size) # magnitudes are ordered like their bits
+    cut = np.uint32(bits).view(np.float32); n_equal = min(n_equal, x.size) # as a magnitude
     for j in range(n_equal): x[j] = np.float32(0) if abs(x[j]) < cut else x[j]
     for j in range(n_equal, x.size): x[j] = np.float32(0) if abs(x[j]) <= cut else x[j]
 
@@ -256,7 +256,7 @@ def rank_in_row(
 @native
 def bin_row(
     u:"u4[:]", # Bits of the row
-    bins:"i4[:]", # Filled: bin of each entry, 1/32 octave wide; bin 0 takes all below 2⁻¹⁶ of the largest
+    bins:"i4[:]", # Filled: bin of each entry, 1/32 octave wide; bin 0: all below 2⁻¹⁶ of the largest
     counts:"i4[:]", # Shape (513,), filled: how many entries lie in lower bins
 )->"i8": # Entries in bin 0
     "Put the entries of a row into bins of magnitude."
