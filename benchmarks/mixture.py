@@ -1,0 +1,62 @@
+"""Mixtures: tokens per second against one of their experts alone, and building one against copying its bytes.
+
+    python benchmarks/mixture.py [--shape 135m] [--rounds 3] [--prompt 128] [--new 128] [--threads 2] [--out FILE.csv]
+
+Random weights of a real shape, bf16 in the file, float32 in memory, cached greedy generation. Model-level and block-level mixtures route
+samples, the FFN-level one routes tokens (top 1), all by hash, so that mixed batches are mixed. Sides take turns; medians; the load is recorded."""
+import argparse, os, shutil, statistics, tempfile, time
+from pathlib import Path
+
+from common import SHAPES, write_models
+
+def generation(models, prompt, new, batch, rounds):
+    "Name → median seconds of one cached generation; the models take turns."
+    import torch
+    ids = torch.randint(0, 400, (batch, prompt), generator=torch.Generator().manual_seed(0)); took = {n: [] for n in models}
+    for i in range(rounds + 1): # the first warms up
+        for name, m in models.items():
+            start = time.perf_counter()
+            m.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
+            if i: took[name].append(time.perf_counter() - start)
+    return {n: statistics.median(t) for n, t in took.items()}
+
+def building(room, spec, rounds):
+    "Median seconds of writing a mixture, and of copying its bytes."
+    from model_glue_nb.mixture import mix
+    ours, copy = [], []
+    for i in range(rounds + 1):
+        start = time.perf_counter(); mix(spec, room/"built"); ours.append(time.perf_counter() - start)
+        start = time.perf_counter(); shutil.copytree(room/"built", room/"copied"); copy.append(time.perf_counter() - start)
+        for n in ("built", "copied"): shutil.rmtree(room/n)
+    return statistics.median(ours[1:]), statistics.median(copy[1:])
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--shape", default="135m", choices=SHAPES); p.add_argument("--rounds", type=int, default=3); p.add_argument("--batches", nargs="*", type=int, default=[1, 4])
+    p.add_argument("--prompt", type=int, default=128); p.add_argument("--new", type=int, default=128); p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    p.add_argument("--out", help="CSV file"); a = p.parse_args()
+    import torch
+    from transformers import AutoModelForCausalLM
+    from model_glue_nb import modeling # registers our class
+    from model_glue_nb.levels import MixtureSpec
+    from model_glue_nb.mixture import mix
+    torch.set_num_threads(a.threads); rows = []
+    def tell(**row):
+        row |= dict(shape=a.shape, load=os.getloadavg()[0]); rows.append(row)
+        print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+    with tempfile.TemporaryDirectory() as d:
+        room = Path(d); write_models(room, SHAPES[a.shape])
+        spec = lambda level, **more: MixtureSpec(experts=(str(room/"a"), str(room/"b")), base=str(room/"base"), level=level, router=dict(name="random"), **more)
+        specs = dict(model=spec("model"), block=spec("block"), ffn=spec("ffn", input="token"))
+        for name, s in specs.items():
+            ours, copy = building(room, s, a.rounds); tell(what=f"build {name}", ours_s=ours, reference_s=copy, ratio=ours / copy)
+        load = lambda path: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        models = dict(dense=load(room/"a")) | {n: load(mix(s, room/n).path) for n, s in specs.items()}
+        for batch in a.batches:
+            t = generation(models, a.prompt, a.new, batch, a.rounds)
+            for n in specs: tell(what=f"generate {n}, batch {batch}", ours_s=t[n], reference_s=t["dense"], ratio=t[n] / t["dense"], tokens_per_s=batch * a.new / t[n])
+    if a.out:
+        import pandas as pd
+        pd.DataFrame(rows).to_csv(a.out, index=False, float_format="%.4g")
+
+if __name__ == "__main__": main()
