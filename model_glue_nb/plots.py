@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'SYSTEMS', 'INK', 'GRID', 'SCALE', 'NAMES', 'model_colours', 'finish', 'plot_comparison', 'plot_scores',
-           'cluster_order', 'plot_similarity', 'plot_trials', 'plot_routing']
+           'cluster_order', 'plot_similarity', 'plot_trials', 'plot_routing', 'plot_barrier', 'plot_calibration',
+           'plot_layers']
 
 # %% ../nbs/10_plots.ipynb #5c31fbdb
 import math
@@ -269,3 +270,65 @@ def plot_routing(
                   height=200 + 34 * n_tasks, xaxis=dict(title="share of the questions, %", range=[0, 100]),
                   yaxis=dict(autorange="reversed"),
                   bargap=.3)
+
+# %% ../nbs/10_plots.ipynb #ab10a002
+def plot_barrier(
+    way, # DataFrame or None: alpha loss loss_error, and aligned if both were measured
+    names:tuple[str,str]=("first model", "second model"), # The two ends
+    n:int|None=None, # Texts, for the subtitle
+): # Plotly figure: one line per state, with 95 % intervals
+    "Loss on the way from one model to another."
+    import plotly.graph_objects as go
+    title = "Is there a barrier?"
+    if _missing(way, "alpha loss loss_error", "barrier"): return _empty(title, "No way was walked yet.")
+    fig, found = go.Figure(), way if "aligned" in way else way.assign(aligned=False)
+    for aligned, t in found.groupby("aligned"):
+        ends = [t.loss[t.alpha == x].iloc[0] for x in (0, 1)]
+        if not aligned: fig.add_scatter(x=[0, 1], y=ends, mode="lines", name="no barrier",
+                                        line=dict(color=INK, dash="dot"))
+        fig.add_scatter(x=t.alpha, y=t.loss, mode="lines+markers",
+                        name="units matched" if aligned else "as they are",
+                        line=dict(color=PALETTE[int(aligned)], width=2.5), error_y=dict(array=t.loss_error))
+    about = f"{names[0]} to {names[1]}", n and f"n = {n} texts", "whiskers: 95 % intervals"
+    return finish(fig, title, about, xaxis_title=f"share of {names[1]}", yaxis_title="loss, nats per token")
+
+# %% ../nbs/10_plots.ipynb #ab10a005
+def plot_calibration(
+    measured, # DataFrame or None: a b change forecast_new, and low high of the change if known
+    about:str="", # How many merges and how large the error, for the subtitle
+): # Plotly figure: expected against measured change
+    "Expected change of a merge, its models unseen, against the measured one."
+    import plotly.graph_objects as go
+    title = "Expected and measured change"
+    if measured is None or "forecast_new" not in measured or not len(measured):
+        return _empty(title, about or "Not enough measured merges for a forecast.")
+    t = measured; both = t[["change", "forecast_new"]]; ends = [100 * both.min().min(), 100 * both.max().max()]
+    bars = dict(symmetric=False, array=100 * (t.high - t.change), arrayminus=100 * (t.change - t.low),
+                color=GRID) if "low" in t else None
+    fig = go.Figure(go.Scatter(x=ends, y=ends, mode="lines", line=dict(color=INK, dash="dot"), name="right"))
+    fig.add_scatter(x=100 * t.forecast_new, y=100 * t.change, mode="markers", name="a merge", error_y=bars,
+                    marker=dict(color=PALETTE[0], size=8), hovertext=t.a + " + " + t.b,
+                    hovertemplate="<b>%{hovertext}</b><br>expected %{x:+.1f}<br>measured %{y:+.1f}"
+                                  "<extra></extra>")
+    return finish(fig, title, (about,), xaxis_title="expected change against the better parent, points",
+                  yaxis_title="measured change, points", showlegend=False)
+
+# %% ../nbs/10_plots.ipynb #ab10a008
+def plot_layers(
+    table, # DataFrame or None: a b metric role layer value, a comparison by layer
+    a:str, b:str, # The pair
+    metric:str="column_cosine", # Which metric
+): # Plotly figure: a line per role over the layers
+    "One metric of a pair over the layers."
+    import plotly.graph_objects as go
+    title = "Where two models differ"
+    if _missing(table, "a b metric role layer value", "similarity"):
+        return _empty(title, "Nothing was compared yet.")
+    t = table[(table.metric == metric) & ((table.a == a) & (table.b == b) | (table.a == b) & (table.b == a))]
+    if not len(t): return _empty(title, f"{a} and {b} were not compared by {metric}.")
+    fig = go.Figure()
+    for i, (role, r) in enumerate(t.groupby("role")):
+        fig.add_scatter(x=r.layer, y=r.value, mode="lines+markers", name=role,
+                        line=dict(color=PALETTE[i], width=2.5))
+    name = metric.replace("_", " "); axis = dict(title="layer", dtick=1 if len(t) < 40 else None)
+    return finish(fig, title, (f"{a} and {b}", name), xaxis=axis, yaxis_title=name)
