@@ -252,7 +252,7 @@ def activations(
     out = np.concatenate(out, 1); n = out.shape[1]
     return out[:, np.sort(np.random.default_rng(seed).permutation(n)[:n_tokens])]
 
-# %% ../nbs/05_barrier.ipynb #8532980c
+# %% ../nbs/05_barrier.ipynb #ae3d6a16
 def alike(
     k:np.ndarray, l:np.ndarray, # (tokens, tokens), as `gram_centred` gives them
 )->float: # In [0, 1]
@@ -278,6 +278,7 @@ def compare_activations(
         for d in np.linspace(0, 1, n_depths or min(len(grams[a]), len(grams[b]))):
             k, l = (grams[m][round(d * (len(grams[m]) - 1))] for m in (a, b))
             rows.append((a, b, d, alike(k, l)))
-    told = pd.DataFrame(rows, columns="a b depth cka".split()), pd.DataFrame(rest, columns="a b reason".split())
+    frame = lambda found, columns: pd.DataFrame(found, columns=columns.split())
+    told = frame(rows, "a b depth cka"), frame(rest, "a b reason")
     told = pd.concat([t for t in told if len(t)] or told, ignore_index=True)
     return told.reindex(columns="a b depth cka reason".split())

@@ -118,8 +118,7 @@ ZOO = typer.Argument(help="A folder of checkpoints, a YAML list, or demo.")
 @app.command()
 def similarity(
     zoo:str=ZOO,
-    metric:str=typer.Option("column_cosine", help="column_cosine, cosine, norm_ratio, task_cosine, sign_agreement, "
-                                                  "subspace_overlap."),
+    metric:str=typer.Option("column_cosine", help="Or cosine, norm_ratio, task_cosine, sign_agreement, …"),
     by:str=typer.Option(None, help="all, role, layer or tensor: every pair as a row, all metrics."),
     share:float=typer.Option(1.0, help="Part of each weight's rows that is read; below 1 with error bounds."),
     out:Path=typer.Option(None, help="Run folder for the table and the store."),
@@ -128,14 +127,17 @@ def similarity(
     "Similarity of every pair, each byte read once."
     from model_glue_nb.similarity import METRICS, compare_zoo
     from model_glue_nb.zoo import read_zoo
-    models = read_zoo(zoo); run = started(out, command="similarity", zoo=zoo, metric=metric, by=by, share=share)
+    models, asked = read_zoo(zoo), dict(command="similarity", zoo=zoo, metric=metric, by=by, share=share)
+    run = started(out, **asked)
     with progress_bar() as progress:
         found = compare_zoo(models, METRICS if by else (metric,), None, share, 0, run and run.store, progress)
-    square = found.square(metric); table = found.table(by) if by else square.rename_axis("model").reset_index()
+    square = found.square(metric)
+    table = found.table(by) if by else square.rename_axis("model").reset_index()
     if run: run.write_table("similarity", square, index=True)
     if run and by: run.write_table(f"similarity_by_{by}", table)
     tell_skipped(models); tell_skipped(found)
-    show(table.dropna(axis=1, how="all"), f"{'All metrics' if by else metric} of attention and MLP weights", as_json)
+    what = "All metrics" if by else metric
+    show(table.dropna(axis=1, how="all"), f"{what} of attention and MLP weights", as_json)
 
 def started(
     out:Path|None, # Run folder; None keeps nothing
@@ -161,8 +163,8 @@ def clusters(
     from model_glue_nb.zoo import read_zoo
     models = read_zoo(zoo); table = similarity(models); tell_skipped(models)
     found = cluster_by_similarity(table, threshold, linkage, {m.name: m.base for m in models})
-    rows = [dict(cluster=c.name, n=len(c.members), base=c.base or "", medoid=c.medoid, outliers=", ".join(c.outliers),
-                 members=", ".join(c.members)) for c in found]
+    rows = [dict(cluster=c.name, n=len(c.members), base=c.base or "", medoid=c.medoid,
+                 outliers=", ".join(c.outliers), members=", ".join(c.members)) for c in found]
     t = threshold_sensitivity(table, linkage)
     if sensitivity: return show(t, f"Clusters by threshold, linkage {linkage}", as_json)
     show(pd.DataFrame(rows), f"Clusters at threshold {threshold}, linkage {linkage}", as_json)
@@ -177,7 +179,7 @@ def barrier(
     zoo:str=ZOO,
     a:str=typer.Argument(help="A member."), b:str=typer.Argument(help="Another member."),
     suite:str=SUITE, n:int=typer.Option(8, help="Questions per task."),
-    aligned:bool=typer.Option(False, help="Also after matching the second model's heads and neurons to the first's."),
+    aligned:bool=typer.Option(False, help="Also after matching the second model's heads and neurons."),
     as_json:bool=AS_JSON,
 ):
     "Loss on the straight way from one model to another: one basin, or strangers?"
@@ -186,7 +188,7 @@ def barrier(
     from model_glue_nb.zoo import read_zoo
     texts = texts_of(load_suite(suite).part("search"), n)
     table = (barrier_aligned if aligned else barrier)(read_zoo(zoo), a, b, texts)
-    show(table, f"From {a} to {b}: nats per token on {len(texts)} texts, errors are half 95% intervals", as_json)
+    show(table, f"From {a} to {b}: nats per token, {len(texts)} texts, half 95% intervals", as_json)
 
 @app.command()
 def forecast(
@@ -200,10 +202,12 @@ def forecast(
     from model_glue_nb.forecast import forecast_zoo
     from model_glue_nb.plots import plot_calibration
     run = started(out, command="forecast", zoo=zoo, suite=suite, n=n)
-    with run.lock(), progress_bar() as progress: found, table = forecast_zoo(zoo, suite, run.store, n, remembered, progress)
+    with run.lock(), progress_bar() as progress:
+        found, table = forecast_zoo(zoo, suite, run.store, n, remembered, progress)
     run.write_table("pairs", found.table); run.write_table("forecast", table)
     plot_calibration(found.table, str(found)).write_html(run.path/"calibration.html")
-    show(table, f"{zoo}, {suite}: {found}", as_json); typer.echo(f"calibration: {run.path/'calibration.html'}", err=as_json)
+    show(table, f"{zoo}, {suite}: {found}", as_json)
+    typer.echo(f"calibration: {run.path/'calibration.html'}", err=as_json)
 
 # %% ../nbs/14_cli.ipynb #1db6221e
 @app.command()

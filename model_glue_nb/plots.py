@@ -302,7 +302,8 @@ def plot_calibration(
     title = "Expected and measured change"
     if measured is None or "forecast_new" not in measured or not len(measured):
         return _empty(title, about or "Not enough measured merges for a forecast.")
-    t = measured; both = t[["change", "forecast_new"]]; ends = [100 * both.min().min(), 100 * both.max().max()]
+    t, both = measured, 100 * measured[["change", "forecast_new"]]
+    ends = [both.min().min(), both.max().max()]
     bars = dict(symmetric=False, array=100 * (t.high - t.change), arrayminus=100 * (t.change - t.low),
                 color=GRID) if "low" in t else None
     fig = go.Figure(go.Scatter(x=ends, y=ends, mode="lines", line=dict(color=INK, dash="dot"), name="right"))
