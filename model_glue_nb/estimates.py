@@ -14,10 +14,10 @@ import numpy as np
 
 from .inputs import Derived
 from .jobs import LARGE, Job, Planner, output_problems
-from .values import CODES
+from .values import CODES, ITEM_BYTES
 from .methods import run_method
 from .recipes import MergeRecipe
-from .streams import ArrayBlocks, Stream, compute_device, n_workers
+from .streams import HOLD, ArrayBlocks, Stream, compute_device, n_workers
 from .zoo import TensorInfo
 
 
@@ -41,7 +41,8 @@ def rehearse(
     blocks = [CountedBlocks(near()) for _ in job.all_inputs]
     base = blocks[k] if job.base is not None else None
     def run():
-        stream = Stream(blocks[:k], shape, base, job.keys, device=device); start = time.perf_counter()
+        each = lambda f, chunks: list(map(f, chunks)) # as for a large tensor, of which nothing is held
+        stream = Stream(blocks[:k], shape, base, job.keys, each, device=device); start = time.perf_counter()
         kernel = run_method(job.method, stream, job.parameters)
         stream.make(kernel, CODES["F32"], lambda block, at: None)
         return time.perf_counter() - start
@@ -63,13 +64,16 @@ class Costs:
     def rehearsed(self, job):
         extreme = lambda v: v if isinstance(v, str) else [(x == 0, x == 1) for x in np.atleast_1d(v)]
         like = Stream([ArrayBlocks(np.zeros(1)) for _ in job.all_inputs], job.shape)
+        width = lambda x: ITEM_BYTES[CODES[x.dtype]] if isinstance(x, TensorInfo) and x.dtype in CODES else 4
+        size = like.k * job.n_values * max(map(width, job.all_inputs))
+        held = job.n_values < LARGE and self.device == "cpu" and size <= HOLD
         numbers = {k: extreme(v) for k, v in job.parameters.items()}
         key = repr((job.method, len(job.inputs), job.base is not None, numbers))
         def known(shape):
             if (key, shape) not in self.known: self.known[key, shape] = rehearse(job, shape, self.device)
             return self.known[key, shape]
-        reads, seconds, held = known(LONG); growth = max(held - known(HALF)[2], 0) / (2**20 - 2**18)
-        return (reads if len(like.chunks()) > 1 else known(SHORT)[0]), seconds, growth
+        reads, seconds, memory = known(LONG); growth = max(memory - known(HALF)[2], 0) / (2**20 - 2**18)
+        return (1 if held else reads if len(like.chunks()) > 1 else known(SHORT)[0]), seconds, growth
 
     def of(self,
         x, # `Job`, `TensorInfo` or `Derived`
