@@ -22,7 +22,7 @@ from .recipes import MergeRecipe
 # %% ../nbs/06_strategies.ipynb #494caea5
 strategies = Registry("search strategy")
 
-# %% ../nbs/06_strategies.ipynb #bda05a5d
+# %% ../nbs/06_strategies.ipynb #3a2c98f8
 SCALES = (0.3, 0.5, 0.7, 0.85, 1.2, 1.5, 2.0)
 
 def tune_scale(
@@ -41,9 +41,10 @@ def average(
     "Greedy soup: each member joins with equal weight and stays if the score does not fall."
     accepted, winner, best = [problem.members[0]], problem.members[0], problem.own[problem.members[0]].mean
     for name in problem.members[1:]:
-        parts = accepted + [name]; candidate = weigh(problem, parts, np.ones(len(parts)))
-        score, = yield from scores_of([candidate])
-        if score >= best: accepted, winner, best = parts, candidate, score
+        parts = accepted + [name]; ones = np.ones(len(parts))
+        tries = [weigh(problem, parts, w) for w in ([ones, ones / len(parts)] if problem.adds_up else [ones])]
+        for candidate, score in zip(tries, (yield from scores_of(tries))):
+            if score >= best: accepted, winner, best = parts, candidate, score
     return (yield from tune_scale(problem, winner, best))
 
 # %% ../nbs/06_strategies.ipynb #1b9cbc98
@@ -124,7 +125,7 @@ def at(
 
 def middle(space): return {k: (low + high) / 2 for k, (low, high) in space.items()} # Of a space
 
-# %% ../nbs/06_strategies.ipynb #4c93d871
+# %% ../nbs/06_strategies.ipynb #6fdb1995
 def generations(
     problem:Problem, # Members and method
     sampler, # An Optuna sampler, seeded
@@ -140,14 +141,16 @@ def generations(
     numbers = {k: optuna.distributions.FloatDistribution(*v) for k, v in space.items()}
     winner, best = problem.members[0], problem.own[problem.members[0]].mean
     for p in starts: study.enqueue_trial(p)
-    n, total = len(starts), 200 if math.isinf(problem.budget) else max(1, math.ceil(problem.budget))
-    while total > 0:
-        trials = [study.ask(numbers) for _ in range(min(n, total))]; total -= n; n = size
+    n, left = len(starts), 200 if math.isinf(problem.budget) else max(1, math.ceil(problem.budget))
+    for _ in range(10 * left): # members cost nothing; a population that has become one member must end too
+        trials = [study.ask(numbers) for _ in range(n)]; n = size
         candidates = [at(problem, t.params) for t in trials]; answers = yield [Ask(c) for c in candidates]
+        left -= sum(not isinstance(c, str) for c in candidates)
         for t, c, a in zip(trials, candidates, answers):
             if a.mean >= best: winner, best = c, a.mean
             failed = np.isinf(a.mean); values = list(a.tasks.values()) if n_objectives > 1 else a.mean
             study.tell(t, None if failed else values, optuna.trial.TrialState.FAIL if failed else None)
+        if left <= 0: break
     return winner, best
 
 @strategies
