@@ -94,7 +94,7 @@ class Pool:
             outcome = self.receive(done[0], ask, actor, tries, busy)
             if outcome: idle += [actor] if actor in self.actors else []; yield ask, outcome
 
-# %% ../nbs/06_workers.ipynb #4bb369c5
+# %% ../nbs/06_workers.ipynb #5c96966b
 def _hire(self):
     "Start an actor."
     self.actors.append(self.make(self.sent))
@@ -108,7 +108,8 @@ def _receive(self, future, ask, actor, tries, busy):
     except self.ray.exceptions.RayActorError as e:
         if "creation task" in str(e):
             why = str(e).strip().splitlines()[-1]
-            raise InputError(f"A worker could not start ({why}). Package and models must be on every node.") from None
+            where = "Package and models must be on every node."
+            raise InputError(f"A worker could not start ({why}). {where}") from None
         self.actors.remove(actor)
         if tries >= N_TRIES: return Outcome({}, 0.0, f"It took {tries} workers down ({type(e).__name__}).")
         return self.send(ask, self.hire(), busy, tries + 1)
