@@ -6,7 +6,7 @@
 __all__ = ['SCALARS', 'parse_type', 'cache_folder', 'keep', 'kept', 'Native', 'native', 'compiled', 'open_native', 'call_native']
 
 # %% ../nbs/01_native.ipynb #50d74730
-import ctypes, os, threading
+import ctypes, inspect, os, threading
 from functools import cached_property, update_wrapper
 from pathlib import Path
 from types import FunctionType
@@ -79,6 +79,7 @@ class Native:
         reassociate:bool=False, # May sums be reordered?
     ):
         update_wrapper(self, f); self.f, self.entry = f, None
+        self.__signature__ = inspect.signature(f) # its annotations are names of types, not expressions
         self.fast = {"contract", "reassoc", "nsz"} if reassociate else {"contract"}
         types = f.__annotations__; names = f.__code__.co_varnames[:f.__code__.co_argcount]
         self.takes = [parse_type(types[n]) for n in names]

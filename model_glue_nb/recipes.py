@@ -20,7 +20,7 @@ from .methods import merge_methods, method_info
 @dataclass(frozen=True)
 class MergeSource:
     "One model of a merge."
-    model: "str|MergeRecipe" # Name in the zoo, path, or another merge
+    model: object # Name in the zoo, path, or another merge (`MergeRecipe`)
     weight: float|list|None = 1.0 # Its weight; a list over depth; None takes the recipe's
     parameters: dict = field(default_factory=dict) # Its own values of per-model parameters
     layers: tuple[int, int]|None = None # In a slice: first layer, and one past the last
