@@ -124,7 +124,7 @@ def candidate(a):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=["candidate", "table", "racing"]); p.add_argument("--methods", nargs="*", default=["linear", "task_arithmetic", "ties"])
+    p.add_argument("what", nargs="?", default="candidate", choices=["candidate", "table", "racing"]); p.add_argument("--methods", nargs="*", default=["linear", "task_arithmetic", "ties"])
     p.add_argument("--strategies", nargs="*"); p.add_argument("--budget", default=40, type=int); p.add_argument("--seeds", type=int, default=5)
     p.add_argument("--runners", type=int, default=40); p.add_argument("--rounds", type=int, default=12); p.add_argument("--run", default="runs/strategies"); p.add_argument("--out", help="CSV file"); a = p.parse_args()
     rows = dict(candidate=candidate, table=table, racing=racing)[a.what](a)
