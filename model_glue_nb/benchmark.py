@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['metrics', 'SPLITS', 'SUITE_KEYS', 'TASK_KEYS', 'Items', 'exact_match', 'Question', 'Task', 'Suite', 'suites_path',
-           'read_questions', 'load_suite', 'read_task', 'ask', 'ask_model', 'scores_table', 'wide', 'ask_zoo',
-           'score_zoo', 'Interval', 'mean_interval', 'paired_gain', 'oracle_task', 'oracle_question', 'lm_eval_task',
-           'as_lm_eval', 'ask_lm_eval', 'run_lm_eval']
+           'read_questions', 'load_suite', 'read_task', 'ask', 'known_items', 'mean_score', 'ask_model', 'scores_table',
+           'wide', 'ask_zoo', 'score_zoo', 'Interval', 'mean_interval', 'paired_gain', 'oracle_task', 'oracle_question',
+           'lm_eval_task', 'as_lm_eval', 'ask_lm_eval', 'run_lm_eval']
 
 # %% ../nbs/03_benchmark.ipynb #3ede70ce
 import hashlib, json, logging
@@ -171,6 +171,23 @@ def ask(
             if store: store.add_items(fingerprint, t.fingerprint, rows)
             known[t.name] |= rows
     return {t.name: np.array([known[t.name][q.key][0] for q in t.questions]) for t in suite.tasks}
+
+# %% ../nbs/03_benchmark.ipynb #bf8257b6
+def known_items(
+    store:Store|None, # Where answers are remembered
+    fingerprint:str, # Of a model or a merge
+    suite:Suite, # Questions
+)->Items|None: # None unless every question was answered before
+    "Remembered answers, when they are complete."
+    found = {t.name: store.items(fingerprint, t.fingerprint) if store else {} for t in suite.tasks}
+    if any(q.key not in found[t.name] for t in suite.tasks for q in t.questions): return None
+    return {t.name: np.array([found[t.name][q.key][0] for q in t.questions]) for t in suite.tasks}
+
+def mean_score(
+    items:Items, # Values per task
+)->float: # Every task counts the same
+    "Mean over tasks of the means over questions."
+    return float(np.mean([v.mean() for v in items.values()]))
 
 # %% ../nbs/03_benchmark.ipynb #8cd470eb
 def ask_model(

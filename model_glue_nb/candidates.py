@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from fastcore.basics import patch
 
-from .benchmark import Items, Suite, ask, ask_model
+from .benchmark import Items, Suite, ask, ask_model, known_items
 from .core import InputError, Store, digest, refuse
 from .jobs import LAYER, jobs_of
 from .merge import Files, merge_into, open_input
@@ -213,9 +213,7 @@ def __reduce__(self:CandidateScorer): # `replace` leaves caches behind
 @patch
 def known(self:CandidateScorer, candidate, share)->bool: # Nothing left to ask?
     "Is every answer remembered?"
-    if self.store is None: return False
-    have = {t.name: self.store.items(self.key(candidate), t.fingerprint) for t in self.suite.tasks}
-    return all(q.key in have[t.name] for t in self.part(share).tasks for q in t.questions)
+    return known_items(self.store, self.key(candidate), self.part(share)) is not None
 
 @patch
 def rows(self:CandidateScorer, candidate, share)->dict: # Task fingerprint → question → (value, answer)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BLOCK', 'MAGNITUDE', 'NOTHING', 'EVERYTHING', 'add_scaled', 'sum_rows', 'weighted_sum', 'dot', 'gram_add',
            'count_bits', 'collect_bits', 'collect', 'kth_bin', 'keep_above', 'keep_below', 'keep_between', 'chance',
-           'drop', 'ranks', 'rank_rows', 'keep_chance', 'drop_row_exactly', 'rank_in_row', 'bin_row', 'decide_row',
-           'drop_rows', 'drop_by_rank', 'vote', 'take_agreeing', 'combine_blocks', 'combine', 'magnitude', 'magnitudes']
+           'drop', 'ranks', 'keep_chance', 'drop_row_exactly', 'rank_in_row', 'bin_row', 'decide_row', 'drop_rows',
+           'drop_by_rank', 'vote', 'take_agreeing', 'combine_blocks', 'combine', 'magnitude', 'magnitudes']
 
 # %% ../nbs/01_kernels.ipynb #b077ab4e
 import numpy as np
@@ -212,12 +212,6 @@ def ranks(
         a, b = b, a
     for j in range(n): rank[a[j]] = j
 
-def rank_rows(
-    x:np.ndarray, # float32 of shape (n,)
-)->np.ndarray: # int32 of shape (n,)
-    "Rank of every entry's magnitude."
-    order = np.empty((3, x.size), np.int32); ranks(x, order[2], order[:2], np.empty(2049, np.int32))
-    return order[2]
 
 # %% ../nbs/01_kernels.ipynb #41347fb1
 @native
@@ -278,15 +272,16 @@ def decide_row(
     counts:"i4[:]", # From `bin_row`
 ):
     "Decide by bins, and by exact ranks where bins leave it open."
-    n = u.size; least, step = keep - spread, 2 * spread / max(n - 1, 1); n_open = 0
+    n = u.size; n_open = 0
     for j in range(n): # no branches: half of them would be guessed wrongly
         c, b = np.float64(chance(key, start + j)), bins[j]
-        low = np.int32(c < least + step * counts[b]); high = np.int32(c < least + step * (counts[b + 1] - 1))
+        low = np.int32(c < keep_chance(counts[b], n, keep, spread))
+        high = np.int32(c < keep_chance(counts[b + 1] - 1, n, keep, spread))
         bins[j] = low + high; n_open += low != high
     if n_open:
         for j in range(n):
             if bins[j] != 1: continue
-            bins[j] = 2 * np.int32(np.float64(chance(key, start + j)) < least + step * rank_in_row(u, j))
+            bins[j] = 2 * np.int32(chance(key, start + j) < keep_chance(rank_in_row(u, j), n, keep, spread))
 
 @native
 def drop_rows(

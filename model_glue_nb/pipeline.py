@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .benchmark import (Items, Suite, ask_lm_eval, ask_model, ask_zoo, load_suite, mean_interval, oracle_question,
+from .benchmark import (Items, Suite, ask_lm_eval, ask_model, ask_zoo, load_suite, mean_interval, mean_score, oracle_question,
                                      oracle_task, paired_gain, scores_table)
 from .core import InputError, MissingFile, Run, check_keys, digest, refuse, unknown
 from .merge import merge
@@ -243,7 +243,7 @@ def full_merge(
     groups = [g for g in groups_by_signature(work.zoo.subset(work.singles)) if len(g) > 1]
     merges = [made(recipe("linear", [m.name for m in g], [1 / len(g)] * len(g)), work, f"all-{g[0].architecture}-{i}") for i, g in enumerate(groups)]
     for m in merges: work.add(m)
-    score = lambda m: np.mean([v.mean() for v in ask_model(m, work.search, work.run.store).values()])
+    score = lambda m: mean_score(ask_model(m, work.search, work.run.store))
     return max(merges, key=score).name if merges else None
 
 # %% ../nbs/09_pipeline.ipynb #c471f10f
@@ -266,7 +266,7 @@ def mixture_of(
     "A mixture of models, its router fitted on the search split."
     if len(experts) == 1: return experts[0]
     items = {e: ask_model(work.zoo[e], work.search, work.run.store) for e in experts}
-    best = max(experts, key=lambda e: np.mean([v.mean() for v in items[e].values()]))
+    best = max(experts, key=lambda e: mean_score(items[e]))
     spec = MixtureSpec(tuple(experts), work.router, eyes=best, features=work.recipe.mixture.get("features", "embedding"))
     key = digest("router.json", asdict(spec), [work.zoo[e].fingerprint() for e in experts], [q.key for t in work.search.tasks for q in t.questions])
     out = work.run.path/"models"/name
@@ -377,7 +377,7 @@ def glue(
     work = begin(r, out, progress)
     with work.run.lock():
         describe_run(work); searched = ask_zoo(work.zoo, work.search, work.run.store, progress)
-        own = {m: np.mean([v.mean() for v in items.values()]) for m, items in searched.items()}
+        own = {m: mean_score(items) for m, items in searched.items()}
         clusters = find_clusters(work); glued = [glue_cluster(work, c) for c in clusters]
         tell_search(work, clusters, glued)
         systems = dict(best_single=max(own, key=own.get), full_merge=full_merge(work), full_mixture=mixture_of(work, work.singles, "full-mixture"),

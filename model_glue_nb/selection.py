@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .benchmark import Items, Suite, mean_interval, oracle_question, oracle_task
+from .benchmark import Items, Suite, mean_interval, mean_score, oracle_question, oracle_task
 from .core import InputError, refuse, unknown
 from .routers import fit_router, fit_texts, look, read_prompts, routers, seen_by
 from .zoo import LanguageModel, Zoo
@@ -128,7 +128,7 @@ def experts_for(
     **budget, # max_experts, max_params, min_gain, seed: as for `select_experts`
 ): # DataFrame, as `select_experts` gives it
     "The experts to keep, the prompts read by the best candidate."
-    best = max(items, key=lambda n: np.mean([v.mean() for v in items[n].values()]))
+    best = max(items, key=lambda n: mean_score(items[n]))
     prompts = [q.prompt for t in suite.tasks for q in t.questions]
     vectors = read_prompts(zoo[best].load(), prompts, seen_by(router["name"], features))
     return select_experts(items, vectors, {n: zoo[n].n_params for n in items}, router, **budget)
@@ -153,10 +153,9 @@ def lab_row(
     "What a route scores, and how far it is from the best single expert and from the oracles."
     values, task = by_question(report, list(report)); mine = values[np.arange(len(values)), route]
     m = mean_interval({t: mine[task == t] for t in np.unique(task)}, seed=seed)
-    mean = lambda items: float(np.mean([v.mean() for v in items.values()]))
-    low, high = mean(report[best]), mean(oracle_task(report))
+    low, high = mean_score(report[best]), mean_score(oracle_task(report))
     return dict(score=m.mean, low=m.low, high=m.high, best_single=low, oracle_task=high,
-                oracle_question=mean(oracle_question(report)),
+                oracle_question=mean_score(oracle_question(report)),
                 share_closed=(m.mean - low) / (high - low) if high > low else float("nan"),
                 **load_facts(route, values))
 
@@ -176,7 +175,7 @@ def router_lab(
     experts = list(search[1]); values, _ = by_question(search[1], experts)
     theirs = {e: report[1][e] for e in experts}
     asked, fresh = ([q.prompt for t in s.tasks for q in t.questions] for s in (search[0], report[0]))
-    best = max(experts, key=lambda e: np.mean([v.mean() for v in search[1][e].values()])); rows = []
+    best = max(experts, key=lambda e: mean_score(search[1][e])); rows = []
     for r in (dict(name=n) if isinstance(n, str) else n for n in names or routers):
         kind = seen_by(r["name"], features)
         fitted = fit_texts(r, lambda: eyes, [n_params[e] for e in experts], asked, values, features)

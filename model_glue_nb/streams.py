@@ -170,9 +170,9 @@ def histograms(self:Stream,
     "Counts of the upper magnitude bits, per model; one pass."
     tables = {} # one per thread: adding tables up after each chunk costs as much as counting
     def count(c):
-        x = self.vectors(*c); x = x if of is None else of(x)
-        table = tables.setdefault(get_ident(), np.zeros((len(x), 65536), np.int64))
-        for v, row in zip(x, table): self.kernels.count_bits(v, row)
+        x, me = self.vectors(*c), get_ident(); x = x if of is None else of(x)
+        if me not in tables: tables[me] = np.zeros((len(x), 65536), np.int64)
+        for v, row in zip(x, tables[me]): self.kernels.count_bits(v, row)
     for _ in self.each(count, self.chunks()): pass
     return sum(tables.values())
 
