@@ -42,7 +42,8 @@ def run(
     as_json:bool=AS_JSON,
 ):
     "The whole recipe: from a zoo to one better model, with the evidence."
-    from model_glue_nb.pipeline import glue, plan_run, read_recipe
+    from model_glue_nb.pipeline import glue
+    from model_glue_nb.plan import plan_run, read_recipe
     r = read_recipe(recipe)
     if dry_run: return show(plan_run(r), f"{recipe}: what would be done", as_json)
     with progress_bar() as progress: done = glue(r, out, progress)

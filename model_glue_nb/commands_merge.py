@@ -73,7 +73,8 @@ def search(
     as_json:bool=AS_JSON,
 ):
     "Search the best merge of every cluster, and tell on unseen questions what it won."
-    from model_glue_nb.pipeline import begin, read_recipe, search_clusters
+    from model_glue_nb.plan import begin, read_recipe
+    from model_glue_nb.stages import search_clusters
     how = dict(methods=[method], strategy=strategy, executor=executor, options=settings(option),
                budget=int(budget) if budget.isdigit() else budget)
     recipe = read_recipe(dict(zoo=zoo, suite=suite, seed=seed, search_questions=questions or None, merge=how,
