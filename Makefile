@@ -23,7 +23,7 @@ $(STAMP): settings.ini constraints.txt setup.py tools/install.py
 	@$(PYTHON) tools/install.py
 
 lab: $(STAMP) ## JupyterLab on the walkthroughs
-	@$(BIN)/jupyter lab nbs/index.ipynb $(ARGS)
+	@$(BIN)/jupyter lab nbs/start.ipynb $(ARGS)
 
 docs: $(STAMP) ## the site into _docs, README.md from nbs/index.ipynb
 	@$(BIN)/python tools/build_docs.py

@@ -1,4 +1,4 @@
-"A real JupyterLab, the report and the docs site in a real Chromium: plots drawn, no console errors, nothing asked from outside."
+"A real JupyterLab and the report in a real Chromium: plots drawn, no console errors, nothing asked from outside."
 import json, os, shutil, socket, subprocess, sys, time, urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,13 +127,3 @@ def test_report(chromium, tmp_path, scheme, width):
         assert page.locator(".plot").count() == 5
         assert "points" in page.locator("h1").inner_text()
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width, "wider than the screen"
-
-def test_site(chromium):
-    site = root/"_docs"
-    if not site.exists(): pytest.skip("no site in _docs; make docs builds it")
-    pages = sorted(site.rglob("*.html"))
-    assert pages
-    for file in pages:
-        with watched(chromium, f"file://{site.resolve()}/") as page:
-            page.goto(file.resolve().as_uri())
-            page.wait_for_function("() => [...document.querySelectorAll('.plotly-graph-div')].every(p => p.querySelector('.main-svg'))")

@@ -9,46 +9,68 @@ from pathlib import Path
 root = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(root/"tools"))
 from check_site import problems  # noqa: E402
+from site_map import HEAD, expand, stale  # noqa: E402
 from static_outputs import make_static  # noqa: E402
+
 
 def process():
     "Notebooks with signatures and links, as nbdev makes them, in _proc."
     import ast, nbdev.doclinks, nbdev.processors as steps
+    from nbdev.frontmatter import FrontmatterProc
     from nbdev.serve import proc_nbs
-    runs = steps._do_eval
+    runs, head = steps._do_eval, FrontmatterProc._update
     def only_definitions(cell): # nbdev would also run every example that holds an import, without what stands before it
         if cell.cell_type != "code" or not cell.source: return
         plain = all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in cell.parsed_() or [])
         if plain or cell.directives_.keys() & {"export", "exports", "exporti", "exec_doc"} or steps._is_showdoc(cell): return runs(cell)
-    steps._do_eval = only_definitions
+    def keep_prose(self, read, cell): # nbdev would drop what stands below title and quote in the first cell
+        found = HEAD.match(cell.source or "") if cell.cell_type == "markdown" else None
+        if not found: return head(self, read, cell)
+        self.fm.update(dict(title=found["title"]) | (dict(description=found["quote"]) if found["quote"] else {}))
+        cell.source = cell.source[found.end():].strip() or None
+    steps._do_eval, FrontmatterProc._update = only_definitions, keep_prose
     nbdev.doclinks._build_modidx()
     shutil.rmtree(root/"_proc", ignore_errors=True)
     return Path(proc_nbs(force=True, n_workers=0))
 
-def entries(contents, out, names):
-    "A sidebar's contents with globs expanded, absent pages dropped and pages under their final names."
-    expand = lambda c: sorted(str(p.relative_to(out)) for p in out.glob(c)) if "*" in c else [c] * (out/c).exists()
-    if isinstance(contents, str): return [names.get(f, f) for f in expand(contents)]
+def entries(contents, out, names, seen):
+    "A sidebar's contents: patterns expanded, absent pages dropped, no page twice, pages under their final names."
+    found = []
     for c in contents:
-        if "contents" in c: c["contents"] = entries(c["contents"], out, names)
-        elif "href" in c: c["href"] = names.get(c["href"], c["href"])
-    return [c for c in contents if c.get("contents") or c.get("text")]
+        if isinstance(c, str):
+            found += [names.get(f, f) for f in expand([c], out, seen)]
+        elif "contents" in c: found += [c | dict(contents=inside)] if (inside := entries(c["contents"], out, names, seen)) else []
+        elif (out/c["href"]).exists(): found.append(c | dict(href=names.get(c["href"], c["href"])))
+    return found
 
-def configure(out):
-    "Give pages the names that nbdev links to, and list the pages that exist in the menus."
-    import yaml
-    config = yaml.safe_load((out/"_quarto.yml").read_text()); names = {}
+def final_names(out):
+    "Notebook → the name that nbdev links to, for those that have another."
+    found = {}
     for f in sorted(out.rglob("*.ipynb")):
         name = re.search(r"output-file: ([\w.-]+)\.html", f.read_text())
-        if name and name[1] != f.stem: names[str(f.relative_to(out))] = str(f.with_name(name[1] + ".ipynb").relative_to(out))
-    site = config["website"]
-    site["sidebar"]["contents"] = entries(site["sidebar"]["contents"], out, names)
-    links = [c for c in site["navbar"]["left"] if (out/c["href"]).exists()]
-    site["navbar"]["left"] = [c | dict(href=names.get(c["href"], c["href"])) for c in links]
+        if name and name[1] != f.stem: found[str(f.relative_to(out))] = str(f.with_name(name[1] + ".ipynb").relative_to(out))
+    return found
+
+def relink(text, up, names, host):
+    "Links of one page: between notebooks under their final names, to our own site relative, none inside code."
+    text = re.sub(r"output-file: [\w.-]+\.html(\\n)?", "", text)
+    text = re.sub(r"(?<=[(/])(\w+\.ipynb)(?=[)#])", lambda m: names.get(m[1], m[1]), text)
+    code = lambda m: re.sub(r"\[`([^`\]]+)`\]\([^)\s]+\)", r"\1", m[0]) # a link in a signature's comment
+    text = re.sub(r"```python.*?```", code, text, flags=re.S)
+    return text.replace(host, up)
+
+def configure(out):
+    "Give pages their final names and links, and list the pages that exist in the menus."
+    import yaml
+    from nbdev.config import get_config
+    c = get_config(); host = f"{c.doc_host}{c.doc_baseurl}".rstrip("/") + "/"
+    config = yaml.safe_load((out/"_quarto.yml").read_text()); site, names = config["website"], final_names(out)
+    (out/"changelog.qmd").write_text("---\ntitle: Changelog\n---\n" + (root/"CHANGELOG.md").read_text().split("\n", 1)[1])
+    site["sidebar"]["contents"] = entries(site["sidebar"]["contents"], out, names, set())
+    site["navbar"]["left"] = entries(site["navbar"]["left"], out, names, set())
     for old, new in names.items(): (out/old).rename(out/new)
-    for f in out.rglob("*.ipynb"): # links between notebooks are written with the notebooks' own names
-        text = re.sub(r"output-file: [\w.-]+\.html(\\n)?", "", f.read_text())
-        f.write_text(re.sub(r"(?<=[(/])(\w+\.ipynb)(?=[)#])", lambda m: names.get(m[1], m[1]), text))
+    for f in [*out.rglob("*.ipynb"), *out.rglob("*.qmd")]:
+        f.write_text(relink(f.read_text(), "../" * (len(f.relative_to(out).parts) - 1), names, host))
     config["project"]["resources"] = ["assets/*"]
     (out/"_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False))
 
@@ -90,18 +112,19 @@ def readme(out):
     nb.metadata["language_info"] = dict(name="python") # names the language of code blocks
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = re.sub(r"```python\s*```", "", text) # a cell that shows its output only
-    text = re.sub(r"\]\(((?:tutorials/)?\w+\.ipynb)", r"](nbs/\1", text) # README stands one folder higher than the notebook
+    text = re.sub(r"\]\(((?:tutorials/)?\w+\.ipynb|assets/)", r"](nbs/\1", text) # README stands one folder higher than the notebook
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="fail on broken links, outside resources and an old README.md")
     check = parser.parse_args().check
-    os.chdir(root); out = process()
+    os.chdir(root); old = stale(write=not check); out = process()
     for f in out.rglob("*.ipynb"): make_static(f, depth=len(f.relative_to(out).parts) - 1)
     configure(out); render(out)
     text, file = readme(out), root/"README.md"
     found = problems(root/"_docs")
+    if check: found += [f"{o}; run make docs" for o in old]
     if check and file.read_text() != text: found.append("README.md is older than nbs/index.ipynb; run make docs")
     if not check and file.read_text() != text: file.write_text(text)
     shutil.rmtree(root/"_proc", ignore_errors=True)

@@ -15,7 +15,7 @@ STAGES = dict(
     sync    = ("notebooks are clean and exported", run + ["tools/check_notebooks.py"]),
     nbdev   = ("notebook tests", ["nbdev_test", "--n_workers", "2", "--timing"]),
     docs    = ("docs site: every link and page", run + ["tools/build_docs.py", "--check"]),
-    browser = ("JupyterLab, report and site in a real browser", pytest + ["-m", "browser", "tests/test_browser.py"]),
+    browser = ("JupyterLab, report and site in a real browser", pytest + ["-m", "browser"]),
     pytest  = ("laws and faults", pytest),
 )
 
