@@ -2,6 +2,7 @@
 
     python tools/build_docs.py            with Quarto where it is installed, else with smalldocs
     python tools/build_docs.py --check    the same, and fails on a broken link or an outside resource; README.md is compared, not written
+    python tools/build_docs.py --readme   only README.md and the lists of notebooks, at once
 """
 import argparse, json, os, re, shutil, subprocess, sys
 from pathlib import Path
@@ -11,7 +12,6 @@ sys.path.insert(0, str(root/"tools"))
 from check_site import problems  # noqa: E402
 from site_map import HEAD, expand, stale  # noqa: E402
 from static_outputs import make_static  # noqa: E402
-
 
 def process():
     "Notebooks with signatures and links, as nbdev makes them, in _proc."
@@ -97,8 +97,8 @@ def render(out):
     shutil.rmtree(root/"_docs", ignore_errors=True); shutil.move(out/"_docs", root/"_docs")
     maths(root/"_docs")
 
-def readme(out):
-    "README.md's text from the processed index notebook."
+def readme():
+    "README.md's text from the index notebook."
     from nbconvert import MarkdownExporter
     import nbformat
     nb = nbformat.read(root/"nbs/index.ipynb", 4)
@@ -115,20 +115,28 @@ def readme(out):
     text = re.sub(r"\]\(((?:tutorials/)?\w+\.ipynb|assets/)", r"](nbs/\1", text) # README stands one folder higher than the notebook
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
+def build():
+    "The site into _docs; what is wrong with it."
+    out = process()
+    for f in out.rglob("*.ipynb"): make_static(f, depth=len(f.relative_to(out).parts) - 1)
+    configure(out); render(out)
+    shutil.rmtree(root/"_proc", ignore_errors=True)
+    return problems(root/"_docs")
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="fail on broken links, outside resources and an old README.md")
-    check = parser.parse_args().check
-    os.chdir(root); old = stale(write=not check); out = process()
-    for f in out.rglob("*.ipynb"): make_static(f, depth=len(f.relative_to(out).parts) - 1)
-    configure(out); render(out)
-    text, file = readme(out), root/"README.md"
-    found = problems(root/"_docs")
-    if check: found += [f"{o}; run make docs" for o in old]
-    if check and file.read_text() != text: found.append("README.md is older than nbs/index.ipynb; run make docs")
-    if not check and file.read_text() != text: file.write_text(text)
-    shutil.rmtree(root/"_proc", ignore_errors=True)
+    parser.add_argument("--readme", action="store_true", help="only README.md and the lists of notebooks in nbs/index.ipynb and nbs/start.ipynb")
+    given = parser.parse_args(); os.chdir(root)
+    found = [f"{o}; run make docs" for o in stale(write=not given.check) if given.check]
+    text, file = readme(), root/"README.md"
+    if file.read_text() != text:
+        if given.check: found.append("README.md is older than nbs/index.ipynb; run make docs")
+        else: file.write_text(text)
+    if not given.readme: found = build() + found
     if found: sys.exit("\n".join(found))
-    print(f"docs: {len(list((root/'_docs').rglob('*.html')))} pages in _docs, every internal link resolves, nothing is asked from outside")
+    if given.readme: return print("README.md and the lists of notebooks are as the notebooks are")
+    n = len(list((root/"_docs").rglob("*.html")))
+    print(f"docs: {n} pages in _docs, every internal link resolves, nothing is asked from outside; to search, serve them: python -m http.server -d _docs")
 
 if __name__ == "__main__": main()

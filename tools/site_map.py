@@ -9,11 +9,27 @@ ASKS = {"Zoo and loops": "what is in the files, and how fast can it be read?", "
         "Mixture": "how do strangers work together?", "Pipeline": "what did it gain, in one command?",
         "Dashboards": "what does it look like?", "Zoos that ship with us": "where do the models come from?"}
 
+def exported(file):
+    "The module that a notebook makes, and the modules of the package that it imports."
+    cells = ["".join(c["source"]) for c in json.loads(file.read_text())["cells"] if c["cell_type"] == "code"]
+    code = "\n".join(c for c in cells if re.match(r"#\|\s*(export|exporti|exports|default_exp)\b", c))
+    made = re.search(r"#\|\s*default_exp\s+(\w+)", code)
+    return made and made[1], set(re.findall(r"model_glue_nb\.(\w+) import", code))
+
+def in_reading_order(files):
+    "By number; among notebooks of one number, what is imported stands before what imports it."
+    left, done = sorted(files), []; made = {f: exported(f) for f in left}
+    number = lambda f: f.name.split("_")[0]
+    while left:
+        waits = lambda f: made[f][1] & {made[g][0] for g in left if g != f and number(g) == number(f)}
+        f = next((f for f in left if number(f) == number(left[0]) and not waits(f)), left[0]); left.remove(f); done.append(f)
+    return done
+
 def expand(contents, folder, seen):
     "A menu's files: patterns expanded, absent ones dropped, none twice."
     for c in contents:
-        for f in sorted(str(p.relative_to(folder)) for p in folder.glob(c)) if "*" in c else [c] * (folder/c).exists():
-            if f not in seen: seen.add(f); yield f
+        for f in in_reading_order(folder.glob(c)) if "*" in c else [folder/c] * (folder/c).exists():
+            if (name := str(f.relative_to(folder))) not in seen: seen.add(name); yield name
 
 def sections():
     "Title of each section of the menu → its notebooks in reading order."
@@ -27,9 +43,11 @@ def head(file):
     found = HEAD.match(text)
     return found["title"], found["quote"] or ""
 
+def lower(title): return title[0].lower() + title[1:]
+
 def reference():
     "Stages, what each asks, and their notebooks in reading order."
-    rows = [f"| **{name}** | {ASKS[name]} | " + " · ".join(f"[{head(f)[0].lower()}]({f})" for f in files) + " |"
+    rows = [f"| **{name}** | {ASKS[name]} | " + " · ".join(f"[{lower(head(f)[0])}]({f})" for f in files) + " |"
             for name, files in sections().items() if name in ASKS]
     return "\n".join(["| stage | its question | notebooks, in reading order |", "|---|---|---|", *rows])
 
