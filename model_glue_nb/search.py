@@ -91,14 +91,28 @@ class SearchResult:
     @property
     def failed(self)->tuple[Trial,...]: return tuple(t for t in self.trials if t.failed)
 
-    @property
-    def front(self)->dict[str,dict[str,float]]: # Candidate in words → score per task; the best mean first
-        "Members and merges that no other beats on every task: what a user may pick from."
+    def asked(self)->dict[str,tuple[Candidate,dict[str,float]]]: # In words → (candidate, score per task)
+        "Members and merges that answered all questions; the best mean first."
         seen = [(m, a.tasks) for m, a in self.own.items() if a.items]
         seen += [(t.candidate, t.tasks) for t in self.trials if t.share == 1 and not t.failed]
-        kept = [seen[i] for i in undominated([list(t.values()) for _, t in seen])] if seen else []
-        by_mean = sorted(kept, key=lambda x: -np.mean(list(x[1].values())))
-        return {c if isinstance(c, str) else label(c): t for c, t in by_mean}
+        out = {}
+        for c, t in sorted(seen, key=lambda x: -np.mean(list(x[1].values()))):
+            out.setdefault(c if isinstance(c, str) else label(c), (c, t))
+        return out
+
+    @property
+    def front(self)->dict[str,dict[str,float]]: # In words → score per task; the best mean first
+        "Members and merges that no other beats on every task: what a user may pick from."
+        tasks = {words: t for words, (_, t) in self.asked().items()}; names = list(tasks)
+        kept = undominated([list(t.values()) for t in tasks.values()]) if tasks else []
+        return {names[i]: tasks[names[i]] for i in kept}
+
+    def pick(self,
+        words:str, # As `front` names it
+    )->Candidate: # A member's name or a recipe, to be merged
+        "A member or merge that the search asked, by its name in words."
+        if words not in (known := self.asked()): raise unknown("candidate of this search", words, self.front)
+        return known[words][0]
 
 # %% ../nbs/06_search.ipynb #cbe0fc6f
 class TrialLog:

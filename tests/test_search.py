@@ -7,7 +7,7 @@ import pytest
 
 from model_glue_nb.benchmark import load_suite
 from model_glue_nb.candidates import CandidateScorer, coefficients, leaves
-from model_glue_nb.core import InputError, Run, Store, digest
+from model_glue_nb.core import InputError, Run, Store, UnknownName, digest
 from model_glue_nb.methods import merge_methods, method_info
 from model_glue_nb.problems import Answer, Ask, Problem, first, weigh
 from model_glue_nb.recipes import check_form, recipe
@@ -158,6 +158,8 @@ def test_pareto_gives_a_front_to_pick_from():
     points = np.array([list(t.values()) for t in r.front.values()])
     assert len(undominated(points)) == len(points) and max(p.mean() for p in points) == pytest.approx(r.score)
     assert (np.diff([p.mean() for p in points]) <= 1e-12).all()
+    for words, tasks in r.front.items(): assert Answer(Toy().items(r.pick(words))).tasks == tasks, "what is picked is what was scored"
+    with pytest.raises(UnknownName, match="Did you mean 'linear"): r.pick(next(iter(r.front))[:-1])
 
 def test_racing_asks_a_third_of_the_questions():
     race, full = found("racing", options=dict(n=40), budget=1000), found("racing", options=dict(n=40, shares=(1.0,)), budget=1000)
