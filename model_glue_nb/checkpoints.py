@@ -248,7 +248,8 @@ def mix_checkpoint(
         tmp.mkdir(); copy_companions(parts.base.path, tmp)
         write_tensors(tmp, tensors, silent_expert(parts, kind))
         prefix = {p: router_prefix(parts, p, kind) for p in parts.places}
-        arrays = write_router(tmp, router, experts, prefix, dict(level=parts.spec.level) | (about or {}))
+        note = dict(level=parts.spec.level, params_active=n_active(parts)) | (about or {})
+        arrays = write_router(tmp, router, experts, prefix, note)
         if arrays: add_shard(tmp, "router.safetensors", list(arrays))
         config = moe_config(parts, kind) if kind else our_config(parts, router)
         (tmp/"config.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -21,10 +21,10 @@ def size(
     name:str, # A model or a mixture
 )->tuple[int,int]: # Parameters in all; those read for one question (the largest expert and the router's eyes)
     "What a system costs in parameters."
-    m = work.zoo[name]
-    if m.kind == "checkpoint": return m.n_params, m.n_params
-    manifest = json.loads((m.path/"mixture.json").read_text())
-    if manifest.get("checkpoint"): return m.n_params, manifest["params_active"]
+    m = work.zoo[name]; about = m.path/("mixture.json" if m.kind == "mixture" else "router.json")
+    manifest = json.loads(about.read_text()) if about.exists() else {} # a plain model has neither
+    if m.kind == "checkpoint" or manifest.get("checkpoint"):
+        return m.n_params, manifest.get("params_active", m.n_params)
     n = {e["name"]: e["n_params"] for e in manifest["experts"]}
     eyes = n[manifest["eyes"]] if manifest["features"] == "hidden" else 0
     return sum(n.values()), max(n.values()) + eyes
@@ -93,8 +93,9 @@ def routing_table(
             key = digest(m.fingerprint(), [q.key for q in t.questions])
             route = np.array(work.run.store.remembered("route", key, compute))
             for i in np.unique(route):
-                mine = route == i; score = float(right[t.name][mine].mean())
-                rows.append((system, experts[i], t.name, float(mine.mean()), score, int(mine.sum())))
+                mine = (route == i).reshape(len(route), -1).mean(1) # of a question's choices
+                score = float((right[t.name] * mine).sum() / mine.sum())
+                rows.append((system, experts[i], t.name, float(mine.mean()), score, int((mine > 0).sum())))
     return pd.DataFrame(rows, columns="system expert task share score n".split())
 
 def tell(
@@ -105,7 +106,7 @@ def tell(
     "Score on the report split and write the tables of the run."
     import pandas as pd
     singles = ask_zoo(work.zoo.subset(work.singles), work.report, work.run.store, work.progress)
-    merged = [m for m in work.zoo if m.name not in work.singles and m.kind == "checkpoint"]
+    merged = [m for m in work.zoo if m.name not in work.singles and not (m.path/"router.json").exists()]
     answers = singles | {m.name: ask_model(m, work.report, work.run.store) for m in merged}
     tables = scores_table(searched, "search"), scores_table(answers, "report")
     work.run.write_table("scores", pd.concat(tables))

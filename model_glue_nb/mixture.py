@@ -271,6 +271,16 @@ def no_rolling(self, requests, disable_tqdm=False):
 
 class MixedLanguageModel(LanguageModel):
     "A mixture in one checkpoint, live."
+    def route(self, prompts):
+        "Experts of each prompt, (n, choices): the best first, place by place; no columns where tokens choose."
+        import torch
+        ids = self.encode(prompts); out = [()] * len(ids)
+        for group in batches_by_length(ids):
+            x = torch.tensor([ids[i] for i in group], device=self.model.device)
+            places = list(self.model.route(x).values()) or [x[:, :0].cpu()]
+            for i, row in zip(group, torch.cat(places, 1).tolist()): out[i] = row
+        return np.array(out, int)
+
     def lm_eval(self, batch_size=64):
         "lm-eval's own HFLM, told where each prompt ends."
         from lm_eval.models.huggingface import HFLM

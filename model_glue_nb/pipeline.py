@@ -13,8 +13,8 @@ from .benchmark import ask_zoo, mean_score
 from .comparison import tell
 from .core import Run
 from .plan import GlueRecipe, begin, describe_run, read_recipe
-from .stages import (choose_experts, find_clusters, full_merge, glue_cluster, mixture_of,
-                                  tell_search)
+from .stages import (choose_experts, dense_model, find_clusters, full_merge, glue_cluster,
+                                  mixture_of, tell_search)
 
 # %% ../nbs/09_pipeline.ipynb #a203398f
 def glue(
@@ -30,9 +30,9 @@ def glue(
         own = {m: mean_score(items) for m, items in searched.items()}
         clusters = find_clusters(work); glued = [glue_cluster(work, c) for c in clusters]
         tell_search(work, clusters, glued)
+        clustered = [name for name, *_ in glued]; dense = dense_model(work, clustered)
         systems = dict(best_single=max(own, key=own.get), full_merge=full_merge(work),
-                       full_mixture=mixture_of(work, work.singles, "full-mixture"))
-        experts = choose_experts(work, [name for name, *_ in glued])
-        systems["model_glue"] = mixture_of(work, experts, "model-glue")
+                       full_mixture=mixture_of(work, work.singles, "full-mixture", dense))
+        systems["model_glue"] = mixture_of(work, choose_experts(work, clustered), "model-glue", dense)
         tell(work, {s: n for s, n in systems.items() if n}, searched)
     return work.run

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kept', 'made', 'find_clusters', 'glue_cluster', 'tell_search', 'search_clusters', 'full_merge', 'choose_experts',
-           'mixture_of']
+           'dense_model', 'mixture_of']
 
 # %% ../nbs/09_stages.ipynb #d2b03
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from .core import digest
 from .evidence import TRIAL_COLUMNS, attribution, honest_table, trial_row
 from .merge import merge
 from .mergeability import Cluster
-from .mixture import MixtureSpec, mix
-from .plan import Work, describe_run
+from .mixture import mix
+from .plan import Work, describe_run, mixture_spec, shares_checkpoint
 from .recipes import MergeRecipe, recipe
 from .search import CandidateScorer, SearchResult, needs_base, search
 from .selection import experts_for
@@ -142,22 +142,34 @@ def choose_experts(
     if not any(budget.values()): return clustered
     names = dict.fromkeys((*clustered, *work.singles))
     items = {n: ask_model(work.zoo[n], work.search, work.run.store) for n in names}
-    table = experts_for(work.zoo, work.search, items, work.router, m.get("features", "embedding"), **budget,
-                        seed=work.recipe.seed)
+    router, reads = mixture_spec(work.recipe, names).router, m.get("features", "embedding")
+    table = experts_for(work.zoo, work.search, items, router, reads, **budget, seed=work.recipe.seed)
     work.run.write_table("experts", table)
     return table.expert.tolist()
+
+# %% ../nbs/09_stages.ipynb #d2b18
+def dense_model(
+    work:Work, # As `begin` gives it
+    clustered:list[str], # One model per cluster
+)->str|None: # Name of a model; None: every expert stays whole
+    "What experts in one checkpoint share: the recipe's base, or the best cluster's model on *search*."
+    if not shares_checkpoint(work.recipe): return None
+    score = lambda n: mean_score(ask_model(work.zoo[n], work.search, work.run.store))
+    return work.recipe.mixture.get("base") or max(clustered, key=score)
 
 def mixture_of(
     work:Work, # As `begin` gives it
     experts:list[str], # Names of models, in a fixed order
     name:str, # Of the mixture's folder
+    dense:str|None=None, # As `dense_model` gives it
 )->str: # Name of the mixture, or of its only expert
     "A mixture of models, its router fitted on the search split."
     if len(experts) == 1: return experts[0]
     items = {e: ask_model(work.zoo[e], work.search, work.run.store) for e in experts}
     best = max(experts, key=lambda e: mean_score(items[e]))
-    reads = work.recipe.mixture.get("features", "embedding")
-    spec = MixtureSpec(tuple(experts), work.router, eyes=best, features=reads)
+    spec = mixture_spec(work.recipe, experts, **dict(base=dense) if dense else dict(eyes=best))
+    spec = replace(spec, top_k=min(spec.top_k, len(experts))) # fewer experts than hoped for may be worth it
+    models = [work.zoo[n].fingerprint() for n in (*experts, *([dense] if dense else []))]
     asked = [q.key for t in work.search.tasks for q in t.questions]
-    key = digest("router.json", asdict(spec), [work.zoo[e].fingerprint() for e in experts], asked)
+    key = digest("router.json", asdict(spec), models, asked)
     return kept(work, name, key, lambda out: mix(spec, out, work.zoo, work.search, items, overwrite=True))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from model_glue_nb.benchmark import ask_lm_eval, ask_model, load_suite
+from model_glue_nb.benchmark import Suite, ask_lm_eval, ask_model, load_suite
 from model_glue_nb.core import InputError, Run
 from model_glue_nb.zoo import demo_zoo_path, read_zoo
 
@@ -100,6 +100,32 @@ def test_doctor_names_what_is_broken(broken):
     assert r.returncode == 0
     assert "NaN" in rows["nan-weights"] and "truncated" in rows["truncated"] and "tokenizer" in rows["no-tokenizer"] and rows["a-base"] == ""
 
+FAMILY = dict(zoo=[str(demo_zoo_path()/m) for m in ("a-base", "a-sort", "a-reverse")], tasks=["sort", "reverse"], search_questions=15,
+              merge=dict(methods=["linear"], strategy="average", budget=3))
+
+@pytest.mark.parametrize("mixture, kind", [
+    (dict(level="model", router="linear", dense_layers=1), "mixture"), (dict(level="block", router="knn", dense_layers=1), "mixture"),
+    (dict(level="ffn", router="linear", input="token", top_k=2, max_experts=2), "checkpoint"), # plain Mixtral
+])
+def test_one_family_is_mixed_at_every_level(mixture, kind, tmp_path, monkeypatch):
+    from model_glue_nb.pipeline import glue
+    part = Suite.part; monkeypatch.setattr(Suite, "part", lambda s, name, n=None: part(s, name, n or 80)) # a quick report
+    run = glue(FAMILY | dict(mixture=mixture), tmp_path/"run"); t = run.read_table("comparison").set_index("system")
+    full = read_zoo(str(run.path/"models"))["full-mixture"]; alone = read_zoo(FAMILY["zoo"])["a-base"].n_params
+    assert full.kind == kind and full.config["num_hidden_layers"] == 3
+    assert t.params_total["full_mixture"] == pytest.approx(full.n_params, rel=1e-5) and alone < full.n_params < 3 * alone, "embedding, head and the first layer are shared"
+    assert alone <= t.params_active["full_mixture"] < full.n_params
+    assert t["mean"]["full_mixture"] > t.low["best_single"], "it answers as its experts do"
+    routing = run.read_table("routing"); scores = run.read_table("scores")
+    assert not scores.model.isin(["full-mixture", "model-glue"]).any()
+    if kind == "mixture":
+        mine = routing[routing.system == "full_mixture"]; assert np.allclose(mine.groupby("task").share.sum(), 1)
+        told = mine.groupby("task").apply(lambda g: (g.share * g.score).sum(), include_groups=False)
+        assert np.allclose(told[FAMILY["tasks"]], t.loc["full_mixture", FAMILY["tasks"]].astype(float)), "shares and scores give the score of the system"
+    else: assert routing.empty, "tokens were routed, not questions"
+    before = {f: f.stat().st_mtime_ns for f in (run.path/"models").rglob("*.safetensors")}
+    glue(FAMILY | dict(mixture=mixture), run.path); assert before == {f: f.stat().st_mtime_ns for f in (run.path/"models").rglob("*.safetensors")}
+
 @pytest.mark.parametrize("given, says", [
     (dict(zoo="nowhere"), "There is no zoo 'nowhere'"),
     (dict(zo="demo"), "Did you mean 'zoo'?"),
@@ -108,6 +134,12 @@ def test_doctor_names_what_is_broken(broken):
     (dict(merge=dict(methods=["tie"])), "Did you mean 'ties'?"),
     (dict(merge=dict(strategy="averag")), "Did you mean 'average'?"),
     (dict(mixture=dict(router="kn")), "Did you mean 'knn'?"),
+    (dict(mixture=dict(level="blok")), "Did you mean 'block'?"),
+    (dict(mixture=dict(level="ffn", top_k=4, max_experts=3)), "Give 1 to 3"),
+    (dict(mixture=dict(level="block")), "'model.layers.0.input_layernorm.weight' has shape (112,) in 'c-base'"),
+    (dict(mixture=dict(level="ffn")), "Mix at level 'model' without a base"),
+    (dict(zoo=FAMILY["zoo"], mixture=dict(level="ffn", dense_layers=3)), "Give 0 to 2"),
+    (dict(zoo=FAMILY["zoo"], mixture=dict(base="a-bas")), "Did you mean 'a-base'?"),
     (dict(merge=dict(budget=0)), "at least 1"),
 ])
 def test_bad_recipes_end_with_one_message_and_code_2(given, says, tmp_path):
