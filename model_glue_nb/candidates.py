@@ -216,10 +216,10 @@ def known(self:CandidateScorer, candidate, share)->bool: # Nothing left to ask?
     return known_items(self.store, self.key(candidate), self.part(share)) is not None
 
 @patch
-def rows(self:CandidateScorer, candidate, share)->dict: # Task fingerprint → question → (value, answer)
+def rows(self:CandidateScorer, candidate, share)->dict: # What was asked → question → (value, answer)
     "What a worker was answered."
     self.store = self.store or Store(":memory:"); self.items(candidate, share)
-    return {t.fingerprint: self.store.items(self.key(candidate), t.fingerprint) for t in self.suite.tasks}
+    return {t.asked: self.store.items(self.key(candidate), t.asked) for t in self.suite.tasks}
 
 @patch
 def take(self:CandidateScorer, candidate, share, rows)->Items:
