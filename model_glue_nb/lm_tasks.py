@@ -71,7 +71,8 @@ class Source:
     task: str # A built-in task or group, or the absolute path of a YAML file
     num_fewshot: int|None = None # Examples before each question; None: as the task says
     limit: float|None = None # The first so many questions of each (sub)task, or a share below 1; None: all
-    program: str = "" # Template of the program that tells whether generated code is right
+    code: str = "" # Template of a program with the generated code, where running it tells whether it is right
+    tests: str = "" # Template of the tests that it must pass
 
     @cached_property
     def key(self)->str: # 16 hexadecimal digits
@@ -245,7 +246,7 @@ def describe(
         except ValueError: pass # a damaged copy is written anew
     tasks = load_tasks(source); first = next(iter(tasks.values()))
     how = first.config.generation_kwargs or {}; until = how.get("until") or []
-    found = dict(version=digest(source.program, {n: version_of(t) for n, t in tasks.items()}),
+    found = dict(version=digest(source.code + source.tests, {n: version_of(t) for n, t in tasks.items()}),
                  type=first.OUTPUT_TYPE,
                  metrics=metric_scales(first), max_new_tokens=how.get("max_gen_toks", 256 if until else 1),
                  stop=[until] if isinstance(until, str) else until,
