@@ -159,7 +159,7 @@ def judge(
 )->Rows: # Every metric that is a mean over questions
     "Values of some questions."
     keys = {q.doc: q.key for q in task.questions if q.task == name}; out = defaultdict(dict)
-    if task.source.program: return judge_programs(task, keys, requests)
+    if task.source.code: return judge_programs(task, keys, requests)
     was, loaded._instances = loaded._instances, requests
     try:
         loaded.apply_filters()
@@ -182,7 +182,7 @@ def answer_of(task, loaded, asked, said)->str:
 
 # %% ../nbs/03_harness.ipynb #a1f5f6a4
 def judge_programs(
-    task:EvalTask, # Has a program template and somebody who runs programs
+    task:EvalTask, # Has templates of code and tests, and somebody who runs them
     keys:dict[int,str], # Document → question
     requests:list, # With the code that was generated
 )->Rows: # pass@1
@@ -191,8 +191,8 @@ def judge_programs(
     if task.run_code is None:
         raise InputError(f"Task '{task.name}' runs generated code. Allow it by --allow-code-execution, "
                          "or leave the task out.")
-    programs = [apply_template(task.source.program, dict(r.doc) | dict(answer=r.resps[0])) for r in requests]
-    passed = task.run_code(programs)
+    fill = lambda text, r: apply_template(text, dict(r.doc) | dict(answer=r.resps[0]))
+    passed = [task.run_code(fill(task.source.code, r), fill(task.source.tests, r)) for r in requests]
     return {"pass@1,none": {keys[r.doc_id]: (float(ok), r.resps[0]) for r,
                             ok in zip(requests, passed, strict=True)}}
 

@@ -95,7 +95,7 @@ class EvalTask(Task):
     content: str = "" # Fingerprint of prompts, filters and metrics
     scale: str = "mean" # How the mean of the values becomes the metric; see `metric_scales`
     kind: str = "multiple_choice" # lm-eval's output type
-    run_code: Callable|None = None # Programs → which of them pass, for tasks that are told by running code
+    run_code: Callable|None = None # (code, tests) → passed, for tasks that are told by running code
 
     @property
     def fingerprint(self)->str: return self.content
@@ -113,14 +113,15 @@ class EvalTask(Task):
 def read_eval_task(
     given:dict, # One entry of a suite's `tasks` that names an lm-eval task
     root:Path, # Folder that a task file is relative to
-    run_code:Callable|None=None, # Runs generated code
+    run_code:Callable|None=None, # (code, tests) → passed
 )->EvalTask: # With its questions
     "Read one lm-eval task of a suite; its questions come from the cache folder when they were read before."
     task = str((root/given["task"]).resolve()) if is_file(str(given["task"])) else str(given["task"])
-    source = Source(task, given.get("num_fewshot"), given.get("limit"), given.get("program", ""))
-    found = describe(source); scales = found["metrics"] | ({"pass@1,none": "mean"} if source.program else {})
+    source = Source(task, given.get("num_fewshot"), given.get("limit"), given.get("code", ""),
+                    given.get("tests", ""))
+    found = describe(source); scales = found["metrics"] | ({"pass@1,none": "mean"} if source.code else {})
     metric = pick_metric(given.get("metric"), scales, given["name"], "pass@1"
-                         if source.program else "acc_norm")
+                         if source.code else "acc_norm")
     size = lambda q: q["sizes"].get(metric.split(",")[0], 1.)
     questions = tuple(EvalQuestion(q["prompt"], q["answer"], key=q["key"], place=q["place"], task=q["task"],
                                    doc=q["doc"],
@@ -212,7 +213,7 @@ def split_record(self:Suite)->dict: # Goes into a run folder
 # %% ../nbs/03_suites.ipynb #f6addd0c
 SUITE_KEYS = ("name", "description", "tasks", "search_share", "seed")
 OWN_KEYS = ("name", "file", "max_new_tokens", "stop", "metric", "version", "weight", "limit")
-EVAL_KEYS = ("name", "task", "num_fewshot", "metric", "limit", "weight", "program")
+EVAL_KEYS = ("name", "task", "num_fewshot", "metric", "limit", "weight", "code", "tests")
 
 def suites_path()->Path: # Folder inside the installed package
     "Where the suites that ship with the package lie."
@@ -243,14 +244,14 @@ def read_questions(
 def load_suite(
     spec:str|Path|Suite, # "demo", "paper", "offline", a path of a YAML file, or a suite
     offline:str="refuse", # A task whose data cannot be fetched: refuse it, or skip it by name
-    run_code:Callable|None=None, # Runs generated code; without it, tasks that need it are skipped by name
+    run_code:Callable|None=None, # (code, tests) → passed; without it, tasks that run code are skipped by name
 )->Suite: # With all its questions read
     "Read a suite by name or file."
     if isinstance(spec, Suite): return spec
     file = suite_files().get(str(spec), Path(spec)); given = read_suite(file, str(spec))
     tasks, skipped = [], {}
     for t in given["tasks"]:
-        if t.get("program") and not run_code:
+        if t.get("code") and not run_code:
             skipped[t["name"]] = "runs generated code; allow it by --allow-code-execution"
         else:
             try: tasks.append(read_task(t, file.parent, run_code))
@@ -295,7 +296,7 @@ def read_suite(
 def read_task(
     given:dict, # One entry of a suite's `tasks`
     root:Path, # Folder that files are relative to
-    run_code:Callable|None=None, # Runs generated code
+    run_code:Callable|None=None, # (code, tests) → passed
 )->Task: # With its questions
     "Read one task of a suite."
     if "task" in given: return read_eval_task(given, root, run_code)
