@@ -56,7 +56,7 @@ def without_times(run): return Run(run).read_table("comparison").drop(columns="m
 
 def test_a_second_run_asks_nothing_and_gives_the_same_table(done, recipe):
     before = done[0].read_table("comparison"); store = Run(done[0].path).store
-    count = lambda: store.db.execute("select count(*) from items").fetchone()
+    count = lambda: store.db.execute("select count(*) from results").fetchone()
     n = count(); assert command("run", recipe, "--out", done[0].path).returncode == 0
     assert count() == n and done[0].read_table("comparison").equals(before)
 
