@@ -185,15 +185,14 @@ def metric_scales(
     return out
 
 def version_of(
-    task, # An lm-eval task
+    config:dict, # A task's settings, as lm-eval dumps them and writes them into its results
 )->str: # Fingerprint
     "What remembered values depend on beside model and question: how a task prompts, filters and measures."
-    config = json.loads(json.dumps(task.dump_config(), default=str))
-    for k in ("metadata", "dataset_path", "dataset_kwargs", "dataset_name", "task", "tag"): config.pop(k,
-                                                                                                       None)
-    number = (task.config.metadata or {}).get("version")
-    return digest("lm_eval", task.config.task, number,
-                  re.sub(r" at 0x[0-9a-f]+", "", json.dumps(config, sort_keys=True)))
+    config = json.loads(json.dumps(config, default=str))
+    number = (config.get("metadata") or {}).get("version")
+    where = ("metadata", "dataset_path", "dataset_kwargs", "dataset_name", "tag")
+    text = json.dumps({k: v for k, v in config.items() if k not in where and v is not None}, sort_keys=True)
+    return digest("lm_eval", number, re.sub(r" at 0x[0-9a-f]+", "", text))
 
 # %% ../nbs/03_lm_tasks.ipynb #658269a2
 def question_key(
@@ -246,11 +245,11 @@ def describe(
         except ValueError: pass # a damaged copy is written anew
     tasks = load_tasks(source); first = next(iter(tasks.values()))
     how = first.config.generation_kwargs or {}; until = how.get("until") or []
-    found = dict(version=digest(source.code + source.tests, {n: version_of(t) for n, t in tasks.items()}),
+    versions = {n: version_of(t.dump_config()) for n, t in tasks.items()}
+    found = dict(version=digest(source.code + source.tests, versions), versions=versions,
                  type=first.OUTPUT_TYPE,
                  metrics=metric_scales(first), max_new_tokens=how.get("max_gen_toks", 256 if until else 1),
                  stop=[until] if isinstance(until, str) else until,
-                 versions={n: version_of(t) for n, t in tasks.items()},
                  questions=[q for n, t in tasks.items() for q in list_questions(n, t)])
     write_text(file, json.dumps(found))
     return found

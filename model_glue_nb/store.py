@@ -97,7 +97,7 @@ def rebuild(
     print(f"The results store '{path.name}' was corrupt ({why}); it is kept as '{aside.name}'. "
           f"A new one begins with the {n} rows that could be read.", file=sys.stderr)
 
-# %% ../nbs/00_store.ipynb #b7bc37db
+# %% ../nbs/00_store.ipynb #b7bc37dx
 def copy_rows(
     damaged:Path, # A database that cannot be trusted
     new:sqlite3.Connection, # Where rows go
