@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from .benchmark import Items, Suite, ask, ask_model, known_items
 from .core import InputError, Store, digest, refuse
 from .jobs import LAYER, jobs_of
-from .merge import Files, merge_into, open_input
+from .merge import Files, Mapped, merge_into, open_input
 from .similarity import role
 from .problems import Answer, Candidate, Problem, first, weigh
 from .recipes import MergeRecipe, recipe
@@ -41,7 +41,7 @@ class CandidateScorer:
         say = lambda t: f"Task '{t.name}' has no questions. Give it some, or leave it out."
         refuse([say(t) for t in suite.tasks if not t.questions], "Cannot score")
         self.zoo, self.suite, self.store = zoo, suite, store
-        self.live, self.checked, self.grams = {}, set(), {}
+        self.live, self.checked, self.grams, self.files = {}, set(), {}, Mapped()
 
     def __call__(self, candidate:Candidate)->float: return Answer(self.items(candidate)).mean
 
@@ -77,7 +77,7 @@ def made(self:CandidateScorer,
         refuse(self.zoo[n].bad_weights(), f"Cannot merge '{n}'"); self.checked.add(n)
     if lead.signature not in self.live: # one cluster at a time
         self.live.clear(); self.live[lead.signature] = lead.load()
-    return merge_into(self.live[lead.signature], candidate, self.zoo, allow_nan=True)
+    return merge_into(self.live[lead.signature], candidate, self.zoo, allow_nan=True, files=self.files)
 
 @patch
 def on(self:CandidateScorer,
@@ -85,7 +85,7 @@ def on(self:CandidateScorer,
 )->CandidateScorer: # With the same zoo, store and live model
     "The same candidates on other questions."
     out = CandidateScorer(self.zoo, suite, self.store)
-    out.live, out.checked, out.grams = self.live, self.checked, self.grams
+    out.live, out.checked, out.grams, out.files = self.live, self.checked, self.grams, self.files
     return out
 
 # %% ../nbs/06_candidates.ipynb #9b13f896

@@ -10,9 +10,10 @@ __all__ = ['BLOCK', 'MAGNITUDE', 'NOTHING', 'EVERYTHING', 'add_scaled', 'sum_row
 
 # %% ../nbs/01_kernels.ipynb #b077ab4e
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from .native import native
-from .values import CHUNK, ITEM_BYTES, as_bytes, landing, n_bad, narrow, room, upload, widen, xp
+from .values import CHUNK, ITEM_BYTES, add_halves, as_bytes, landing, n_bad, narrow, room, upload, widen, xp
 
 # %% ../nbs/01_kernels.ipynb #8832c6ad
 BLOCK = 2048
@@ -32,8 +33,8 @@ def add_scaled(
 
 @native
 def sum_rows(
-    raw:"u1[:,:]", codes:"i8[:]", coefficients:"f4[:]", # As for `weighted_sum`
-    divisor:"f4", has_base:"i8", n:"i8",
+    space:"u1[:]", at:"i8[:]", # Memory, and where in it each row begins
+    codes:"i8[:]", coefficients:"f4[:]", divisor:"f4", has_base:"i8", n:"i8", # As for `weighted_sum`
     room:"f4[:,:]", # Scratch of shape (3, BLOCK)
     out:"u1[:]", out_code:"i8",
 ):
@@ -41,10 +42,11 @@ def sum_rows(
     for s in range(0, n, BLOCK):
         m = min(BLOCK, n - s); total, x, base = room[0, :m], room[1, :m], room[2, :m]
         for j in range(m): total[j] = 0
-        if has_base: widen(raw[0, s * ITEM_BYTES[codes[0]]:], codes[0], base)
-        for i in range(has_base, raw.shape[0]):
-            widen(raw[i, s * ITEM_BYTES[codes[i]]:], codes[i], x)
-            add_scaled(x, coefficients[i - has_base], base, has_base, total)
+        if has_base: widen(space[at[0] + s * ITEM_BYTES[codes[0]]:], codes[0], base)
+        for i in range(has_base, at.size):
+            row, c = space[at[i] + s * ITEM_BYTES[codes[i]]:], coefficients[i - has_base]
+            if codes[i] == 0 and not has_base: add_halves(row[:2 * m].view(np.uint16), c, total); continue
+            widen(row, codes[i], x); add_scaled(x, c, base, has_base, total)
         if divisor != 1:
             for j in range(m): total[j] /= divisor
         if has_base:
@@ -53,7 +55,7 @@ def sum_rows(
 
 # %% ../nbs/01_kernels.ipynb #ac7f368e
 def weighted_sum(
-    raw, # Stored bytes, uint8 of shape (k, ≥ n·item); row 0 is the base when `has_base`
+    rows, # Stored bytes, k contiguous rows of uint8, wherever they lie; the first is the base when `has_base`
     codes, # Entry of `CODES` per row, int64 of shape (k,)
     coefficients, # float32, one per row that is no base
     divisor:float, # The sum is divided by it
@@ -63,7 +65,10 @@ def weighted_sum(
     out_code:int, # Entry of `CODES`
 ):
     "Store a weighted sum of rows."
-    sum_rows(raw, codes, coefficients, divisor, int(has_base), n, room("blocks", (3, BLOCK)), out, out_code)
+    lie = np.array([x.ctypes.data for x in rows]); low = int(lie.argmin()) # one array that spans all rows
+    space = as_strided(rows[low], (int(np.ptp(lie)) + max(len(x) for x in rows),), (1,), writeable=False)
+    blocks = room("blocks", (3, BLOCK))
+    sum_rows(space, lie - lie[low], codes, coefficients, divisor, int(has_base), n, blocks, out, out_code)
 
 # %% ../nbs/01_kernels.ipynb #db7d9e89
 @native(reassociate=True)

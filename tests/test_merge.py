@@ -76,7 +76,7 @@ def test_chunks_do_not_show(method, monkeypatch):
     if method == "sce": p = dict(select_topk=.3)
     args = models[:n], base if method_info(method).reads != "models" else None
     one = try_method(method, *args, **p)
-    def small(self, whole_rows=False): return [(s, min(129 * 5, self.n - s)) for s in range(0, self.n, 129 * 5)]
+    def small(self, whole_rows=False, most=None): return [(s, min(129 * 5, self.n - s)) for s in range(0, self.n, 129 * 5)]
     monkeypatch.setattr(Stream, "chunks", small)
     assert np.abs(try_method(method, *args, **p) - one).max() < 1e-5
 

@@ -245,6 +245,21 @@ def test_one_live_model_serves_all_candidates(demo, monkeypatch):
     score = CandidateScorer(zoo, part); search(zoo.names, score, "linear", "coefficient", 8)
     assert len(loads) == len(zoo) + 1, "one load per member's own score, one for all merges"
 
+@pytest.mark.parametrize("method, dtype", [("linear", "bfloat16"), ("linear", "float32"), ("task_arithmetic", "bfloat16"), ("slerp", "float16"), ("ties", "bfloat16")])
+def test_mapped_files_give_the_same_bits_as_files_that_are_read(method, dtype, tmp_path, monkeypatch):
+    import torch
+    from model_glue_nb.merge import merge_into
+    from model_glue_nb.streams import FileBlocks
+    zoo = tiny_zoo(tmp_path, ["base", "x", "y"], dtype=dtype); base = "base" if method_info(method).needs_base else None
+    nested = recipe(method, [recipe("linear", ["x", "y"], [.3, .7]), "y"], base=base) # a merge of a merge
+    score, live = CandidateScorer(zoo, load_suite("demo").part("search", 1)), zoo["x"].load()
+    for r in (recipe(method, ["x", "y"], base=base), nested):
+        read = merge_into(live, r, zoo).model.state_dict()
+        with monkeypatch.context() as m:
+            m.setattr(FileBlocks, "read", None) # a candidate's files are not read, they are mapped
+            made = score.made(r).model.state_dict()
+        assert all(torch.equal(read[k], made[k]) for k in read)
+
 def test_two_processes_on_one_run_folder(tmp_path):
     run = Run.start(tmp_path/"run", dict(command="search", zoo=sorted(MEMBERS)))
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_search import *; found('average', run={str(run.path)!r})"
