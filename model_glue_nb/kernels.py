@@ -10,10 +10,10 @@ __all__ = ['BLOCK', 'MAGNITUDE', 'NOTHING', 'EVERYTHING', 'add_scaled', 'sum_row
 
 # %% ../nbs/01_kernels.ipynb #b077ab4e
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from .native import native
-from .values import CHUNK, ITEM_BYTES, add_halves, as_bytes, landing, n_bad, narrow, room, upload, widen, xp
+from .values import CHUNK, ITEM_BYTES, add_halves, as_bytes, landing, n_bad, narrow
+from .values import room, upload, widen, xp
 
 # %% ../nbs/01_kernels.ipynb #8832c6ad
 BLOCK = 2048
@@ -66,8 +66,8 @@ def weighted_sum(
 ):
     "Store a weighted sum of rows."
     lie = np.array([x.ctypes.data for x in rows]); low = int(lie.argmin()) # one array that spans all rows
-    space = as_strided(rows[low], (int(np.ptp(lie)) + max(len(x) for x in rows),), (1,), writeable=False)
-    blocks = room("blocks", (3, BLOCK))
+    size, blocks = int(np.ptp(lie)) + max(map(len, rows)), room("blocks", (3, BLOCK))
+    space = np.lib.stride_tricks.as_strided(rows[low], (size,), (1,), writeable=False)
     sum_rows(space, lie - lie[low], codes, coefficients, divisor, int(has_base), n, blocks, out, out_code)
 
 # %% ../nbs/01_kernels.ipynb #db7d9e89

@@ -26,7 +26,8 @@ from .jobs import check_recipe, jobs_of, output_problems, recipe_print
 from .values import CODES, ITEM_BYTES
 from .methods import merge_methods, run_method
 from .recipes import MergeRecipe, MergeSlice, MergeSource, recipe, stack
-from .streams import ArrayBlocks, FileBlocks, MappedBlocks, Stream, compute_device, n_workers, to_host
+from .streams import ArrayBlocks, FileBlocks, MappedBlocks
+from .streams import Stream, compute_device, n_workers, to_host
 from .zoo import CheckpointWriter, LanguageModel, TensorInfo, ZooModel
 from .zoo import copy_companions, open_model, read_card
 
@@ -51,7 +52,8 @@ class Files:
 class Mapped(Files):
     "Files that stay mapped from one merge to the next."
     def opened(self, path): return np.memmap(path, np.uint8, "r")
-    def blocks(self, t:TensorInfo): return MappedBlocks(self[t.file][t.start:t.stop], CODES[t.dtype], t.n_values)
+    def blocks(self, t:TensorInfo):
+        return MappedBlocks(self[t.file][t.start:t.stop], CODES[t.dtype], t.n_values)
     def __exit__(self, *_): pass
 
 def open_input(
@@ -320,7 +322,7 @@ def merge_into(
     models=None, # As for `check_recipe`
     allow_nan:bool=False, # Let NaN and infinite values pass?
     device:str|None=None, # Where to compute; None: where the live model is
-    files:Files|None=None, # A `Mapped` that is kept spares the next merge of the same files most of the reading
+    files:Files|None=None, # A `Mapped` that is kept spares the next merge of the same files the reading
 )->LanguageModel: # The same object
     "Overwrite a live model with a merge."
     plan = jobs_of(recipe, models); place = device or str(live.model.device).replace("mps", "cpu")
