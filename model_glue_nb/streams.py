@@ -54,7 +54,9 @@ class MappedBlocks:
         self.bytes, self.code, self.item = stored, code, ITEM_BYTES[code]
         if len(stored) < n * self.item: raise InputError(CUT_SHORT)
 
-    def lent(self, start, n)->np.ndarray: return self.bytes[start * self.item:(start + n) * self.item] # not copied
+    def lent(self, start, n)->np.ndarray: # Not copied
+        return self.bytes[start * self.item:(start + n) * self.item]
+
     def read(self, start, n, into): into[:n * self.item] = self.lent(start, n)
 
 class ArrayBlocks(MappedBlocks):
@@ -244,10 +246,11 @@ def weighted(self:Stream,
 )->Kernel: # Base (if any) + Σ cᵢ vᵢ / divisor
     "Kernel of a weighted sum."
     c, d, add_up = np.asarray(coefficients, np.float32), np.float32(divisor), self.kernels.weighted_sum
-    in_place = self.device is None and not self.on_bad and all(isinstance(x, MappedBlocks) for x in self.inputs)
+    mapped = all(isinstance(x, MappedBlocks) for x in self.inputs)
+    in_place = mapped and self.device is None and not self.on_bad
     rows = (lambda start, n: [x.lent(start, n) for x in self.inputs]) if in_place else self.read
     def run(start, n, out, code): add_up(rows(start, n), self.codes, c, d, self.has_base, n, out, code)
-    return Kernel(run, most=2**19 if in_place else None) # nothing is copied, so nothing must fit into the cache
+    return Kernel(run, most=2**19 if in_place else None) # nothing is copied, so nothing must fit a cache
 
 @patch
 def elementwise(self:Stream,
