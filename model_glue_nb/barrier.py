@@ -17,8 +17,8 @@ import numpy as np
 from .benchmark import Suite
 from .core import InputError, atomic_path, refuse
 from .merge import merge_into, recipe
-from .zoo import (CheckpointWriter, LanguageModel, Zoo, ZooModel, batches_by_length,
-                               copy_companions, open_model)
+from .writer import CheckpointWriter, copy_companions
+from .zoo import LanguageModel, Zoo, ZooModel, batches_by_length, open_model
 
 # %% ../nbs/05_barrier.ipynb #4d7aa147
 Text = str | tuple[str, str] # A text, or a prompt and its answer

@@ -21,7 +21,8 @@ from .levels import SUPPORTED, Parts
 from .routers import (FittedRouter, fit_router, layer_inputs, lessons, read_router, routers,
                                    write_router)
 from .streams import n_workers
-from .zoo import CheckpointWriter, ZooModel, copy_companions, open_model, read_header
+from .writer import CheckpointWriter, copy_companions
+from .zoo import ZooModel, open_model, read_header
 
 # %% ../nbs/08_checkpoints.ipynb #15476628
 MOE = dict(llama="mixtral", mistral="mixtral", qwen2="qwen2_moe", qwen3="qwen3_moe")

@@ -28,8 +28,8 @@ from .methods import merge_methods, run_method
 from .recipes import MergeRecipe, MergeSlice, MergeSource, recipe, stack
 from .streams import ArrayBlocks, FileBlocks, MappedBlocks
 from .streams import Stream, compute_device, n_workers, to_host
-from .zoo import CheckpointWriter, LanguageModel, TensorInfo, ZooModel
-from .zoo import copy_companions, open_model, read_card
+from .writer import CheckpointWriter, copy_companions
+from .zoo import LanguageModel, TensorInfo, ZooModel, open_model, read_card
 
 
 # %% ../nbs/04_merge.ipynb #3bead59a

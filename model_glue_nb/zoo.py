@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['NUMPY_DTYPES', 'loaders', 'TensorInfo', 'read_header', 'ZooModel', 'sample_file', 'pick_device', 'checkpoint',
            'LanguageModel', 'batches_by_length', 'Zoo', 'read_card', 'open_model', 'demo_zoo_path', 'zoo_entries',
-           'is_hub_id', 'local_folder', 'read_zoo', 'tiny_zoo', 'tiny_tokenizer', 'shards', 'CheckpointWriter',
-           'copy_companions']
+           'is_hub_id', 'local_folder', 'read_zoo', 'tiny_zoo', 'tiny_tokenizer']
 
 # %% ../nbs/01_zoo.ipynb #a74f5f8e
 import json, mmap, os, re, shutil, struct
@@ -157,6 +156,8 @@ def values(self:ZooModel,
 def problems(self:ZooModel)->list[str]: # Empty when the checkpoint is usable
     "What keeps this folder from being a usable checkpoint, from files and headers alone."
     if self.kind == "mixture": return []
+    if (self.path/"adapter_config.json").exists() and not (self.path/"config.json").exists():
+        return [f"'{self.name}' is an adapter, no checkpoint. Write 'base+{self.name}' in a merge (passthrough makes a checkpoint)."]
     if not (self.path/"config.json").exists():
         return [f"'{self.path}' is no checkpoint: it has no config.json. Give a folder that `save_pretrained` wrote."]
     out = []
@@ -373,7 +374,9 @@ def local_folder(
 )->Path: # A folder on this machine
     "A model's folder; a hub id is fetched (safetensors and tokenizer only) or taken from the local cache."
     if Path(name).is_dir(): return Path(name)
-    if not is_hub_id(name): raise MissingFile(f"There is no model folder '{name}'. Correct the path in the list.")
+    if not is_hub_id(name):
+        raise MissingFile(f"There is no model folder '{name}'. Correct the path in the list" + (
+            "; a zoo holds checkpoints: write the merge 'passthrough' of base+adapter to a folder first." if "+" in str(name) else "."))
     from huggingface_hub import snapshot_download
     try: return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "tokenizer*", "README.md"]))
     except Exception as e:
@@ -431,69 +434,3 @@ def tiny_tokenizer(
     t.pre_tokenizer = pre_tokenizers.Whitespace()
     t.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=t, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>")
-
-# %% ../nbs/01_zoo.ipynb #3c4fc0f3
-def shards(
-    layout:dict[str,tuple[str,tuple]], # Tensor name → (safetensors dtype, shape), in file order
-    shard_bytes:int, # Most bytes per file
-)->list[dict[str,tuple[int,int]]]: # Per file: name → (start, stop) among the values
-    "Split a layout over files."
-    files, at = [{}], 0
-    for k, (dtype, shape) in layout.items():
-        n = int(np.prod(shape, dtype=np.int64)) * np.dtype(NUMPY_DTYPES[dtype]).itemsize
-        if at and at + n > shard_bytes: files.append({}); at = 0
-        files[-1][k] = (at, at + n); at += n
-    return files
-
-# %% ../nbs/01_zoo.ipynb #d3318349
-class CheckpointWriter:
-    "Checkpoint files laid out beforehand; blocks are written in any order, from any thread."
-    def __init__(self,
-        path:Path, # An existing folder, usually from `atomic_path`
-        layout:dict[str,tuple[str,tuple]], # Tensor name → (safetensors dtype, shape)
-        shard_bytes:int=5 * 10**9, # Most bytes per file
-    ):
-        parts = shards(layout, shard_bytes); self.places, self.handles, n = {}, [], len(parts)
-        names = ["model.safetensors"] if n == 1 else [f"model-{i+1:05d}-of-{n:05d}.safetensors" for i in range(n)]
-        for name, part in zip(names, parts):
-            head = {k: dict(dtype=layout[k][0], shape=list(layout[k][1]), data_offsets=list(o)) for k, o in part.items()}
-            text = json.dumps({"__metadata__": {"format": "pt"}} | head, separators=(",", ":")).encode()
-            text += b" " * (-len(text) % 64) # values aligned for whoever maps the file
-            end = max((o[1] for o in part.values()), default=0)
-            f = os.open(path/name, os.O_RDWR | os.O_CREAT, 0o644); self.handles.append(f)
-            os.pwrite(f, struct.pack("<Q", len(text)) + text, 0)
-            try: os.posix_fallocate(f, 0, 8 + len(text) + end) # a full disk is found now, not at the end
-            except OSError: self.close(); raise
-            self.places |= {k: (f, 8 + len(text) + o[0]) for k, o in part.items()}
-        if n > 1: self._index(path, names, parts)
-
-    def _index(self, path, names, parts):
-        total = sum(max(o[1] for o in p.values()) for p in parts)
-        where = {k: name for name, p in zip(names, parts) for k in p}
-        (path/"model.safetensors.index.json").write_text(json.dumps(dict(metadata=dict(total_size=total), weight_map=where), indent=1))
-
-# %% ../nbs/01_zoo.ipynb #f903230e
-@patch
-def write(self:CheckpointWriter,
-    name:str, # Tensor name
-    block:np.ndarray, # Contiguous values in the stored dtype (bf16 as uint16 bits)
-    start:int=0, # Position of the first value in the flattened tensor
-):
-    "Write values to their place."
-    file, at = self.places[name]; view = memoryview(block).cast("B"); at += start * block.itemsize
-    while view: n = os.pwrite(file, view, at); view, at = view[n:], at + n
-
-@patch
-def close(self:CheckpointWriter):
-    "Close the files."
-    while self.handles: os.close(self.handles.pop())
-
-# %% ../nbs/01_zoo.ipynb #c5d567ab
-def copy_companions(
-    source:Path, # A model folder
-    out:Path, # Where its config, tokenizer, generation config and chat template go
-):
-    "Copy everything but the weights and the model card."
-    for f in source.iterdir():
-        if f.is_file() and f.suffix not in (".safetensors", ".bin", ".pt", ".md") and not f.name.endswith(".index.json") and f.name[0] != ".":
-            shutil.copyfile(f, out/f.name)

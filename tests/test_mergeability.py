@@ -12,7 +12,8 @@ from model_glue_nb.core import InputError
 from model_glue_nb.mergeability import cluster_by_similarity, linkages, relations
 from model_glue_nb.pairs import METRICS, compare_weight
 from model_glue_nb.similarity import compare_zoo, role, similarity
-from model_glue_nb.zoo import CheckpointWriter, Zoo, copy_companions, read_zoo, tiny_zoo
+from model_glue_nb.writer import CheckpointWriter, copy_companions
+from model_glue_nb.zoo import Zoo, read_zoo, tiny_zoo
 
 @pytest.fixture(scope="module")
 def demo(): return read_zoo("demo")

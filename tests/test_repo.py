@@ -7,8 +7,8 @@ root = Path(__file__).resolve().parents[1]
 LINE, MODULE, CELLS, NOTEBOOK, BINARY = 110, 400, 80, 300_000, 100_000
 # Soft limits: what exceeds one stands here, with how much. The numbers may fall and should not rise.
 LONG_LINES = dict(core=9, dashboard=1, inputs=12, jobs=22, merge=14, mixture=4,
-                  recipes=7, zoo=43)
-LONG_MODULES = dict(zoo=499)
+                  recipes=7, zoo=38)
+LONG_MODULES = dict(zoo=436)
 
 def notebooks(): return sorted(p for p in (root/"nbs").glob("**/*.ipynb") if not {".ipynb_checkpoints", "_proc"} & set(p.parts))
 def cells(path): return json.loads(path.read_text())["cells"]
@@ -81,7 +81,7 @@ def test_exported_imports_stand_alone(path):
         assert guard or len(kinds) == 1, f"imports and code are mixed in: {source(c)[:80]}"
 
 def test_import_is_light():
-    names = [n for n in "core native values zoo kernels streams methods jobs merge plots dashboard terminal commands_zoo commands_score commands_merge commands_glue cli".split() if (root/f"model_glue_nb/{n}.py").exists()]
+    names = [n for n in "core native values zoo writer kernels streams methods jobs merge plots dashboard terminal commands_zoo commands_score commands_merge commands_glue cli".split() if (root/f"model_glue_nb/{n}.py").exists()]
     code = (f"import importlib, sys; [importlib.import_module('model_glue_nb.' + n) for n in {names}]; "
             "print(*[m for m in 'torch transformers pandas plotly sklearn lm_eval IPython'.split() if m in sys.modules])")
     heavy = subprocess.run([sys.executable, "-c", code], cwd=root, text=True, capture_output=True, check=True).stdout.split()
