@@ -126,7 +126,7 @@ def build():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="fail on broken links, outside resources and an old README.md")
-    parser.add_argument("--readme", action="store_true", help="only README.md and the lists of notebooks in nbs/index.ipynb and nbs/start.ipynb")
+    parser.add_argument("--readme", action="store_true", help="only README.md and the lists that index, start and gallery hold")
     given = parser.parse_args(); os.chdir(root)
     found = [f"{o}; run make docs" for o in stale(write=not given.check) if given.check]
     text, file = readme(), root/"README.md"

@@ -16,9 +16,10 @@ def exported(file):
     made = re.search(r"#\|\s*default_exp\s+(\w+)", code)
     return made and made[1], set(re.findall(r"model_glue_nb\.(\w+) import", code))
 
-def in_reading_order(files):
+def in_reading_order(files, folder):
     "By number; among notebooks of one number, what is imported stands before what imports it."
-    left, done = sorted(files), []; made = {f: exported(f) for f in left}
+    left, done = sorted(files), []
+    made = {f: exported(root/"nbs"/f.relative_to(folder)) for f in left} # the sources: processed pages have lost their marks
     number = lambda f: f.name.split("_")[0]
     while left:
         waits = lambda f: made[f][1] & {made[g][0] for g in left if g != f and number(g) == number(f)}
@@ -28,7 +29,7 @@ def in_reading_order(files):
 def expand(contents, folder, seen):
     "A menu's files: patterns expanded, absent ones dropped, none twice."
     for c in contents:
-        for f in in_reading_order(folder.glob(c)) if "*" in c else [folder/c] * (folder/c).exists():
+        for f in in_reading_order(folder.glob(c), folder) if "*" in c else [folder/c] * (folder/c).exists():
             if (name := str(f.relative_to(folder))) not in seen: seen.add(name); yield name
 
 def sections():
@@ -57,17 +58,28 @@ def tutorials():
             for i, f in enumerate((f for f in sections()["Tutorials"] if f.startswith("tutorials/")), 1)]
     return "\n".join(["| | walkthrough | what it tells |", "|---|---|---|", *rows])
 
+def screens(only=""):
+    "Pictures of screens in nbs/assets, each named for what it shows."
+    files = sorted(f for f in (root/"nbs/assets").iterdir() if f.suffix in (".png", ".jpg") and only in f.stem)
+    name = lambda f: re.sub(r"[-_]", " ", f.stem).capitalize()
+    return "\n\n".join(f"![{name(f)}](assets/{f.name})" for f in files)
+
+def dashboard(): # the first of the explorers
+    return next(iter(screens("explore").split("\n\n")))
+
+TABLE = re.compile(r"^Markdown\((reference|tutorials|screens|dashboard)\(\)\)", re.M)
+
 def stale(write=False):
-    "Tables stored in notebooks that are older than the files; with `write` they are renewed."
+    "Lists stored in notebooks that are older than the files; with `write` they are renewed."
     found = []
-    for file in (root/"nbs/index.ipynb", root/"nbs/start.ipynb"):
+    for file in (root/"nbs"/f"{n}.ipynb" for n in ("index", "start", "gallery")):
         nb = json.loads(file.read_text()); changed = False
         for c in nb["cells"]:
-            made = re.search(r"^Markdown\((reference|tutorials)\(\)\)", "".join(c["source"]), re.M)
+            made = TABLE.search("".join(c["source"]))
             if not made: continue
             lines = globals()[made[1]]().splitlines(keepends=True)
             for o in c["outputs"]:
                 if o["data"]["text/markdown"] != lines: o["data"]["text/markdown"] = lines; changed = True
-        if changed: found.append(f"{file.name} lists other notebooks than there are")
+        if changed: found.append(f"{file.name} lists other notebooks or pictures than there are")
         if changed and write: file.write_text(json.dumps(nb, ensure_ascii=False, indent=1) + "\n")
     return found
