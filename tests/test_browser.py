@@ -54,7 +54,10 @@ def jupyterlab(folder, tmp):
             except OSError: time.sleep(.25)
         yield home
     finally:
-        server.terminate(); server.wait(20); log.close()
+        server.terminate()
+        try: server.wait(60)
+        except subprocess.TimeoutExpired: server.kill() # it may wait for kernels that a busy machine is slow to end
+        log.close()
 
 def with_sentinel(source, target):
     "Copy a notebook, empty of outputs, with a last cell that says that all cells ran."
