@@ -2,7 +2,7 @@
 
     python benchmarks/search.py candidate [--rounds 12]         four random models of 135M parameters, in memory against write and reload
     python benchmarks/search.py table  [--methods linear ties …] [--strategies …] [--budget 40] --out nbs/recorded/demo_strategies.csv
-    python benchmarks/search.py racing [--seeds 5] [--runners 40] --out nbs/recorded/demo_racing.csv
+    python benchmarks/search.py racing [--methods …] [--seeds 5] [--runners 40] --out nbs/recorded/demo_racing.csv
 
 Table and racing run on the embedded zoo. Cluster: the eight members of the embedded zoo's family A. Search: 60 questions per task; report: the whole report split. Trials and answers are kept in
 the run folder (`--run`), so an interrupted benchmark goes on, and seconds are those of the first time. One thread, seed 0."""
@@ -51,12 +51,14 @@ def racing(a):
     from model_glue_nb.benchmark import paired_gain
     from model_glue_nb.search import search
     family, score, report, run = rooms(a.run); told = score.on(report); rows = []
-    for seed in range(a.seeds):
-        race, full = [search(family, score, "linear", "racing", 10**6, run=run, seed=seed, options=dict(n=a.runners) | more) for more in ({}, dict(shares=(1.0,)))]
-        d = paired_gain(told.items(race.winner), told.items(full.winner)); m = lambda f: sum(v.mean() for v in told.items(f.winner).values()) / len(report.tasks)
-        rows.append(dict(seed=seed, runners=a.runners, race_questions=spent(race), full_questions=spent(full), share=spent(race) / spent(full), race_report=m(race), full_report=m(full),
-                         difference=d.mean, low=d.low, high=d.high, same_winner=race.winner == full.winner))
-        print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()), flush=True)
+    mean = lambda found: sum(v.mean() for v in told.items(found.winner).values()) / len(report.tasks)
+    for method in a.methods:
+        for seed in range(a.seeds):
+            run_it = lambda **more: search(family, score, method, "racing", 10**6, "a-base", run=run, seed=seed, options=dict(n=a.runners) | more)
+            race, full = run_it(), run_it(shares=(1.0,)); d = paired_gain(told.items(race.winner), told.items(full.winner))
+            rows.append(dict(method=method, seed=seed, runners=a.runners, race_questions=spent(race), full_questions=spent(full), share=spent(race) / spent(full), race_search=race.score, full_search=full.score,
+                             race_report=mean(race), full_report=mean(full), difference=d.mean, low=d.low, high=d.high, same_winner=race.winner == full.winner))
+            print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()), flush=True)
     return rows
 
 def words(n, seed):
