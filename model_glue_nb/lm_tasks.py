@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAMED', 'FEWSHOT_SEED', 'AWAY', 'built_in_tasks', 'is_file', 'read_config', 'beside', 'Source', 'Unreachable',
-           'quiet', 'load_tasks', 'find_tasks', 'prepare', 'explain', 'metric_scales', 'version_of', 'question_key',
-           'by_document', 'list_questions', 'answer_text', 'describe']
+           'quiet', 'keep_templates', 'load_tasks', 'find_tasks', 'prepare', 'explain', 'metric_scales', 'version_of',
+           'question_key', 'by_document', 'list_questions', 'answer_text', 'describe']
 
 # %% ../nbs/03_lm_tasks.ipynb #7f061909
 import hashlib, importlib.util, io, json, logging, math, re
@@ -100,6 +100,11 @@ def quiet():
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()): yield
 
+def keep_templates():
+    "lm-eval compiles a template anew for every question; here it is compiled once."
+    from lm_eval.utils import env
+    if not hasattr(env.from_string, "cache_info"): env.from_string = lru_cache(maxsize=4096)(env.from_string)
+
 @lru_cache(maxsize=None)
 def load_tasks(
     source:Source, # What to load
@@ -107,7 +112,7 @@ def load_tasks(
     "lm-eval's tasks, once per process."
     from datasets import disable_progress_bars
     from lm_eval.tasks import TaskManager
-    disable_progress_bars()
+    disable_progress_bars(); keep_templates()
     with quiet():
         try: found = find_tasks(source, TaskManager)
         except InputError: raise
