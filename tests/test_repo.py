@@ -6,7 +6,7 @@ import pytest
 root = Path(__file__).resolve().parents[1]
 LINE, MODULE, CELLS, NOTEBOOK, BINARY = 110, 400, 80, 300_000, 100_000
 # Soft limits: what exceeds one stands here, with how much. The numbers may fall and should not rise.
-LONG_LINES = dict(core=9, dashboard=1, inputs=12, jobs=22, merge=14, mixture=4,
+LONG_LINES = dict(core=9, inputs=12, jobs=22, merge=14, mixture=4,
                   recipes=7, zoo=38)
 LONG_MODULES = dict(zoo=436)
 
