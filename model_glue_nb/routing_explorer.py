@@ -56,7 +56,8 @@ class RoutingExplorer(Explorer):
         self.cost = choice("cost", [("parameters to store", "params_total"),
             ("active parameters", "params_active"),
                                     ("milliseconds", "ms_per_question")])
-        self.prompt = w.Text(placeholder="Type a prompt, for example abcd:reverse>", description="prompt",
+        asked = d["routes"].question.iloc[0] if d["routes"] is not None else "anything"
+        self.prompt = w.Text(placeholder=f"Type a prompt, for example: {asked}", description="prompt",
             continuous_update=True,
                              layout=dict(width="min(100%, 34rem)"), style=dict(description_width="initial"))
         self.state = w.HTML(); self.worker = Latest(self.ask, self.told); self.route = live(plot_route())

@@ -21,7 +21,7 @@ from .plan import Work, describe_run, mixture_spec, shares_checkpoint
 from .recipes import MergeRecipe, recipe
 from .search import CandidateScorer, SearchResult, needs_base, search
 from .selection import experts_for
-from .similarity import groups_by_signature
+from .similarity import compare_zoo, groups_by_signature
 from .zoo import ZooModel, open_model
 
 # %% ../nbs/09_stages.ipynb #d2b06
@@ -55,6 +55,8 @@ def find_clusters(
     "Similarity and clusters of the zoo."
     table, found = work.clusters(work.run.store)
     work.run.write_table("similarity", table, index=True)
+    more = compare_zoo(work.zoo.subset(work.singles), store=work.run.store) # for who looks closer: explorers, reports
+    for by in ("role", "layer"): work.run.write_table(f"similarity_by_{by}", more.table(by))
     work.run.write_json("clusters", [asdict(c) for c in found])
     return found
 

@@ -69,9 +69,18 @@ def with_sentinel(source, target):
     target.write_text(json.dumps(nb))
 
 def small(target):
-    "A notebook that explores an invented run."
-    code = ["from tempfile import mkdtemp\nfrom model_glue_nb.dashboard import explore, invented_run\nrun = invented_run(mkdtemp())",
-            "explore(run)", "from model_glue_nb.plots import plot_scores\nplot_scores(run.read_table('scores'))", DONE]
+    "A notebook that explores an invented run, and asks a real mixture of two of the demo zoo's models."
+    code = ["""from tempfile import mkdtemp
+from model_glue_nb.benchmark import load_suite
+from model_glue_nb.dashboard import explore, invented_run
+from model_glue_nb.invented import invented_tables
+from model_glue_nb.mixture import MixtureSpec, mix
+from model_glue_nb.zoo import read_zoo
+zoo = read_zoo("demo"); part = load_suite("demo").only(["reverse", "swap"]).part("search", 16)
+spec = MixtureSpec(("a-reverse", "b-swap"), dict(name="linear"), eyes="a-reverse")
+mixed = mix(spec, mkdtemp() + "/mixed", zoo, part).load()
+tables = invented_tables(); more = {k: tables[k] for k in "items routes coefficients".split()}""",
+            "explore(invented_run(mkdtemp()), mixture=mixed, **more)", DONE]
     cells = [dict(cell_type="code", id=f"c{i}", metadata={}, source=s, outputs=[], execution_count=None) for i, s in enumerate(code)]
     kernel = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
     target.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)))
@@ -99,20 +108,42 @@ def lab(tmp_path_factory):
     with_sentinel(WALKTHROUGH, folder/"walkthrough.ipynb")
     with jupyterlab(folder, tmp) as home: yield home
 
-def test_explorer_in_jupyterlab(chromium, lab):
+SEEN = """() => [...document.querySelectorAll('.jp-Notebook .js-plotly-plot')].filter(p => p.offsetParent)
+  .map(p => p.querySelector('.gtitle') ? p.querySelector('.gtitle').textContent : '').join(' | ')"""
+TRACES = "() => [...document.querySelectorAll('.js-plotly-plot')].filter(p => p.offsetParent).map(p => p.data.map(t => t.name)).flat().join()"
+FRAMES = "() => [...document.querySelectorAll('.js-plotly-plot .shapelayer path')].map(p => p.getAttribute('d')).join()"
+
+def until(page, script, said):
+    "Wait until a script's answer holds some words."
+    page.wait_for_function(f"w => ({script})().includes(w)", arg=said)
+
+def test_explorers_in_jupyterlab(chromium, lab):
     with watched(chromium, lab) as page:
         run_all(page, lab, "small.ipynb")
-        page.locator(".jp-Notebook .js-plotly-plot .main-svg").first.wait_for()
-        page.get_by_role("tab", name="similarity").click()
-        words = page.locator(".widget-html-content:visible", has_text="clusters").first
-        words.wait_for(); before = words.inner_text()
+        button = lambda name: page.locator("button:visible", has_text=name).first.click()
+        until(page, SEEN, "Who is good at what") # performance: choosing models changes the figure's data
+        button("profiles"); until(page, TRACES, "a-inc")
+        page.locator("select[multiple]:visible").select_option(["b-rev", "c-inc"]); until(page, TRACES, "the others,b-rev,c-inc")
+        assert "a-inc" not in page.evaluate(TRACES)
+        button("A against B"); until(page, SEEN, "What one gets"); page.locator("td:visible").first.wait_for()
+        page.get_by_role("tab", name="clusters").click() # clusters: the keyboard moves the threshold
+        words = page.locator(".widget-html-content:visible", has_text="where column-mean cosine").first
+        words.wait_for(); assert words.inner_text().startswith("4 clusters")
+        page.wait_for_function(f"() => ({FRAMES})().length > 0"); frames = page.evaluate(FRAMES)
         handle = page.locator(".noUi-handle:visible").first; handle.focus()
-        frames = lambda: page.evaluate("() => [...document.querySelectorAll('.js-plotly-plot .shapelayer path')].map(p => p.getAttribute('d')).join()")
-        shapes = frames()
         for _ in range(60): handle.press("ArrowLeft")
-        page.wait_for_function("t => ![...document.querySelectorAll('.widget-html-content')].some(e => e.innerText === t)", arg=before)
-        assert before.startswith("4 clusters") and words.inner_text().startswith("3 clusters")
-        page.wait_for_function("d => [...document.querySelectorAll('.js-plotly-plot .shapelayer path')].map(p => p.getAttribute('d')).join() !== d", arg=shapes)
+        page.wait_for_function("() => [...document.querySelectorAll('.widget-html-content')].some(e => e.innerText.startsWith('3 clusters'))")
+        page.wait_for_function(f"d => ({FRAMES})() !== d", arg=frames)
+        page.locator(".widget-dropdown:visible", has_text="b").last.locator("select").select_option("a-hot"); until(page, SEEN, "a-hot")
+        page.get_by_role("tab", name="search").click(); until(page, SEEN, "How the search went")
+        for view, title in (("coefficients", "What the search tried"), ("importance", "What mattered"),
+                            ("Pareto front", "What could be chosen"), ("attribution", "What the winner owes")):
+            button(view); until(page, SEEN, title)
+        page.get_by_role("tab", name="routing").click(); until(page, SEEN, "Who answers what") # routing: a prompt is routed as it is typed
+        box = page.get_by_placeholder("Type a prompt"); state = page.locator(".widget-html-content:visible code")
+        box.press_sequentially("swap QRST ="); state.filter(has_text="swap QRST =").wait_for()
+        until(page, SEEN, "b-swap answers")
+        box.fill("turn QRST around ="); until(page, SEEN, "a-reverse answers")
 
 def test_walkthrough_in_jupyterlab(chromium, lab):
     with watched(chromium, lab) as page:
@@ -127,6 +158,6 @@ def test_report(chromium, tmp_path, scheme, width):
         page.set_viewport_size(dict(width=width, height=900))
         page.goto(file.as_uri())
         page.wait_for_function("() => [...document.querySelectorAll('.plot')].every(p => p.querySelector('.main-svg'))")
-        assert page.locator(".plot").count() == 5
+        assert page.locator(".plot").count() == 9
         assert "points" in page.locator("h1").inner_text()
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width, "wider than the screen"
