@@ -55,7 +55,7 @@ def find_clusters(
     "Similarity and clusters of the zoo."
     table, found = work.clusters(work.run.store)
     work.run.write_table("similarity", table, index=True)
-    more = compare_zoo(work.zoo.subset(work.singles), store=work.run.store) # for who looks closer: explorers, reports
+    more = compare_zoo(work.zoo.subset(work.singles), store=work.run.store) # for who looks closer
     for by in ("role", "layer"): work.run.write_table(f"similarity_by_{by}", more.table(by))
     work.run.write_json("clusters", [asdict(c) for c in found])
     return found
