@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from . import commands_zoo, commands_score, commands_merge, commands_glue
+from . import commands_zoo, commands_score, commands_merge, commands_glue, commands_bench
 from .terminal import app
 
 # %% ../nbs/14_cli.ipynb #88d95ba0
