@@ -81,17 +81,20 @@ class Planner:
     problems: list = field(default_factory=list)
     notes: list = field(default_factory=list) # What is not available, without being needed
     leaves: dict = field(default_factory=dict) # Every model that takes part, nested recipes' too: name → `View`
-    views: dict = field(default_factory=dict) # Model name → `View`
+    views: dict = field(default_factory=dict) # Model name, or nested recipe's id → `View`
 
     def view(self,
         model, # Name or nested recipe
     )->View|None: # None when it cannot be used; the reason is in `problems`
         "What a source offers: its tensors by name."
-        if isinstance(model, MergeRecipe):
-            inner = Planner(model, self.models, self.problems, self.notes, self.leaves); jobs = inner.jobs()
-            return View(model.method, inner.lead.model, jobs, vocabulary=inner.lead.vocabulary) if jobs else None
-        if model not in self.views: self.views[model] = self.opened(model)
-        return self.views[model]
+        nested = isinstance(model, MergeRecipe); key = id(model) if nested else model
+        if key not in self.views: self.views[key] = self.inner(model) if nested else self.opened(model)
+        return self.views[key]
+
+    def inner(self, recipe:MergeRecipe)->View|None: # Planned once, however often it is looked at
+        "What a nested recipe offers."
+        p = Planner(recipe, self.models, self.problems, self.notes, self.leaves); jobs = p.jobs()
+        return View(recipe.method, p.lead.model, jobs, vocabulary=p.lead.vocabulary) if jobs else None
 
     def opened(self, name)->View|None: # A model by its name
         "A model's tensors; what is wrong with it is added to the problems."

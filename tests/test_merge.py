@@ -395,3 +395,15 @@ def test_layers_in_other_words(tmp_path):
 def test_a_hub_id_is_looked_for_on_the_hub():
     "Offline it is refused in words; a path with one slash that is not there says so too."
     assert "could not be fetched as a hub id" in check_recipe(recipe("linear", ["nobody/nothing"]))[0]
+
+def test_nested_recipes_are_planned_once(monkeypatch):
+    "A recipe in a recipe in a recipe: as many plans as recipes, however many tensors look at them."
+    from model_glue_nb.jobs import Planner, jobs_of
+    from model_glue_nb.recipes import recipe
+    from model_glue_nb.zoo import read_zoo
+    nested = "a-sort"
+    for name in ("a-shift", "a-rotate", "a-double"): nested = recipe("slerp", [nested, name])
+    jobs, plans = Planner.jobs, []
+    monkeypatch.setattr(Planner, "jobs", lambda self: plans.append(self) or jobs(self))
+    jobs_of(nested, read_zoo("demo"))
+    assert len(plans) == 3
