@@ -39,8 +39,9 @@ def token_batches()->type: # A kind of HFLM
                                                 self.device.type == "cpu") // max(n, 1)))
         def _batch_scheduler(self, pos, requests): # asked for every request in turn
             if pos == 0 or pos >= self.batch_end:
-                _, context, continuation = requests[pos]
-                self.size = self.fitting(min(len(context) + len(continuation), self.max_length))
+                length = lambda r: min(len(r[1]) + len(r[2]), self.max_length)
+                n = length(requests[pos]); near = requests[pos:pos + self.fitting(n)]
+                self.size = sum(length(r) > .75 * n for r in near) # what is much shorter would be padding
                 self.batch_end = pos + self.size
             return self.size
         def _detect_batch_size(self, requests=None, pos=0): return self.size
