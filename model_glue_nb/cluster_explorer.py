@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import Run
-from .explorer import Explorer, chip, choice, live, redraw, row
+from .explorer import Explorer, chip, choice, live, row
 from .figures import empty_figure
 from .findings import colours_of, read_run
 from .plots_clusters import plot_layers, plot_pair, plot_similarity
@@ -195,7 +195,8 @@ def _offer(self):
     self.role.options, self.layer.options = roles, layers; self.role.value, self.layer.value = "all", ALL
     v = np.concatenate([x.to_numpy().ravel() for k, x in self.squares.items()
         if k[0] == m]); v = v[np.isfinite(v)]
-    low, high = min(0.0, float(v.min())), max(1.0, float(v.max())); t = self.threshold
+    low, high = min(0.0, np.floor(20 * v.min()) / 20), max(1.0,
+        np.ceil(20 * v.max()) / 20); t = self.threshold # whole steps
     t.min, t.max = (low, high) if low < t.max else (min(low, t.min), high); t.min, t.max = low, high
     t.value = self.start if m == "column_cosine" else widest_gap(self.tree); self.busy = False
 
@@ -226,11 +227,11 @@ def _build(self):
     import ipywidgets as w
     self.clusters = []; self.main = live(self.main_figure())
     self.layers, self.change = map(live, self.pair_figures())
-    if self.squares: self.main.data[0].on_click(self.click)
+    if self.squares: self.main.observe(self.click, "click")
     pair = w.VBox([row(self.a, self.b), self.layers, self.change],
         layout=dict(flex="2 1 22rem", min_width="0", overflow="hidden"))
     left = w.VBox([self.main], layout=dict(flex="3 1 36rem", min_width="0", overflow="hidden"))
-    both = w.HBox([left, pair], layout=dict(flex_flow="row wrap", grid_gap="12px"))
+    both = w.HBox([left, pair], layout=dict(flex_flow="row wrap", grid_gap="12px", margin="10px 0 0 0"))
     parts = [row(self.metric, self.role, self.layer, self.threshold), self.words, both]
     self.box = w.VBox(parts if self.squares else [self.main], layout=dict(width="100%"))
     for c in (self.metric, self.role, self.layer, self.threshold): c.observe(self.draw, "value")
@@ -249,7 +250,7 @@ def _draw(self, change=None):
     "After the metric, part, layer or threshold changed."
     if self.busy: return
     if change and change["owner"] is self.metric: self.offer(); self.look()
-    redraw(self.main, self.main_figure()); self.tell()
+    self.main.show(self.main_figure()); self.tell()
 
 ClusterExplorer.build, ClusterExplorer.pair_figures, ClusterExplorer.draw = _build, _pair_figures, _draw
 
@@ -257,12 +258,12 @@ ClusterExplorer.build, ClusterExplorer.pair_figures, ClusterExplorer.draw = _bui
 def _look(self, change=None):
     "After another pair was chosen."
     if not self.busy:
-        for view, fig in zip((self.layers, self.change), self.pair_figures()): redraw(view, fig)
+        for view, fig in zip((self.layers, self.change), self.pair_figures()): view.show(fig)
 
-def _click(self, trace, points, state):
+def _click(self, change):
     "A cell of the heatmap names a pair."
-    if not points.xs: return
-    order = self.tree.order; a, b = (self.names[order[int(k)]] for k in (points.ys[0], points.xs[0]))
+    at, order = change["new"], self.tree.order
+    a, b = (self.names[order[int(at[k])]] for k in "yx")
     self.busy = True; self.a.value, self.b.value = a, b; self.busy = False; self.look()
 
 def _tell(self):

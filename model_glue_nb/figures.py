@@ -47,7 +47,7 @@ def finish(
                 margin=dict(l=8, r=16, t=70, b=40),
                 hoverlabel=dict(font_size=12, align="left"),
                 legend=dict(orientation="h", y=-64 / (height - 114), x=0, yanchor="top", traceorder="normal"))
-    was = fig.layout.to_plotly_json(); axis = dict(gridcolor=GRID, zeroline=False, automargin=True)
+    was = fig.layout.to_plotly_json(); axis = dict(gridcolor=GRID, zeroline=False, automargin=True, ticks="")
     for k in {"xaxis", "yaxis"} | {k for k in {*was, *layout} if k[1:5] == "axis"}:
         mine = axis | was.get(k, {}) | layout.get(k, {}); text = mine.get("title")
         layout[k] = mine | dict(title=dict(standoff=8) | (dict(text=text) if isinstance(text, str) else text

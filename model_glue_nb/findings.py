@@ -17,6 +17,7 @@ import numpy as np
 from .benchmark import Suite, load_suite
 from .core import InputError, Run, Store, digest, unknown
 from .figures import model_colours
+from .intervals import Items, task_weights
 from .zoo import open_model
 
 # %% ../nbs/11_findings.ipynb #78502607
@@ -79,7 +80,7 @@ def report_suite(
     "The questions that a run was told on."
     spec, tasks = data["recipe"].get("suite"), data["recipe"].get("tasks")
     try: suite = load_suite(spec)
-    except (InputError, TypeError): return None
+    except (InputError, OSError, TypeError): return None
     return (suite.only(tasks) if tasks else suite).part("report")
 
 def fingerprints(
@@ -101,11 +102,12 @@ def read_items(
     store, frames = run.store, []
     for model, key in fingerprints(run).items():
         for t in suite.tasks:
-            known = store.items(key, t.fingerprint); asked = t.questions
-            if any(q.key not in known for q in asked): known = store.items(key,
-                digest("lm_eval", t.fingerprint))
-            if any(q.key not in known for q in asked): continue
-            value, said = zip(*(known[q.key] for q in asked))
+            through = t.asked._replace(version=digest("lm_eval", t.fingerprint))
+            known = next((k for a in (t.asked, through) if (k := store.items(key, a)) and
+                          all(q.key in k for q in t.questions)), None)
+            if known is None: continue
+            value, said = zip(*(known[q.key] for q in t.questions))
+            asked, value = t.questions, t.values(value)
             frames.append(pd.DataFrame(dict(model=model, task=t.name, question=[q.prompt for q in asked],
                                             expected=[q.answer for q in asked], said=said, value=value)))
     return pd.concat(frames, ignore_index=True) if frames else None
@@ -152,6 +154,7 @@ def paired_gains(
     best:str, # The best single model
     seed:int=0, # Of the resampling
     n_resamples:int=2000, # Bootstrap samples
+    weights:dict[str,float]|None=None, # Task → share in the mean over tasks; None: all the same
 ): # DataFrame: model task gain low high n; the task "mean" is the mean over tasks
     "Gain of every model over one, per task and over tasks, with paired 95% intervals."
     import pandas as pd
@@ -162,8 +165,8 @@ def paired_gains(
         counts = rng.multinomial(n, np.full(n, 1 / n), n_resamples).astype(np.float32)
         means.append(d.mean(0)); drawn.append(counts @ d.astype(np.float32) / n)
     sizes = [len(v[best]) for v in answers.values.values()]
-    parts = [*zip(answers.values, means, drawn, sizes), ("mean", np.mean(means, 0), np.mean(drawn, 0),
-        sum(sizes))]
+    w = task_weights(Items(answers.of(best), weights)); over = lambda x: np.tensordot(w, np.stack(x), 1)
+    parts = [*zip(answers.values, means, drawn, sizes), ("mean", over(means), over(drawn), sum(sizes))]
     for task, mean, sample, n in parts:
         low, high = np.percentile(sample, [2.5, 97.5], axis=0)
         rows += [(m, task, *map(float, r), n) for m, *r in zip(answers.models, mean, low, high)]
@@ -260,7 +263,7 @@ def read_routes(
         key = open_model(file.parent).fingerprint()
         for t in suite.tasks:
             route = store.remembered("route", digest(key, [q.key for q in t.questions]))
-            if route is None: continue
+            if route is None or np.ndim(route[0]): continue # one question's choices, to several experts
             frames.append(pd.DataFrame(dict(system=system, task=t.name,
                 question=[q.prompt for q in t.questions],
                                             expert=[experts[i] for i in route])))
@@ -295,10 +298,12 @@ def deepen(
     *wanted:str, # Of items, routes, coefficients, importance, gains
 )->dict: # The same with these tables, where the run can tell
     "Add the tables that lie in the store and the log."
+    weights = lambda d: suite.weights if d["run"] is not None and (suite := report_suite(d)) else None
     out = dict(data); seed = data["recipe"].get("seed") or 0
     make = dict(items=read_items, routes=read_routes, coefficients=read_coefficients,
                 importance=lambda d: importances(d["coefficients"], seed),
-                gains=lambda d: paired_gains(Answers(d["items"]), best_single(d) or "", seed))
+                gains=lambda d: paired_gains(Answers(d["items"]), best_single(d) or "", seed,
+                                             weights=weights(d)))
     for name in wanted:
         if out[name] is None: out[name] = make[name](out)
     return out

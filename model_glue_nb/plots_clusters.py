@@ -38,14 +38,14 @@ def _heat(z, names, where, metric):
                       hoverinfo="text", texttemplate="%{text}" if text else None, textfont_size=10,
                       colorscale=SCALE, xgap=2, ygap=2, showscale=False)
 
-def _branches(branches, groups, colours, n):
+def _branches(branches, groups, colours, n, far):
     "The tree as lines, one trace per possible cluster so that a redraw changes lines and makes none."
     paint = {g: colours.get(sorted(ms)[0], INK) for g, ms in groups}; out = []
     kinds = list(dict.fromkeys(branches.cluster)) if branches is not None else []
     for kind in kinds + [None] * (n // 2 + 1 - len(kinds)):
         mine, x, y = branches[branches.cluster == kind] if kind is not None else branches[:0], [], []
         for b in mine.to_dict("records"):
-            x += [b["low_height"], b["height"], b["height"], b["high_height"], None]
+            x += [far(b["low_height"]), far(b["height"]), far(b["height"]), far(b["high_height"]), None]
             y += [b["low"], b["low"], b["high"], b["high"], None]
         out.append(dict(type="scatter", x=x, y=y, xaxis="x2", mode="lines", hoverinfo="skip",
             showlegend=False,
@@ -72,15 +72,17 @@ def plot_similarity(
     z = similarity.reindex(index=names, columns=names).to_numpy(float, copy=True); n = len(names)
     colours = colours or model_colours(names); where = {m: g for g, ms in groups for m in ms}
     if n > 1: z[range(n), range(n)] = math.nan # a model resembles itself: that says nothing
-    tree = _branches(branches, groups, colours, n) if branches is not None else []
+    far = _distance(branches) if branches is not None else None
+    tree = _branches(branches, groups, colours, n, far) if far else []
     fig = go.Figure([_heat(z, names, where, metric), *tree])
     about = (f"{metric} of {n} models", f"{len(groups)} clusters" if clusters else "",
              f"threshold {threshold:.3g}" if threshold is not None else "", "blank: not comparable")
     ticks = dict(tickvals=list(range(n)), ticktext=dotted(names, colours), showgrid=False)
-    shapes, axes = _borders(groups if clusters else [], colours), dict(xaxis=ticks | dict(tickangle=-45))
-    if branches is not None: axes = _tree_axes(axes, branches, threshold)
-    if branches is not None and threshold is not None: shapes.append(dict(
-        type="line", xref="x2", x0=threshold, x1=threshold, y0=-.5, y1=n - .5, name="threshold",
+    shapes, axes = _borders(groups if clusters else [], colours), dict(
+        xaxis=ticks | dict(tickangle=-45, ticktext=names, domain=[0, .76 if far else 1]))
+    if far: axes["xaxis2"] = _tree_axis(tree, far, threshold)
+    if far and threshold is not None: shapes.append(dict(
+        type="line", xref="x2", x0=far(threshold), x1=far(threshold), y0=-.5, y1=n - .5, name="threshold",
         line=dict(color="#D55E00", width=2, dash="dash")))
     return finish(fig, title, about, 150 + 32 * n, **axes, yaxis=ticks | dict(range=[n - .5, -.5]),
         shapes=shapes)
@@ -95,17 +97,20 @@ def _borders(groups, colours):
             out.append(dict(type="rect", x0=lo, x1=hi, y0=lo, y1=hi, name=name, line=dict(color=c, width=3)))
     return out
 
-def _tree_axes(axes, branches, threshold):
-    "Room for the tree at the right of the heatmap: leaves at its left end."
-    ends = [*branches.height, *branches.low_height, *branches.high_height] or [0, 1]
-    ends = ends + [threshold] * (threshold is not None)
-    near = branches[["low_height", "high_height"]].to_numpy().ravel() if len(branches) else [1]
-    near = 1.0 if 1.0 in near else 0.0 # a model with itself: similarity 1, barrier 0
-    far, room = (min(ends) if near else max(ends)), .04 * (max(ends) - min(ends) or 1)
-    out = [near + room, far - room] if near else [near - room, far + room]
-    axes["xaxis"]["domain"] = [0, .76]
-    return axes | dict(xaxis2=dict(domain=[.78, 1], anchor="y", range=out, nticks=5,
-        title="value at the join"))
+def _distance(branches):
+    "Function value → distance from a model with itself, never 0, for a logarithmic axis."
+    ends = branches[["low_height", "high_height"]].to_numpy().ravel()
+    itself = 1.0 if 1.0 in ends or not len(ends) else 0.0
+    d = [abs(itself - h) for h in branches.height if abs(itself - h) > 1e-9]; least = min(d, default=.1) / 2.5
+    return lambda v: max(abs(itself - v), least)
+
+def _tree_axis(tree, far, threshold):
+    "Room for the tree at the right of the heatmap: leaves at its left end, strangers at its right."
+    x = [v for t in tree for v in t["x"] if v is not None] + ([far(threshold)] if threshold is not None
+        else [.1, 1])
+    title = "1 − similarity at the join" if far(1.0) < far(0.0) else "barrier at the join"
+    return dict(domain=[.78, 1], anchor="y", type="log", title=title, nticks=4,
+                range=[math.log10(min(x) * .95), math.log10(max(x) * 1.15)])
 
 # %% ../nbs/10_plots_clusters.ipynb #dce43c56
 def plot_layers(

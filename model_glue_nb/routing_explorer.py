@@ -10,7 +10,7 @@ import html
 from pathlib import Path
 
 from .core import Run
-from .explorer import Explorer, Latest, choice, live, redraw, row
+from .explorer import Explorer, Latest, choice, live, row
 from .findings import Answers, about, colours_of, confusion, deepen, read_run
 from .plots_routing import plot_confusion, plot_cost, plot_route, plot_routing
 
@@ -81,7 +81,7 @@ class RoutingExplorer(Explorer):
 # %% ../nbs/11_routing_explorer.ipynb #39802da0
 def _typed(self, change):
     "A letter was typed."
-    if not change["new"].strip(): self.state.value = ""; redraw(self.route, plot_route()); return
+    if not change["new"].strip(): self.state.value = ""; self.route.show(plot_route()); return
     self.state.value = "routing…" if self.mixture is not None else "opening the mixture…"
     self.worker.ask(change["new"])
 
@@ -96,7 +96,7 @@ def _told(self, prompt, answer):
     "In the worker: show a route, or why there is none."
     if isinstance(answer, Exception): self.state.value = html.escape(str(answer)); return
     names, scores, chosen = answer
-    redraw(self.route, plot_route(names, scores, chosen, self.colours))
+    self.route.show(plot_route(names, scores, chosen, self.colours))
     self.state.value = f"<b>{html.escape(chosen)}</b> answers <code>{html.escape(prompt)}</code>"
 
 def _forget(self, change):

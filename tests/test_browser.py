@@ -143,7 +143,7 @@ def test_explorers_in_jupyterlab(chromium, lab):
         box = page.get_by_placeholder("Type a prompt"); state = page.locator(".widget-html-content:visible code")
         box.press_sequentially("swap QRST ="); state.filter(has_text="swap QRST =").wait_for()
         until(page, SEEN, "b-swap answers")
-        box.fill("turn QRST around ="); until(page, SEEN, "a-reverse answers")
+        box.fill("turn SJHBC around ="); until(page, SEEN, "a-reverse answers")
 
 def test_walkthrough_in_jupyterlab(chromium, lab):
     with watched(chromium, lab) as page:
