@@ -7,8 +7,8 @@ __all__ = ['RAPL', 'joules', 'peak_bytes', 'metered', 'MeteredScorer', 'cost_of'
            'merge_row', 'answers_of', 'mix_row', 'row_of', 'plan_bench', 'experts_of', 'dense_of', 'bench_at',
            'in_worker', 'follow', 'run_groups', 'bench']
 
-# %% ../nbs/09_bench.ipynb #6f4be247
-import math, os, resource, tempfile, threading, time
+# %% ../nbs/09_bench.ipynb #66ae5860
+import json, math, os, resource, shutil, tempfile, threading, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -29,9 +29,11 @@ from .plan import GlueRecipe, Work, describe_run, open_work, other_zoo
 from .problems import Candidate, Problem, weigh
 from .recipes import recipe
 from .routers import routers
+from .sandbox import passes, way_in
 from .search import label, search
 from .selection import experts_for
 from .stages import find_clusters, made
+from .suites import load_suite
 from .zoo import ZooModel, open_model
 
 # %% ../nbs/09_bench.ipynb #ff029d71
@@ -89,12 +91,13 @@ def cost_of(
     peak = max((c.get("peak_bytes", 0) for c in costs), default=math.nan)
     return {k: total(k) for k in ("seconds", "cpu_s", "joules")} | dict(peak_bytes=peak)
 
-# %% ../nbs/09_bench.ipynb #12679f3a
+# %% ../nbs/09_bench.ipynb #63f0fe47
 @dataclass
 class Bench:
     "The open zoo, questions and run of a benchmark."
     work: Work
     grid: Grid
+    allow_code: bool = False
 
     @cached_property
     def scorer(self)->MeteredScorer: # On *search*
@@ -116,15 +119,18 @@ def open_bench(
     zoo:str|list, # As `read_zoo` reads it
     g:Grid, # What to run over
     progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    allow_code:bool=False, # Run generated code in the sandbox? Otherwise tasks that need it are skipped by name
 )->Bench: # Without a run folder
     "Open the zoo and the questions of a benchmark."
-    r = GlueRecipe(zoo, g.suite, g.tasks, g.search_questions, clusters=g.clusters, seed=g.seed)
+    if allow_code: way_in() # refused at once where no isolation can be had
+    suite = load_suite(g.suite, run_code=passes if allow_code else None)
+    r = GlueRecipe(zoo, suite, g.tasks, g.search_questions, clusters=g.clusters, seed=g.seed)
     work = open_work(r, progress); some = lambda t: replace(t, questions=t.questions[:g.report_questions])
     work.report = replace(work.report, tasks=tuple(map(some, work.report.tasks)))
     if max(m.n_params for m in work.zoo) < 20e6:
         import torch
         torch.set_num_threads(1) # a second thread slows small models down
-    return Bench(work, g)
+    return Bench(work, g, allow_code)
 
 # %% ../nbs/09_bench.ipynb #01992c60
 def compared(
@@ -257,17 +263,16 @@ def dense_of(
     folder, work.zoo = str(work.zoo[name].path), zoo # it is no member
     return folder
 
-# %% ../nbs/09_bench.ipynb #87037073
+# %% ../nbs/09_bench.ipynb #ba96fa23
 @lru_cache(1)
-def bench_at(zoo, path, grid): # In a worker; texts, so that it is opened once
+def bench_at(path, zoo, grid, allow_code): # In a worker; texts, so that it is opened once
     "The bench of a run folder."
-    import json
-    b = open_bench(json.loads(zoo), Grid(**json.loads(grid))); b.work.run = Run(path)
+    b = open_bench(json.loads(zoo), Grid(**json.loads(grid)), allow_code=allow_code); b.work.run = Run(path)
     return b
 
-def in_worker(zoo, path, grid, cells):
+def in_worker(args, cells):
     "Measure some cells; their rows are in the store afterwards."
-    for c in cells: row_of(bench_at(zoo, path, grid), c)
+    for c in cells: row_of(bench_at(*args), c)
 
 def follow(parent):
     "End this process when its parent has ended."
@@ -282,32 +287,33 @@ def run_groups(
     workers:int, # Processes
 )->Iterator[list[Cell]]: # Groups as they are finished
     "Measure groups of cells, here or side by side."
-    import json
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
     if workers == 1:
         for g in groups: [row_of(b, c) for c in g]; yield g
         return
-    args = json.dumps(b.work.recipe.zoo), str(b.work.run.path), json.dumps(asdict(b.grid))
+    args = str(b.work.run.path), json.dumps(b.work.recipe.zoo), json.dumps(asdict(b.grid)), b.allow_code
     with ProcessPoolExecutor(workers, get_context("spawn"), follow, (os.getpid(),)) as pool:
-        todo = {pool.submit(in_worker, *args, g): g for g in groups}
+        todo = {pool.submit(in_worker, args, g): g for g in groups}
         try: yield from (f.result() or todo[f] for f in as_completed(todo))
         except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise
 
-# %% ../nbs/09_bench.ipynb #7e2bd0be
+# %% ../nbs/09_bench.ipynb #f5a208f7
 def bench(
     zoo:str|list="demo", # A folder of checkpoints, a YAML list, "demo"
     grid:str|Path|Grid="small", # A grid's name or file
     out:str|Path="runs/bench", # Run folder; an interrupted run goes on there
     progress:Callable=lambda done, total, what: None, # Called as work proceeds
     workers:int|None=None, # Processes; None: one per core for small models, else one
+    allow_code:bool=False, # Run generated code in the sandbox? Otherwise tasks that need it are skipped by name
 )->Run: # With merging.csv, mixture.csv, the same as Markdown and LaTeX, claims.csv
     "Run the two benchmarks on a zoo."
-    g = read_grid(grid); b = open_bench(zoo, g, progress)
-    b.work.run = run = Run.start(out, dict(command="bench", zoo=zoo, grid=asdict(g)))
-    refuse(other_zoo(run, b.work.zoo))
+    g = read_grid(grid); b = open_bench(zoo, g, progress, allow_code)
+    about = dict(command="bench", zoo=zoo, grid=asdict(g)) | (dict(allow_code=True) if allow_code else {})
+    b.work.run = run = Run.start(out, about); refuse(other_zoo(run, b.work.zoo))
     small = max(m.n_params for m in b.work.zoo) < 20e6; workers = workers or (os.cpu_count() if small else 1)
     with run.lock():
+        for left in run.path.glob(".mixture_*"): shutil.rmtree(left) # of a run that was killed
         cells = plan_bench(b); groups, done = {}, 0
         for c in cells: groups.setdefault(c.share, []).append(c)
         known = lambda c: run.store.remembered("bench", b.key(c)) is not None

@@ -114,7 +114,7 @@ def claims(
         add("mixing adds across clusters", routed[routed.set == "across"], "gain")
     return pd.DataFrame(out, columns="claim row figure low high holds".split())
 
-# %% ../nbs/09_bench_tables.ipynb #7e2ab5e1
+# %% ../nbs/09_bench_tables.ipynb #99c20424
 TITLES = dict(merging="Merging: methods and strategies on sets of growing size",
               mixture="Mixture: levels, routers and dense layers")
 
@@ -130,6 +130,7 @@ def write_tables(
         cells = laid_out(t, tasks) if "score" in t else [["models", "system", *tasks, "average", "gain"]]
         about = (f"Percent of {report.n_questions} report questions of suite {report.name}; gain in points "
                  "over the best single model of the set (chosen on search questions), paired, 95% interval.")
+        about += "".join(f" Skipped: {t} ({why})." for t, why in report.skipped.items())
         run.write_table(name, t)
         write_text(run.path/f"{name}.md", f"# {title}\n\n{about}\n\n{markdown(cells)}")
         write_text(run.path/f"{name}.tex", latex(cells, f"{title}. {about}"))

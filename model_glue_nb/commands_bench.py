@@ -12,7 +12,7 @@ import typer
 
 from .terminal import AS_JSON, ZOO, app, progress_bar, show, tell_skipped
 
-# %% ../nbs/14_commands_bench.ipynb #de4c28ad
+# %% ../nbs/14_commands_bench.ipynb #67d1593e
 @app.command()
 def bench(
     zoo:str=ZOO,
@@ -20,6 +20,7 @@ def bench(
     out:Path=typer.Option(..., help="Run folder for the tables; an interrupted run goes on there."),
     suite:str=typer.Option(None, help="Another suite than the grid's: a name or a YAML file."),
     workers:int=typer.Option(None, min=1, help="Processes; one per core for small models, else one."),
+    allow_code:bool=typer.Option(False, "--allow-code-execution", help="Run generated code, in a sandbox."),
     as_json:bool=AS_JSON,
 ):
     "Merging (methods, strategies, sizes) and mixing (levels, routers, K), with intervals and costs."
@@ -29,7 +30,7 @@ def bench(
     from model_glue_nb.grids import read_grid
     from model_glue_nb.zoo import read_zoo
     g = read_grid(grid); g = replace(g, suite=suite) if suite else g
-    with progress_bar() as progress: run = run_bench(zoo, g, out, progress, workers)
+    with progress_bar() as progress: run = run_bench(zoo, g, out, progress, workers, allow_code)
     figures = write_figures(run); tell_skipped(read_zoo(zoo)); told = run.read_table("claims")
     tables = [run.read_table(n) for n in ("merging", "mixture")]
     failed = sum(int(t.failed.notna().sum()) for t in tables if "failed" in t)
