@@ -66,13 +66,13 @@ def words(n, seed):
     return " ".join(f"w{i}" for i in np.random.default_rng(seed).integers(3, 64, n))
 
 def candidate_room(room, n_models=4):
-    "Random models of 135M parameters with a small tokenizer, and 100 questions."
+    "Random models of 135M parameters with a small tokenizer, and 20 questions."
     from common import SHAPES, write_models
     from model_glue_nb.benchmark import Question, Suite, Task
     from model_glue_nb.zoo import read_zoo, tiny_tokenizer
     names = [f"m{i}" for i in range(n_models)]; write_models(room, SHAPES["135m"], names)
     for n in names: (room/n/"tokenizer.json").unlink(); tiny_tokenizer().save_pretrained(room/n)
-    tasks = tuple(Task(f"t{t}", tuple(Question(words(24, 100 * t + q), "w1") for q in range(25)), 8) for t in range(4))
+    tasks = tuple(Task(f"t{t}", tuple(Question(words(24, 100 * t + q), "w1") for q in range(5)), 8) for t in range(4))
     return read_zoo([room/n for n in names]), Suite("random", tasks)
 
 def written_by_mergekit(recipe, zoo, out):
