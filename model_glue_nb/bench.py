@@ -91,7 +91,7 @@ def cost_of(
     peak = max((c.get("peak_bytes", 0) for c in costs), default=math.nan)
     return {k: total(k) for k in ("seconds", "cpu_s", "joules")} | dict(peak_bytes=peak)
 
-# %% ../nbs/09_bench.ipynb #63f0fe47
+# %% ../nbs/09_bench.ipynb #c46c1821
 @dataclass
 class Bench:
     "The open zoo, questions and run of a benchmark."
@@ -119,7 +119,7 @@ def open_bench(
     zoo:str|list, # As `read_zoo` reads it
     g:Grid, # What to run over
     progress:Callable=lambda done, total, what: None, # Called as work proceeds
-    allow_code:bool=False, # Run generated code in the sandbox? Otherwise tasks that need it are skipped by name
+    allow_code:bool=False, # Run generated code, in the sandbox? Else such tasks are skipped by name
 )->Bench: # Without a run folder
     "Open the zoo and the questions of a benchmark."
     if allow_code: way_in() # refused at once where no isolation can be had
@@ -298,14 +298,14 @@ def run_groups(
         try: yield from (f.result() or todo[f] for f in as_completed(todo))
         except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise
 
-# %% ../nbs/09_bench.ipynb #f5a208f7
+# %% ../nbs/09_bench.ipynb #438840c8
 def bench(
     zoo:str|list="demo", # A folder of checkpoints, a YAML list, "demo"
     grid:str|Path|Grid="small", # A grid's name or file
     out:str|Path="runs/bench", # Run folder; an interrupted run goes on there
     progress:Callable=lambda done, total, what: None, # Called as work proceeds
     workers:int|None=None, # Processes; None: one per core for small models, else one
-    allow_code:bool=False, # Run generated code in the sandbox? Otherwise tasks that need it are skipped by name
+    allow_code:bool=False, # Run generated code, in the sandbox? Else such tasks are skipped by name
 )->Run: # With merging.csv, mixture.csv, the same as Markdown and LaTeX, claims.csv
     "Run the two benchmarks on a zoo."
     g = read_grid(grid); b = open_bench(zoo, g, progress, allow_code)
