@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['merge_methods', 'PerModel', 'MergeMethods', 'exactly', 'MethodInfo', 'method_info', 'run_method', 'try_method',
            'linear', 'task_arithmetic', 'cosines', 'arc', 'slerp', 'nuslerp', 'tangent_step', 'start_point',
-           'multislerp', 'karcher', 'model_stock', 'nearswap', 'passthrough', 'consensus', 'keeper', 'l1_gains', 'ties',
-           'breadcrumbs', 'breadcrumbs_ties', 'dare_linear', 'dare_ties', 'della', 'della_linear', 'sce']
+           'multislerp', 'karcher', 'model_stock', 'nearswap', 'passthrough', 'consensus', 'ties', 'breadcrumbs',
+           'breadcrumbs_ties', 'dare_linear', 'dare_ties', 'della', 'della_linear', 'sce']
 
 # %% ../nbs/04_methods.ipynb #01c6730f
 import inspect, re
@@ -18,8 +18,7 @@ import numpy as np
 from .core import InputError, Registry
 from .kernels import EVERYTHING, NOTHING
 from .values import CODES
-from .streams import ArrayBlocks, Kernel, Stream, to_host
-
+from .streams import ArrayBlocks, Kernel, Marks, Stream, to_host
 
 # %% ../nbs/04_methods.ipynb #001446f1
 class MergeMethods(Registry):
@@ -253,32 +252,11 @@ def consensus(
     whole_rows:bool=False, # Does `sparsify` need whole rows?
     votes=None, # Weights in the election; default: the same
 )->Kernel:
-    "Sparsify, weigh, elect, sum, normalise, scale, add the base."
+    "Sparsify in one's own way, then weigh, elect, sum, normalise, scale, add the base."
     w = np.asarray(weights, np.float32); v = w if votes is None else np.asarray(votes, np.float32)
     def f(d, base, start, out):
         sparsify(d, start); deltas.kernels.combine(d, w, v, elect, normalize, np.float32(scale), base, out)
     return deltas.elementwise(f, whole_rows)
-
-def keeper(
-    deltas:Stream, # Task vectors
-    lows:list, # Per model, a cut as `Stream.cuts` gives it
-    highs:list, # The same; what lies above is dropped
-)->Callable: # Changes a block in place
-    "Sparsifier that keeps what lies between cuts."
-    def sparsify(d, start):
-        for i in range(len(d)): deltas.kernels.keep_between(d[i], start, lows[i], highs[i])
-    return sparsify
-
-def l1_gains(
-    deltas:Stream, # Task vectors
-    sparsify:Callable, # As for `consensus`, without rescaling
-    whole_rows:bool=False, # As for `consensus`
-)->np.ndarray: # One factor per task vector
-    "Factors that restore the L1 norm of each task vector; one pass."
-    size = deltas.kernels.magnitudes
-    def measure(d, start): before = size(d); sparsify(d, start); return np.stack([before, size(d)])
-    before, after = deltas.total(measure, whole_rows)
-    return np.where(after > 0, before / np.where(after > 0, after, 1), 1)
 
 # %% ../nbs/04_methods.ipynb #a29879b5
 @merge_methods
@@ -290,14 +268,14 @@ def ties(
     scale:float=1.0, # λ
 )->Kernel:
     "Keep the largest entries, elect signs, average what agrees (Yadav et al. 2023, arXiv 2306.01708)."
-    trim = keeper(deltas, deltas.cuts(density), [NOTHING] * deltas.k)
-    return consensus(deltas, weights, trim, True, normalize, scale)
+    cuts = [(low, NOTHING) for low in deltas.cuts(density)]
+    return deltas.consensus(weights, True, normalize, scale, cuts)
 
 def _crumbs(deltas, weights, density, gamma, elect, normalize, scale):
     n = deltas.n; count = lambda f: int(f * n + 1e-6) # whole entries
     top = [count(g) / n for g in gamma]; both = [min(g + count(d) / n, 1.0) for g, d in zip(top, density)]
-    trim = keeper(deltas, deltas.cuts(both), deltas.cuts(top))
-    return consensus(deltas, weights, trim, elect, normalize, scale)
+    cuts = list(zip(deltas.cuts(both), deltas.cuts(top)))
+    return deltas.consensus(weights, elect, normalize, scale, cuts)
 
 @merge_methods
 def breadcrumbs(
@@ -319,17 +297,23 @@ def breadcrumbs_ties(deltas:Stream, weights:PerModel=1.0, density:PerModel=0.5, 
 
 # %% ../nbs/04_methods.ipynb #04b4f790
 def _random(deltas, weights, density, spread, rescale, elect, normalize, scale):
-    keys, rows = [np.uint64(k) for k in deltas.keys], spread is not None
-    width = (deltas.shape or (1,))[-1]; gains = np.ones(deltas.k); by_rank = deltas.kernels.drop_by_rank
-    if rows: spread = [0.0 if d == 1 else float(e) for d, e in zip(density, spread)] # density 1 keeps all
-    def sparsify(d, start, paper=False):
-        for i in range(len(d)):
-            p, gain = float(density[i]), float(gains[i])
-            if rows: by_rank(d[i].reshape(-1, width), start, keys[i], p, spread[i], 0. if paper else gain)
-            else: deltas.kernels.drop(d[i], start, keys[i], p, np.float32(1 / p if paper else gain))
-    if rescale == "l1": gains = l1_gains(deltas, sparsify, rows)
-    thin = lambda d, start: sparsify(d, start, rescale == "density")
-    return consensus(deltas, weights, thin, elect, normalize, scale, rows)
+    keep, ranked = np.float64(density), spread is not None
+    spread = np.where(keep == 1, 0.0, spread) if ranked else np.zeros(deltas.k) # density 1 keeps all
+    if ranked and rescale == "density":
+        return _by_chance(deltas, weights, keep, spread, elect, normalize, scale)
+    marks, gains = Marks(deltas, keep, spread), np.ones(deltas.k)
+    if rescale == "density": gains = 1 / keep
+    if rescale == "l1":
+        before, after = marks.norms().T
+        gains = np.where(after > 0, before / np.where(after > 0, after, 1), 1)
+    return deltas.consensus(weights, elect, normalize, scale, marks=marks, gains=gains)
+
+def _by_chance(deltas, weights, keep, spread, elect, normalize, scale): # each entry divided by its own chance
+    keys, width = [np.uint64(k) for k in deltas.keys], (deltas.shape or (1,))[-1]
+    drop = deltas.kernels.drop_by_rank
+    def sparsify(d, start):
+        for x, *how in zip(d, keys, keep, spread): drop(x.reshape(-1, width), start, *how)
+    return consensus(deltas, weights, sparsify, elect, normalize, scale, whole_rows=True)
 
 @merge_methods
 def dare_linear(

@@ -6,7 +6,7 @@
 __all__ = ['SCALARS', 'parse_type', 'cache_folder', 'keep', 'kept', 'Native', 'native', 'compiled', 'open_native', 'call_native']
 
 # %% ../nbs/01_native.ipynb #50d74730
-import ctypes, inspect, os, threading
+import ctypes, inspect, os, re, threading
 from functools import cached_property, update_wrapper
 from pathlib import Path
 from types import FunctionType
@@ -17,7 +17,8 @@ from .core import atomic_path, digest
 
 # %% ../nbs/01_native.ipynb #8982763a
 # numpy's short name → C's
-SCALARS = dict(i8=ctypes.c_int64, u8=ctypes.c_uint64, f4=ctypes.c_float, f8=ctypes.c_double)
+SCALARS = dict(i8=ctypes.c_int64, u8=ctypes.c_uint64, u4=ctypes.c_uint32,
+               f4=ctypes.c_float, f8=ctypes.c_double)
 
 def parse_type(
     text:str, # "i8", "f4[:]", "f4[:,:]", …
@@ -118,6 +119,9 @@ def compiled(
         return njit(fastmath=n.fast, **bare)(plain)
     of = lambda kind, dims: types.Array(t, dims, "C") if (t := from_dtype(np.dtype(kind))) and dims else t
     made = jit(self); made.compile(tuple(of(*t) for t in self.takes)); made, = made.overloads.values()
+    if missing := set(re.findall(r"declare [^@\n]*@\"?((?:numba|NRT|Py)_?\w+)", made.library.get_llvm_str())):
+        raise TypeError(f"The native function '{self.__name__}' needs {', '.join(sorted(missing))}, which is "
+                        "numba's own: do it before the call, and pass the result.")
     return made.fndesc.llvm_func_name, made.library.serialize_using_object_code()[2][0]
 
 Native.compiled = compiled

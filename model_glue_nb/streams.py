@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CUT_SHORT', 'HOLD', 'FileBlocks', 'MappedBlocks', 'ArrayBlocks', 'backend', 'compute_device', 'to_host', 'Stream',
-           'cut_of', 'Kernel', 'n_workers']
+           'Marks', 'Kernel', 'n_workers']
 
 # %% ../nbs/02_streams.ipynb #3400747f
 import os
@@ -17,8 +17,8 @@ from fastcore.basics import patch
 
 from . import kernels
 from .core import InputError
-from .kernels import BLOCK, EVERYTHING, NOTHING, kth_bin
-from .values import CODES, ITEM_BYTES
+from .kernels import EVERYTHING, N_BINS, NOTHING, SHIFT, cut_of, kth_bin
+from .values import BLOCK, CODES, ITEM_BYTES
 
 # %% ../nbs/02_streams.ipynb #454439d4
 CUT_SHORT = ("A weight file ended too early: it is truncated or was changed while it was read. "
@@ -153,10 +153,8 @@ def floats(self:Stream,
 ): # float32 of shape (inputs, n); with a base, row 0 is the base and the others are differences to it
     "One chunk of every input, widened."
     raw, x = self.read(start, n, again), self.kernels.room("x", (len(self.inputs), n), self.device)
-    for i, code in enumerate(self.codes): self.kernels.widen(raw[i], code, x[i])
-    if self.has_base: x[1:] -= x[0]
+    self.kernels.open_rows(raw, self.codes, self.has_base, n, x)
     return x
-
 
 # %% ../nbs/02_streams.ipynb #f7bc8289
 @patch
@@ -167,69 +165,94 @@ def vectors(self:Stream, start:int, n:int): # float32 of shape (k, n)
 @patch
 def total(self:Stream,
     measure:Callable, # (float32 block of shape (k, n), first position) → array, added up over chunks
-    whole_rows:bool=False, # Shall no chunk end within a row?
 ): # The sum, in the order of the chunks
     "Add a measurement up over all chunks."
-    return sum(self.each(lambda c: measure(self.vectors(*c), c[0]), self.chunks(whole_rows)))
+    return sum(self.each(lambda c: measure(self.vectors(*c), c[0]), self.chunks()))
+
+@patch
+def stored(self:Stream,
+    start:int, n:int, # As for `read`
+    of:Callable|None=None, # Makes other vectors of a block of shape (k, n)
+)->tuple: # (stored bytes, their codes, is row 0 a base?), as the loops take them
+    "One chunk of what a reduction goes through; it will be read again."
+    if of is None: return self.read(start, n, again=True), self.codes, self.has_base
+    x = of(self.vectors(start, n)); return self.kernels.as_bytes(x), np.full(len(x), CODES["F32"]), False
 
 @patch
 def gram(self:Stream)->np.ndarray: # float64 of shape (k, k)
     "Inner products of the models' vectors; one pass."
-    def measure(x, _): g = np.zeros((self.k, self.k)); self.kernels.gram_add(x, g); return g
-    return self.total(measure)
-
+    return sum(self.each(lambda c: self.kernels.gram(*self.stored(*c), c[1]), self.chunks()))
 
 # %% ../nbs/02_streams.ipynb #d6ca7e03
 @patch
 def histograms(self:Stream,
-    of:Callable|None=None, # Makes the vectors whose magnitudes count from a block of shape (k, n)
-)->np.ndarray: # int64 of shape (k, 65536)
-    "Counts of the upper magnitude bits, per model; one pass."
-    tables = {} # one per thread: adding tables up after each chunk costs as much as counting
+    k:int, # How many vectors
+    of:Callable|None=None, # As for `stored`: the vectors whose magnitudes count
+)->np.ndarray: # int64 of shape (k, N_BINS)
+    "Counts of magnitudes by bin, per vector; one pass."
+    tables = {} # one per thread: adding tables up after each chunk would cost as much as counting
     def count(c):
-        x, me = self.vectors(*c), get_ident(); x = x if of is None else of(x)
-        if me not in tables: tables[me] = np.zeros((len(x), 65536), np.int64)
-        for v, row in zip(x, tables[me]): self.kernels.count_bits(v, row)
+        if (me := get_ident()) not in tables: tables[me] = np.zeros((k, N_BINS), np.int64)
+        self.kernels.count(*self.stored(*c, of), c[1], tables[me])
     for _ in self.each(count, self.chunks()): pass
     return sum(tables.values())
-
-# %% ../nbs/02_streams.ipynb #6377609f
-def cut_of(
-    bits:np.ndarray, # Magnitude bits of some values
-    at:np.ndarray, # Their positions, ascending
-    k:int, # Rank of the last one to keep, ≥ 1; more than there are keeps all that are not zero
-)->tuple[int,int]: # (magnitude bits, position)
-    "Cut below the k-th largest."
-    if k > len(bits): return 0, -1
-    cut = np.partition(bits, len(bits) - k)[len(bits) - k]
-    return int(cut), int(at[bits == cut][k - np.count_nonzero(bits > cut) - 1])
 
 # %% ../nbs/02_streams.ipynb #d89219c2
 @patch
 def cuts(self:Stream,
     fractions:list[float], # Per model, the fraction of entries above its cut
-    of:Callable|None=None, # As for `histograms`
+    of:Callable|None=None, # As for `stored`: the vectors that are cut
 )->list[tuple[int,int]]: # Per model (magnitude bits, position), as `keep_between` takes them
     "Exact cuts that a given fraction of each model's magnitudes is above; two passes."
     n_kept = [int(f * self.n + 1e-6) for f in fractions]
     if all(k in (0, self.n) for k in n_kept): return [EVERYTHING if k else NOTHING for k in n_kept]
-    inner = [min(max(k, 1), self.n) for k in n_kept]
-    small = self.device is None and len(self.chunks()) == 1 # no table is needed
-    bins = [(-1, k) for k in inner] if small else [kth_bin(c, k) for c, k in zip(self.histograms(of), inner)]
-    found = self.collected([b for b, _ in bins], of)
-    out = [cut_of(*f, k) for f, (_, k) in zip(found, bins)]
+    rank = [min(max(k, 1), self.n) for k in n_kept]
+    low, high = np.ones(len(rank), np.int64), np.full(len(rank), NOTHING[0])
+    if self.device is not None or len(self.chunks()) > 1: # else no table is needed
+        bins, rank = zip(*(kth_bin(c, k) for c, k in zip(self.histograms(len(rank), of), rank)))
+        low = np.array(bins) << int(SHIFT); high = low + (1 << int(SHIFT)) - 1; low = np.maximum(low, 1)
+    out = [cut_of(f, k) for f, k in zip(self.collected(low, high, of), rank)]
     return [NOTHING if k == 0 else EVERYTHING if k == self.n else c for c, k in zip(out, n_kept)]
 
 @patch
 def collected(self:Stream,
-    uppers:list[int], # Per model, upper 16 magnitude bits of what is wanted; −1 wants everything
-    of:Callable|None=None, # As for `histograms`
-)->list[np.ndarray]: # Per model int64 of shape (2, found): magnitude bits and positions
-    "The values of one bin per model, zeros aside; one pass."
-    def look(c):
-        x = self.vectors(*c); x = x if of is None else of(x)
-        return [self.kernels.collect(v, c[0], u) for v, u in zip(x, uppers)]
-    return [np.concatenate(parts, axis=1) for parts in zip(*self.each(look, self.chunks()))]
+    low:np.ndarray, # Per vector, smallest magnitude bits that are wanted, ≥ 1
+    high:np.ndarray, # Largest
+    of:Callable|None=None, # As for `stored`
+)->list[np.ndarray]: # Per vector, what `cut_of` takes
+    "The values of a range per vector; one pass."
+    look = lambda c: self.kernels.collect(*self.stored(*c, of), c[1], c[0], low, high)
+    return [np.concatenate(parts) for parts in zip(*self.each(look, self.chunks()))]
+
+# %% ../nbs/02_streams.ipynb #283c662f
+class Marks:
+    "What a stream's task vectors keep at random."
+    def __init__(self,
+        stream:Stream, # With a base and keys
+        keep, # Per model, the mean chance of an entry to be kept
+        spread, # Per model, how far an entry's chance departs from it by its rank in its row
+    ):
+        self.stream, self.bits = stream, {}
+        self.keep, self.spread = np.array(keep, float), np.array(spread, float)
+        self.keys, self.whole_rows = np.array(stream.keys, np.uint64), bool(any(self.spread))
+        self.holds = stream.k * stream.n <= 8 * HOLD
+
+    def draw(self, raw, start:int, n:int)->tuple: # Bits and norms, as `mark` gives them
+        "Decide for one chunk."
+        s = self.stream; width = (s.shape or (1,))[-1]
+        return s.kernels.mark(raw, s.codes, n, start, width, self.keys, self.keep, self.spread)
+
+    def norms(self)->np.ndarray: # float64 of shape (k, 2)
+        "L1 norms of the task vectors, of all and of what is kept; one pass."
+        def measure(c):
+            bits, sums = self.draw(self.stream.read(*c, again=True), *c)
+            if self.holds: self.bits[c[0]] = bits
+            return sums
+        return sum(self.stream.each(measure, self.stream.chunks(self.whole_rows)))
+
+    def of(self, raw, start:int, n:int): # Bits, as `consensus` takes them
+        "What one chunk keeps; asked for once."
+        return self.bits.pop(start) if start in self.bits else self.draw(raw, start, n)[0]
 
 # %% ../nbs/02_streams.ipynb #fcf51eb1
 @dataclass(frozen=True)
@@ -264,6 +287,27 @@ def elementwise(self:Stream,
         f(x[int(self.has_base):], base, start, y); self.kernels.narrow(y, code, out)
     return Kernel(run, whole_rows)
 
+
+# %% ../nbs/02_streams.ipynb #ec9df3e7
+@patch
+def consensus(self:Stream,
+    weights, # One per task vector
+    elect:bool, # Elect signs?
+    normalize:bool, # Divide by the weights that remain?
+    scale:float, # λ
+    cuts=None, # Per model (low, high), as `keep_between` takes them
+    marks:Marks|None=None, # What is kept at random
+    gains=None, # Per model, what is kept at random is multiplied by this
+)->Kernel:
+    "Kernel that leaves entries out, weighs, elects, sums, normalises, scales and adds the base, in one loop."
+    w, scale = np.asarray(weights, np.float32), np.float32(scale)
+    g = w if gains is None else np.asarray(gains, np.float32)
+    cuts = None if cuts is None else np.array([(*low, *high) for low, high in cuts], np.int64)
+    def run(start, n, out, code):
+        raw = self.read(start, n); bits = marks.of(raw, start, n) if marks else None
+        how = w, w, elect, normalize, scale
+        self.kernels.consensus(raw, self.codes, n, start, cuts, bits, g, *how, out, code)
+    return Kernel(run, bool(marks and marks.whole_rows))
 
 # %% ../nbs/02_streams.ipynb #bbc91b47
 @patch

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'TYPES', 'xp', 'open_device', 'landing', 'upload', 'room', 'as_bytes', 'widen', 'narrow', 'n_bad',
-           'weighted_sum', 'gram_add', 'magnitudes', 'count_bits', 'collect', 'keep_between', 'chance', 'drop',
-           'drop_by_rank', 'combine']
+           'open_rows', 'weighted_sum', 'gram', 'magnitudes', 'count', 'collect', 'keep_between', 'draw', 'mark',
+           'drop_by_rank', 'combine', 'consensus']
 
 # %% ../nbs/02_torch_kernels.ipynb #3f169374
 import math, threading
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .core import InputError
-
+from .kernels import LAST, SHIFT
 
 # %% ../nbs/02_torch_kernels.ipynb #96680244
 CHUNK = 2**22 # Values that a stream works on at once, over all inputs: a GPU wants long ones
@@ -73,36 +73,47 @@ def n_bad(raw, code, n)->int:
     return n - int(torch.isfinite(raw.view(TYPES[code])[:n]).sum())
 
 
+def open_rows(raw, codes, has_base, n, x):
+    "Widen a piece of every model; with a base, the other rows become differences to it."
+    for row, code, out in zip(raw, codes, x): widen(row, code, out)
+    if has_base: x[1:] -= x[0]
+
+def _vectors(raw, codes, has_base, n): # float32 of shape (inputs, n)
+    x = room("x", (len(raw), n), raw.device); open_rows(raw, codes, has_base, n, x); return x
+
 # %% ../nbs/02_torch_kernels.ipynb #38e51237
-def weighted_sum(raw, codes, coefficients, divisor, has_base, n, out, out_code):
+def weighted_sum(rows, codes, coefficients, divisor, has_base, n, out, out_code):
     "Store a weighted sum of rows."
-    rows = [row.view(TYPES[code])[:n].float() for row, code in zip(raw, codes)]
+    rows = [row.view(TYPES[code])[:n].float() for row, code in zip(rows, codes)]
     acc = torch.zeros_like(rows[0])
     for x, c in zip(rows[int(has_base):], coefficients):
         acc.add_(x - rows[0] if has_base else x, alpha=float(c))
     if divisor != 1: acc /= torch.tensor(float(divisor), device=acc.device)
     narrow(acc + rows[0] if has_base else acc, out_code, out)
 
-def gram_add(x, total):
-    "Add the inner products of some rows."
-    y = x.double(); total += (y @ y.T).cpu().numpy()
+def gram(raw, codes, has_base, n)->np.ndarray:
+    "Inner products of the vectors."
+    y = _vectors(raw, codes, has_base, n)[int(has_base):].double(); return (y @ y.T).cpu().numpy()
 
 def magnitudes(x, squared:bool=False)->np.ndarray:
     "Sum of the magnitudes of every row."
     y = x.double(); return (y.square() if squared else y.abs()).sum(1).cpu().numpy()
 
-
 # %% ../nbs/02_torch_kernels.ipynb #91489307
 def _bits(x): return x.view(torch.int32) & 0x7fffffff # magnitudes as integers
 
-def count_bits(x, counts):
-    "Count magnitudes by their upper 16 bits."
-    counts += torch.bincount(_bits(x) >> 15, minlength=len(counts)).cpu().numpy()
+def count(raw, codes, has_base, n, counts):
+    "Count magnitudes by bin."
+    for x, row in zip(_vectors(raw, codes, has_base, n)[int(has_base):], counts):
+        row += torch.bincount(_bits(x) >> int(SHIFT), minlength=len(row)).cpu().numpy()
 
-def collect(x, start, upper):
-    "The values of one bin (−1: of all) and where they are, zeros aside."
-    m = _bits(x); at = torch.nonzero((m > 0) & ((m >> 15) == upper) if upper >= 0 else m > 0).view(-1)
-    return torch.stack([m[at].long(), at + start]).cpu().numpy()
+def collect(raw, codes, has_base, n, start, low, high)->list[np.ndarray]:
+    "The values of a range and where they are."
+    def of(m, a, b):
+        at = torch.nonzero((m >= a) & (m <= b)).view(-1); key = (m[at].long() << 33) | (LAST - start - at)
+        return key.cpu().numpy().view(np.uint64)
+    vectors = _vectors(raw, codes, has_base, n)[int(has_base):]
+    return [of(_bits(x), int(a), int(b)) for x, a, b in zip(vectors, low, high)]
 
 def keep_between(x, start, low, high):
     "Zero all entries but those that `low` keeps and `high` does not."
@@ -111,30 +122,47 @@ def keep_between(x, start, low, high):
     x.masked_fill_(~above(low) | above(high), 0)
 
 # %% ../nbs/02_torch_kernels.ipynb #aa18d171
-def _signed(z): return (int(z) + 2**63) % 2**64 - 2**63 # as int64 holds it
-def _shift(z, n): return (z >> n) & ((1 << (64 - n)) - 1) # to the right, zeros come in
+def _mix(z:int)->int: # SplitMix64's finaliser
+    z = (z + 0x9e3779b97f4a7c15) % 2**64
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9 % 2**64
+    z = (z ^ z >> 27) * 0x94d049bb133111eb % 2**64
+    return z ^ z >> 31
 
-def chance(key, at): # at: int64 positions → int64 in [0, 2²⁴)
-    "Numbers that look random, the same for the same key and positions."
-    z = at * _signed(0x9e3779b97f4a7c15) + _signed(key)
-    z = (z ^ _shift(z, 30)) * _signed(0xbf58476d1ce4e5b9)
-    z = (z ^ _shift(z, 27)) * _signed(0x94d049bb133111eb)
-    return _shift(z ^ _shift(z, 31), 40)
+def draw(key, start, out): # out: int64, filled
+    "Numbers that look random, the same for the same key and position."
+    s = 0
+    while s < len(out):
+        page = (start + s) >> 32; e = min(len(out), ((page + 1) << 32) - start); half = 2**32 - 1
+        key_here = _mix(int(key) ^ _mix(page))
+        z = torch.arange(start + s, start + e, device=out.device) & half
+        z = (z * 0x9e3779b9 & half) ^ (key_here & half)
+        z = ((z ^ z >> 16) * 0x7feb352d & half) ^ (key_here >> 32)
+        z = (z ^ z >> 15) * 0x846ca68b & half
+        out[s:e] = (z ^ z >> 16) >> 8; s = e
 
-def drop(x, start, key, keep, gain):
-    "Keep each entry with a probability (DARE, Yu et al. 2024)."
-    kept = chance(key, torch.arange(start, start + x.numel(), device=x.device)) < math.ceil(keep * 2**24)
-    x.mul_(float(gain)).masked_fill_(~kept, 0)
-
-def drop_by_rank(x, start, key, keep, spread, gain):
-    "Keep entries with a probability that grows with their rank in the row (DELLA, Deep et al. 2024)."
-    rows, n = x.shape; at = torch.arange(rows * n, device=x.device).view(rows, n)
+def _drawn(x, start, key, keep, spread): # Of rows: their chances, and which entries are kept
+    rows, n = x.shape; at = torch.arange(n, device=x.device)
+    numbers = torch.empty(rows * n, dtype=torch.int64, device=x.device)
     order = torch.argsort(_bits(x), dim=1, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, at[:1].expand(rows, n))
-    p = keep - spread + 2 * spread * rank.double() / (n - 1) if n > 1 else keep + 0 * rank.double()
-    y = x.double() / p if gain == 0 else x.double() * gain
-    x.copy_(torch.where(chance(key, at + start) < p * 2**24, y, 0))
+    rank = torch.empty_like(order).scatter_(1, order, at.expand(rows, n)).double(); draw(key, start, numbers)
+    p = keep - spread + 2 * spread / (n - 1) * rank if n > 1 else keep + 0 * rank
+    return p, numbers.view(rows, n) < p * 2**24
 
+def mark(raw, codes, n, start, width, keys, keep, spread)->tuple:
+    "Draw which entries of task vectors are kept."
+    d = _vectors(raw, codes, True, n)[1:]; kept = torch.empty(d.shape, dtype=torch.bool, device=d.device)
+    for i, key in enumerate(keys):
+        if spread[i] > 0:
+            how = key, float(keep[i]), float(spread[i])
+            kept[i] = _drawn(d[i].view(-1, width), start, *how)[1].view(-1)
+        else:
+            numbers = torch.empty(n, dtype=torch.int64, device=d.device); draw(key, start, numbers)
+            kept[i] = numbers < math.ceil(float(keep[i]) * 2**24)
+    return kept, np.stack([magnitudes(d), magnitudes(d * kept)], 1)
+
+def drop_by_rank(x, start, key, keep, spread):
+    "Keep entries with a probability that grows with their rank in the row, and divide them by it."
+    p, kept = _drawn(x, start, key, keep, spread); x.copy_(torch.where(kept, x.double() / p, 0))
 
 # %% ../nbs/02_torch_kernels.ipynb #79dc94fe
 def combine(x, weights, votes, elect, normalize, scale, base, out):
@@ -149,3 +177,12 @@ def combine(x, weights, votes, elect, normalize, scale, base, out):
     if normalize: num /= torch.where(den.abs() > 1e-8, den, 1)
     torch.add(base, num, alpha=float(scale), out=out)
 
+def consensus(
+    raw, codes, n, start, cuts, bits, gains, weights, votes, elect, normalize, scale, out, out_code,
+):
+    "Store the base plus task vectors of which some entries are left out."
+    x = _vectors(raw, codes, True, n); y = torch.empty_like(x[0])
+    for i, d in enumerate(x[1:]):
+        if cuts is not None: keep_between(d, start, tuple(cuts[i, :2]), tuple(cuts[i, 2:]))
+        if bits is not None: d.mul_(float(gains[i])).masked_fill_(~bits[i], 0)
+    combine(x[1:], weights, votes, elect, normalize, scale, x[0], y); narrow(y, out_code, out)
