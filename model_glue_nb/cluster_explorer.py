@@ -61,7 +61,9 @@ def grow_tree(
     "Average linkage of a square table of similarities or barriers."
     from scipy.cluster.hierarchy import linkage
     from scipy.spatial.distance import squareform
-    v, sign = square.to_numpy(float), -1 if low_is_near else 1; top = 0.0 if low_is_near else 1.0
+    v, sign = square.to_numpy(float), -1 if low_is_near else 1
+    top = 1.0 if not low_is_near else float(np.nanmin(v,
+        initial=0.0)) # a merge may be better than both: below 0
     d = np.clip(sign * (top - (v + v.T) / 2), 0,
         None); span = float(np.nanmax(d)) if np.isfinite(d).any() else 1.0
     d = np.where(np.isnan(d), 1e3 * (span + 1), d); d[range(len(d)), range(len(d))] = 0
@@ -88,7 +90,7 @@ def widest_gap(
     tree:Tree, # Of any metric
 )->float: # A threshold
     "Middle of the widest gap between two joins of a tree."
-    h = np.sort(np.append(tree.heights[np.isfinite(tree.heights)], tree.top))
+    h = np.sort(tree.heights[np.isfinite(tree.heights)])
     if len(h) < 2: return float(tree.top)
     k = int(np.diff(h).argmax()); return float((h[k] + h[k + 1]) / 2)
 
@@ -171,7 +173,8 @@ class ClusterExplorer(Explorer):
             readout_format=".3f",
             continuous_update=True, layout=dict(width="min(100%, 30rem)"),
             style=dict(description_width="initial"))
-        two = self.nearest(); self.a, self.b = (choice(k, self.names, x, "13rem") for k, x in zip("ab", two))
+        a, b = self.nearest()
+        self.a, self.b = choice("a", self.names, a, "11rem"), choice("b", self.names, b, "11rem")
         self.words = w.HTML(layout=dict(margin="2px 0 0 2px")); self.busy = False
         self.start = (d["recipe"].get("clusters") or {}).get("threshold", .95); self.offer(); self.build()
 

@@ -47,7 +47,8 @@ def _kind():
         spec, script = traitlets.Unicode().tag(sync=True), traitlets.Unicode().tag(sync=True)
         click = traitlets.Dict().tag(sync=True)
         def __init__(self, fig):
-            self.fig = fig; super().__init__(spec=fig.to_json(), script="" if self.sent else get_plotlyjs())
+            self.fig = fig; place = dict(width="100%", margin="8px 0 0 0")
+            super().__init__(spec=fig.to_json(), script="" if self.sent else get_plotlyjs(), layout=place)
             self.sent.append(1); self.on_msg(lambda _, m,
                 __: m.get("ask") and self.send(dict(script=get_plotlyjs())))
         def show(self, fig): self.fig = fig; self.spec = fig.to_json()
@@ -91,7 +92,7 @@ class Explorer:
         self.views, self.figure = views, live(finish(go.Figure(), ""))
         self.view = w.ToggleButtons(options=list(views), style=dict(button_width="auto"),
             tooltips=list(views))
-        room = w.VBox([self.figure], layout=dict(width="100%", overflow="hidden", margin="8px 0 0 0"))
+        room = w.VBox([self.figure], layout=dict(width="100%", overflow="hidden"))
         self.box = w.VBox([self.view, row(*controls), room, *below], layout=dict(width="100%"))
         for c in (self.view, *controls): c.observe(self.draw, "value")
         self.draw()

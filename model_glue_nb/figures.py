@@ -39,7 +39,7 @@ def finish(
     "Give a figure the common look."
     about = " · ".join(a for a in about if a)
     text = f"<b>{title}</b>" + (f'<br><span style="font-size:12px">{about}</span>' if about else "")
-    title = dict(text=text, x=0, xref="paper", y=1, yref="container", yanchor="top", pad=dict(t=12),
+    title = dict(text=text, x=0, xref="container", y=1, yref="container", yanchor="top", pad=dict(t=12, l=8),
         font_size=16)
     look = dict(template="none", title=title, height=height, paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -111,5 +111,8 @@ def dotted(
     names:Iterable[str], # Models
     colours:dict[str,str], # Name → colour
 )->list[str]: # Tick labels
-    "Names with a dot in their colour."
-    return [f'<span style="color:{colours.get(n, INK)}">●</span> {n}' for n in names]
+    "Names with a dot in their colour; a diamond where a colour comes a second time."
+    first = {}
+    for n, c in colours.items(): first.setdefault(c, n)
+    mark = lambda n: "●" if first.get(colours.get(n), n) == n else "◆"
+    return [f'<span style="color:{colours.get(n, INK)}">{mark(n)}</span> {n}' for n in names]

@@ -230,6 +230,7 @@ def importances(
     "Share of the variance of the search score that each coefficient explains."
     import optuna, pandas as pd
     from optuna.distributions import FloatDistribution
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     rows = []
     if table is None: return None
     for (cluster, method), t in table[~table.name.str.startswith("task ")].groupby(["cluster", "method"],

@@ -305,6 +305,7 @@ class Routed:
     def forward(self,
         input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
         labels=None, use_cache=None, output_hidden_states=None,
+        logits_to_keep=0, # named, so that `generate` asks for the logits of the last token only
         prompt_lengths=None, # int64, (batch,): tokens of each sample that are its prompt; None: all
         route=None, # int64, (batch,) or one number: expert of each sample; None: the router decides
         **kwargs,
@@ -315,7 +316,8 @@ class Routed:
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         routes = self.routes(input_ids, inputs_embeds, attention_mask, cache, prompt_lengths, route)
         kwargs |= dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-                       inputs_embeds=inputs_embeds, labels=labels, past_key_values=cache, use_cache=use_cache)
+                       inputs_embeds=inputs_embeds, labels=labels, past_key_values=cache, use_cache=use_cache,
+                       logits_to_keep=logits_to_keep)
         with running(routes, self.base_model if keep else None) as states: out = self.dense(**kwargs)
         if keep: out.hidden_states = tuple(states)
         return out

@@ -24,7 +24,12 @@ def cluster_order(
     taken = {m for _, members in found for m in members}
     return found + [(m, [m]) for m in names if m not in taken]
 
-# %% ../nbs/10_plots_clusters.ipynb #f2a402d5
+# %% ../nbs/10_plots_clusters.ipynb #ccc9a05b
+def _short(v):
+    "A number that fits a cell: .997, -.05, 3.5."
+    return f"{v:.1f}" if abs(v) >= 1 else f"{v:.{2 + (abs(v) >= .1)}f}".replace("0.", ".", 1).replace("-.00",
+        ".00")
+
 def _heat(z, names, where, metric):
     "Heatmap trace with numbers in the cells when they fit, and a sentence under each."
     import plotly.graph_objects as go
@@ -32,7 +37,7 @@ def _heat(z, names, where, metric):
     hover = [[f"<b>{a}</b>" if a == b else f"<b>{a}</b> and <b>{b}</b><br>"
               + ("not comparable: other tensors" if math.isnan(v) else f"{metric} {v:.4f}{same(a, b)}")
               for b, v in zip(names, row)] for a, row in zip(names, z)]
-    text = [["" if math.isnan(v) or a == b else f"{v:.3f}".replace("0.", ".", 1) for b, v in zip(names, row)]
+    text = [["" if math.isnan(v) or a == b else _short(v) for b, v in zip(names, row)]
             for a, row in zip(names, z)] if len(names) <= 16 else None
     return go.Heatmap(z=z, x=list(range(len(names))), y=list(range(len(names))), hovertext=hover, text=text,
                       hoverinfo="text", texttemplate="%{text}" if text else None, textfont_size=10,
@@ -98,19 +103,20 @@ def _borders(groups, colours):
     return out
 
 def _distance(branches):
-    "Function value → distance from a model with itself, never 0, for a logarithmic axis."
-    ends = branches[["low_height", "high_height"]].to_numpy().ravel()
-    itself = 1.0 if 1.0 in ends or not len(ends) else 0.0
-    d = [abs(itself - h) for h in branches.height if abs(itself - h) > 1e-9]; least = min(d, default=.1) / 2.5
-    return lambda v: max(abs(itself - v), least)
+    "Function value → place on the axis: 1 − similarity, never 0, for a logarithm; a barrier is its own."
+    if not len(branches) or branches.height.sum() > branches.low_height.sum(): return lambda v: v
+    least = min((1 - h for h in branches.height if 1 - h > 1e-9), default=.1) / 2.5
+    return lambda v: max(1 - v, least)
 
 def _tree_axis(tree, far, threshold):
     "Room for the tree at the right of the heatmap: leaves at its left end, strangers at its right."
     x = [v for t in tree for v in t["x"] if v is not None] + ([far(threshold)] if threshold is not None
         else [.1, 1])
-    title = "1 − similarity at the join" if far(1.0) < far(0.0) else "barrier at the join"
-    return dict(domain=[.78, 1], anchor="y", type="log", title=title, nticks=4,
-                range=[math.log10(min(x) * .95), math.log10(max(x) * 1.15)])
+    look = dict(domain=[.78, 1], anchor="y", nticks=4)
+    if far(2.0) == 2: room = .04 * (max(x) - min(x) or 1); return look | dict(
+        title="barrier, nats", range=[min(x) - room, max(x) + room])
+    return look | dict(type="log", title="1 − similarity",
+        range=[math.log10(min(x) * .95), math.log10(max(x) * 1.15)])
 
 # %% ../nbs/10_plots_clusters.ipynb #dce43c56
 def plot_layers(

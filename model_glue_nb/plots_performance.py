@@ -96,7 +96,8 @@ def plot_scores(
     text = grid(lambda i, j: "" if math.isnan(v[i, j]) else f"{100 * v[i, j]:.0f}{small(err[i, j])}")
     fig = go.Figure(go.Heatmap(z=100 * v, x=tasks, y=list(range(len(models))), zmin=0, zmax=100,
         colorscale=SCALE,
-                               text=text, texttemplate="%{text}", hovertext=hover, hoverinfo="text", xgap=2,
+                               text=text, texttemplate="%{text}", hovertext=hover, hoverinfo="text",
+                               textfont_size=12, xgap=2,
                                ygap=2,
                                colorbar=dict(title="% right", thickness=10, outlinewidth=0, len=.9)))
     ticks = dict(tickvals=list(range(len(models))), ticktext=dotted(models, colours or model_colours(models)))

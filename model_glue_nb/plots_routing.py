@@ -69,7 +69,7 @@ def plot_confusion(
     return finish(fig, title, (f"system {NAMES.get(system, system)}" if system else "",
         f"{lost:,} of {n:,} questions lost by routing")
                   + facts(suite, "report", None, seed), 210 + 34 * len(names),
-                      xaxis=ticks | dict(title="the expert that answered", tickangle=-30),
+                      xaxis=ticks | dict(title="the expert that answered", tickangle=-30, ticktext=names),
                   yaxis=ticks | dict(title="the one that should have", range=[len(names) - .5, -.5]))
 
 # %% ../nbs/10_plots_routing.ipynb #9834e853
@@ -87,12 +87,14 @@ def plot_cost(
         return empty_figure(title, "No comparison yet: the run has not come so far.")
     t = comparison[comparison[cost].notna() & ~comparison.system.str.startswith("oracle")]
     tell = (lambda v: f"{v:.2f} ms") if cost == "ms_per_question" else count
+    rank = t[cost].rank(method="first"); side = [("top center", "bottom center")[int(r) % 2]
+        for r in rank] # apart
     hover = [f"<b>{NAMES.get(s, s)}</b><br>{100 * m:.1f} % right [{100 * lo:.1f}, {100 * hi:.1f}]"
              f"<br>{tell(c)} {units[cost].split(' ', 1)[0]}"
              for s, m, lo, hi, c in zip(t.system, t["mean"], t.low, t.high, t[cost])]
     fig = go.Figure(go.Scatter(x=t[cost], y=100 * t["mean"], mode="markers+text",
         text=[NAMES.get(s, s) for s in t.system],
-        textposition="top center", hovertext=hover, hoverinfo="text", cliponaxis=False,
+        textposition=side, hovertext=hover, hoverinfo="text", cliponaxis=False,
         marker=dict(size=14, color=[SYSTEMS.get(s, PALETTE[3]) for s in t.system],
         line=dict(width=1.5, color=INK)),
         error_y=dict(type="data", symmetric=False, array=100 * (t.high - t["mean"]),

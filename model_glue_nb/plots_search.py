@@ -126,7 +126,7 @@ def plot_front(
     if missing(table, f"trial score front {x} {y}", "front"):
         return empty_figure(title, "No scores per task: the log of the search is not in this run.")
     fig = go.Figure()
-    for on, name, mark in ((False, "beaten on every task", "circle-open"), (True, "Pareto front", "circle")):
+    for on, name, mark in ((False, "beaten by another", "circle-open"), (True, "Pareto front", "circle")):
         t = table[table.front == on]
         fig.add_scatter(x=100 * t[x], y=100 * t[y], mode="markers", name=name, customdata=100 * t.score,
             text=t.trial,

@@ -60,7 +60,7 @@ def tutorials():
 
 def screens(only=""):
     "Pictures of screens in nbs/assets, each named for what it shows."
-    files = sorted(f for f in (root/"nbs/assets").iterdir() if f.suffix in (".png", ".jpg") and only in f.stem)
+    files = sorted(f for f in (root/"nbs/assets").iterdir() if f.suffix in (".png", ".jpg", ".webp") and only in f.stem)
     name = lambda f: re.sub(r"[-_]", " ", f.stem).capitalize()
     return "\n\n".join(f"![{name(f)}](assets/{f.name})" for f in files)
 
