@@ -100,6 +100,7 @@ METRICS = {"column-mean cosine": "column_cosine", "flattened cosine": "cosine",
            "sign agreement": "sign_agreement", "subspace overlap": "subspace_overlap",
            "barrier, nats": "barrier"}
 
+# %% ../nbs/11_cluster_explorer.ipynb #472ce739
 def squares(
     data:dict, # As `read_run` gives it
 )->dict[tuple,object]: # (metric, role, layer) → n×n DataFrame; role "all" and layer None mean all of them
@@ -155,6 +156,7 @@ def known_of_pair(
 # %% ../nbs/11_cluster_explorer.ipynb #e9e95788
 ALL = -1 # All layers; a list cannot hold None
 
+# %% ../nbs/11_cluster_explorer.ipynb #24c10c8e
 class ClusterExplorer(Explorer):
     "Similarity, clusters and one pair of a run or of plain tables."
     def __init__(self,
@@ -213,6 +215,7 @@ def _tree(self)->Tree:
     if key not in self.trees: self.trees[key] = grow_tree(self.squares[key], key[0] == "barrier")
     return self.trees[key]
 
+# %% ../nbs/11_cluster_explorer.ipynb #9d80e265
 def _similarity_figure(self):
     "The heatmap with its tree at the chosen threshold."
     if not self.squares: return plot_similarity(None)
@@ -255,6 +258,7 @@ def _draw(self, change=None):
     if change and change["owner"] is self.metric: self.offer(); self.look()
     self.main.show(self.main_figure()); self.tell()
 
+# %% ../nbs/11_cluster_explorer.ipynb #e0d0e376
 ClusterExplorer.build, ClusterExplorer.pair_figures, ClusterExplorer.draw = _build, _pair_figures, _draw
 
 # %% ../nbs/11_cluster_explorer.ipynb #28929eb7

@@ -14,12 +14,11 @@ from pathlib import Path
 from .cluster_explorer import ClusterExplorer, branches, grow_tree
 from .core import Run, write_text
 from .figures import NAMES
-from .findings import about, colours_of, deepen, read_run
+from .findings import Answers, about, best_single, colours_of, confusion, deepen, read_run
 from .invented import invented_run
 from .performance_explorer import PerformanceExplorer
-from .plots import (plot_attribution, plot_best, plot_comparison, plot_cost, plot_gains,
-    plot_routing,
-                                 plot_scores, plot_similarity, plot_trials)
+from .plots import (plot_attribution, plot_best, plot_comparison, plot_confusion, plot_cost,
+                                 plot_gains, plot_routing, plot_scores, plot_similarity, plot_trials)
 from .routing_explorer import RoutingExplorer
 from .search_explorer import SearchExplorer
 
@@ -132,13 +131,13 @@ def _figures(d, suite, seed):
     "The figures as (anchor, name in the menu, card)."
     threshold = (d["recipe"].get("clusters") or {}).get("threshold"); c = colours_of(d); n = (suite, seed)
     square, groups, tree = _tree_of(d, threshold)
-    best = d["gains"].model[d["gains"].gain == 0] if d["gains"] is not None else []
+    lost = confusion(d["routes"], Answers(d["items"])) if d["routes"] is not None else None
     figures = [
         ("scores", plot_scores(d["scores"], *n, colours=c),
         "Dark rows are good everywhere, single dark cells are specialists."),
         ("best", plot_best(d["scores"], *n, colours=c),
         "If one colour filled the chart, there would be nothing to mix."),
-        ("gains", plot_gains(d["gains"], next(iter(best), "the best single model"), "mean", *n, c),
+        ("gains", plot_gains(d["gains"], best_single(d) or "the best single model", "mean", *n, c),
          "Paired by question: the same questions for both."),
         ("similarity", plot_similarity(square, groups, threshold, tree, colours=c),
          "Models within a frame are merged, others at most mixed."),
@@ -146,9 +145,12 @@ def _figures(d, suite, seed):
          "Points were chosen on search questions; only the diamonds were told on others."),
         ("routing", plot_routing(d["routing"], None, *n, c),
         "Where the router of the mixture sent the report questions of each task."),
+        ("confusion", plot_confusion(lost, "model_glue", *n, c),
+         "Off the diagonal: the expert failed, and another one of the mixture had it right."),
         ("cost", plot_cost(d["comparison"], "params_total", *n), "What was paid for what was gained.")]
     return [(k, k, _figure(k, fig, note)) for k, fig, note in figures] + _owes(d, seed, c)
 
+# %% ../nbs/11_dashboard.ipynb #d74a35f7
 def _owes(d, seed, colours):
     "A card per cluster whose winner is a merge."
     t = d["attribution"]
@@ -186,8 +188,7 @@ def _small_print(d):
                            v in d["environment"].items() if "description" not in k and k != "skipped"}
     engineered = ("The demo zoo was engineered to show these phenomena: its specialists, its strangers "
                   "and its hot fine-tunes were trained for this.")
-    notes = [*map(str, d["description"])] + [engineered] * (d["recipe"].get("zoo") == "demo"
-                                                            and not d["description"]) + [
+    notes = [*map(str, d["description"])] + [engineered] * (d["recipe"].get("zoo") == "demo") + [
         "Questions were split once, by hash: the search saw only <i>search</i>, "
         "every score of the comparison is on <i>report</i>.",
         "Intervals are 95 % paired bootstraps over questions: "
@@ -239,7 +240,7 @@ def write_report(
     run:Run|str|Path, # A run, or its folder
 )->Path: # `report.html` in the folder
     "Write the report of a run: one file that opens without a network."
-    data = deepen(read_run(run), "items", "gains")
+    data = deepen(read_run(run), "items", "gains", "routes")
     return write_text((run.path if isinstance(run, Run) else Path(run))/"report.html", report_html(data))
 
 # %% ../nbs/11_dashboard.ipynb #4e53dbcb

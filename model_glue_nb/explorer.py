@@ -36,6 +36,7 @@ export default {
   render({ model, el }) { const end = new AbortController(); el.style.width = "100%"; fill(model, el, end);
     return () => end.abort(); } };"""
 
+# %% ../nbs/11_explorer.ipynb #9c331a64
 @lru_cache
 def _kind():
     "The widget's class; made at the first figure, because widgets take a second to import."
@@ -81,6 +82,7 @@ def choice(
     return w.Dropdown(options=options, value=value, description=label, layout=dict(width=width),
                       style=dict(description_width="initial"))
 
+# %% ../nbs/11_explorer.ipynb #1f3f9cbc
 class Explorer:
     "Controls, views and words; shows itself in a notebook."
     def __init__(self,

@@ -107,6 +107,7 @@ def count(
     unit = next(((u, s) for u, s in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if x >= u), (1, ""))
     return f"{x / unit[0]:.3g} {unit[1]}".strip()
 
+# %% ../nbs/10_figures.ipynb #954345b9
 def dotted(
     names:Iterable[str], # Models
     colours:dict[str,str], # Name → colour

@@ -42,6 +42,7 @@ def read_run(
         recipe_text=text)
     return data | _about_run(run) | {k: v for k, v in tables.items() if v is not None}
 
+# %% ../nbs/11_findings.ipynb #6e27be67
 def _about_run(run):
     "The small files of a run: clusters, environment, what was skipped, what is said about the suite."
     read = lambda name: run.read_json(name, {}) if run else {}
@@ -92,6 +93,7 @@ def fingerprints(
         or (p/"mixture.json").exists())
     return found | {p.name: open_model(p).fingerprint() for p in folders}
 
+# %% ../nbs/11_findings.ipynb #554d3b6d
 def read_items(
     data:dict, # As `read_run` gives it
 ): # DataFrame or None: model task question expected said value, on the report split
@@ -172,6 +174,7 @@ def paired_gains(
         rows += [(m, task, *map(float, r), n) for m, *r in zip(answers.models, mean, low, high)]
     return pd.DataFrame(rows, columns="model task gain low high n".split())
 
+# %% ../nbs/11_findings.ipynb #dafb6a74
 def best_single(
     data:dict, # As `read_run` gives it
 )->str|None: # Name of a model
@@ -200,6 +203,7 @@ def coefficients(
     numbers = {k: value(v) for k, v in recipe["parameters"].items() if not isinstance(v, (bool, str))}
     return out | {f"{recipe['method']}.{k}": v for k, v in numbers.items()}
 
+# %% ../nbs/11_findings.ipynb #ab9bc7de
 def read_coefficients(
     data:dict, # As `read_run` gives it
 ): # DataFrame or None: cluster method trial score name value; the name "task X" is a score
@@ -270,6 +274,7 @@ def read_routes(
                                             expert=[experts[i] for i in route])))
     return pd.concat(frames, ignore_index=True) if frames else None
 
+# %% ../nbs/11_findings.ipynb #59bfbd5c
 def confusion(
     routes, # DataFrame or None: system task question expert
     answers:Answers, # Of the experts

@@ -37,6 +37,7 @@ def _similarity(models):
             b) else .985 - .002 * (models.index(a) + models.index(b)) / len(models)
     return pd.DataFrame([[near(a, b) for b in models] for a in models], models, models)
 
+# %% ../nbs/11_invented.ipynb #6e6dd0ba
 def _by_layer(square, n_layers):
     "The same pair by pair, per metric, role and layer."
     import pandas as pd
@@ -63,6 +64,7 @@ def _pairs(square, rng):
                 change + rng.normal(0, .02)))
     return pd.DataFrame(rows, columns="a b change low high n barrier forecast_new".split())
 
+# %% ../nbs/11_invented.ipynb #8c5eeb80
 def _search(clusters, tasks, rng):
     "Trials, their coefficients, the honest table and the attribution."
     import pandas as pd
@@ -119,6 +121,7 @@ def _answers(scores, tasks, n, rng):
         routes=frame(routes, "system task question expert"),
                 routing=frame(ours, "system expert task share score n"))
 
+# %% ../nbs/11_invented.ipynb #89f9551a
 def _comparison(tasks, best, rng):
     "The comparison table."
     import pandas as pd
@@ -153,6 +156,7 @@ def invented_tables(
                 comparison=_comparison(tasks, models[3], rng), **_search(clusters, tasks, rng),
                 **_answers(scores, tasks, n, rng))
 
+# %% ../nbs/11_invented.ipynb #226d4665
 def invented_run(
     path:str|Path, # A new or empty folder
     **more, # As for `invented_tables`

@@ -84,6 +84,8 @@ def _radar(self):
         self.colours)
 
 E = PerformanceExplorer
+
+# %% ../nbs/11_performance_explorer.ipynb #28ad0010
 E.draw, E.rows, E.scores, E.best_per_task, E.systems = _draw, _rows, _scores, _best, _systems
 E.profiles, E.radar = _profiles, _radar
 

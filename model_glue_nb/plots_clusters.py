@@ -43,6 +43,7 @@ def _heat(z, names, where, metric):
                       hoverinfo="text", texttemplate="%{text}" if text else None, textfont_size=10,
                       colorscale=SCALE, xgap=2, ygap=2, showscale=False)
 
+# %% ../nbs/10_plots_clusters.ipynb #6e1e37f0
 def _branches(branches, groups, colours, n, far):
     "The tree as lines, one trace per possible cluster so that a redraw changes lines and makes none."
     paint = {g: colours.get(sorted(ms)[0], INK) for g, ms in groups}; out = []

@@ -152,6 +152,7 @@ def plot_parallel(
     return finish(fig, title, facts(suite, split, None, seed) + ("whiskers: one standard error",), 460,
                   xaxis=dict(title="task", categoryarray=tasks), yaxis=dict(title="% right", range=[-3, 103]))
 
+# %% ../nbs/10_plots_performance.ipynb #aaa28ffe
 def plot_radar(
     scores, # DataFrame or None: long table: model task split score stderr n
     chosen:list[str]|None=None, # Models to draw; None: the first four

@@ -134,7 +134,11 @@ def test_explorers_in_jupyterlab(chromium, lab):
         for _ in range(60): handle.press("ArrowLeft")
         page.wait_for_function("() => [...document.querySelectorAll('.widget-html-content')].some(e => e.innerText.startsWith('3 clusters'))")
         page.wait_for_function(f"d => ({FRAMES})() !== d", arg=frames)
-        page.locator(".widget-dropdown:visible", has_text="b").last.locator("select").select_option("a-hot"); until(page, SEEN, "a-hot")
+        a, b = (page.locator(".widget-dropdown:visible").filter(has=page.get_by_text(k, exact=True)).locator("select") for k in "ab")
+        b.select_option("a-hot"); until(page, SEEN, "a-hot") # a pair is chosen from lists, or by a click on its cell
+        cell = page.locator(".js-plotly-plot:visible .nsewdrag").first; size = cell.bounding_box()
+        cell.click(position=dict(x=size["width"] / 22, y=size["height"] * 1.5 / 11)); until(page, SEEN, "differa-inc and a-base")
+        assert [x.evaluate("s => s.options[s.selectedIndex].text") for x in (a, b)] == ["a-inc", "a-base"]
         page.get_by_role("tab", name="search").click(); until(page, SEEN, "How the search went")
         for view, title in (("coefficients", "What the search tried"), ("importance", "What mattered"),
                             ("Pareto front", "What could be chosen"), ("attribution", "What the winner owes")):
