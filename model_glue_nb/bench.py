@@ -12,7 +12,7 @@ import json, math, os, resource, shutil, tempfile, threading, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,13 @@ from .comparison import size
 from .core import InputError, Run, digest, refuse
 from .grids import (Cell, Grid, largest_first, merging_cells, merging_sets, mixture_cells,
                                  read_grid)
+from .harness import are_small, few_threads
 from .mixture import MixtureSpec, mix
 from .plan import GlueRecipe, Work, describe_run, open_work, other_zoo
 from .problems import Candidate, Problem, weigh
 from .recipes import recipe
 from .routers import routers
-from .sandbox import passes, way_in
+from .sandbox import code_runner
 from .search import label, search
 from .selection import experts_for
 from .stages import find_clusters, made
@@ -104,9 +105,7 @@ class Bench:
         return MeteredScorer(self.work.zoo, self.work.search, self.work.run.store)
     @cached_property
     def told(self)->MeteredScorer: # On *report*, with the same live model
-        out = MeteredScorer(self.work.zoo, self.work.report, self.work.run.store)
-        out.live, out.checked, out.grams = self.scorer.live, self.scorer.checked, self.scorer.grams
-        return out
+        return self.scorer.on(self.work.report)
 
     def key(self, cell:Cell)->str:
         "What the row of a cell depends on."
@@ -122,14 +121,10 @@ def open_bench(
     allow_code:bool=False, # Run generated code, in the sandbox? Else such tasks are skipped by name
 )->Bench: # Without a run folder
     "Open the zoo and the questions of a benchmark."
-    if allow_code: way_in() # refused at once where no isolation can be had
-    suite = load_suite(g.suite, run_code=passes if allow_code else None)
+    suite = load_suite(g.suite, run_code=code_runner(allow_code))
     r = GlueRecipe(zoo, suite, g.tasks, g.search_questions, clusters=g.clusters, seed=g.seed)
-    work = open_work(r, progress); some = lambda t: replace(t, questions=t.questions[:g.report_questions])
-    work.report = replace(work.report, tasks=tuple(map(some, work.report.tasks)))
-    if max(m.n_params for m in work.zoo) < 20e6:
-        import torch
-        torch.set_num_threads(1) # a second thread slows small models down
+    work = open_work(r, progress); work.report = work.report.part("all", g.report_questions)
+    few_threads(work.zoo)
     return Bench(work, g, allow_code)
 
 # %% ../nbs/09_bench.ipynb #01992c60
@@ -180,7 +175,7 @@ def answers_of(
     model:ZooModel, # A checkpoint or a mixture
 )->dict: # search (mean), items (report), ms_per_question
     "What a model answers, loaded once; how long that takes is known where its answers were not."
-    store, mark = b.work.run.store, model.fingerprint(); live = lru_cache(1)(model.load)
+    store, mark = b.work.run.store, model.fingerprint(); live = cache(model.load)
     found = mean_score(ask(live, mark, b.work.search, store))
     new = known_items(store, mark, b.work.report) is None
     if new: live()
@@ -311,7 +306,7 @@ def bench(
     g = read_grid(grid); b = open_bench(zoo, g, progress, allow_code)
     about = dict(command="bench", zoo=zoo, grid=asdict(g)) | (dict(allow_code=True) if allow_code else {})
     b.work.run = run = Run.start(out, about); refuse(other_zoo(run, b.work.zoo))
-    small = max(m.n_params for m in b.work.zoo) < 20e6; workers = workers or (os.cpu_count() if small else 1)
+    workers = workers or (os.cpu_count() if are_small(b.work.zoo) else 1)
     with run.lock():
         for left in run.path.glob(".mixture_*"): shutil.rmtree(left) # of a run that was killed
         cells = plan_bench(b); groups, done = {}, 0

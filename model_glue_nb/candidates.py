@@ -84,7 +84,7 @@ def on(self:CandidateScorer,
     suite:Suite, # Other questions
 )->CandidateScorer: # With the same zoo, store and live model
     "The same candidates on other questions."
-    out = CandidateScorer(self.zoo, suite, self.store)
+    out = type(self)(self.zoo, suite, self.store)
     out.live, out.checked, out.grams, out.files = self.live, self.checked, self.grams, self.files
     return out
 

@@ -8,14 +8,13 @@ __all__ = ['FILES', 'MORE', 'read_run', 'about', 'colours_of', 'report_suite', '
            'confusion', 'deepen']
 
 # %% ../nbs/11_findings.ipynb #ecaa6a52
-import math
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from .benchmark import Suite, load_suite
-from .core import InputError, Run, Store, digest, unknown
+from .benchmark import Suite, asked_through, load_suite
+from .comparison import route_key
+from .core import InputError, Run, unknown
 from .figures import model_colours
 from .intervals import Items, task_weights
 from .zoo import open_model
@@ -104,8 +103,7 @@ def read_items(
     store, frames = run.store, []
     for model, key in fingerprints(run).items():
         for t in suite.tasks:
-            through = t.asked._replace(version=digest("lm_eval", t.fingerprint))
-            known = next((k for a in (t.asked, through) if (k := store.items(key, a)) and
+            known = next((k for a in (t.asked, asked_through(t)) if (k := store.items(key, a)) and
                           all(q.key in k for q in t.questions)), None)
             if known is None: continue
             value, said = zip(*(known[q.key] for q in t.questions))
@@ -267,7 +265,7 @@ def read_routes(
         experts = [e["name"] for e in json.loads(file.read_text())["experts"]]
         key = open_model(file.parent).fingerprint()
         for t in suite.tasks:
-            route = store.remembered("route", digest(key, [q.key for q in t.questions]))
+            route = store.remembered("route", route_key(key, t))
             if route is None or np.ndim(route[0]): continue # one question's choices, to several experts
             frames.append(pd.DataFrame(dict(system=system, task=t.name,
                 question=[q.prompt for q in t.questions],

@@ -10,7 +10,6 @@ __all__ = ['Grid', 'grids_path', 'read_grid', 'check_grid', 'Cell', 'largest_fir
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from .benchmark import mean_score
 from .core import InputError, check_keys, refuse, unknown
 from .levels import LEVELS
 from .mergeability import Cluster, linkages

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from .core import InputError, MissingFile, unknown
-from .lm_tasks import Source, describe, question_key, version_of
+from .lm_tasks import describe, question_key, version_of
 from .store import Store
 from .suites import EvalTask, Suite
 from .zoo import ZooModel, demo_zoo_path

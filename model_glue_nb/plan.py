@@ -17,12 +17,13 @@ import numpy as np
 
 from .benchmark import Suite, load_suite
 from .core import InputError, MissingFile, Run, check_keys, refuse, unknown
+from .harness import few_threads
 from .levels import MixtureSpec, check_form, find_parts
 from .mergeability import Cluster, cluster_by_similarity, linkages
 from .methods import merge_methods
 from .routers import routers
 from .search import check_options, read_budget, strategies
-from .similarity import similarity
+from .similarity import Comparison, compare_zoo
 from .workers import executors
 from .zoo import Zoo, ZooModel, read_zoo
 
@@ -121,12 +122,14 @@ class Work:
         self.zoo = Zoo((*(m for m in self.zoo if m.name != model.name), model), self.zoo.skipped)
         return model.name
 
-    def clusters(self, store=None)->tuple: # DataFrame n×n, and the clusters
-        "Similarity of the given models, and the sets within which merging is searched."
-        zoo, how = self.zoo.subset(self.singles), self.recipe.clusters
-        table = similarity(zoo, store=store, progress=self.progress)
-        base = {m.name: m.base for m in zoo}
-        return table, cluster_by_similarity(table, how["threshold"], how["linkage"], base)
+    def compare(self, metrics:tuple=("column_cosine",), store=None)->Comparison:
+        "Every pair of the given models, each byte read once."
+        return compare_zoo(self.zoo.subset(self.singles), metrics, store=store, progress=self.progress)
+
+    def clusters(self, compared:Comparison)->list[Cluster]:
+        "The sets within which merging is searched."
+        how, base = self.recipe.clusters, {n: self.zoo[n].base for n in self.singles}
+        return cluster_by_similarity(compared.nearness(), how["threshold"], how["linkage"], base)
 
 # %% ../nbs/09_plan.ipynb #d1a19
 def check_shared(
@@ -157,10 +160,7 @@ def begin(
 )->Work: # With the zoo opened and the run folder made
     "Open the zoo and the suite, then the run folder: bad input leaves no folder behind."
     work = open_work(r, progress)
-    if max(m.n_params for m in work.zoo) < 20e6:
-        import torch
-        torch.set_num_threads(1) # a second thread slows small models down
-    work.run = Run.start(out, asdict(r)); refuse(other_zoo(work.run, work.zoo))
+    few_threads(work.zoo); work.run = Run.start(out, asdict(r)); refuse(other_zoo(work.run, work.zoo))
     return work
 
 # %% ../nbs/09_plan.ipynb #d1a10
@@ -196,7 +196,7 @@ def plan_run(
 ): # DataFrame: step, what, questions
     "What a recipe would do: models, clusters, most candidates and questions."
     import pandas as pd
-    work = open_work(r); n, found = len(work.zoo), work.clusters()[1]
+    work = open_work(r); n, found = len(work.zoo), work.clusters(work.compare())
     asked, told = work.search.n_questions, work.report.n_questions
     b, methods = read_budget(r.merge["budget"]), len(r.merge["methods"])
     most = methods * min(b.questions, b.evaluations * asked)

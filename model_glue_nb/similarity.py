@@ -175,6 +175,17 @@ def square(self:Comparison,
     return out
 
 # %% ../nbs/05_similarity.ipynb #dbca8eb8
+@patch
+def nearness(self:Comparison,
+    metric:str="column_cosine", # Name of a metric that was measured
+    roles:tuple[str,...]=("attn", "mlp"), # Which weights count
+): # DataFrame as `square` gives it, every model 1 with itself; `attrs["skipped"]` has the reasons
+    "One metric of every pair, for clusters."
+    out = self.square(metric, roles)
+    for name in self.names: out.loc[name, name] = 1.0
+    out.attrs["skipped"] = self.skipped
+    return out
+
 def parts_of(
     weights:list[str], # Names
     by:str, # Entry of `BY`
@@ -226,8 +237,4 @@ def similarity(
     share:float=1.0, # Part of each weight's rows that is read
 ): # DataFrame, n×n, by model name; NaN where two are not comparable; `attrs["skipped"]` has the reasons
     "Similarity of every pair of a zoo; models of different signatures are not comparable."
-    found = compare_zoo(zoo, (metric,), share=share, store=store, progress=progress)
-    out = found.square(metric, roles)
-    for name in zoo.names: out.loc[name, name] = 1.0
-    out.attrs["skipped"] = found.skipped
-    return out
+    return compare_zoo(zoo, (metric,), share=share, store=store, progress=progress).nearness(metric, roles)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from .benchmark import Suite, ask_model, mean_score
+from .benchmark import ask_model, mean_score
 from .core import digest
 from .evidence import TRIAL_COLUMNS, attribution, honest_table, trial_row
 from .merge import merge
@@ -21,7 +21,7 @@ from .plan import Work, describe_run, mixture_spec, shares_checkpoint
 from .recipes import MergeRecipe, recipe
 from .search import CandidateScorer, SearchResult, needs_base, search
 from .selection import experts_for
-from .similarity import compare_zoo, groups_by_signature
+from .similarity import METRICS, groups_by_signature
 from .zoo import ZooModel, open_model
 
 # %% ../nbs/09_stages.ipynb #d2b06
@@ -53,10 +53,9 @@ def find_clusters(
     work:Work, # As `begin` gives it
 )->list[Cluster]: # The sets within which merging is searched
     "Similarity and clusters of the zoo."
-    table, found = work.clusters(work.run.store)
-    work.run.write_table("similarity", table, index=True)
-    more = compare_zoo(work.zoo.subset(work.singles), store=work.run.store) # for who looks closer
-    for by in ("role", "layer"): work.run.write_table(f"similarity_by_{by}", more.table(by))
+    compared = work.compare(METRICS, work.run.store); found = work.clusters(compared)
+    work.run.write_table("similarity", compared.nearness(), index=True)
+    for by in ("role", "layer"): work.run.write_table(f"similarity_by_{by}", compared.table(by))
     work.run.write_json("clusters", [asdict(c) for c in found])
     return found
 
@@ -94,7 +93,7 @@ def tell_search(
     trials = [row for _, rows, _ in glued for row in rows]
     work.run.write_table("trials", pd.DataFrame(trials, columns=TRIAL_COLUMNS))
     tables, parts, scorer = [], [], CandidateScorer(work.zoo, work.search, work.run.store)
-    some = Suite(work.report.name, tuple(replace(t, questions=t.questions[:n]) for t in work.report.tasks))
+    some = work.report.part("all", n)
     for i, (c, (_, _, found)) in enumerate(zip(clusters, glued)):
         if found is None: continue
         work.progress(i, len(clusters), f"evidence: {c.name}")

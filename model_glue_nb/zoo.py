@@ -8,7 +8,7 @@ __all__ = ['NUMPY_DTYPES', 'loaders', 'TensorInfo', 'read_header', 'ZooModel', '
            'is_hub_id', 'local_folder', 'read_zoo', 'tiny_zoo', 'tiny_tokenizer']
 
 # %% ../nbs/01_zoo.ipynb #a74f5f8e
-import json, mmap, os, re, shutil, struct
+import json, mmap, re, struct
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from .core import InputError, MissingFile, Registry, atomic_path, digest, refuse, unknown
+from .core import InputError, MissingFile, Registry, digest, refuse, unknown
 from .values import CODES, n_bad, widen
 
 # %% ../nbs/01_zoo.ipynb #2128749d

@@ -174,6 +174,7 @@ def test_recorded_claims_follow_from_the_recorded_tables():
     assert held["selective merging beats the uniform merge"] and held["mixing adds across clusters"]
 
 def test_tasks_that_run_code_are_skipped_by_name_or_run_in_the_sandbox(tmp_path, monkeypatch):
+    from model_glue_nb import sandbox
     from model_glue_nb.benchmark import load_suite
     from model_glue_nb.bench_tables import write_tables
     suite = replace(load_suite("demo").only(["sort"]), skipped=dict(programs="runs generated code; allow it by --allow-code-execution"))
@@ -183,9 +184,9 @@ def test_tasks_that_run_code_are_skipped_by_name_or_run_in_the_sandbox(tmp_path,
     write_tables(run, [dict(benchmark="merging", set="x", n_models=1, strategy="single", search=.5, score=.5, gain=0., gain_low=0., gain_high=0.)], b.work.report)
     assert asked == [None]
     for end in ("md", "tex"): assert "Skipped: programs (runs generated code" in (run.path/f"merging.{end}").read_text()
-    monkeypatch.setattr(module, "way_in", lambda: "user")
-    open_bench(ZOO[:2], replace(GRID, tasks=None), allow_code=True); assert asked[1] is module.passes
+    monkeypatch.setattr(sandbox, "way_in", lambda: "user")
+    open_bench(ZOO[:2], replace(GRID, tasks=None), allow_code=True); assert asked[1] is sandbox.passes
     def no(): raise InputError("Generated code cannot be run here")
-    monkeypatch.setattr(module, "way_in", no)
+    monkeypatch.setattr(sandbox, "way_in", no)
     with pytest.raises(InputError, match="cannot be run here"): bench(ZOO, GRID, tmp_path/"other", allow_code=True)
     assert not (tmp_path/"other").exists()
