@@ -9,7 +9,8 @@ __all__ = ['plot_merging', 'plot_mixture', 'write_figures']
 from pathlib import Path
 
 from .core import Run, write_text
-from .figures import INK, PALETTE, empty_figure, facts, finish, missing, model_colours
+from .figures import INK, PALETTE, empty_figure, facts, finish, missing
+from .figures import model_colours, whiskers
 
 # %% ../nbs/10_bench_figures.ipynb #610683cc
 def plot_merging(
@@ -43,12 +44,8 @@ def _line(d, name, colour, k, legend):
     import plotly.graph_objects as go
     dash = "dot" if name == "uniform" else "solid"
     return go.Scatter(x=d.n_models, y=100 * d.gain, name=name, legendgroup=name, showlegend=legend,
-                      error_y=_whiskers(d.gain, d.gain_low, d.gain_high), mode="lines+markers",
+                      error_y=whiskers(d.gain, d.gain_low, d.gain_high, width=2), mode="lines+markers",
                       line=dict(color=colour, dash=dash), marker=dict(color=colour, size=7, symbol=k))
-
-def _whiskers(x, low, high):
-    "An interval as Plotly draws it."
-    return dict(type="data", symmetric=False, array=100 * (high - x), arrayminus=100 * (x - low), width=2)
 
 # %% ../nbs/10_bench_figures.ipynb #19cbabae
 def plot_mixture(
@@ -84,7 +81,7 @@ def _points_of(d, level, colour, legend):
     import plotly.graph_objects as go
     names = [f"{r}, K={int(k)}" for r, k in zip(d.router, d.dense_layers)]
     return go.Scatter(x=100 * d.score, y=names, name=f"{level} level", legendgroup=level, showlegend=legend,
-                      error_x=_whiskers(d.score, d.low, d.high), mode="markers",
+                      error_x=whiskers(d.score, d.low, d.high, width=2), mode="markers",
                       marker=dict(color=colour, size=9))
 
 # %% ../nbs/10_bench_figures.ipynb #6ca3f9f1

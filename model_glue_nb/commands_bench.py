@@ -28,10 +28,10 @@ def bench(
     from model_glue_nb.bench import bench as run_bench, joules
     from model_glue_nb.bench_figures import write_figures
     from model_glue_nb.grids import read_grid
-    from model_glue_nb.zoo import read_zoo
     g = read_grid(grid); g = replace(g, suite=suite) if suite else g
     with progress_bar() as progress: run = run_bench(zoo, g, out, progress, workers, allow_code)
-    figures = write_figures(run); tell_skipped(read_zoo(zoo)); told = run.read_table("claims")
+    tell_skipped(run.read_json("zoo")["skipped"])
+    figures, told = write_figures(run), run.read_table("claims")
     tables = [run.read_table(n) for n in ("merging", "mixture")]
     failed = sum(int(t.failed.notna().sum()) for t in tables if "failed" in t)
     show(told, "The paper's claims on this zoo: report questions, 95% intervals", as_json)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from .terminal import AS_JSON, app, cell, progress_bar, show
+from .terminal import AS_JSON, app, cell, progress_bar, show, tell_skipped
 
 # %% ../nbs/14_commands_glue.ipynb #9a2f8876
 @app.command()
@@ -48,8 +48,7 @@ def run(
     if dry_run: return show(plan_run(r), f"{recipe}: what would be done", as_json)
     with progress_bar() as progress: done = glue(r, out, progress)
     from model_glue_nb.dashboard import write_report
-    report = write_report(done); skipped = done.read_json("zoo")["skipped"]
-    for name, why in skipped.items(): typer.secho(f"skipped {name}: {why}", fg="yellow", err=True)
+    report = write_report(done); tell_skipped(done.read_json("zoo")["skipped"])
     table = done.read_table("comparison")
     title = f"Report split, {int(table.n.iloc[0])} questions, 95% intervals"
     show(table if as_json else in_words(table), title, as_json)

@@ -80,5 +80,5 @@ def search(
     recipe = read_recipe(dict(zoo=zoo, suite=suite, seed=seed, search_questions=questions or None, merge=how,
                               clusters=dict(threshold=threshold)))
     with progress_bar() as progress: work = begin(recipe, out, progress); table = search_clusters(work)
-    tell_skipped(work.zoo)
+    tell_skipped(work.zoo.skipped)
     show(table, "Winners, and how far ahead of the best single model on the report split", as_json)

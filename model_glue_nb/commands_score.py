@@ -36,7 +36,7 @@ def score(
     run = None if dry_run else started(out, command="score", **given)
     store = stored(out) if dry_run else run.store if run else machine_store()
     plan = plan_scores(zoo, part, store)
-    for skipped in (zoo, whole): tell_skipped(skipped)
+    for skipped in (zoo.skipped, whole.skipped): tell_skipped(skipped)
     if dry_run: return show(plan, f"{suite}, {split} split: what would be asked", as_json)
     tell_plan(plan)
     if plan.to_run.sum(): few_threads(zoo)
@@ -144,7 +144,7 @@ def import_scores(
         raise InputError("Give --model and --suite together: whose answers, and to which questions.")
     if not model: return show(read_results(path), f"{path.name}: what lm-eval printed", as_json)
     from model_glue_nb.suites import load_suite
-    zoo = named_models([model]); tell_skipped(zoo)
+    zoo = named_models([model]); tell_skipped(zoo.skipped)
     store = Run(out).store if out else machine_store()
     taken = import_samples(path, next(iter(zoo)), load_suite(suite, "skip"), store)
     show(taken, f"Answers of {next(iter(zoo)).name} that are remembered now", as_json)

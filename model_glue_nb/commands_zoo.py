@@ -72,7 +72,7 @@ def similarity(
     table = found.table(by) if by else square.rename_axis("model").reset_index()
     if run: run.write_table("similarity", square, index=True)
     if run and by: run.write_table(f"similarity_by_{by}", table)
-    tell_skipped(models); tell_skipped(found)
+    tell_skipped(models.skipped); tell_skipped(found.skipped)
     what = "All metrics" if by else metric
     show(table.dropna(axis=1, how="all"), f"{what} of attention and MLP weights", as_json)
 
@@ -90,7 +90,7 @@ def clusters(
     from model_glue_nb.mergeability import cluster_by_similarity, threshold_sensitivity
     from model_glue_nb.similarity import similarity
     from model_glue_nb.zoo import read_zoo
-    models = read_zoo(zoo); table = similarity(models); tell_skipped(models)
+    models = read_zoo(zoo); table = similarity(models); tell_skipped(models.skipped)
     found = cluster_by_similarity(table, threshold, linkage, {m.name: m.base for m in models})
     rows = [dict(cluster=c.name, n=len(c.members), base=c.base or "", medoid=c.medoid,
                  outliers=", ".join(c.outliers), members=", ".join(c.members)) for c in found]

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from .cluster_explorer import ClusterExplorer, branches, grow_tree
 from .core import Run, write_text
-from .figures import NAMES
+from .comparison import COLUMNS
+from .figures import NAMES, count
 from .findings import Answers, about, best_single, colours_of, confusion, deepen, read_run
 from .invented import invented_run
 from .performance_explorer import PerformanceExplorer
@@ -59,14 +60,9 @@ def headline(
     return head, n + read
 
 # %% ../nbs/11_dashboard.ipynb #ea281d65
-FIXED = ("system model mean low high n params_total params_active gain gain_low gain_high "
-         "ms_per_question").split()
 BOUNDS = "oracle_task", "oracle_question"
 
-def _size(x): # 1.5e6 → 1.50 M
-    unit, name = next(((u, s) for u, s in ((1e9, " B"), (1e6, " M"), (1e3, " k")) if _known(x) and x >= u),
-                      (1, ""))
-    return f"{x / unit:.3g}{name}" if _known(x) else "–"
+def _size(x): return count(x) if _known(x) else "–"
 
 def _percent(x): return f"{100 * x:.1f}" if _known(x) else "–"
 
@@ -82,7 +78,7 @@ def comparison_html(
     comparison, # DataFrame: the comparison table of a run
 )->str: # An HTML table, scores in percent
     "The comparison table with gains, costs and one column per task."
-    tasks, name = [c for c in comparison if c not in FIXED], lambda s: html.escape(str(s))
+    tasks, name = [c for c in comparison if c not in COLUMNS], lambda s: html.escape(str(s))
     heads = ["system", "mean, %<br>95 % interval", "gain, points<br>95 % interval", "parameters", "active",
              "ms per<br>question"]
     rows = []

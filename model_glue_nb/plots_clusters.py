@@ -9,8 +9,8 @@ __all__ = ['cluster_order', 'plot_similarity', 'plot_layers', 'plot_pair', 'plot
 import math
 from collections.abc import Iterable
 
-from .figures import (GRID, INK, PALETTE, SCALE, dotted, empty_figure, finish, missing,
-                                   model_colours)
+from .figures import GRID, INK, PALETTE, SCALE, empty_figure, finish, missing
+from .figures import model_axis, model_colours, whiskers
 
 # %% ../nbs/10_plots_clusters.ipynb #7800bd1f
 def cluster_order(
@@ -83,7 +83,7 @@ def plot_similarity(
     fig = go.Figure([_heat(z, names, where, metric), *tree])
     about = (f"{metric} of {n} models", f"{len(groups)} clusters" if clusters else "",
              f"threshold {threshold:.3g}" if threshold is not None else "", "blank: not comparable")
-    ticks = dict(tickvals=list(range(n)), ticktext=dotted(names, colours), showgrid=False)
+    ticks = model_axis(names, colours, showgrid=False)
     shapes, axes = _borders(groups if clusters else [], colours), dict(
         xaxis=ticks | dict(tickangle=-45, ticktext=names, domain=[0, .76 if far else 1]))
     if far: axes["xaxis2"] = _tree_axis(tree, far, threshold)
@@ -154,13 +154,12 @@ def plot_pair(
     title = "Would merging them help?"
     if missing(rows, "what change low high n", "pair"):
         return empty_figure(title, note or f"No merge of {names[0]} and {names[1]} was measured.")
-    t = rows; side = lambda r: dict(type="data", symmetric=False, array=100 * (t.high - t.change),
-                                    arrayminus=100 * (t.change - t.low), color=INK, thickness=2, width=6)
+    t = rows; bars = whiskers(t.change, t.low, t.high, color=INK, thickness=2, width=6)
     n = ["" if math.isnan(k) else f"<br>n = {k:.0f} questions" for k in t.n]
     hover = [f"<b>{w}</b><br>{100 * c:+.1f} points [{100 * lo:+.1f}, {100 * hi:+.1f}]{k}"
              for w, c, lo, hi, k in zip(t.what, t.change, t.low, t.high, n)]
     shape = ["diamond-open" if "forecast" in w else "circle" for w in t.what]
-    fig = go.Figure(go.Scatter(x=100 * t.change, y=list(t.what), mode="markers+text", error_x=side(t),
+    fig = go.Figure(go.Scatter(x=100 * t.change, y=list(t.what), mode="markers+text", error_x=bars,
         hovertext=hover,
         hoverinfo="text", marker=dict(size=12, color=[PALETTE[1] if "forecast" in w else PALETTE[0]
         for w in t.what],
@@ -205,8 +204,7 @@ def plot_calibration(
         return empty_figure(title, about or "Not enough measured merges for a forecast.")
     t, both = measured, 100 * measured[["change", "forecast_new"]]
     ends = [both.min().min(), both.max().max()]
-    bars = dict(symmetric=False, array=100 * (t.high - t.change), arrayminus=100 * (t.change - t.low),
-                color=GRID) if "low" in t else None
+    bars = whiskers(t.change, t.low, t.high, color=GRID) if "low" in t else None
     fig = go.Figure(go.Scatter(x=ends, y=ends, mode="lines", line=dict(color=INK, dash="dot"), name="right"))
     fig.add_scatter(x=100 * t.forecast_new, y=100 * t.change, mode="markers", name="a merge", error_y=bars,
                     marker=dict(color=PALETTE[0], size=8), hovertext=t.a + " + " + t.b,

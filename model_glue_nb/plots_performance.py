@@ -8,9 +8,8 @@ __all__ = ['plot_comparison', 'plot_scores', 'plot_parallel', 'plot_radar', 'plo
 # %% ../nbs/10_plots_performance.ipynb #70e45088
 import math
 
-from .figures import (GRID, INK, NAMES, PALETTE, SCALE, SYSTEMS, count, dotted, empty_figure,
-    facts,
-                                   finish, missing, model_colours, points)
+from .figures import GRID, INK, NAMES, PALETTE, SCALE, SYSTEMS, count, empty_figure, facts
+from .figures import finish, missing, model_axis, model_colours, points, whiskers
 
 # %% ../nbs/10_plots_performance.ipynb #64e7d1c4
 def _cost(row):
@@ -38,8 +37,7 @@ def plot_comparison(
     t = comparison.reset_index(drop=True); names = [NAMES.get(s, s) for s in t.system]
     bars = go.Bar(x=100 * t["mean"], y=names, orientation="h",
                   marker_color=[SYSTEMS.get(s, PALETTE[3]) for s in t.system],
-                  error_x=dict(type="data", symmetric=False, array=100 * (t.high - t["mean"]),
-                               arrayminus=100 * (t["mean"] - t.low), color=INK),
+                  error_x=whiskers(t["mean"], t.low, t.high, color=INK),
                   hovertext=[_cost(r) for r in t.to_dict("records")], hoverinfo="text")
     fig = go.Figure(bars)
     for y, x, high in zip(names, t["mean"], t.high): # beside the interval, never under it
@@ -100,7 +98,7 @@ def plot_scores(
                                textfont_size=12, xgap=2,
                                ygap=2,
                                colorbar=dict(title="% right", thickness=10, outlinewidth=0, len=.9)))
-    ticks = dict(tickvals=list(range(len(models))), ticktext=dotted(models, colours or model_colours(models)))
+    ticks = model_axis(models, colours or model_colours(models))
     return finish(fig, title, facts(suite, split, _sum(n[0]), seed), 150 + 28 * len(models),
                   yaxis=ticks | dict(range=[len(models) - .5, -.5], showgrid=False),
                   xaxis=dict(showgrid=False, title="task"))
@@ -233,11 +231,9 @@ def plot_gains(
         hoverinfo="text",
         marker=dict(size=11, color=[colours.get(m, INK) for m in names], line_width=2,
                     symbol=["circle" if s else "circle-open" for s in sure]),
-        error_x=dict(type="data", symmetric=False, array=100 * (t.high - t.gain),
-        arrayminus=100 * (t.gain - t.low),
-                     color=INK, thickness=1.5, width=4)))
+        error_x=whiskers(t.gain, t.low, t.high, color=INK, thickness=1.5, width=4)))
     fig.add_vline(x=0, line=dict(color=INK, width=1.5, dash="dot"))
-    ticks = dict(tickvals=list(range(len(t))), ticktext=dotted(names, colours), range=[len(t) - .4, -.6])
+    ticks = model_axis(names, colours, range=[len(t) - .4, -.6])
     where = "mean over tasks" if task == "mean" else f"task {task}"
     return finish(fig, title, (f"{where}, against {best}",) + facts(suite, "report", t.n.max(), seed)
                   + ("95 % intervals",), 140 + 26 * len(t), xaxis=dict(title="points"), yaxis=ticks)

@@ -8,9 +8,8 @@ __all__ = ['plot_routing', 'plot_confusion', 'plot_cost', 'plot_route']
 # %% ../nbs/10_plots_routing.ipynb #2ac57985
 import math
 
-from .figures import (GRID, INK, NAMES, PALETTE, SCALE, SYSTEMS, count, dotted, empty_figure,
-    facts, finish,
-                                   missing, model_colours)
+from .figures import INK, NAMES, PALETTE, SCALE, SYSTEMS, count, empty_figure, facts, finish
+from .figures import missing, model_axis, model_colours, whiskers
 
 # %% ../nbs/10_plots_routing.ipynb #c327604d
 def plot_routing(
@@ -65,7 +64,7 @@ def plot_confusion(
         colorscale=SCALE, showscale=False,
         text=[[f"{int(v):,}" if v else "" for v in r] for r in w], texttemplate="%{text}", hovertext=hover,
         hoverinfo="text", xgap=2, ygap=2))
-    ticks = dict(tickvals=list(range(len(names))), ticktext=dotted(names, colours), showgrid=False)
+    ticks = model_axis(names, colours, showgrid=False)
     return finish(fig, title, (f"system {NAMES.get(system, system)}" if system else "",
         f"{lost:,} of {n:,} questions lost by routing")
                   + facts(suite, "report", None, seed), 210 + 34 * len(names),
@@ -97,8 +96,7 @@ def plot_cost(
         textposition=side, hovertext=hover, hoverinfo="text", cliponaxis=False,
         marker=dict(size=14, color=[SYSTEMS.get(s, PALETTE[3]) for s in t.system],
         line=dict(width=1.5, color=INK)),
-        error_y=dict(type="data", symmetric=False, array=100 * (t.high - t["mean"]),
-        arrayminus=100 * (t["mean"] - t.low), color=INK)))
+        error_y=whiskers(t["mean"], t.low, t.high, color=INK)))
     room = .18 * (t[cost].max() - t[cost].min() or 1)
     return finish(fig, title, facts(suite, "report", t.n.max() if "n" in t else None,
         seed) + ("whiskers: 95 % intervals",), 430,
@@ -126,5 +124,4 @@ def plot_route(
     low, high = min(0, *scores), max(0, *scores); room = .2 * (high - low or 1)
     return finish(fig, title, (f"{chosen} answers",), 130 + 30 * len(experts), bargap=.3,
                   xaxis=dict(title="the router's score", range=[low - room * (low < 0), high + room]),
-                  yaxis=dict(tickvals=at, ticktext=dotted(experts, colours), range=[len(experts) - .4, -.6],
-                  showgrid=False))
+                  yaxis=model_axis(experts, colours, range=[len(experts) - .4, -.6], showgrid=False))

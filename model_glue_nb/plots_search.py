@@ -6,11 +6,8 @@
 __all__ = ['plot_trials', 'plot_coefficients', 'plot_importance', 'plot_front', 'plot_attribution']
 
 # %% ../nbs/10_plots_search.ipynb #087c8f63
-import math
-
-from .figures import (GRID, INK, PALETTE, dotted, empty_figure, facts, finish, missing,
-    model_colours,
-                                   points)
+from .figures import INK, PALETTE, SIDES, dotted, empty_figure, facts, finish, missing
+from .figures import model_axis, model_colours, points, whiskers
 
 # %% ../nbs/10_plots_search.ipynb #8314d99a
 def plot_trials(
@@ -56,8 +53,7 @@ def _told(fig, told, trials):
         fig.add_scatter(x=at, y=100 * r.report, mode="markers", name=name, hovertext=hover, hoverinfo="text",
                         marker=dict(symbol=mark, size=11, color="#D55E00" if system == "winner" else INK,
                         line_width=2),
-                        error_y=dict(type="data", symmetric=False, array=100 * (r.high - r.report),
-                                     arrayminus=100 * (r.report - r.low), thickness=1.5, width=4))
+                        error_y=whiskers(r.report, r.low, r.high, thickness=1.5, width=4))
 
 # %% ../nbs/10_plots_search.ipynb #46955399
 def plot_coefficients(
@@ -78,13 +74,11 @@ def plot_coefficients(
              for n, r in w.iterrows()]
     at = list(range(w.shape[1])); b = list(w.columns).index(best)
     fig = go.Figure(go.Heatmap(z=w.to_numpy(), x=at, y=list(range(len(w))), zmin=-top, zmax=top,
-        hovertext=hover, hoverinfo="text",
-        colorscale=[[0, "#B35806"], [.5, "#F5F2EC"], [1, "#08457E"]],
+        hovertext=hover, hoverinfo="text", colorscale=SIDES,
         colorbar=dict(title="weight", thickness=10, outlinewidth=0)))
     frame = dict(type="rect", x0=b - .5, x1=b + .5, y0=-.5, y1=len(w) - .5,
         line=dict(color="#D55E00", width=2.5))
-    ticks = dict(tickvals=list(range(len(w))), ticktext=dotted(names, colours or model_colours(names)),
-        showgrid=False)
+    ticks = model_axis(names, colours or model_colours(names), showgrid=False)
     about = (f"{w.shape[1]} trials", f"frame: the best, {100 * score[best]:.1f} % right on search",
              "" if seed is None else f"seed {seed}")
     return finish(fig, title, about, 160 + 30 * len(w), yaxis=ticks, shapes=[frame],
@@ -108,8 +102,7 @@ def plot_importance(
         hovertext=[f"<b>{n}</b> explains {100 * v:.1f} % of the variance<br>n = {k} trials" for n, v,
         k in zip(names, t.importance, t.n)],
         hoverinfo="text"))
-    ticks = dict(tickvals=list(range(len(t))), ticktext=dotted(names, colours), range=[len(t) - .4, -.6],
-        showgrid=False)
+    ticks = model_axis(names, colours, range=[len(t) - .4, -.6], showgrid=False)
     return finish(fig, title, ("share of the variance of the search score", f"n = {t.n.max()} trials"),
         150 + 32 * len(t), yaxis=ticks,
                   bargap=.35, xaxis=dict(title="%", range=[0, 118 * max(.2, t.importance.max())]))
@@ -160,8 +153,7 @@ def plot_attribution(
     fig = go.Figure(go.Heatmap(z=-100 * v, x=tasks, y=list(range(len(names))), zmin=-100 * top,
         zmax=100 * top, xgap=2, ygap=2,
         text=[[f"{100 * x:+.0f}" for x in r] for r in v], texttemplate="%{text}", hovertext=hover,
-        hoverinfo="text", showscale=False,
-        colorscale=[[0, "#B35806"], [.5, "#F5F2EC"], [1, "#08457E"]]))
+        hoverinfo="text", showscale=False, colorscale=SIDES))
     colours = colours or model_colours(k for k in names if kind[k] == "model")
     labels = [dotted([m], colours)[0] if kind[m] == "model" else m for m in names]
     return finish(fig, title, ("change in points when left out", "report split",

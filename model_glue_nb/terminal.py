@@ -106,10 +106,10 @@ def settings(
 
 # %% ../nbs/14_terminal.ipynb #8e063242
 def tell_skipped(
-    zoo, # A `Zoo`
+    skipped:dict[str,str], # Name → why, as a `Zoo`, a suite or a run's zoo.json has it
 ):
-    "Name the members that were set aside, on standard error."
-    for name, why in zoo.skipped.items(): typer.secho(f"skipped {name}: {why}", fg="yellow", err=True)
+    "Name what was set aside, on standard error."
+    for name, why in skipped.items(): typer.secho(f"skipped {name}: {why}", fg="yellow", err=True)
 
 def started(
     out:Path|None, # Run folder; None keeps nothing
