@@ -3,20 +3,25 @@
     python benchmarks/mixture.py [--shape 135m] [--rounds 3] [--prompt 128] [--new 128] [--threads 2] [--out FILE.csv]
 
 Random weights of a real shape, bf16 in the file, float32 in memory, cached greedy generation. Model-level and block-level mixtures route
-samples, the FFN-level one routes tokens (top 1), all by hash, so that mixed batches are mixed. Sides take turns; medians; the load is recorded."""
+samples, the FFN-level one routes tokens (top 1), all by hash. Half of a larger batch goes to either expert of the model-level mixture; beside one expert
+with the whole batch it is measured against each expert with its own half, which is the work that has to be done. Sides take turns; medians; the load is recorded."""
 import argparse, os, shutil, statistics, tempfile, time
 from pathlib import Path
 
 from common import SHAPES, write_models
 
 def generation(models, prompt, new, batch, rounds):
-    "Name → median seconds of one cached generation; the models take turns."
+    "Name → median seconds of one cached generation; the models take turns. `halves`: each expert alone with the rows that go to it."
     import torch
-    ids = torch.randint(0, 400, (batch, prompt), generator=torch.Generator().manual_seed(0)); took = {n: [] for n in models}
+    ids = torch.randint(0, 400, (64, prompt), generator=torch.Generator().manual_seed(0)); route = models["model"].route(ids)["model"][:, 0]
+    ids = torch.stack([ids[route == i % 2][i // 2] for i in range(batch)]) # in turns to the one and the other
+    def answer(m, x): m.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
+    sides = {n: lambda m=m: answer(m, ids) for n, m in models.items() if n != "other"}
+    if batch > 1: sides["halves"] = lambda: [answer(models[n], ids[i::2]) for i, n in enumerate(("dense", "other"))]
+    took = {n: [] for n in sides}
     for i in range(rounds + 1): # the first warms up
-        for name, m in models.items():
-            start = time.perf_counter()
-            m.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
+        for name, run in sides.items():
+            start = time.perf_counter(); run()
             if i: took[name].append(time.perf_counter() - start)
     return {n: statistics.median(t) for n, t in took.items()}
 
@@ -51,10 +56,12 @@ def main():
         for name, s in specs.items():
             ours, copy = building(room, s, a.rounds); tell(what=f"build {name}", ours_s=ours, reference_s=copy, ratio=ours / copy)
         load = lambda path: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        models = dict(dense=load(room/"a")) | {n: load(mix(s, room/n).path) for n, s in specs.items()}
+        models = dict(dense=load(room/"a"), other=load(room/"b")) | {n: load(mix(s, room/n).path) for n, s in specs.items()}
         for batch in a.batches:
             t = generation(models, a.prompt, a.new, batch, a.rounds)
-            for n in specs: tell(what=f"generate {n}, batch {batch}", ours_s=t[n], reference_s=t["dense"], ratio=t[n] / t["dense"], tokens_per_s=batch * a.new / t[n])
+            def compare(what, n, to): tell(what=what, ours_s=t[n], reference_s=t[to], ratio=t[n] / t[to], tokens_per_s=batch * a.new / t[n])
+            for n in specs: compare(f"generate {n}, batch {batch}", n, "dense")
+            if batch > 1: compare(f"generate model, batch {batch}, each expert with its half", "model", "halves")
     if a.out:
         import pandas as pd
         pd.DataFrame(rows).to_csv(a.out, index=False, float_format="%.4g")

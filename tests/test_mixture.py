@@ -100,6 +100,14 @@ def test_a_continuation_never_changes_the_route(zoos, tmp_path, kind):
     assert all(torch.equal(scored[p], alone[p].expand(40, -1)) for p in alone)
     close(m(input_ids=many, prompt_lengths=lengths).logits[:, :11], m(input_ids=prompt).logits.expand(40, -1, -1))
 
+def test_temperature_and_margin_in_one_checkpoint(zoos, tmp_path):
+    ids = tokens(); block = lambda name, **k: load(made(zoos(), tmp_path/name, level="block", **k))(input_ids=ids).logits
+    first, both = block("first"), block("both", top_k=2); assert (first - both).abs().max() > 1e-3
+    close(block("cold", top_k=2, router=PROMPTS | dict(temperature=1e-5)), first) # nearly nothing is left for the second choice
+    route = lambda name, **k: load(made(zoos(), tmp_path/name, level="model", router=PROMPTS | k)).route(ids)["model"]
+    free = route("free"); assert len(free.unique()) > 1
+    assert (route("cheap", margin=9., costs=[3, 1, 2]) == 1).all() and torch.equal(route("strict", margin=1e-9, costs=[3, 1, 2]), free)
+
 def test_lm_eval_scores_are_those_of_the_routed_expert(zoos, tmp_path):
     zoo = zoos(); live = made(zoo, tmp_path/"m", level="model").load(device="cpu")
     pairs = [(tokens(1, 4 + i % 3, seed=i)[0].tolist(), tokens(1, 1 + i % 4, seed=50 + i)[0].tolist()) for i in range(12)]
