@@ -91,6 +91,22 @@ def measured(f):
     wall, cpu = time.perf_counter(), time.process_time(); f()
     return time.perf_counter() - wall, time.process_time() - cpu
 
+def floor(zoo):
+    "A function that moves as many bytes as a candidate does, on all processors, and computes nothing: half of them are read, half written."
+    import mmap
+    from concurrent.futures import ThreadPoolExecutor
+    import numpy as np
+    from model_glue_nb.streams import n_workers
+    step, jobs, n = 2**20, [], sum(t.stop - t.start for m in zoo for t in m.tensors.values()) * (len(zoo) + 1) // len(zoo) // 2
+    for m in zoo:
+        with open(next(m.path.glob("*.safetensors")), "rb") as f: x = np.frombuffer(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        jobs += [x[s:s + step] for s in range(0, len(x) - step, step)]
+    to = np.ones(n, np.uint8); jobs = jobs[:n // step]
+    def copy(i): to[i * step:(i + 1) * step] = jobs[i]
+    def run():
+        with ThreadPoolExecutor(n_workers()) as pool: list(pool.map(copy, range(len(jobs))))
+    return run
+
 def ways(zoo, score, mixes, d):
     "Seconds per candidate in memory, through a folder by our own engine, and through a folder by mergekit; in turns, in one process."
     from model_glue_nb.merge import merge
@@ -98,9 +114,9 @@ def ways(zoo, score, mixes, d):
     ours = lambda m: merge(m, zoo, f"{d}/out", overwrite=True).load()
     def published(m): shutil.rmtree(f"{d}/kit", ignore_errors=True); return written_by_mergekit(m, zoo, f"{d}/kit") and open_model(f"{d}/kit").load()
     for f in (score.made, ours, published): there = f(mixes[0]) # first: load, look for NaN, page cache, imports
-    runs = dict(memory=[], folder=[], **(dict(mergekit=[]) if there else {}))
+    move = floor(zoo); move(); runs = dict(memory=[], floor=[], folder=[], **(dict(mergekit=[]) if there else {}))
     for m in mixes:
-        runs["memory"] += [measured(lambda: score.made(m)) for _ in range(3)]; runs["folder"].append(measured(lambda: ours(m)))
+        runs["memory"] += [measured(lambda: score.made(m)) for _ in range(3)]; runs["floor"] += [measured(move) for _ in range(3)]; runs["folder"].append(measured(lambda: ours(m)))
         if there: runs["mergekit"].append(measured(lambda: published(m)))
     return {k: [statistics.median(x) for x in zip(*v)] for k, v in runs.items()}
 
@@ -119,7 +135,8 @@ def candidate(a):
         n, wall, evaluating = len(at) - 1, at[-1][0] - at[0][0], at[-1][1] - at[0][1] # from the end of the first trial to the end of the last
     row = dict(models=len(zoo), params=zoo.models[0].n_params)
     for k, (wall_s, cpu_s) in times.items(): row |= {f"{k}_ms": 1000 * wall_s, f"{k}_cpu_ms": 1000 * cpu_s}
-    for k in list(times)[1:]: row |= {f"faster_than_{k}": times[k][0] / times["memory"][0]}
+    row |= dict(over_floor=times["memory"][0] / times["floor"][0])
+    for k in list(times)[2:]: row |= {f"faster_than_{k}": times[k][0] / times["memory"][0]}
     row |= dict(candidates=n, evaluation_ms=1000 * evaluating / n, overhead=(wall - evaluating) / evaluating, load=os.getloadavg()[0])
     print("\n".join(f"{k:24}{v:.3g}" if isinstance(v, float) else f"{k:24}{v}" for k, v in row.items()))
     return [row]

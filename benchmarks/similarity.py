@@ -3,25 +3,30 @@
     python benchmarks/similarity.py [--shape 135m|1.1b] [--models 2 5 16] [--reference 5] [--rounds 3] [--out FILE.csv]
 
 The reference is written from the paper's definition: transformers loads both models of a pair in float32, then the mean over columns of torch's cosine
-for every attention and MLP weight. `work` is the time inside a process after its imports (loading compiled kernels is one). Bytes are counted twice: by us, and by the system (rchar)
-with the headers, fingerprints and Python's own files. Memory is the peak of anonymous pages. `all_s` measures all six metrics. Medians; the load is recorded."""
+for every attention and MLP weight. `work` is the time inside a process after its imports (loading compiled kernels is one), with the files in the page cache. Bytes are counted twice:
+by us, and by the system, in a run that finds nothing in the cache (`disk_gb`: what it fetched, read ahead included; `cold_s`). Memory is the peak of anonymous pages.
+`all_s` measures all six metrics. Medians over rounds in which the sides take turns; ratios are medians of the rounds' ratios; the load is recorded."""
 import argparse, os, statistics, sys, tempfile
 from pathlib import Path
 
 from common import SHAPES, run, write_models
 
 OURS = """
-import sys, time
+import os, sys, time
 import pandas
 import numpy as np
+from pathlib import Path
 from model_glue_nb.pairs import compare_weight
 from model_glue_nb.similarity import METRICS, compare_zoo, weights_of
 from model_glue_nb.zoo import read_zoo
-rchar = lambda: int(open("/proc/self/io").readline().split()[1])
+fetched = lambda: int(next(l for l in open("/proc/self/io") if l.startswith("read_bytes")).split()[1])
 zoo = read_zoo(sys.argv[2:]); metrics = METRICS if sys.argv[1] == "all" else ("column_cosine",)
 compare_weight(list(zoo)[:2], weights_of(zoo.models[0])[0], np.zeros(2, int) - 1) # loads the compiled kernels
-before, start, cpu = rchar(), time.perf_counter(), time.process_time(); found = compare_zoo(zoo, metrics, {m.name: zoo.names[0] for m in zoo}); table = found.square()
-took, cpu, after = time.perf_counter() - start, time.process_time() - cpu, rchar(); assert "torch" not in sys.modules
+if sys.argv[1] == "cold":
+    for f in (f for p in sys.argv[2:] for f in Path(p).glob("*.safetensors")):
+        with open(f, "rb") as opened: os.fsync(opened.fileno()); os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+before, start, cpu = fetched(), time.perf_counter(), time.process_time(); found = compare_zoo(zoo, metrics, {m.name: zoo.names[0] for m in zoo}); table = found.square()
+took, cpu, after = time.perf_counter() - start, time.process_time() - cpu, fetched(); assert "torch" not in sys.modules
 print("WORK", took, cpu, found.n_read, after - before, table.iloc[0, 1])
 """
 REFERENCE = """
@@ -45,20 +50,24 @@ def main():
         for n in a.models:
             paths = [room/m for m in names[:n]]; mid = lambda runs, i: statistics.median(r[i] for r in runs)
             run(sys.executable, OURS, "all", *paths) # compiled kernels, files in the page cache
-            runs, every = [[run(sys.executable, OURS, what, *paths) for _ in range(a.rounds)] for what in ("one", "all")]
+            runs, every, theirs = [], [], []
+            for _ in range(a.rounds): # in turns: the machine is not equally fast all the time
+                runs.append(run(sys.executable, OURS, "one", *paths)); every.append(run(sys.executable, OURS, "all", *paths))
+                if n in a.reference: theirs.append(run(sys.executable, REFERENCE, *paths))
+            cold = run(sys.executable, OURS, "cold", *paths)
             row = dict(shape=a.shape, n=n, pairs=n * (n - 1) // 2, work_s=mid(runs, 1), work_cpu_s=mid(runs, 4), process_s=mid(runs, 0),
                        all_s=mid(every, 1), all_cpu_s=mid(every, 4), size_gb=n * compared(SHAPES[a.shape]) / 1e9, read_gb=runs[0][5] / 1e9,
-                       rchar_gb=mid(runs, 6) / 1e9, anon_mb=mid(runs, 2) / 1e6, all_anon_mb=mid(every, 2) / 1e6)
-            if n in a.reference:
-                theirs = [run(sys.executable, REFERENCE, *paths) for _ in range(a.rounds)]
+                       disk_gb=cold[6] / 1e9, cold_s=cold[1], anon_mb=mid(runs, 2) / 1e6, all_anon_mb=mid(every, 2) / 1e6)
+            if theirs:
+                ratio = lambda i: statistics.median(x[i] / y[i] for x, y in zip(theirs, runs))
                 row |= dict(reference_s=mid(theirs, 1), reference_cpu_s=mid(theirs, 4), reference_process_s=mid(theirs, 0), reference_anon_mb=mid(theirs, 2) / 1e6)
-                row |= dict(faster=row["reference_s"] / row["work_s"], less_cpu=row["reference_cpu_s"] / row["work_cpu_s"],
-                            faster_process=row["reference_process_s"] / row["process_s"], apart=abs(theirs[0][5] - runs[0][7]))
+                row |= dict(faster=ratio(1), less_cpu=ratio(4), faster_process=ratio(0), apart=abs(theirs[0][5] - runs[0][7]))
             rows.append(row | dict(load=os.getloadavg()[0]))
             print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()), flush=True)
     if a.out:
         import pandas as pd
-        pd.DataFrame(rows).to_csv(a.out, index=False, float_format="%.4g")
+        command = "# python benchmarks/similarity.py " + " ".join(sys.argv[1:]) + "\n"
+        Path(a.out).write_text(command + pd.DataFrame(rows).to_csv(index=False, float_format="%.4g"))
 
 def compared(s):
     "Bytes of one model's attention and MLP weights."

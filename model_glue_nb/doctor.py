@@ -90,7 +90,7 @@ def suspicious_weights(
     if kind or odd:
         kind = kind.get("quant_method") or odd
         out.append(f"quantised ({kind}): mix it, or merge the unquantised checkpoint")
-    layers = {layer(k) for k in t if "layers." in k or ".h." in k} - {-1}
+    layers = {layer(k) for k in t} - {-1}
     if layers and len(layers) != model.n_layers:
         out.append(f"the config says {model.n_layers} layers, the weights have {len(layers)}")
     rows = [x.shape[0] for k, x in t.items() if any(e in k for e in ("embed_tokens", "wte", "embed_in"))]

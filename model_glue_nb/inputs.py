@@ -9,7 +9,7 @@ __all__ = ['LORA_KEY', 'HARMLESS', 'Derived', 'read_floats', 'View', 'embedding_
            'join_tokenizers', 'save_tokenizer']
 
 # %% ../nbs/04_inputs.ipynb #9f1bcad7
-import json, re, shutil
+import json, math, re, shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ class Derived:
     sources: tuple = () # The stored tensors behind it
 
     @property
-    def n_values(self)->int: return int(np.prod(self.shape, dtype=np.int64))
+    def n_values(self)->int: return math.prod(self.shape)
 
 def read_floats(
     blocks, # As `FileBlocks`

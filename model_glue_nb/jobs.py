@@ -7,7 +7,7 @@ __all__ = ['STORED', 'LARGE', 'LAYER', 'BUFFER', 'Job', 'is_buffer', 'find_model
            'check_recipe', 'jobs_of', 'output_problems', 'recipe_print']
 
 # %% ../nbs/04_jobs.ipynb #06d1e375
-import os, re, shutil
+import math, os, re, shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,7 @@ class Job:
     keys: tuple[int, ...] = () # Random key per model
 
     @property
-    def n_values(self)->int: return int(np.prod(self.shape, dtype=np.int64))
+    def n_values(self)->int: return math.prod(self.shape)
     @property
     def n_bytes(self)->int: return self.n_values * np.dtype(NUMPY_DTYPES[self.dtype]).itemsize
     @property

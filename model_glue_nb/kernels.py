@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHIFT', 'N_BINS', 'LAST', 'NOTHING', 'EVERYTHING', 'NO_CUTS', 'NO_BITS', 'add_scaled', 'sum_rows', 'weighted_sum',
-           'open_rows', 'dot', 'gram_rows', 'gram', 'count_rows', 'count', 'collect_block', 'collect_rows', 'collect',
-           'kth_bin', 'cut_of', 'keep_above', 'keep_below', 'keep_inside', 'keep_between', 'vote', 'take_agreeing',
-           'combine_block', 'combine', 'keep_bits', 'consensus_rows', 'consensus', 'magnitude', 'magnitudes']
+           'spanning', 'open_rows', 'dot', 'gram_rows', 'gram', 'count_rows', 'count', 'collect_block', 'collect_rows',
+           'collect', 'kth_bin', 'cut_of', 'keep_above', 'keep_below', 'keep_inside', 'keep_between', 'vote',
+           'take_agreeing', 'combine_block', 'combine', 'keep_bits', 'consensus_rows', 'consensus', 'magnitude',
+           'magnitudes']
 
 # %% ../nbs/01_kernels.ipynb #b077ab4e
 import numpy as np
@@ -42,10 +43,13 @@ def sum_rows(
         m = min(BLOCK, n - s); total, x, base = room[0, :m], room[1, :m], room[2, :m]
         for j in range(m): total[j] = 0
         if has_base: widen(space[at[0] + s * ITEM_BYTES[codes[0]]:], codes[0], base)
-        for i in range(has_base, at.size):
+        i = has_base
+        while i < at.size:
             row, c = space[at[i] + s * ITEM_BYTES[codes[i]]:], coefficients[i - has_base]
-            if codes[i] == 0 and not has_base: add_halves(row[:2 * m].view(np.uint16), c, total); continue
-            widen(row, codes[i], x); add_scaled(x, c, base, has_base, total)
+            if not has_base and i + 1 < at.size and codes[i] == 0 and codes[i + 1] == 0: # two rows in one go
+                y, d = space[at[i + 1] + 2 * s:], coefficients[i - has_base + 1]
+                add_halves(row[:2 * m].view(np.uint16), c, y[:2 * m].view(np.uint16), d, total); i += 2
+            else: widen(row, codes[i], x); add_scaled(x, c, base, has_base, total); i += 1
         if divisor != 1:
             for j in range(m): total[j] /= divisor
         if has_base:
@@ -64,10 +68,17 @@ def weighted_sum(
     out_code:int, # Entry of `CODES`
 ):
     "Store a weighted sum of rows."
-    lie = np.array([x.ctypes.data for x in rows]); low = int(lie.argmin()) # one array that spans all rows
-    size, blocks = int(np.ptp(lie)) + max(map(len, rows)), room("blocks", (3, BLOCK))
-    space = np.lib.stride_tricks.as_strided(rows[low], (size,), (1,), writeable=False)
-    sum_rows(space, lie - lie[low], codes, coefficients, divisor, int(has_base), n, blocks, out, out_code)
+    blocks = room("blocks", (3, BLOCK))
+    sum_rows(*spanning(rows), codes, coefficients, divisor, int(has_base), n, blocks, out, out_code)
+
+def spanning(
+    rows, # Contiguous rows of uint8, wherever they lie in memory
+)->tuple[np.ndarray,np.ndarray]: # (memory that holds them all, where in it each begins)
+    "Rows that lie apart, as a native loop takes them: nothing is copied."
+    lie = [x.__array_interface__["data"][0] for x in rows]; low = min(lie)
+    size = max(lie) - low + max(map(len, rows)); first = rows[lie.index(low)]
+    space = np.lib.stride_tricks.as_strided(first, (size,), (1,), writeable=False)
+    return space, np.array([a - low for a in lie])
 
 def open_rows(
     raw, codes, has_base:bool, n:int, # As for `weighted_sum`

@@ -9,7 +9,7 @@ __all__ = ['Files', 'Mapped', 'open_input', 'run_job', 'in_groups', 'moved_bytes
            'MergeSlice', 'MergeSource', 'check_recipe', 'merge_methods', 'plan', 'recipe', 'stack']
 
 # %% ../nbs/04_merge.ipynb #7f4a94d6
-import errno, json, os, tempfile, threading
+import errno, json, mmap, os, tempfile, threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -45,15 +45,22 @@ class Files:
             return self.open[path]
     def opened(self, path): return os.open(path, os.O_RDONLY)
     def blocks(self, t:TensorInfo): return FileBlocks(self[t.file], t.start, CODES[t.dtype])
+    def forget(self, t:TensorInfo): "Nothing of a tensor is kept."
     def __enter__(self): return self
     def __exit__(self, *_):
         for f in self.open.values(): os.close(f)
 
 class Mapped(Files):
     "Files that stay mapped from one merge to the next."
-    def opened(self, path): return np.memmap(path, np.uint8, "r")
+    def opened(self, path):
+        with open(path, "rb") as f: return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
     def blocks(self, t:TensorInfo):
-        return MappedBlocks(self[t.file][t.start:t.stop], CODES[t.dtype], t.n_values)
+        stored = np.frombuffer(self[t.file], np.uint8)[t.start:t.stop]
+        return MappedBlocks(stored, CODES[t.dtype], t.n_values)
+    def forget(self, t:TensorInfo):
+        "Let a tensor's pages go; the system may keep them in its cache."
+        start = t.start - t.start % mmap.PAGESIZE
+        self[t.file].madvise(mmap.MADV_DONTNEED, start, t.stop - start)
     def __exit__(self, *_): pass
 
 def open_input(

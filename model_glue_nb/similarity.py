@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'BY', 'role', 'layer', 'groups_by_signature', 'weights_of', 'unfit', 'Comparison', 'group_bases',
-           'compare_group', 'packed', 'unpacked', 'compare_zoo', 'check_comparison', 'not_finite', 'parts_of',
-           'similarity']
+           'one_blas_thread', 'compare_group', 'packed', 'unpacked', 'compare_zoo', 'check_comparison', 'not_finite',
+           'parts_of', 'similarity']
 
 # %% ../nbs/05_similarity.ipynb #e5da2004
-import base64, re, zlib
+import base64, zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 from fastcore.basics import patch
 
 from .core import InputError, Store, digest, unknown
+from .jobs import LAYER
 from .values import CODES
-from .pairs import METRICS, compare_weight
+from .pairs import METRICS, compare_weight, files_for
 from .streams import n_workers
 from .zoo import Zoo, ZooModel
 
@@ -35,8 +37,8 @@ def layer(
     name:str, # Tensor name
 )->int: # −1 outside the layers
     "Number of the layer that a weight belongs to."
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found[1]) if found else -1
+    found = LAYER.match(name)
+    return int(found[2]) if found else -1
 
 # %% ../nbs/05_similarity.ipynb #975be9b1
 def groups_by_signature(
@@ -84,6 +86,14 @@ def group_bases(
     return np.array([at.get(bases.get(m.name), -1) if bases.get(m.name) != m.name else -1 for m in models])
 
 # %% ../nbs/05_similarity.ipynb #b2bf78f4
+def one_blas_thread(
+    metrics:tuple[str,...], # What is measured
+): # A context
+    "BLAS keeps to one thread where it is used at all: its own threads beside ours only spin."
+    if "subspace_overlap" not in metrics: return nullcontext()
+    from threadpoolctl import threadpool_limits
+    return threadpool_limits(1)
+
 def compare_group(
     models:list[ZooModel], # Of one signature
     base:np.ndarray, # Per model the position of its base, or −1
@@ -94,9 +104,8 @@ def compare_group(
 )->tuple[dict,dict,int]: # Metric → (weights, n, n); the same of error bounds; bytes read
     "All weights of all pairs, on all processors; the largest weights first."
     names = sorted(weights_of(models[0]), key=lambda k: -models[0].tensors[k].n_values); found = {}
-    one = lambda k: compare_weight(models, k, base, metrics, share, seed)
-    from threadpoolctl import threadpool_limits
-    with ThreadPoolExecutor(n_workers()) as pool, threadpool_limits(1): # BLAS threads beside ours only spin
+    one = lambda k: compare_weight(models, k, base, metrics, share, seed, files)
+    with files_for(share) as files, ThreadPoolExecutor(n_workers()) as pool, one_blas_thread(metrics):
         for k, r in zip(names, pool.map(one, names)):
             found[k] = r; progress(len(found), len(names), f"comparing {len(models)} models")
     gather = lambda at: {m: np.stack([found[k][at][m] for k in weights_of(models[0])]) for m in metrics}

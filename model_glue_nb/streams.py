@@ -7,7 +7,7 @@ __all__ = ['CUT_SHORT', 'HOLD', 'FileBlocks', 'MappedBlocks', 'ArrayBlocks', 'ba
            'Marks', 'Kernel', 'n_workers']
 
 # %% ../nbs/02_streams.ipynb #3400747f
-import os
+import math, os
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import get_ident
@@ -108,7 +108,7 @@ class Stream:
         device:str="cpu", # As for `backend`
     ):
         self.inputs, self.has_base = ([base] if base else []) + list(inputs), base is not None
-        self.k, self.n, self.shape = len(inputs), int(np.prod(shape, dtype=np.int64)), tuple(shape)
+        self.k, self.n, self.shape = len(inputs), math.prod(shape), tuple(shape)
         self.keys, self.each, self.on_bad = list(keys) or list(range(self.k)), each, on_bad
         self.codes = np.array([x.code for x in self.inputs], np.int64)
         self.kernels, self.device = backend(device); self.item = max(x.item for x in self.inputs)

@@ -7,7 +7,7 @@ __all__ = ['CODES', 'ITEM_BYTES', 'BLOCK', 'CHUNK', 'xp', 'widen', 'add_halves',
            'open_block', 'landing', 'upload', 'room', 'as_bytes']
 
 # %% ../nbs/01_values.ipynb #25291406
-import threading
+import math, threading
 
 import numpy as np
 
@@ -40,11 +40,14 @@ def widen(
 
 @native
 def add_halves(
-    x:"u2[:]", c:"f4", # Values in bf16, and their coefficient
+    x:"u2[:]", a:"f4", # Values in bf16, and their coefficient
+    y:"u2[:]", b:"f4", # As many more
     total:"f4[:]", # Added to
 ):
-    "Add a multiple of values that are not widened first."
-    for j in range(x.size): total[j] += c * np.uint32(np.uint32(x[j]) << 16).view(np.float32)
+    "Add multiples of two rows of values that are not widened first."
+    for j in range(x.size):
+        u, v = np.uint32(np.uint32(x[j]) << 16).view(np.float32), np.uint32(np.uint32(y[j]) << 16).view(np.float32)
+        total[j] = total[j] + a * u + b * v
 
 # %% ../nbs/01_values.ipynb #0d9696e3
 @native
@@ -144,7 +147,7 @@ def upload(buffer, device=None): # Where the loops can reach it: here
 
 def room(name, shape, device=None)->np.ndarray: # float32, content undefined
     "This thread's buffer, for numbers."
-    return landing(name, int(np.prod(shape)) * 4).view(np.float32).reshape(shape)
+    return landing(name, math.prod(shape) * 4).view(np.float32).reshape(shape)
 
 def as_bytes(x): # Of an array, the same memory
     "The bytes of a buffer."

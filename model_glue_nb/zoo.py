@@ -8,7 +8,7 @@ __all__ = ['NUMPY_DTYPES', 'loaders', 'TensorInfo', 'read_header', 'ZooModel', '
            'is_hub_id', 'local_folder', 'read_zoo', 'tiny_zoo', 'tiny_tokenizer']
 
 # %% ../nbs/01_zoo.ipynb #a74f5f8e
-import json, mmap, re, struct
+import json, math, mmap, re, struct
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,7 +36,7 @@ class TensorInfo:
     stop: int # One past the last byte
 
     @property
-    def n_values(self)->int: return int(np.prod(self.shape, dtype=np.int64))
+    def n_values(self)->int: return math.prod(self.shape)
 
 # %% ../nbs/01_zoo.ipynb #5e57fe01
 def read_header(
