@@ -46,8 +46,8 @@ def add_halves(
 ):
     "Add multiples of two rows of values that are not widened first."
     for j in range(x.size):
-        u, v = np.uint32(np.uint32(x[j]) << 16).view(np.float32), np.uint32(np.uint32(y[j]) << 16).view(np.float32)
-        total[j] = total[j] + a * u + b * v
+        u, v = np.uint32(np.uint32(x[j]) << 16), np.uint32(np.uint32(y[j]) << 16)
+        total[j] = total[j] + a * u.view(np.float32) + b * v.view(np.float32)
 
 # %% ../nbs/01_values.ipynb #0d9696e3
 @native

@@ -221,8 +221,8 @@ def test_real_merges(demo, strategy, method, tmp_path):
 def test_real_merges_killed_at_twenty_random_moments(demo, tmp_path):
     zoo, part = demo; once = lambda run, scorer: search(zoo.names, scorer, "task_arithmetic", "evolution", 24, "a-base", run=run)
     began = time.perf_counter(); whole = once(None, CandidateScorer(zoo, part))
-    took = time.perf_counter() - began # on a fast machine the kills must come sooner
-    kills = killed(20, took / 5, lambda: once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))))
+    took = time.perf_counter() - began # on a fast machine the kills must come sooner, and a machine may get faster meanwhile
+    kills = killed(20, took / 10, lambda: once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))))
     same_and_whole(tmp_path/"run", once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))), whole)
     assert kills >= 5
 
