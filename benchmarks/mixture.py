@@ -4,14 +4,15 @@
 
 Random weights of a real shape, bf16 in the file, float32 in memory, cached greedy generation. Model-level and block-level mixtures route
 samples, the FFN-level one routes tokens (top 1), all by hash. Half of a larger batch goes to either expert of the model-level mixture; beside one expert
-with the whole batch it is measured against each expert with its own half, which is the work that has to be done. Sides take turns; medians; the load is recorded."""
-import argparse, os, shutil, statistics, tempfile, time
+with the whole batch it is measured against each expert with its own half, which is the work that has to be done. Sides take turns, for the
+machine is not equally fast all the time; medians, ratios are medians of the rounds' ratios; the load is recorded."""
+import argparse, os, shutil, statistics, sys, tempfile, time
 from pathlib import Path
 
 from common import SHAPES, write_models
 
 def generation(models, prompt, new, batch, rounds):
-    "Name → median seconds of one cached generation; the models take turns. `halves`: each expert alone with the rows that go to it."
+    "Name → seconds of cached generations; the models take turns. `halves`: each expert alone with the rows that go to it."
     import torch
     ids = torch.randint(0, 400, (64, prompt), generator=torch.Generator().manual_seed(0)); route = models["model"].route(ids)["model"][:, 0]
     ids = torch.stack([ids[route == i % 2][i // 2] for i in range(batch)]) # in turns to the one and the other
@@ -23,17 +24,17 @@ def generation(models, prompt, new, batch, rounds):
         for name, run in sides.items():
             start = time.perf_counter(); run()
             if i: took[name].append(time.perf_counter() - start)
-    return {n: statistics.median(t) for n, t in took.items()}
+    return took
 
 def building(room, spec, rounds):
-    "Median seconds of writing a mixture, and of copying its bytes."
+    "Seconds of writing a mixture, and of copying its bytes, in turns."
     from model_glue_nb.mixture import mix
     ours, copy = [], []
     for i in range(rounds + 1):
         start = time.perf_counter(); mix(spec, room/"built"); ours.append(time.perf_counter() - start)
         start = time.perf_counter(); shutil.copytree(room/"built", room/"copied"); copy.append(time.perf_counter() - start)
         for n in ("built", "copied"): shutil.rmtree(room/n)
-    return statistics.median(ours[1:]), statistics.median(copy[1:])
+    return ours[1:], copy[1:]
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,24 +47,25 @@ def main():
     from model_glue_nb.levels import MixtureSpec
     from model_glue_nb.mixture import mix
     torch.set_num_threads(a.threads); rows = []
-    def tell(**row):
-        row |= dict(shape=a.shape, load=os.getloadavg()[0]); rows.append(row)
+    def tell(what, ours, reference, tokens=None):
+        mid = statistics.median; row = dict(what=what, ours_s=mid(ours), reference_s=mid(reference), ratio=mid(x / y for x, y in zip(ours, reference)))
+        row |= (dict(tokens_per_s=tokens / row["ours_s"]) if tokens else {}) | dict(shape=a.shape, load=os.getloadavg()[0]); rows.append(row)
         print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
     with tempfile.TemporaryDirectory() as d:
         room = Path(d); write_models(room, SHAPES[a.shape])
         spec = lambda level, **more: MixtureSpec(experts=(str(room/"a"), str(room/"b")), base=str(room/"base"), level=level, router=dict(name="random"), **more)
         specs = dict(model=spec("model"), block=spec("block"), ffn=spec("ffn", input="token"))
         for name, s in specs.items():
-            ours, copy = building(room, s, a.rounds); tell(what=f"build {name}", ours_s=ours, reference_s=copy, ratio=ours / copy)
+            tell(f"build {name}", *building(room, s, a.rounds))
         load = lambda path: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         models = dict(dense=load(room/"a"), other=load(room/"b")) | {n: load(mix(s, room/n).path) for n, s in specs.items()}
         for batch in a.batches:
             t = generation(models, a.prompt, a.new, batch, a.rounds)
-            def compare(what, n, to): tell(what=what, ours_s=t[n], reference_s=t[to], ratio=t[n] / t[to], tokens_per_s=batch * a.new / t[n])
-            for n in specs: compare(f"generate {n}, batch {batch}", n, "dense")
-            if batch > 1: compare(f"generate model, batch {batch}, each expert with its half", "model", "halves")
+            for n in specs: tell(f"generate {n}, batch {batch}", t[n], t["dense"], batch * a.new)
+            if batch > 1: tell(f"generate model, batch {batch}, each expert with its half", t["model"], t["halves"], batch * a.new)
     if a.out:
         import pandas as pd
-        pd.DataFrame(rows).to_csv(a.out, index=False, float_format="%.4g")
+        command = "# python benchmarks/mixture.py " + " ".join(sys.argv[1:]) + "\n"
+        Path(a.out).write_text(command + pd.DataFrame(rows).to_csv(index=False, float_format="%.4g"))
 
 if __name__ == "__main__": main()

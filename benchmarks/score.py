@@ -4,7 +4,8 @@
     python benchmarks/score.py --shape tiny --n 20   # in a minute
 
 Whole processes are timed, imports and all, each with empty caches of questions. `forward_s` is what the model's own calls take within ours,
-`overhead_s` the rest, `again_s` a second call with everything remembered. The peer runs with its default batch of 1 and with a fixed batch."""
+`overhead_s` the rest, `again_s` a second call with everything remembered. The peer runs with its default batch of 1 and with a fixed batch.
+`cores`: how many the processes may use."""
 import argparse, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 from common import SHAPES, write_models
@@ -43,19 +44,19 @@ def write_tokenizer(folder):
     (folder/"config.json").write_text(json.dumps(config | dict(bos_token_id=0, eos_token_id=1, pad_token_id=1, max_position_embeddings=2048)))
 
 def write_tasks(folder, n, rng):
-    "Three tasks that choose among four, two that write eight tokens, one that reads 100 words."
+    "Three tasks that choose among four, two that write four tokens, one that reads 20 words: short, so that what is not the model's own time shows."
     folder.mkdir(); words = lambda k: " ".join(rng.choice(WORDS, k)); entries = []
     def task(name, rows, **config):
         (folder/f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows)); entries.append(dict(name=name, task=f"{name}.yaml"))
         data = dict(task=name, dataset_path="json", dataset_kwargs=dict(data_files=dict(test=str(folder/f"{name}.jsonl"))), test_split="test", num_fewshot=0)
         (folder/f"{name}.yaml").write_text(json.dumps(data | config)) # JSON is YAML
-    for i, size in enumerate((20, 40, 80)):
-        task(f"choose{i}", [dict(q=words(size), c=[words(3) for _ in range(4)], a=int(rng.integers(4))) for _ in range(n)],
+    for i, size in enumerate((6, 9, 12)):
+        task(f"choose{i}", [dict(q=words(size), c=[words(2) for _ in range(4)], a=int(rng.integers(4))) for _ in range(n)],
              output_type="multiple_choice", doc_to_text="{{q}}", doc_to_choice="{{c}}", doc_to_target="a", metric_list=[dict(metric="acc"), dict(metric="acc_norm")])
-    for i, size in enumerate((30, 60)):
+    for i, size in enumerate((8, 12)):
         task(f"write{i}", [dict(q=words(size), a=words(1)) for _ in range(n)], output_type="generate_until", doc_to_text="{{q}}", doc_to_target="{{a}}",
-             generation_kwargs=dict(until=["\n"], max_gen_toks=8, do_sample=False), metric_list=[dict(metric="exact_match")])
-    task("read", [dict(q=words(100)) for _ in range(n)], output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{q}}",
+             generation_kwargs=dict(until=["\n"], max_gen_toks=4, do_sample=False), metric_list=[dict(metric="exact_match")])
+    task("read", [dict(q=words(20)) for _ in range(n)], output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{q}}",
          metric_list=[dict(metric="word_perplexity"), dict(metric="bits_per_byte")])
     (folder/"suite.yaml").write_text(json.dumps(dict(name="six tasks", tasks=entries)))
     return [e["name"] for e in entries]
@@ -94,11 +95,11 @@ def main():
         names = write_tasks(room/"tasks", a.n, np.random.default_rng(0))
         for i in range(a.rounds):
             row = dict(shape=a.shape, tasks=len(names), questions=a.n) | round_of(room, names, a.batches, i)
-            best = min(v for k, v in row.items() if k.startswith("lm_eval")); rows.append(row | dict(faster=best / row["ours_s"], load=os.getloadavg()[0]))
+            best = min(v for k, v in row.items() if k.startswith("lm_eval")); rows.append(row | dict(faster=best / row["ours_s"], cores=len(os.sched_getaffinity(0)), load=os.getloadavg()[0]))
             print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()), flush=True)
     if a.out:
         import pandas as pd
-        args = " ".join(f"--{k} {v}" for k, v in (("shape", a.shape), ("n", a.n), ("rounds", a.rounds)))
+        args = " ".join(f"--{k} {v}" for k, v in (("shape", a.shape), ("n", a.n), ("rounds", a.rounds), ("batches", " ".join(map(str, a.batches)))))
         Path(a.out).write_text(f"# python benchmarks/score.py {args}\n" + pd.DataFrame(rows).to_csv(index=False, float_format="%.4g"))
 
 if __name__ == "__main__": main()

@@ -14,7 +14,7 @@ import numpy as np
 
 from .draws import MAGNITUDE, drop_by_rank, mark, unpack
 from .native import native
-from .values import BLOCK, CHUNK, ITEM_BYTES, add_halves, as_bytes, landing, n_bad, narrow
+from .values import BLOCK, CHUNK, ITEM_BYTES, add_halves, as_bytes, first_bad, landing, narrow
 from .values import open_block, room, upload, widen, xp
 
 # %% ../nbs/01_kernels.ipynb #8832c6ad

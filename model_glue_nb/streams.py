@@ -140,9 +140,7 @@ def read(self:Stream,
     else: raw = self.kernels.landing("raw", size).reshape(k, -1)
     for x, row in zip(self.inputs, raw): x.read(start, n, row)
     raw = self.kernels.upload(raw, self.device)
-    if self.on_bad:
-        for i, x in enumerate(self.inputs):
-            if self.kernels.n_bad(raw[i], x.code, n): self.on_bad(i)
+    if self.on_bad and (i := self.kernels.first_bad(raw, self.codes, n)) >= 0: self.on_bad(i)
     return raw
 
 @patch
