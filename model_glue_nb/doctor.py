@@ -12,6 +12,7 @@ __all__ = ['SMALL', 'PICKLES', 'COLUMNS', 'MUST', 'SHOWN', 'fetch_header', 'fetc
 import json, struct, tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from .core import InputError, MissingFile, digest
@@ -45,6 +46,8 @@ def fetch_headers(
 )->Path: # Folder of the model: small files as they are, weight files with a header and a hole
     "What can be known of a model on the hub without its weights."
     from huggingface_hub import HfApi, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+    troubles = OSError, ValueError, *HfHubHTTPError.__bases__ # of these one is the HTTP client's
     path = out/name.split("/")[1]; path.mkdir(parents=True)
     try:
         for f in HfApi().model_info(name, files_metadata=True).siblings:
@@ -53,7 +56,7 @@ def fetch_headers(
             if to.name in SMALL: to.write_bytes(Path(hf_hub_download(name, to.name)).read_bytes()); continue
             if to.suffix == ".safetensors": to.write_bytes(fetch_header(hf_hub_url(name, to.name)))
             with open(to, "ab") as file: file.truncate(f.size or 0)
-    except (OSError, ValueError) as e:
+    except troubles as e:
         raise MissingFile(f"'{name}' is no folder here, and its headers could not be fetched from the hub: "
                           f"{type(e).__name__}. Check the name, the network, or give a local folder.") from e
     return path
@@ -113,6 +116,13 @@ class Case:
     @property
     def sound(self)->bool: # Can it be merged with anything?
         return not self.problems and self.adapter is None and self.model.kind == "checkpoint"
+
+    @cached_property
+    def settings(self)->dict: # What a merge takes from its base
+        k, path = self.model.config, self.model.path
+        return {"RoPE": rope(k), "norm epsilon": norm_eps(k), "sliding window": k.get("sliding_window"),
+                "licences": str(read_card(path).get("license", "not stated")),
+                "chat templates": digest(chat_template(path))[:6]}
 
 # %% ../nbs/05_doctor.ipynb #838d215c
 def examine(
@@ -272,14 +282,10 @@ def differs(
 
 # %% ../nbs/05_doctor.ipynb #bda0ceb0
 def cautions(
-    a:ZooModel, b:ZooModel, # Two checkpoints whose weights match
+    a:Case, b:Case, # Two checkpoints whose weights match
 )->list[str]: # What to know before they are merged
-    "Settings that may differ in a merge, where the result takes the base's."
-    x, y = a.config, b.config; licence = [str(read_card(m.path).get("license", "not stated")) for m in (a, b)]
-    pairs = {"RoPE": (rope(x), rope(y)), "norm epsilon": (norm_eps(x), norm_eps(y)), "licences": licence,
-             "sliding window": (x.get("sliding_window"), y.get("sliding_window")),
-             "chat templates": tuple(digest(chat_template(m.path))[:6] for m in (a, b))}
-    return [f"{k} {u} and {v}" for k, (u, v) in pairs.items() if u != v]
+    "Settings that differ."
+    return [f"{k} {v} and {b.settings[k]}" for k, v in a.settings.items() if v != b.settings[k]]
 
 # %% ../nbs/05_doctor.ipynb #3e451e59
 def tokenizer_overlap(
@@ -306,7 +312,7 @@ def verdict(
     if odd := [c.model.name for c in (x, y) if not c.sound]: return "mix only", f"'{odd[0]}' is a mixture"
     if odd := [n for c in (x, y) for n in c.notes if n.startswith("quantised")]: return "mix only", odd[0]
     if why := differs(x.model, y.model): return "mix only", why
-    told = as_told + cautions(x.model, y.model); key = frozenset((x.tokenizer, y.tokenizer))
+    told = as_told + cautions(x, y); key = frozenset((x.tokenizer, y.tokenizer))
     rows = [c.model.config.get("vocab_size") for c in (x, y)]
     if len(key) == 1 and rows[0] == rows[1]: return "as is", "; ".join(told)
     if key not in overlaps: overlaps[key] = tokenizer_overlap(x.model, y.model)

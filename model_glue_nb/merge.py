@@ -13,7 +13,7 @@ import errno, json, mmap, os, tempfile, threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +157,7 @@ def run_jobs(
         run_job(job, files, count.counted(to[1], job) if count else to[1], to[0], each, allow_nan, device)
     n = n_workers(); small, large = [[j for j in jobs if (j.n_values >= LARGE) == big] for big in (False, True)]
     little = sum(j.n_values * len(j.inputs) for j in jobs) < 2**23
-    with files or Files() as files:
+    with nullcontext(files) if files else Files() as files:
         if n == 1 or little or device == "cpu-torch": list(map(one, jobs)); return
         with ThreadPoolExecutor(n) as pool:
             for j in large: one(j, in_groups(pool, 2 * n))

@@ -9,6 +9,7 @@ __all__ = ['METRICS', 'ON_DELTAS', 'TILE', 'TILE_ROWS', 'N_SKETCH', 'N_TOP', 'up
            'stored_rows', 'compare_weight', 'sketch_rows', 'add_rows', 'bounds']
 
 # %% ../nbs/05_pairs.ipynb #692f9ecd
+from contextlib import nullcontext
 from functools import lru_cache
 
 import numpy as np
@@ -298,7 +299,7 @@ def compare_weight(
     t, n = models[0].tensors[name], len(models); shape = t.n_values // t.shape[-1], t.shape[-1]
     strip = min(shape[1], max(TILE, tile_bytes // (4 * n * (n + 1))) // TILE * TILE); n_read = 0
     groups = row_groups(shape[0], share, int(digest(name, seed), 16)); sums = [[] for _ in [0, *groups]]
-    with files or files_for(share) as files:
+    with nullcontext(files) if files else files_for(share) as files:
         inputs = [open_input(m.tensors[name], files, True, "cpu") for m in models]
         for start in range(0, shape[1], strip):
             columns = slice(start, min(start + strip, shape[1]))

@@ -78,3 +78,7 @@ def test_a_long_header_takes_a_second_request(hub, tmp_path, monkeypatch):
 def test_a_wrong_id_is_one_message(hub, tmp_path):
     zoo = tmp_path/"zoo.yaml"; zoo.write_text("- org/nobody\n")
     r = ask(hub, tmp_path, zoo); assert r.returncode == 2 and "could not be fetched" in r.stderr and "Traceback" not in r.stderr
+
+def test_a_hub_that_cannot_be_reached_is_one_message(hub, tmp_path):
+    hub.shutdown(); hub.server_close(); zoo = tmp_path/"zoo.yaml"; zoo.write_text("- org/a-base\n")
+    r = ask(hub, tmp_path, zoo); assert r.returncode == 2 and "Check the name, the network" in r.stderr and "Traceback" not in r.stderr
