@@ -88,12 +88,11 @@ class ZooModel:
 @patch(as_prop=True)
 def signature(self:ZooModel)->str: # Equal signatures: tensors match one by one, vocabulary rows aside
     "Fingerprint of the architecture and every tensor's name and shape."
-    if "_signature" not in self.__dict__:
-        vocab = self.config.get("vocab_size")
-        shape = lambda t: t.shape[1:] if t.shape and t.shape[0] == vocab and "layers." not in t.name else t.shape
-        parts = sorted((k, shape(t)) for k, t in self.tensors.items())
-        self.__dict__["_signature"] = digest(self.architecture, parts) # a cache, as below
-    return self.__dict__["_signature"]
+    if (known := self.__dict__.get("_signature")): return known # a cache, as below
+    vocab = self.config.get("vocab_size")
+    shape = lambda t: t.shape[1:] if t.shape and t.shape[0] == vocab and "layers." not in t.name else t.shape
+    self.__dict__["_signature"] = digest(self.architecture, sorted((k, shape(t)) for k, t in self.tensors.items()))
+    return self.signature
 
 @patch(as_prop=True)
 def tokenizer_fingerprint(self:ZooModel)->str|None: # None when there is no tokenizer
