@@ -89,10 +89,8 @@ class ZooModel:
 def signature(self:ZooModel)->str: # Equal signatures: tensors match one by one, vocabulary rows aside
     "Fingerprint of the architecture and every tensor's name and shape."
     if (known := self.__dict__.get("_signature")): return known # a cache, as below
-    vocab = self.config.get("vocab_size")
-    shape = lambda t: t.shape[1:] if t.shape and t.shape[0] == vocab and "layers." not in t.name else t.shape
-    self.__dict__["_signature"] = digest(self.architecture, sorted((k, shape(t)) for k, t in self.tensors.items()))
-    return self.signature
+    shape = lambda t: t.shape[t.shape[:1] == (self.config.get("vocab_size"),) and "layers." not in t.name:]
+    self.__dict__["_signature"] = digest(self.architecture, sorted((k, shape(t)) for k, t in self.tensors.items())); return self.signature
 
 @patch(as_prop=True)
 def tokenizer_fingerprint(self:ZooModel)->str|None: # None when there is no tokenizer

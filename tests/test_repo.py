@@ -8,7 +8,7 @@ LINE, MODULE, CELLS, NOTEBOOK, BINARY = 110, 400, 80, 300_000, 100_000
 # Soft limits: what exceeds one stands here, with how much. The numbers may fall and should not rise.
 LONG_LINES = dict(core=9, inputs=12, jobs=22, merge=14, mixture=4,
                   recipes=7, zoo=38)
-LONG_MODULES = dict(zoo=438)
+LONG_MODULES = dict(zoo=436)
 
 def notebooks(): return sorted(p for p in (root/"nbs").glob("**/*.ipynb") if not {".ipynb_checkpoints", "_proc"} & set(p.parts))
 def cells(path): return json.loads(path.read_text())["cells"]
