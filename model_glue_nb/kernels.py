@@ -47,7 +47,7 @@ def sum_rows(
         while i < at.size:
             row, c = space[at[i] + s * ITEM_BYTES[codes[i]]:], coefficients[i - has_base]
             if not has_base and i + 1 < at.size and codes[i] == 0 and codes[i + 1] == 0: # two rows in one go
-                y, d = space[at[i + 1] + 2 * s:], coefficients[i - has_base + 1]
+                y, d = space[at[i + 1] + 2 * s:], coefficients[i + 1]
                 add_halves(row[:2 * m].view(np.uint16), c, y[:2 * m].view(np.uint16), d, total); i += 2
             else: widen(row, codes[i], x); add_scaled(x, c, base, has_base, total); i += 1
         if divisor != 1:

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'ON_DELTAS', 'TILE', 'TILE_ROWS', 'N_SKETCH', 'N_TOP', 'upper_triangle', 'N_GROUPS', 'T_95',
-           'column_products', 'subtract_bases', 'pair_dots', 'sum_columns', 'count_signs', 'add_sketch', 'add_block',
+           'column_products', 'subtract_bases', 'pair_dots', 'count_signs', 'add_sketch', 'add_block', 'sum_columns',
            'Sums', 'symmetric', 'cosines_of', 'overlaps', 'top_directions', 'measured', 'row_groups', 'files_for',
            'stored_rows', 'compare_weight', 'sketch_rows', 'add_rows', 'bounds']
 
 # %% ../nbs/05_pairs.ipynb #692f9ecd
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -76,23 +76,6 @@ def pair_dots(
             p += 1
 
 # %% ../nbs/05_pairs.ipynb #36746509
-@native(reassociate=True)
-def sum_columns(
-    columns:"f8[:,:]", # As `column_products` fills it
-    n:"i8", # Models
-    cosines:"f8[:]", products:"f8[:]", # Shape (n(n+1)/2,), filled: sums over columns
-):
-    "Cosine of every column: 1 for two that are zero, 0 for one that is."
-    p = 0
-    for i in range(n):
-        a = columns[i * n - i * (i - 1) // 2]
-        for j in range(i, n):
-            b, c, cosine, product = columns[j * n - j * (j - 1) // 2], columns[p], 0.0, 0.0
-            for k in range(c.size):
-                norm = np.sqrt(a[k] * b[k]); alike = 1.0 if a[k] == b[k] else 0.0
-                cosine += c[k] / norm if norm != 0 else alike; product += c[k]
-            cosines[p] = cosine; products[p] = product; p += 1
-
 @native
 def count_signs(
     d:"f4[:,:,:]", # Shape (rows ≤ 255, n, TILE)
@@ -161,6 +144,24 @@ def add_block(
             if wants[1]: count_signs(ds, m, ss, flags, counts)
             if wants[2]: add_sketch(ds, m, buckets[first:], flips[first:], sketch[:, :, c:c + m])
 
+
+# %% ../nbs/05_pairs.ipynb #c0lsum5a
+@native(reassociate=True)
+def sum_columns(
+    columns:"f8[:,:]", # As `column_products` fills it
+    n:"i8", # Models
+    cosines:"f8[:]", products:"f8[:]", # Shape (n(n+1)/2,), filled: sums over columns
+):
+    "Cosine of every column: 1 for two that are zero, 0 for one that is."
+    p = 0
+    for i in range(n):
+        a = columns[i * n - i * (i - 1) // 2]
+        for j in range(i, n):
+            b, c, cosine, product = columns[j * n - j * (j - 1) // 2], columns[p], 0.0, 0.0
+            for k in range(c.size):
+                norm = np.sqrt(a[k] * b[k]); alike = 1.0 if a[k] == b[k] else 0.0
+                cosine += c[k] / norm if norm != 0 else alike; product += c[k]
+            cosines[p] = cosine; products[p] = product; p += 1
 
 # %% ../nbs/05_pairs.ipynb #49db1596
 class Sums:
@@ -238,13 +239,14 @@ def measured(
 )->dict[str,np.ndarray]: # Metric → (n, n); NaN where it is not defined
     "The metrics of one weight from its sums."
     add = lambda f: symmetric(sum(f(s) for s in parts)); has = parts[0].base >= 0
-    gram = lambda: add(lambda s: s.products); norms = lambda: np.sqrt(np.diag(gram()))
+    gram = cache(lambda: add(lambda s: s.products)) # only where it is wanted, and once
+    ratios = lambda norms: np.minimum.outer(norms, norms) / np.maximum.outer(norms, norms)
     signs = lambda i: add(lambda s: s.counts[i])
     sketch = lambda: np.concatenate([s.sketch for s in parts], 2)
     tasks, alike = has[:, None] & has, has[:, None] == has # both have a base; both or neither
     make = dict(column_cosine=lambda: add(lambda s: s.cosines) / shape[1],
                 cosine=lambda: cosines_of(gram()),
-                norm_ratio=lambda: np.minimum.outer(norms(), norms()) / np.maximum.outer(norms(), norms()),
+                norm_ratio=lambda: ratios(np.sqrt(np.diag(gram()))),
                 task_cosine=lambda: np.where(tasks, cosines_of(add(lambda s: s.dots)), np.nan),
                 sign_agreement=lambda: np.where(alike, signs(0) / signs(1), np.nan),
                 subspace_overlap=lambda: np.where(alike, overlaps(sketch(), shape[0]), np.nan))
@@ -293,7 +295,7 @@ def compare_weight(
     share:float=1.0, # Part of the rows that is read
     seed:int=0, # Of the sample of rows
     files:Files|None=None, # Kept by the caller; None opens and closes them
-    tile_bytes:int=2**25, # Memory for the sums of one strip
+    tile_bytes:int=2**25, # Memory for the sums of one strip, and for rows that are not lent
 )->tuple[dict,dict,int]: # Metric → (N, N); metric → (N, N) error bounds, 0 if all was read; bytes read
     "All pairs of one weight, each byte read once."
     t, n = models[0].tensors[name], len(models); shape = t.n_values // t.shape[-1], t.shape[-1]

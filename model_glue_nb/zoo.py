@@ -84,14 +84,14 @@ class ZooModel:
     @property
     def architecture(self)->str: return (self.config.get("architectures") or ["unknown"])[0]
 
-# %% ../nbs/01_zoo.ipynb #7eee79e7
-@patch(as_prop=True)
-def signature(self:ZooModel)->str: # Equal signatures: tensors match one by one, vocabulary rows aside
-    "Fingerprint of the architecture and every tensor's name and shape."
-    if (known := self.__dict__.get("_signature")): return known # a cache, as below
-    shape = lambda t: t.shape[t.shape[:1] == (self.config.get("vocab_size"),) and "layers." not in t.name:]
-    self.__dict__["_signature"] = digest(self.architecture, sorted((k, shape(t)) for k, t in self.tensors.items())); return self.signature
+    @cached_property
+    def signature(self)->str: # Equal signatures: tensors match one by one, vocabulary rows aside
+        "Fingerprint of the architecture and every tensor's name and shape."
+        vocab = self.config.get("vocab_size")
+        shape = lambda t: t.shape[1:] if t.shape and t.shape[0] == vocab and "layers." not in t.name else t.shape
+        return digest(self.architecture, sorted((k, shape(t)) for k, t in self.tensors.items()))
 
+# %% ../nbs/01_zoo.ipynb #7eee79e7
 @patch(as_prop=True)
 def tokenizer_fingerprint(self:ZooModel)->str|None: # None when there is no tokenizer
     "Fingerprint of the vocabulary and the merges; two models with the same one read text alike."
