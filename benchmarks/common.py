@@ -1,5 +1,6 @@
 "What the benchmarks share: random models of real shapes, and a process that is measured from outside."
 import json, os, subprocess, sys, tempfile, time
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 SHAPES = {"135m": dict(hidden=576, inner=1536, layers=30, heads=9, kv=3, vocab=49152, tied=True),
@@ -50,3 +51,14 @@ def run(python, code, *args):
     if status: sys.exit(f"A measured process failed:\n{text[-2000:]}")
     work, *more = map(float, text.rsplit("WORK", 1)[1].split())
     return took, work, peak, used.ru_utime + used.ru_stime, *more
+
+def show(row):
+    "One row of a benchmark, on one line."
+    print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+
+def record(rows, out, digits=4):
+    "The rows as CSV, below the command that made them; nothing without a file."
+    if not out: return
+    import pandas as pd
+    command = f"# python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}\n"
+    Path(out).write_text(command + pd.DataFrame(rows).to_csv(index=False, float_format=f"%.{digits}g"))

@@ -7,7 +7,7 @@ process after its imports. The floor is the bytes read and written at the speed 
 import argparse, os, statistics, subprocess, sys, tempfile
 from pathlib import Path
 
-from common import SHAPES, run, write_models
+from common import SHAPES, record, run, show, write_models
 
 METHODS = ["linear", "slerp", "task_arithmetic", "model_stock", "ties", "dare_ties", "della"]
 
@@ -84,9 +84,7 @@ def main():
             if theirs: row |= dict(mergekit_s=mid(best, 0), mergekit_work_s=mid(best, 1), mergekit_anon_mb=mid(best, 2) / 1e6,
                                    mergekit_cpu_s=mid(best, 3), less_cpu=mid(best, 3) / row["ours_cpu_s"], faster=mid(best, 0) / row["ours_s"], faster_work=mid(best, 1) / row["ours_work_s"])
             row["load"] = os.getloadavg()[0]; rows.append(row)
-            print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
-    if a.out:
-        import pandas as pd
-        pd.DataFrame(rows).to_csv(a.out, index=False, float_format="%.4g")
+            show(row)
+    record(rows, a.out)
 
 if __name__ == "__main__": main()

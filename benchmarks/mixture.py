@@ -6,10 +6,10 @@ Random weights of a real shape, bf16 in the file, float32 in memory, cached gree
 samples, the FFN-level one routes tokens (top 1), all by hash. Half of a larger batch goes to either expert of the model-level mixture; beside one expert
 with the whole batch it is measured against each expert with its own half, which is the work that has to be done. Sides take turns, for the
 machine is not equally fast all the time; medians, ratios are medians of the rounds' ratios; the load is recorded."""
-import argparse, os, shutil, statistics, sys, tempfile, time
+import argparse, os, shutil, statistics, tempfile, time
 from pathlib import Path
 
-from common import SHAPES, write_models
+from common import SHAPES, record, show, write_models
 
 def generation(models, prompt, new, batch, rounds):
     "Name → seconds of cached generations; the models take turns. `halves`: each expert alone with the rows that go to it."
@@ -50,7 +50,7 @@ def main():
     def tell(what, ours, reference, tokens=None):
         mid = statistics.median; row = dict(what=what, ours_s=mid(ours), reference_s=mid(reference), ratio=mid(x / y for x, y in zip(ours, reference)))
         row |= (dict(tokens_per_s=tokens / row["ours_s"]) if tokens else {}) | dict(shape=a.shape, load=os.getloadavg()[0]); rows.append(row)
-        print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+        show(row)
     with tempfile.TemporaryDirectory() as d:
         room = Path(d); write_models(room, SHAPES[a.shape])
         spec = lambda level, **more: MixtureSpec(experts=(str(room/"a"), str(room/"b")), base=str(room/"base"), level=level, router=dict(name="random"), **more)
@@ -63,9 +63,6 @@ def main():
             t = generation(models, a.prompt, a.new, batch, a.rounds)
             for n in specs: tell(f"generate {n}, batch {batch}", t[n], t["dense"], batch * a.new)
             if batch > 1: tell(f"generate model, batch {batch}, each expert with its half", t["model"], t["halves"], batch * a.new)
-    if a.out:
-        import pandas as pd
-        command = "# python benchmarks/mixture.py " + " ".join(sys.argv[1:]) + "\n"
-        Path(a.out).write_text(command + pd.DataFrame(rows).to_csv(index=False, float_format="%.4g"))
+    record(rows, a.out)
 
 if __name__ == "__main__": main()

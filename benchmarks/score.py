@@ -8,7 +8,7 @@ Whole processes are timed, imports and all, each with empty caches of questions.
 `cores`: how many the processes may use."""
 import argparse, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
-from common import SHAPES, write_models
+from common import SHAPES, record, show, write_models
 
 WORDS = [f"w{i}" for i in range(400)]
 CODE = """
@@ -96,10 +96,7 @@ def main():
         for i in range(a.rounds):
             row = dict(shape=a.shape, tasks=len(names), questions=a.n) | round_of(room, names, a.batches, i)
             best = min(v for k, v in row.items() if k.startswith("lm_eval")); rows.append(row | dict(faster=best / row["ours_s"], cores=len(os.sched_getaffinity(0)), load=os.getloadavg()[0]))
-            print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()), flush=True)
-    if a.out:
-        import pandas as pd
-        args = " ".join(f"--{k} {v}" for k, v in (("shape", a.shape), ("n", a.n), ("rounds", a.rounds), ("batches", " ".join(map(str, a.batches)))))
-        Path(a.out).write_text(f"# python benchmarks/score.py {args}\n" + pd.DataFrame(rows).to_csv(index=False, float_format="%.4g"))
+            show(rows[-1])
+    record(rows, a.out)
 
 if __name__ == "__main__": main()

@@ -6,12 +6,10 @@
 
 Table and racing run on the embedded zoo. Cluster: the eight members of the embedded zoo's family A. Search: 60 questions per task; report: the whole report split. Trials and answers are kept in
 the run folder (`--run`), so an interrupted benchmark goes on, and seconds are those of the first time. One thread, seed 0."""
-import argparse, os, shutil, statistics, sys, tempfile, time
+import argparse, os, shutil, statistics, tempfile, time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-COMMAND = "# python benchmarks/search.py " + " ".join(sys.argv[1:]) + "\n"
+from common import SHAPES, record, show, write_models
 
 def rooms(run):
     "The family, its scorer, the report questions and the run."
@@ -58,7 +56,7 @@ def racing(a):
             race, full = run_it(), run_it(shares=(1.0,)); d = paired_gain(told.items(race.winner), told.items(full.winner))
             rows.append(dict(method=method, seed=seed, runners=a.runners, race_questions=spent(race), full_questions=spent(full), share=spent(race) / spent(full), race_search=race.score, full_search=full.score,
                              race_report=mean(race), full_report=mean(full), difference=d.mean, low=d.low, high=d.high, same_winner=race.winner == full.winner))
-            print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()), flush=True)
+            show(rows[-1])
     return rows
 
 def words(n, seed):
@@ -67,7 +65,6 @@ def words(n, seed):
 
 def candidate_room(room, n_models=4):
     "Random models of 135M parameters with a small tokenizer, and 20 questions."
-    from common import SHAPES, write_models
     from model_glue_nb.benchmark import Question, Suite, Task
     from model_glue_nb.zoo import read_zoo, tiny_tokenizer
     names = [f"m{i}" for i in range(n_models)]; write_models(room, SHAPES["135m"], names)
@@ -93,13 +90,13 @@ def measured(f):
 
 def floor(zoo):
     "A function that moves as many bytes as a candidate does, on all processors, and computes nothing: half of them are read, half written."
-    import mmap
     from concurrent.futures import ThreadPoolExecutor
     import numpy as np
+    from model_glue_nb.merge import Mapped
     from model_glue_nb.streams import n_workers
-    step, jobs, n = 2**20, [], sum(t.stop - t.start for m in zoo for t in m.tensors.values()) * (len(zoo) + 1) // len(zoo) // 2
+    files, step, jobs, n = Mapped(), 2**20, [], sum(t.stop - t.start for m in zoo for t in m.tensors.values()) * (len(zoo) + 1) // len(zoo) // 2
     for m in zoo:
-        with open(next(m.path.glob("*.safetensors")), "rb") as f: x = np.frombuffer(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        x = np.frombuffer(files[next(m.path.glob("*.safetensors"))], np.uint8)
         jobs += [x[s:s + step] for s in range(0, len(x) - step, step)]
     to = np.ones(n, np.uint8); jobs = jobs[:n // step]
     def copy(i): to[i * step:(i + 1) * step] = jobs[i]
@@ -147,8 +144,6 @@ def main():
     p.add_argument("--strategies", nargs="*"); p.add_argument("--budget", default=40, type=int); p.add_argument("--seeds", type=int, default=5)
     p.add_argument("--runners", type=int, default=40); p.add_argument("--rounds", type=int, default=12); p.add_argument("--run", default="runs/strategies"); p.add_argument("--out", help="CSV file"); a = p.parse_args()
     rows = dict(candidate=candidate, table=table, racing=racing)[a.what](a)
-    if a.out:
-        import pandas as pd
-        Path(a.out).write_text(COMMAND + pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
+    record(rows, a.out, digits=6)
 
 if __name__ == "__main__": main()

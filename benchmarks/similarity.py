@@ -9,7 +9,7 @@ by us, and by the system, in a run that finds nothing in the cache (`disk_gb`: w
 import argparse, os, statistics, sys, tempfile
 from pathlib import Path
 
-from common import SHAPES, run, write_models
+from common import SHAPES, record, run, show, write_models
 
 OURS = """
 import os, sys, time
@@ -63,11 +63,8 @@ def main():
                 row |= dict(reference_s=mid(theirs, 1), reference_cpu_s=mid(theirs, 4), reference_process_s=mid(theirs, 0), reference_anon_mb=mid(theirs, 2) / 1e6)
                 row |= dict(faster=ratio(1), less_cpu=ratio(4), faster_process=ratio(0), apart=abs(theirs[0][5] - runs[0][7]))
             rows.append(row | dict(load=os.getloadavg()[0]))
-            print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()), flush=True)
-    if a.out:
-        import pandas as pd
-        command = "# python benchmarks/similarity.py " + " ".join(sys.argv[1:]) + "\n"
-        Path(a.out).write_text(command + pd.DataFrame(rows).to_csv(index=False, float_format="%.4g"))
+            show(rows[-1])
+    record(rows, a.out)
 
 def compared(s):
     "Bytes of one model's attention and MLP weights."
