@@ -152,7 +152,8 @@ def merge_row(
     cell:Cell, # Of the first benchmark
 )->dict:
     "What one way of merging some members gives."
-    single = max(cell.members, key=b.scorer); trials, costs, rivals = (), [], dict(gain=b.told.items(single))
+    trials, costs, single = (), [], max(sorted(cell.members), key=b.scorer)
+    rivals = dict(gain=b.told.items(single))
     if cell.strategy == "single": winner = single
     elif cell.strategy == "uniform":
         winner = uniform(cell); b.scorer.items(winner); costs = [b.scorer.cost(winner)]
@@ -190,7 +191,7 @@ def mix_row(
 )->dict:
     "What one way of mixing some experts gives."
     items = {e: b.scorer.items(e) for e in cell.members}; zoo = b.work.zoo
-    single = max(cell.members, key=b.scorer)
+    single = max(sorted(cell.members), key=b.scorer)
     rivals = dict(gain=b.told.items(single)); dense = cell.base and open_model(cell.base)
     if dense: rivals["over_uniform"] = answers_of(b, dense)["items"]
     with tempfile.TemporaryDirectory(dir=b.work.run.path, prefix=".mixture_") as d:

@@ -121,7 +121,7 @@ def merging_sets(
         names = sorted((m for m in c.members if m != c.base), key=lambda m: (-own[m], m))
         for n in sorted({min(s, len(names)) for s in g.merging["sizes"]} - {0, 1}):
             out[f"{c.name}: {n}"] = tuple(names[:n]), c.base, True
-    best = [(max(c.members, key=own.get), c.base) for c in ordered]
+    best = [(max(sorted(c.members), key=own.get), c.base) for c in ordered]
     pairs = [(a, b, base) for i, (a, base) in enumerate(best) for b, _ in best[i + 1:]
              if zoo[a].signature == zoo[b].signature]
     for a, b, base in pairs[:1]: out["across"] = (a, b), base, False

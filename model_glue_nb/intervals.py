@@ -32,7 +32,8 @@ def mean_score(
     items:Items, # Values per task
 )->float: # Weighted mean over tasks
     "Mean over tasks of the means over questions."
-    return float(task_weights(items) @ [v.mean() for v in items.values()])
+    mean = task_weights(items) @ [v.mean() for v in items.values()]
+    return round(float(mean), 12) # so that what is equal is not told apart by how it was added up
 
 # %% ../nbs/03_intervals.ipynb #3c7356ea
 @dataclass(frozen=True)

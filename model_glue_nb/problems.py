@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .benchmark import Items
+from .intervals import Items, mean_score
 from .methods import method_info
 from .recipes import MergeRecipe, MergeSource
 
@@ -35,15 +35,16 @@ class Answer:
     def tasks(self)->dict[str,float]: return {t: float(np.mean(v)) for t, v in self.items.items()}
     @property
     def mean(self)->float: # Over tasks; −∞ when it failed, so that it is never chosen
-        m = np.mean(list(self.tasks.values())) if self.items else np.nan
-        return float(m) if np.isfinite(m) else -np.inf
+        m = mean_score(self.items) if self.items else np.nan
+        return m if np.isfinite(m) else -np.inf
 
 def first(
     items:Items, # Values of all questions
     share:float, # In (0, 1]
 )->Items: # Values of the first questions of each task, rounded up
     "The part of an answer that a share of the questions gives."
-    return {t: v[:math.ceil(round(share * len(v), 9))] for t, v in items.items()}
+    part = {t: v[:math.ceil(round(share * len(v), 9))] for t, v in items.items()}
+    return Items(part, getattr(items, "weights", None))
 
 # %% ../nbs/06_problems.ipynb #04abbf8f
 @dataclass(frozen=True)

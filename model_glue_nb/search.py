@@ -18,6 +18,7 @@ import numpy as np
 
 from .candidates import CandidateScorer
 from .core import InputError, Run, digest, refuse, unknown
+from .intervals import Items
 from .methods import merge_methods, method_info
 from .problems import Answer, Ask, Candidate, Problem, Talk, first
 from .recipes import MergeRecipe, recipe_from_dict
@@ -93,10 +94,10 @@ class SearchResult:
 
     def asked(self)->dict[str,tuple[Candidate,dict[str,float]]]: # In words → (candidate, score per task)
         "Members and merges that answered all questions; the best mean first."
-        seen = [(m, a.tasks) for m, a in self.own.items() if a.items]
-        seen += [(t.candidate, t.tasks) for t in self.trials if t.share == 1 and not t.failed]
+        seen = [(a.mean, m, a.tasks) for m, a in self.own.items() if a.items]
+        seen += [(t.score, t.candidate, t.tasks) for t in self.trials if t.share == 1 and not t.failed]
         out = {}
-        for c, t in sorted(seen, key=lambda x: -np.mean(list(x[1].values()))):
+        for _, c, t in sorted(seen, key=lambda x: -x[0]):
             out.setdefault(c if isinstance(c, str) else label(c), (c, t))
         return out
 
@@ -131,10 +132,11 @@ class TrialLog:
             if k not in self.study.user_attrs: self.study.set_user_attr(k, v)
         self.known = {t.user_attrs["key"]: t.user_attrs for t in self.study.get_trials(deepcopy=False)}
 
-    def get(self, key:str)->Outcome|None:
+    def get(self, key:str, weights:dict|None=None)->Outcome|None: # Weights as `Items` takes them
         "What is remembered of a candidate."
         if (t := self.known.get(key)) is None: return None
-        return Outcome({k: np.array(v) for k, v in t["items"].items()}, t["seconds"], t["failed"])
+        items = Items({k: np.array(v) for k, v in t["items"].items()}, weights)
+        return Outcome(items, t["seconds"], t["failed"])
 
     def add(self, key:str, outcome:Outcome, **more):
         "Keep a trial, whole or not at all."
@@ -158,7 +160,8 @@ class Ledger:
     ):
         self.score, self.budget, self.log, self.on_trial = score, budget, log, on_trial
         self.answers = {(self.key(m), 1.0): a for m, a in own.items()} # (candidate, share) → answer
-        self.lengths = {t: len(v) for t, v in next(a.items for a in own.values() if a.items).items()}
+        known = next(a.items for a in own.values() if a.items)
+        self.lengths, self.weights = {t: len(v) for t, v in known.items()}, known.weights
         self.winner = max(own, key=lambda m: own[m].mean); self.best = own[self.winner].mean
         self.spent, self.seconds, self.n, self.waiting, self.trials = 0, 0.0, 0, {}, []
 
@@ -189,7 +192,7 @@ def _payable(self, asks:list[Ask])->Iterator[Ask]:
         price = self.price(ask)
         if self.spent + price > most + 1e-6 or self.seconds >= self.budget.seconds: return
         taken.add(key); self.spent += price; self.waiting[key] = self.n, price, None; self.n += 1
-        remembered = self.log and self.log.get(digest(*key))
+        remembered = self.log and self.log.get(digest(*key), self.weights)
         if remembered: self.enter(ask, remembered, new=False)
         else: yield ask
 

@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from .benchmark import Items
 from .core import Registry
+from .intervals import Items, task_weights
 from .problems import Answer, Ask, Candidate, Problem, Talk, better, needs, scores_of, weigh
 from .recipes import MergeRecipe
 
@@ -193,9 +193,9 @@ def behind(
     z:float=1.645, # Standard errors; 1.645 is 5 %, one-sided
 )->bool: # Significantly worse?
     "Is a candidate behind the leader by more than chance, question by question?"
-    d = [ours[t] - leader[t] for t in leader]
-    se = math.sqrt(sum(float(np.var(x, ddof=1)) / len(x) for x in d if len(x) > 1)) / len(d)
-    return float(np.mean([x.mean() for x in d])) + z * se < 0
+    d, w = [ours[t] - leader[t] for t in leader], task_weights(leader)
+    noise = [np.var(x, ddof=1) / len(x) if len(x) > 1 else 0 for x in d]
+    return float(w @ [x.mean() for x in d]) + z * math.sqrt(w**2 @ noise) < 0
 
 def race(
     runners:list[Candidate], # Who starts

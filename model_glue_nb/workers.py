@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .benchmark import Items
 from .core import InputError, Registry
+from .intervals import Items
 from .problems import Ask
 
 # %% ../nbs/06_workers.ipynb #20a215c7
@@ -30,7 +30,8 @@ def as_items(
 )->Items:
     "Any score as values per task."
     value = value if isinstance(value, dict) else dict(score=value)
-    return {t: np.atleast_1d(np.asarray(v, float)) for t, v in value.items()}
+    values = {t: np.atleast_1d(np.asarray(v, float)) for t, v in value.items()}
+    return Items(values, getattr(value, "weights", None))
 
 def scored(
     score, # A function of a candidate, or an object with `items`
@@ -40,7 +41,7 @@ def scored(
     began, failed = time.perf_counter(), ""
     try:
         whole = not hasattr(score, "items")
-        items = as_items(score(ask.candidate)) if whole else score.items(ask.candidate, ask.share)
+        items = as_items(score(ask.candidate) if whole else score.items(ask.candidate, ask.share))
         sound = all(np.isfinite(v).all() for v in items.values())
         if not sound: raise ArithmeticError("The score is not a number.")
     except (InputError, ArithmeticError) as e: items, failed = {}, str(e)

@@ -8,6 +8,7 @@ import pytest
 from model_glue_nb.benchmark import load_suite
 from model_glue_nb.candidates import CandidateScorer, coefficients, leaves
 from model_glue_nb.core import InputError, Run, Store, UnknownName, digest
+from model_glue_nb.intervals import Items, mean_score
 from model_glue_nb.methods import merge_methods, method_info
 from model_glue_nb.problems import Answer, Ask, Problem, first, weigh
 from model_glue_nb.recipes import check_form, recipe
@@ -160,6 +161,25 @@ def test_pareto_gives_a_front_to_pick_from():
     assert (np.diff([p.mean() for p in points]) <= 1e-12).all()
     for words, tasks in r.front.items(): assert Answer(Toy().items(r.pick(words))).tasks == tasks, "what is picked is what was scored"
     with pytest.raises(UnknownName, match="Did you mean 'linear"): r.pick(next(iter(r.front))[:-1])
+
+class Weighed(Toy):
+    "Only what is asked in `z` counts."
+    def items(self, c, share=1.0): return Items(super().items(c, share), dict(x=0., y=0., z=1.))
+
+@every
+def test_tasks_count_as_their_suite_says(strategy, tmp_path):
+    r, again = (found(strategy, score=Weighed(), run=Run(tmp_path)) for _ in range(2)) # the second time from the log
+    for one in (r, again):
+        assert one.score == max(t.tasks["z"] for t in one.trials if t.share == 1)
+        assert all(t.score == pytest.approx(t.tasks["z"]) for t in one.trials) and all(a.mean == a.tasks["z"] for a in one.own.values())
+        scores = [tasks["z"] for _, tasks in one.asked().values()]; assert scores == sorted(scores, reverse=True)
+    assert [t.score for t in r.trials] == [t.score for t in again.trials] and r.winner == again.winner
+
+def test_equal_answers_score_the_same_whatever_the_order_of_tasks():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        values = {t: (rng.random(30) < rng.random()).astype(float) for t in "abcdefg"}; names = list(values)
+        assert len({mean_score({t: values[t] for t in rng.permutation(names)}) for _ in range(20)}) == 1
 
 def test_racing_asks_a_third_of_the_questions():
     race, full = found("racing", options=dict(n=40), budget=1000), found("racing", options=dict(n=40, shares=(1.0,)), budget=1000)
