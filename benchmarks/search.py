@@ -14,9 +14,9 @@ from common import SHAPES, record, show, write_models
 def rooms(run):
     "The family, its scorer, the report questions and the run."
     import torch
-    from model_glue_nb.benchmark import load_suite
     from model_glue_nb.core import Run
     from model_glue_nb.search import CandidateScorer
+    from model_glue_nb.suites import load_suite
     from model_glue_nb.zoo import read_zoo
     torch.set_num_threads(1)
     zoo, suite = read_zoo("demo"), load_suite("demo"); family = [n for n in zoo.names if n.startswith("a-")]
@@ -28,7 +28,7 @@ def spent(found): return sum(t.questions for t in found.trials)
 
 def table(a):
     "Strategy × method."
-    from model_glue_nb.benchmark import mean_interval, paired_gain
+    from model_glue_nb.intervals import mean_interval, paired_gain
     from model_glue_nb.methods import merge_methods
     from model_glue_nb.search import label, search
     from model_glue_nb.strategies import strategies
@@ -46,7 +46,7 @@ def table(a):
 
 def racing(a):
     "The race against the full evaluation of the same runners."
-    from model_glue_nb.benchmark import paired_gain
+    from model_glue_nb.intervals import paired_gain
     from model_glue_nb.search import search
     family, score, report, run = rooms(a.run); told = score.on(report); rows = []
     mean = lambda found: sum(v.mean() for v in told.items(found.winner).values()) / len(report.tasks)
@@ -65,7 +65,7 @@ def words(n, seed):
 
 def candidate_room(room, n_models=4):
     "Random models of 135M parameters with a small tokenizer, and 20 questions."
-    from model_glue_nb.benchmark import Question, Suite, Task
+    from model_glue_nb.suites import Question, Suite, Task
     from model_glue_nb.zoo import read_zoo, tiny_tokenizer
     names = [f"m{i}" for i in range(n_models)]; write_models(room, SHAPES["135m"], names)
     for n in names: (room/n/"tokenizer.json").unlink(); tiny_tokenizer().save_pretrained(room/n)

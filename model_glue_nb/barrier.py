@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .benchmark import Suite
 from .core import InputError, atomic_path, refuse
 from .merge import merge_into, recipe
+from .suites import Suite
 from .writer import CheckpointWriter, copy_companions
 from .zoo import LanguageModel, Zoo, ZooModel, batches_by_length, open_model
 

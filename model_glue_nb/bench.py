@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RAPL', 'joules', 'peak_bytes', 'metered', 'MeteredScorer', 'cost_of', 'Bench', 'open_bench', 'compared', 'uniform',
-           'merge_row', 'answers_of', 'mix_row', 'row_of', 'plan_bench', 'experts_of', 'dense_of', 'bench_at',
-           'in_worker', 'follow', 'run_groups', 'bench']
+           'merge_row', 'deal', 'unseen_score', 'answers_of', 'mix_row', 'row_of', 'plan_bench', 'experts_of',
+           'dense_of', 'bench_at', 'in_worker', 'follow', 'run_groups', 'bench']
 
 # %% ../nbs/09_bench.ipynb #66ae5860
 import json, math, os, resource, shutil, tempfile, threading, time
@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from .bench_tables import write_tables
-from .benchmark import Items, ask, ask_zoo, known_items, mean_interval, mean_score, paired_gain
+from .benchmark import ask, ask_zoo, known_items
 from .candidates import CandidateScorer, leaves
 from .comparison import size
 from .core import InputError, Run, digest, refuse
 from .grids import (Cell, Grid, largest_first, merging_cells, merging_sets, mixture_cells,
                                  read_grid)
 from .harness import are_small, few_threads
+from .intervals import Items, mean_interval, mean_score, paired_gain
 from .mixture import MixtureSpec, mix
 from .plan import GlueRecipe, Work, describe_run, open_work, other_zoo
 from .problems import Candidate, Problem, weigh
@@ -34,7 +35,7 @@ from .sandbox import code_runner
 from .search import label, search
 from .selection import experts_for
 from .stages import find_clusters, made
-from .suites import load_suite
+from .suites import Suite, load_suite
 from .zoo import ZooModel, open_model
 
 # %% ../nbs/09_bench.ipynb #ff029d71
@@ -170,14 +171,46 @@ def merge_row(
     spent = dict(evaluations=sum(t.questions for t in trials) / all_q, bytes=sum(t.bytes for t in trials))
     return row | spent if trials else row
 
+# %% ../nbs/09_bench.ipynb #a5131d45
+def deal(
+    suite:Suite, # Questions
+    items:dict[str,Items], # Model → its answers to them
+    wanted:Callable, # Position in its task → is the question wanted?
+)->tuple[Suite,dict[str,Items]]: # The same of some questions
+    "Some questions of every task, and the answers to them."
+    at = {t.name: [i for i in range(len(t.questions)) if wanted(i)] for t in suite.tasks}
+    some = lambda t: replace(t, questions=tuple(t.questions[i] for i in at[t.name]))
+    part = replace(suite, tasks=tuple(map(some, suite.tasks)))
+    return part, {m: Items({t: v[at[t]] for t, v in x.items()}, x.weights) for m, x in items.items()}
+
+def unseen_score(
+    b:Bench, # As `open_bench` gives it, with a run
+    spec:MixtureSpec, # What to mix
+    folder:str, # Where to write it for a while
+    items:dict[str,Items], # Expert → its *search* answers
+    parts:int=3, # Each is answered by a router that learned from the others
+)->float|None: # None: the router does not learn, or a task has too few questions
+    "Mean score of a mixture on *search* questions that its router did not learn from."
+    suite = b.work.search; parts = min(parts, *(len(t.questions) for t in suite.tasks))
+    if parts < 2 or not routers[spec.router["name"]].learns: return None
+    told = {t.name: np.zeros(len(t.questions)) for t in suite.tasks}
+    for k in range(parts):
+        learn, known = deal(suite, items, lambda i: i % parts != k)
+        left, _ = deal(suite, {}, lambda i: i % parts == k)
+        model = mix(spec, folder, b.work.zoo, learn, known, overwrite=True)
+        answers = ask(model.load, model.fingerprint(), left, b.work.run.store)
+        for t, v in answers.items(): told[t][k::parts] = v
+    return mean_score(Items(told, suite.weights))
+
 # %% ../nbs/09_bench.ipynb #b0ce4b37
 def answers_of(
     b:Bench,
     model:ZooModel, # A checkpoint or a mixture
+    found:float|None=None, # Its mean score on *search*, where it is known
 )->dict: # search (mean), items (report), ms_per_question
     "What a model answers, loaded once; how long that takes is known where its answers were not."
     store, mark = b.work.run.store, model.fingerprint(); live = cache(model.load)
-    found = mean_score(ask(live, mark, b.work.search, store))
+    found = mean_score(ask(live, mark, b.work.search, store)) if found is None else found
     new = known_items(store, mark, b.work.report) is None
     if new: live()
     with metered() as used: items = ask(live, mark, b.work.report, store)
@@ -195,14 +228,15 @@ def mix_row(
     rivals = dict(gain=b.told.items(single)); dense = cell.base and open_model(cell.base)
     if dense: rivals["over_uniform"] = answers_of(b, dense)["items"]
     with tempfile.TemporaryDirectory(dir=b.work.run.path, prefix=".mixture_") as d:
-        model, costs = dense if cell.strategy == "uniform" else zoo[single], []
+        model, costs, found = dense if cell.strategy == "uniform" else zoo[single], [], None
         if cell.router:
             seeded = dict(seed=cell.seed) if "seed" in routers[cell.router].settings else {}
             spec = MixtureSpec(cell.members, dict(name=cell.router) | seeded, cell.level, cell.base,
                                cell.dense_layers, eyes=None if cell.base else single)
             with metered() as used: model = mix(spec, f"{d}/mixture", zoo, b.work.search, items)
-            costs.append(used)
-        out = answers_of(b, model); told = out.pop("items"); total, active = size(b.work, b.work.add(model))
+            costs.append(used); found = unseen_score(b, spec, f"{d}/part", items)
+        out = answers_of(b, model, found); told = out.pop("items")
+        total, active = size(b.work, b.work.add(model))
     b.work.zoo = zoo # the mixture has gone
     out |= dict(params_total=total, params_active=active, bytes=model.n_bytes)
     if cell.strategy == "single": out |= dict(winner=single)

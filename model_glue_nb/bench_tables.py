@@ -8,8 +8,8 @@ __all__ = ['COLUMNS', 'TITLES', 'tidy', 'system', 'laid_out', 'markdown', 'latex
 # %% ../nbs/09_bench_tables.ipynb #6cbbf97c
 import math
 
-from .benchmark import Suite
 from .core import Run, write_text
+from .suites import Suite
 
 # %% ../nbs/09_bench_tables.ipynb #5757bb10
 COLUMNS = ("set n_models method strategy level router dense_layers winner merged search score low high "

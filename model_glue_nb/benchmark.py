@@ -18,12 +18,10 @@ import numpy as np
 
 from .core import InputError, digest
 from .harness import as_lm_eval, evaluate
-from .intervals import (Interval, Items, mean_interval, mean_score, oracle_question, oracle_task,
-                                     paired_gain,
-                                     rank_models)
+from .intervals import Items
 from .lm_tasks import quiet
 from .store import Asked, Store
-from .suites import EvalTask, Question, Suite, Task, load_suite, metrics
+from .suites import EvalTask, Suite, Task, load_suite, metrics
 from .zoo import Zoo, ZooModel, read_zoo
 
 # %% ../nbs/03_benchmark.ipynb #bf8257b6

@@ -12,13 +12,15 @@ from dataclasses import replace
 import numpy as np
 from fastcore.basics import patch
 
-from .benchmark import Items, Suite, ask, ask_model, known_items
+from .benchmark import ask, ask_model, known_items
 from .core import InputError, Store, digest, refuse
+from .intervals import Items
 from .jobs import LAYER, jobs_of
 from .merge import Files, Mapped, merge_into, open_input
-from .similarity import role
 from .problems import Answer, Candidate, Problem, first, weigh
 from .recipes import MergeRecipe, recipe
+from .similarity import role
+from .suites import Suite
 from .zoo import Zoo
 
 # %% ../nbs/06_candidates.ipynb #0354d928

@@ -26,10 +26,11 @@ def score(
     as_json:bool=AS_JSON,
 ):
     "Score models on a suite; nothing is asked twice."
-    from model_glue_nb.benchmark import ask_zoo, load_suite, plan_scores, scores_table
+    from model_glue_nb.benchmark import ask_zoo, plan_scores, scores_table
     from model_glue_nb.core import machine_store
     from model_glue_nb.harness import few_threads
     from model_glue_nb.sandbox import code_runner
+    from model_glue_nb.suites import load_suite
     whole = load_suite(suite, offline, code_runner(allow_code)); part = whole.part(split)
     zoo = named_models(models)
     given = dict(zoo=models[0] if len(models) == 1 else models, suite=suite, split=split)
@@ -99,7 +100,8 @@ def with_ranks(
     table, items, # As `scores_table` and `ask_zoo` give them
 ): # DataFrame: model, tasks, mean, low, high, rank
     "The table for people: scores by task, the mean with its interval, and ranks within error, best first."
-    from model_glue_nb.benchmark import rank_models, wide
+    from model_glue_nb.benchmark import wide
+    from model_glue_nb.intervals import rank_models
     ranks = rank_models(items).set_index("model")[["mean", "low", "high", "rank"]]
     return wide(table).drop(columns="mean").loc[ranks.index].join(ranks).reset_index()
 

@@ -113,7 +113,7 @@ def barrier(
 ):
     "Loss on the straight way from one model to another: one basin, or strangers?"
     from model_glue_nb.barrier import barrier, barrier_aligned, texts_of
-    from model_glue_nb.benchmark import load_suite
+    from model_glue_nb.suites import load_suite
     from model_glue_nb.zoo import read_zoo
     texts = texts_of(load_suite(suite).part("search"), n)
     table = (barrier_aligned if aligned else barrier)(read_zoo(zoo), a, b, texts)

@@ -11,9 +11,9 @@ from functools import cache
 
 import numpy as np
 
-from .benchmark import (Items, ask_lm_eval, ask_model, ask_zoo, mean_interval, oracle_question,
-                                     oracle_task, paired_gain, scores_table)
+from .benchmark import ask_lm_eval, ask_model, ask_zoo, scores_table
 from .core import digest
+from .intervals import Items, mean_interval, oracle_question, oracle_task, paired_gain
 from .plan import Work
 from .suites import Task
 

@@ -369,7 +369,7 @@ def write_demo_suite(
     seed:int=2026,  # Seed of the shipped questions
 )->Path: # `out`
     "Draw 130 search and 530 report questions per skill."
-    from model_glue_nb.benchmark import Question
+    from model_glue_nb.suites import Question
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     for skill in skills:
         kept, left = [], {True: 130, False: 530}

@@ -8,11 +8,12 @@ __all__ = ['TRIAL_COLUMNS', 'trial_row', 'contenders', 'honest_table', 'without'
 # %% ../nbs/06_evidence.ipynb #625e6e70
 import numpy as np
 
-from .benchmark import Items, Suite, mean_interval, paired_gain
 from .candidates import CandidateScorer, leaves
+from .intervals import Items, mean_interval, paired_gain
 from .problems import Answer, Candidate
 from .recipes import MergeRecipe, MergeSource, recipe
 from .search import SearchResult, Trial, label
+from .suites import Suite
 
 # %% ../nbs/06_evidence.ipynb #655b712e
 def trial_row(

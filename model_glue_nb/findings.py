@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .benchmark import Suite, asked_through, load_suite
+from .benchmark import asked_through
 from .comparison import route_key
 from .core import InputError, Run, unknown
 from .figures import model_colours
 from .intervals import Items, task_weights
+from .suites import Suite, load_suite
 from .zoo import open_model
 
 # %% ../nbs/11_findings.ipynb #78502607

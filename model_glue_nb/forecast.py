@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from .barrier import barrier, texts_of
-from .benchmark import (Items, Suite, ask, ask_model, known_items, load_suite,
-                                     mean_score, paired_gain)
+from .benchmark import ask, ask_model, known_items
 from .core import InputError, Store, unknown
+from .intervals import Items, mean_score, paired_gain
 from .merge import check_recipe, merge_into, recipe
 from .similarity import compare_zoo
+from .suites import Suite, load_suite
 from .zoo import Zoo, read_zoo
 
 # %% ../nbs/05_forecast.ipynb #03eadf05

@@ -17,12 +17,15 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from .benchmark import Items, Suite, as_lm_eval, ask_model, load_suite
+from .benchmark import ask_model
 from .checkpoints import check_disk, fit_places, mix_checkpoint
 from .core import InputError, MissingFile, atomic_path, check_keys, refuse
+from .harness import as_lm_eval
+from .intervals import Items
 from .jobs import find_model
 from .levels import MixtureSpec, find_parts
 from .routers import FittedRouter, fit_texts, look, read_router, routers, seen_by, write_router
+from .suites import Suite, load_suite
 from .zoo import LanguageModel, Zoo, ZooModel, batches_by_length, loaders, open_model, read_zoo
 
 # %% ../nbs/08_mixture.ipynb #338940e3

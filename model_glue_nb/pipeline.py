@@ -9,9 +9,10 @@ __all__ = ['glue']
 from collections.abc import Callable
 from pathlib import Path
 
-from .benchmark import ask_zoo, mean_score
+from .benchmark import ask_zoo
 from .comparison import tell
 from .core import Run
+from .intervals import mean_score
 from .plan import GlueRecipe, begin, describe_run, read_recipe
 from .stages import (choose_experts, dense_model, find_clusters, full_merge, glue_cluster,
                                   mixture_of, tell_search)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from .benchmark import Suite, load_suite
 from .core import InputError, MissingFile, Run, check_keys, refuse, unknown
 from .harness import few_threads
 from .levels import MixtureSpec, check_form, find_parts
@@ -24,6 +23,7 @@ from .methods import merge_methods
 from .routers import routers
 from .search import check_options, read_budget, strategies
 from .similarity import Comparison, compare_zoo
+from .suites import Suite, load_suite
 from .workers import executors
 from .zoo import Zoo, ZooModel, read_zoo
 

@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from zipfile import ZipFile
 
-from .benchmark import Question
 from .core import InputError, MissingFile, atomic_path, write_text
+from .suites import Question
 
 # %% ../nbs/13_smollm2.ipynb #07d1545b
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from .benchmark import ask_model, mean_score
+from .benchmark import ask_model
 from .core import digest
 from .evidence import TRIAL_COLUMNS, attribution, honest_table, trial_row
+from .intervals import mean_score
 from .merge import merge
 from .mergeability import Cluster
 from .mixture import mix

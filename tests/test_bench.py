@@ -12,6 +12,7 @@ from model_glue_nb.bench import bench, open_bench, row_of
 from model_glue_nb.bench_tables import claims, latex, laid_out, markdown, tidy
 from model_glue_nb.core import InputError, Run
 from model_glue_nb.grids import Cell, Grid, check_grid, read_grid
+from model_glue_nb.intervals import mean_score
 from model_glue_nb.zoo import demo_zoo_path, read_zoo, tiny_zoo
 
 root = Path(__file__).resolve().parents[1]
@@ -53,6 +54,23 @@ def test_chosen_on_search_told_on_report(undisturbed):
     b = open_bench(ZOO, GRID)
     asked, told = ({q.key for t in s.tasks for q in t.questions} for s in (b.work.search, b.work.report))
     assert not asked & told and len(asked) == 12 and len(told) == 24
+
+def test_a_router_is_judged_by_questions_it_did_not_learn_from(undisturbed, tmp_path, monkeypatch):
+    b = open_bench(ZOO, replace(GRID, search_questions=30)); b.work.run = Run.start(tmp_path/"run", {})
+    experts = "a-reverse", "a-sort"; items = {e: b.scorer.items(e) for e in experts}; learned, asked = [], []
+    keys = lambda suite: {q.key for t in suite.tasks for q in t.questions}
+    def mix(spec, out, zoo, suite, known, **more):
+        assert all(list(map(len, x.values())) == [len(t.questions) for t in suite.tasks] for x in known.values())
+        learned.append(keys(suite)); return real_mix(spec, out, zoo, suite, known, **more)
+    def ask(live, mark, suite, store): asked.append(keys(suite)); return real_ask(live, mark, suite, store)
+    real_mix, real_ask = module.mix, module.ask; monkeypatch.setattr(module, "mix", mix); monkeypatch.setattr(module, "ask", ask)
+    spec = lambda **router: module.MixtureSpec(experts, router, "model", eyes="a-reverse")
+    unseen = module.unseen_score(b, spec(name="knn", k=1), f"{tmp_path}/part", items)
+    assert [x | y for x, y in zip(learned, asked)] == 3 * [keys(b.work.search)] and not any(x & y for x, y in zip(learned, asked))
+    assert sum(map(len, asked)) == len(set.union(*asked)) == 60
+    model = mix(spec(name="knn", k=1), f"{tmp_path}/whole", b.work.zoo, b.work.search, items)
+    assert unseen < mean_score(real_ask(model.load, model.fingerprint(), b.work.search, b.work.run.store)), "learned by heart"
+    assert module.unseen_score(b, spec(name="random"), f"{tmp_path}/part", items) is None
 
 def test_the_three_forms_agree(undisturbed):
     for name in ("merging", "mixture"):
@@ -175,8 +193,8 @@ def test_recorded_claims_follow_from_the_recorded_tables():
 
 def test_tasks_that_run_code_are_skipped_by_name_or_run_in_the_sandbox(tmp_path, monkeypatch):
     from model_glue_nb import sandbox
-    from model_glue_nb.benchmark import load_suite
     from model_glue_nb.bench_tables import write_tables
+    from model_glue_nb.suites import load_suite
     suite = replace(load_suite("demo").only(["sort"]), skipped=dict(programs="runs generated code; allow it by --allow-code-execution"))
     asked = []
     monkeypatch.setattr(module, "load_suite", lambda spec, run_code=None: asked.append(run_code) or suite)

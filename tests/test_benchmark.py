@@ -3,12 +3,12 @@ import json, os, signal, sqlite3, subprocess, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 import numpy as np, pytest, yaml
-from model_glue_nb.benchmark import Items, ask_model, lm_eval_task, load_suite, plan_scores, scores_table
+from model_glue_nb.benchmark import ask_model, lm_eval_task, plan_scores, scores_table
 from model_glue_nb.core import InputError
 from model_glue_nb.imports import published_scores, read_results
-from model_glue_nb.intervals import rank_models
+from model_glue_nb.intervals import Items, rank_models
 from model_glue_nb.store import Asked, Store
-from model_glue_nb.suites import EvalTask
+from model_glue_nb.suites import EvalTask, load_suite
 from model_glue_nb.zoo import demo_zoo_path, read_zoo, tiny_zoo
 
 MAIN = "from model_glue_nb.cli import main; main()"

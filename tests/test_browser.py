@@ -71,10 +71,10 @@ def with_sentinel(source, target):
 def small(target):
     "A notebook that explores an invented run, and asks a real mixture of two of the demo zoo's models."
     code = ["""from tempfile import mkdtemp
-from model_glue_nb.benchmark import load_suite
 from model_glue_nb.dashboard import explore, invented_run
 from model_glue_nb.invented import invented_tables
 from model_glue_nb.mixture import MixtureSpec, mix
+from model_glue_nb.suites import load_suite
 from model_glue_nb.zoo import read_zoo
 zoo = read_zoo("demo"); part = load_suite("demo").only(["reverse", "swap"]).part("search", 16)
 spec = MixtureSpec(("a-reverse", "b-swap"), dict(name="linear"), eyes="a-reverse")

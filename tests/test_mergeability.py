@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 from model_glue_nb.barrier import align, barrier, texts_of
-from model_glue_nb.benchmark import load_suite
 from model_glue_nb.core import InputError
 from model_glue_nb.mergeability import cluster_by_similarity, linkages, relations
 from model_glue_nb.pairs import METRICS, compare_weight
 from model_glue_nb.similarity import compare_zoo, role, similarity
+from model_glue_nb.suites import load_suite
 from model_glue_nb.writer import CheckpointWriter, copy_companions
 from model_glue_nb.zoo import Zoo, read_zoo, tiny_zoo
 

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from model_glue_nb.benchmark import Suite, ask_lm_eval, ask_model, load_suite
+from model_glue_nb.benchmark import ask_lm_eval, ask_model
 from model_glue_nb.core import InputError, Run
+from model_glue_nb.suites import Suite, load_suite
 from model_glue_nb.zoo import demo_zoo_path, read_zoo
 
 MEMBERS = ("a-base", "a-sort", "a-reverse", "b-base", "c-complement")

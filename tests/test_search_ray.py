@@ -6,12 +6,12 @@ import pytest
 
 ray = pytest.importorskip("ray")
 
-from model_glue_nb.benchmark import load_suite
 from model_glue_nb.candidates import CandidateScorer
 from model_glue_nb.core import InputError, Store
 from model_glue_nb.problems import Ask
 from model_glue_nb.recipes import recipe
 from model_glue_nb.search import search
+from model_glue_nb.suites import load_suite
 from model_glue_nb.workers import N_TRIES, executors
 from model_glue_nb.zoo import read_zoo
 
