@@ -64,6 +64,24 @@ def test_scores_agree_with_lm_evals_command_line(theirs):
         assert table.n[0] == r.n == len(t.questions); n += 1
     assert n == 7
 
+@pytest.mark.parametrize("limit", [2048, 12, 5])
+def test_logits_of_the_last_positions_score_like_all(limit, tmp_path, monkeypatch):
+    "Random requests, with shared contexts and one-token continuations, some longer than the context."
+    import numpy as np
+    from lm_eval.models.huggingface import HFLM
+    from model_glue_nb.harness import as_lm_eval
+    live = tiny_zoo(tmp_path)["a"].load(); lm = as_lm_eval(live); rng = np.random.default_rng(0); asked = []
+    theirs = HFLM(pretrained=live.model, tokenizer=live.tokenizer, batch_size=1); lm._max_length = theirs._max_length = limit
+    context = lambda: rng.integers(5, 60, rng.integers(1, 20)).tolist()
+    requests = [((str(i), str(j)), c, rng.integers(5, 60, n).tolist()) for i in range(12) for c in [context()]
+                for j, n in enumerate((1, 1, 1, *rng.integers(1, 5, 2)))]
+    forward = live.model.forward
+    def watched(*a, logits_to_keep=None, **k): asked.append((a[0].numel(), logits_to_keep)); return forward(*a, logits_to_keep=logits_to_keep, **k)
+    monkeypatch.setattr("model_glue_nb.harness.keeps_logits", lambda model: True); monkeypatch.setattr(live.model, "forward", watched)
+    ours = lm._loglikelihood_tokens(requests, disable_tqdm=True); assert asked and all(kept for _, kept in asked) and sum(n for n, _ in asked) > len(requests)
+    monkeypatch.setattr(live.model, "forward", forward); expected = theirs._loglikelihood_tokens(requests, disable_tqdm=True)
+    for (x, same), (y, other) in zip(ours, expected, strict=True): assert x == pytest.approx(y, abs=1e-4) and same == other
+
 def test_own_tasks_agree_too(theirs):
     "The demo suite is asked without lm-eval, in batches of equal length; the answers are the same."
     own = load_suite("demo").part("report", 40).only(["sort", "shift"]); model = read_zoo("demo")["a-sort"]
