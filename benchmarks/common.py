@@ -17,21 +17,21 @@ def tensors(s):
                 p + "mlp.down_proj.weight": (h, s["inner"]), p + "input_layernorm.weight": (h,), p + "post_attention_layernorm.weight": (h,)}
     return out if s["tied"] else out | {"lm_head.weight": (s["vocab"], h)}
 
-def write_models(room, s, names=("base", "a", "b")):
-    "A base and fine-tunes of it, random, bf16."
+def write_models(room, s, names=("base", "a", "b"), dtype="bfloat16"):
+    "A base and fine-tunes of it, random, in bfloat16 or float32."
     import numpy as np
     from model_glue_nb.writer import CheckpointWriter
-    config = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=s["hidden"], intermediate_size=s["inner"], dtype="bfloat16",
+    config = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=s["hidden"], intermediate_size=s["inner"], dtype=dtype,
                   num_hidden_layers=s["layers"], num_attention_heads=s["heads"], num_key_value_heads=s["kv"], vocab_size=s["vocab"], tie_word_embeddings=s["tied"])
     vocab = json.dumps(dict(version="1.0", added_tokens=[], model=dict(type="WordLevel", vocab={"a": 0}, unk_token="a")))
-    writers, layout = [], {k: ("BF16", v) for k, v in tensors(s).items()}
+    writers, layout = [], {k: ("BF16" if dtype == "bfloat16" else "F32", v) for k, v in tensors(s).items()}
     for name in names:
         (room/name).mkdir(); (room/name/"config.json").write_text(json.dumps(config)); (room/name/"tokenizer.json").write_text(vocab)
         writers.append(CheckpointWriter(room/name, layout))
-    rng = np.random.default_rng(0); bf16 = lambda x: (x.view(np.uint32) >> 16).astype(np.uint16)
+    rng, bits = np.random.default_rng(0), lambda x: (x.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else x.view(np.uint32)
     for k, (_, shape) in layout.items():
         n = int(np.prod(shape)); x = rng.standard_normal(n, np.float32) * np.float32(.02)
-        for i, w in enumerate(writers): w.write(k, bf16(x if i == 0 else x + rng.standard_normal(n, np.float32) * np.float32(.002)))
+        for i, w in enumerate(writers): w.write(k, bits(x if i == 0 else x + rng.standard_normal(n, np.float32) * np.float32(.002)))
     for w in writers: w.close()
 
 def anonymous(pid):

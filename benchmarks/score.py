@@ -5,7 +5,8 @@
 
 Whole processes are timed, imports and all, each with empty caches of questions. `forward_s` is what the model's own calls take within ours,
 `overhead_s` the rest, `again_s` a second call with everything remembered. The peer runs with its default batch of 1 and with a fixed batch.
-`cores`: how many the processes may use."""
+Weights are float32: both sides then compute alike, and a processor without bf16 arithmetic is six times slower in bf16. `cores`: how many the
+processes may use."""
 import argparse, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 from common import SHAPES, record, show, write_models
@@ -91,7 +92,7 @@ def main():
     import numpy as np
     rows = []
     with tempfile.TemporaryDirectory() as d:
-        room = Path(d); write_models(room, SHAPES[a.shape], ["base"]); write_tokenizer(room/"base")
+        room = Path(d); write_models(room, SHAPES[a.shape], ["base"], "float32"); write_tokenizer(room/"base")
         names = write_tasks(room/"tasks", a.n, np.random.default_rng(0))
         for i in range(a.rounds):
             row = dict(shape=a.shape, tasks=len(names), questions=a.n) | round_of(room, names, a.batches, i)

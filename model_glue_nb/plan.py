@@ -113,6 +113,7 @@ class Work:
     recipe: GlueRecipe
     zoo: Zoo # Single models first; merged ones are added as they are made
     singles: list[str] # Names of the models that were given
+    suite: Suite # All questions
     search: Suite # Questions for choosing
     report: Suite # Questions for telling
     progress: Callable = lambda done, total, what: None
@@ -151,7 +152,7 @@ def open_work(
     suite = load_suite(r.suite); suite = suite.only(r.tasks) if r.tasks else suite
     zoo = read_zoo(r.zoo, check_weights=True); search = suite.part("search", r.search_questions)
     refuse(check_shared(r, zoo), "Cannot mix this zoo")
-    return Work(None, r, zoo, zoo.names, search, suite.part("report"), progress)
+    return Work(None, r, zoo, zoo.names, suite, search, suite.part("report"), progress)
 
 def begin(
     r:GlueRecipe, # What to do
@@ -179,11 +180,11 @@ def other_zoo(
 def describe_run(
     work:Work, # As `begin` gives it
 ):
-    "Write what this run is about and where it ran."
+    "Write what this run is about, how its questions were split and where it ran."
     names = ("model_glue_nb", "torch", "transformers", "lm_eval", "numpy", "scipy", "numba")
     about = dict(python=platform.python_version(), system=platform.system(), machine=platform.machine(),
                  cores=os.cpu_count(), versions={n: version(n) for n in names})
-    work.run.write_json("environment", about)
+    work.run.write_json("environment", about); work.run.write_json("split", work.suite.split_record())
     asked = lambda s: {t.name: len(t.questions) for t in s.tasks}
     model = lambda m: dict(fingerprint=m.fingerprint(), params=m.n_params, base=m.base)
     work.run.write_json("zoo", dict(models={m.name: model(m) for m in work.zoo}, skipped=work.zoo.skipped,

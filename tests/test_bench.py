@@ -13,6 +13,7 @@ from model_glue_nb.bench_tables import claims, latex, laid_out, markdown, tidy
 from model_glue_nb.core import InputError, Run
 from model_glue_nb.grids import Cell, Grid, check_grid, read_grid
 from model_glue_nb.intervals import mean_score
+from model_glue_nb.suites import load_suite
 from model_glue_nb.zoo import demo_zoo_path, read_zoo, tiny_zoo
 
 root = Path(__file__).resolve().parents[1]
@@ -54,6 +55,7 @@ def test_chosen_on_search_told_on_report(undisturbed):
     b = open_bench(ZOO, GRID)
     asked, told = ({q.key for t in s.tasks for q in t.questions} for s in (b.work.search, b.work.report))
     assert not asked & told and len(asked) == 12 and len(told) == 24
+    assert undisturbed.read_json("split") == load_suite("demo").only(GRID.tasks).split_record()
 
 def test_a_router_is_judged_by_questions_it_did_not_learn_from(undisturbed, tmp_path, monkeypatch):
     b = open_bench(ZOO, replace(GRID, search_questions=30)); b.work.run = Run.start(tmp_path/"run", {})
@@ -194,7 +196,6 @@ def test_recorded_claims_follow_from_the_recorded_tables():
 def test_tasks_that_run_code_are_skipped_by_name_or_run_in_the_sandbox(tmp_path, monkeypatch):
     from model_glue_nb import sandbox
     from model_glue_nb.bench_tables import write_tables
-    from model_glue_nb.suites import load_suite
     suite = replace(load_suite("demo").only(["sort"]), skipped=dict(programs="runs generated code; allow it by --allow-code-execution"))
     asked = []
     monkeypatch.setattr(module, "load_suite", lambda spec, run_code=None: asked.append(run_code) or suite)

@@ -42,7 +42,8 @@ def test_the_run_holds_every_table(done):
     assert comparison.params_total["full_mixture"] > comparison.params_total["model_glue"] > comparison.params_active["model_glue"]
     routing = run.read_table("routing"); share = routing.groupby(["system", "task"]).share.sum()
     assert np.allclose(share, 1)
-    assert {"recipe.yaml", "environment.json", "scores.csv", "similarity.csv", "clusters.json", "trials.csv", "models", "report.html"} <= {f.name for f in run.path.iterdir()}
+    assert run.read_json("split") == load_suite("demo").only(run.read_json("split")["tasks"]).split_record(), "anyone can check how questions were split"
+    assert {"recipe.yaml", "environment.json", "split.json", "scores.csv", "similarity.csv", "clusters.json", "trials.csv", "models", "report.html"} <= {f.name for f in run.path.iterdir()}
     assert "model_glue" in printed and "report.html" in printed
 
 def test_merged_checkpoints_load_in_plain_transformers(done):
