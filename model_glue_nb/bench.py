@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RAPL', 'joules', 'peak_bytes', 'metered', 'MeteredScorer', 'cost_of', 'Bench', 'open_bench', 'compared', 'uniform',
-           'merge_row', 'deal', 'unseen_score', 'answers_of', 'mix_row', 'row_of', 'plan_bench', 'experts_of',
-           'dense_of', 'bench_at', 'in_worker', 'follow', 'run_groups', 'bench']
+           'merge_row', 'deal', 'mean_size', 'unseen_score', 'answers_of', 'mix_row', 'row_of', 'plan_bench',
+           'experts_of', 'dense_of', 'bench_at', 'in_worker', 'follow', 'run_groups', 'bench']
 
 # %% ../nbs/09_bench.ipynb #66ae5860
 import json, math, os, resource, shutil, tempfile, threading, time
@@ -83,7 +83,9 @@ class MeteredScorer(CandidateScorer):
 
     def cost(self, candidate, share=1.0)->dict:
         "What an answer cost, where it is known."
-        return self.store.remembered("cost", digest(self.key(candidate), share, self.asked)) or {}
+        known = lambda part: self.store.remembered("cost", digest(self.key(candidate), part, self.asked))
+        if (used := known(share)) or share == 1 or not (whole := known(1.0)): return used or {}
+        return {k: v * (1 if k == "peak_bytes" else share) for k, v in whole.items()} # contained in the whole
 
 def cost_of(
     costs:list[dict], # As `metered` gives them
@@ -113,7 +115,8 @@ class Bench:
         names = [*cell.members, *([cell.base] if cell.base else [])]
         model = lambda n: self.work.zoo[n] if n in self.work.zoo.names else open_model(n)
         what = asdict(replace(cell, base=bool(cell.base) and None))
-        return digest(what, [model(n).fingerprint() for n in names], self.scorer.asked, self.told.asked)
+        asked = self.scorer.asked, self.told.asked, self.work.suite.weights
+        return digest("unseen", what, [model(n).fingerprint() for n in names], *asked)
 
 def open_bench(
     zoo:str|list, # As `read_zoo` reads it
@@ -183,6 +186,10 @@ def deal(
     part = replace(suite, tasks=tuple(map(some, suite.tasks)))
     return part, {m: Items({t: v[at[t]] for t, v in x.items()}, x.weights) for m, x in items.items()}
 
+def mean_size(task)->float: # Words or bytes per question, for perplexities; 1 for what is right or wrong
+    "What the values of a task's questions are divided by."
+    return float(np.mean([getattr(q, "size", 1.) for q in task.questions]))
+
 def unseen_score(
     b:Bench, # As `open_bench` gives it, with a run
     spec:MixtureSpec, # What to mix
@@ -199,7 +206,8 @@ def unseen_score(
         left, _ = deal(suite, {}, lambda i: i % parts == k)
         model = mix(spec, folder, b.work.zoo, learn, known, overwrite=True)
         answers = ask(model.load, model.fingerprint(), left, b.work.run.store)
-        for t, v in answers.items(): told[t][k::parts] = v
+        for t, some in zip(suite.tasks, left.tasks): # perplexities are told per mean word of the part
+            told[t.name][k::parts] = answers[t.name] * mean_size(some) / mean_size(t)
     return mean_score(Items(told, suite.weights))
 
 # %% ../nbs/09_bench.ipynb #b0ce4b37

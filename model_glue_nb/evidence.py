@@ -115,7 +115,8 @@ def attribution(
         for kind, name, candidate in ablations(found, score, layer_groups):
             rest = told.items(candidate)
             for task, part in [*((t, [t]) for t in whole), ("mean", list(whole))]:
-                d = paired_gain({t: rest[t] for t in part}, {t: whole[t] for t in part}, seed)
+                some = lambda x: Items({t: x[t] for t in part}, x.weights)
+                d = paired_gain(some(rest), some(whole), seed)
                 n = sum(len(whole[t]) for t in part)
                 rows.append((kind, name, task, d.mean, d.low, d.high, n))
     return pd.DataFrame(rows, columns="kind left_out task change low high n".split())

@@ -185,7 +185,9 @@ def best_single(
     zoo = set(data["similarity"].index) if data["similarity"] is not None else set(s.model)
     s = s[s.model.isin(zoo)] if s.model.isin(zoo).any() else s
     if "split" in s and (s.split == "search").any(): s = s[s.split == "search"]
-    return str(s.groupby("model", sort=False).score.mean().idxmax())
+    s = s.assign(weight=s.weight if "weight" in s else 1.); t = s.assign(score=s.score * s.weight)
+    t = t.groupby("model", sort=False)[["score", "weight"]].sum()
+    return str((t.score / t.weight).idxmax())
 
 # %% ../nbs/11_findings.ipynb #320eb9c6
 def coefficients(

@@ -70,7 +70,8 @@ def token_batches()->type: # A kind of HFLM
             self.wanted = None # all, where nobody schedules
             return super()._loglikelihood_tokens(*args, **kwargs)
         def _model_call(self, inps, **kwargs):
-            if self.wanted is None or not keeps_logits(self.model): return super()._model_call(inps, **kwargs)
+            whole = kwargs or self.wanted is None or not keeps_logits(self.model)
+            if whole: return super()._model_call(inps, **kwargs)
             with no_grad(): return self.model(inps, logits_to_keep=self.wanted).logits
         def _detect_batch_size(self, requests=None, pos=0): return self.size
         def generate_until(self, requests, disable_tqdm=False):
