@@ -46,10 +46,10 @@ def table(a):
 
 def racing(a):
     "The race against the full evaluation of the same runners."
-    from model_glue_nb.intervals import paired_gain
+    from model_glue_nb.intervals import mean_score, paired_gain
     from model_glue_nb.search import search
     family, score, report, run = rooms(a.run); told = score.on(report); rows = []
-    mean = lambda found: sum(v.mean() for v in told.items(found.winner).values()) / len(report.tasks)
+    mean = lambda found: mean_score(told.items(found.winner))
     for method in a.methods:
         for seed in range(a.seeds):
             run_it = lambda **more: search(family, score, method, "racing", 10**6, "a-base", run=run, seed=seed, options=dict(n=a.runners) | more)

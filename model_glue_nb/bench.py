@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RAPL', 'joules', 'peak_bytes', 'metered', 'MeteredScorer', 'cost_of', 'Bench', 'open_bench', 'compared', 'uniform',
-           'merge_row', 'deal', 'mean_size', 'unseen_score', 'answers_of', 'mix_row', 'row_of', 'plan_bench',
-           'experts_of', 'dense_of', 'bench_at', 'in_worker', 'follow', 'run_groups', 'bench']
+           'merge_row', 'deal', 'unseen_score', 'answers_of', 'mix_row', 'row_of', 'plan_bench', 'experts_of',
+           'dense_of', 'bench_at', 'in_worker', 'follow', 'run_groups', 'bench']
 
 # %% ../nbs/09_bench.ipynb #66ae5860
 import json, math, os, resource, shutil, tempfile, threading, time
@@ -22,8 +22,8 @@ from .benchmark import ask, ask_zoo, known_items
 from .candidates import CandidateScorer, leaves
 from .comparison import size
 from .core import InputError, Run, digest, refuse
-from .grids import (Cell, Grid, largest_first, merging_cells, merging_sets, mixture_cells,
-                                 read_grid)
+from .grids import (Cell, Grid, best_of, largest_first, merging_cells, merging_sets,
+                                 mixture_cells, read_grid)
 from .harness import are_small, few_threads
 from .intervals import Items, mean_interval, mean_score, paired_gain
 from .mixture import MixtureSpec, mix
@@ -116,6 +116,7 @@ class Bench:
         model = lambda n: self.work.zoo[n] if n in self.work.zoo.names else open_model(n)
         what = asdict(replace(cell, base=bool(cell.base) and None))
         asked = self.scorer.asked, self.told.asked, self.work.suite.weights
+        # "unseen": of mixtures, *search* is scored as `unseen_score` does
         return digest("unseen", what, [model(n).fingerprint() for n in names], *asked)
 
 def open_bench(
@@ -127,7 +128,7 @@ def open_bench(
     "Open the zoo and the questions of a benchmark."
     suite = load_suite(g.suite, run_code=code_runner(allow_code))
     r = GlueRecipe(zoo, suite, g.tasks, g.search_questions, clusters=g.clusters, seed=g.seed)
-    work = open_work(r, progress); work.report = work.report.part("all", g.report_questions)
+    work = open_work(r, progress); work.report = work.suite.part("report", g.report_questions)
     few_threads(work.zoo)
     return Bench(work, g, allow_code)
 
@@ -156,7 +157,7 @@ def merge_row(
     cell:Cell, # Of the first benchmark
 )->dict:
     "What one way of merging some members gives."
-    trials, costs, single = (), [], max(sorted(cell.members), key=b.scorer)
+    trials, costs, single = (), [], best_of(cell.members, b.scorer)
     rivals = dict(gain=b.told.items(single))
     if cell.strategy == "single": winner = single
     elif cell.strategy == "uniform":
@@ -186,10 +187,6 @@ def deal(
     part = replace(suite, tasks=tuple(map(some, suite.tasks)))
     return part, {m: Items({t: v[at[t]] for t, v in x.items()}, x.weights) for m, x in items.items()}
 
-def mean_size(task)->float: # Words or bytes per question, for perplexities; 1 for what is right or wrong
-    "What the values of a task's questions are divided by."
-    return float(np.mean([getattr(q, "size", 1.) for q in task.questions]))
-
 def unseen_score(
     b:Bench, # As `open_bench` gives it, with a run
     spec:MixtureSpec, # What to mix
@@ -207,7 +204,7 @@ def unseen_score(
         model = mix(spec, folder, b.work.zoo, learn, known, overwrite=True)
         answers = ask(model.load, model.fingerprint(), left, b.work.run.store)
         for t, some in zip(suite.tasks, left.tasks): # perplexities are told per mean word of the part
-            told[t.name][k::parts] = answers[t.name] * mean_size(some) / mean_size(t)
+            told[t.name][k::parts] = answers[t.name] * some.mean_size / t.mean_size
     return mean_score(Items(told, suite.weights))
 
 # %% ../nbs/09_bench.ipynb #b0ce4b37
@@ -232,7 +229,7 @@ def mix_row(
 )->dict:
     "What one way of mixing some experts gives."
     items = {e: b.scorer.items(e) for e in cell.members}; zoo = b.work.zoo
-    single = max(sorted(cell.members), key=b.scorer)
+    single = best_of(cell.members, b.scorer)
     rivals = dict(gain=b.told.items(single)); dense = cell.base and open_model(cell.base)
     if dense: rivals["over_uniform"] = answers_of(b, dense)["items"]
     with tempfile.TemporaryDirectory(dir=b.work.run.path, prefix=".mixture_") as d:
@@ -273,7 +270,7 @@ def plan_bench(
     items = ask_zoo(work.zoo, work.search, work.run.store, work.progress)
     own = {m: mean_score(v) for m, v in items.items()}
     cells = merging_cells(g, merging_sets(g, work.zoo, clusters, own)); ordered = largest_first(clusters)
-    across = tuple(max(sorted(c.members), key=own.get) for c in ordered)
+    across = tuple(best_of(c.members, own.get) for c in ordered)
     experts = experts_of(b, {m: items[m] for m in ordered[0].members})
     n_layers = work.zoo[experts[0]].n_layers if experts else 0
     cells += mixture_cells(g, experts, dense_of(work, experts), n_layers, across)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .intervals import Items, mean_score
+from .intervals import Items, mean_score, weights_of
 from .methods import method_info
 from .recipes import MergeRecipe, MergeSource
 
@@ -44,7 +44,7 @@ def first(
 )->Items: # Values of the first questions of each task, rounded up
     "The part of an answer that a share of the questions gives."
     part = {t: v[:math.ceil(round(share * len(v), 9))] for t, v in items.items()}
-    return Items(part, getattr(items, "weights", None))
+    return Items(part, weights_of(items))
 
 # %% ../nbs/06_problems.ipynb #04abbf8f
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .core import InputError, refuse, unknown
-from .intervals import Items, mean_interval, mean_score, oracle_question, oracle_task
+from .intervals import Items, mean_interval, mean_score, oracle_question, oracle_task, weights_of
 from .routers import fit_router, fit_texts, look, read_prompts, routers, seen_by
 from .suites import Suite
 from .zoo import LanguageModel, Zoo
@@ -35,7 +35,7 @@ def by_task(
 )->Items: # The same tasks, counting as much
     "Values of all questions, task by task again."
     ends = np.cumsum([len(v) for v in like.values()])[:-1]
-    return Items(zip(like, np.split(values, ends)), getattr(like, "weights", None))
+    return Items(zip(like, np.split(values, ends)), weights_of(like))
 
 # %% ../nbs/08_selection.ipynb #1d78ef75
 PREDICTS = ("linear", "mlp", "knn", "kmeans")

@@ -69,6 +69,9 @@ class Task:
     @property
     def asked(self)->Asked: return Asked(self.name, self.fingerprint, self.metric)
 
+    @property
+    def mean_size(self)->float: return 1. # What the values of questions are divided by
+
     def values(self, remembered:list[float])->np.ndarray: # Larger is better; their mean is the task's score
         "Values of this task's questions, from what the store holds."
         return np.array(remembered, float)
@@ -100,9 +103,13 @@ class EvalTask(Task):
     @property
     def fingerprint(self)->str: return self.content
 
+    @property
+    def mean_size(self): # Perplexities are told per word or byte
+        if self.scale not in ("perplexity", "bits"): return 1.
+        return float(np.mean([q.size for q in self.questions]))
+
     def values(self, remembered):
-        v = np.array(remembered, float)
-        if self.scale in ("perplexity", "bits"): return v / np.mean([q.size for q in self.questions])
+        v = np.array(remembered, float) / self.mean_size
         return -v if self.scale == "negative" else v
 
     def shown(self, mean):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .core import InputError, Registry
-from .intervals import Items
+from .intervals import Items, weights_of
 from .problems import Ask
 
 # %% ../nbs/06_workers.ipynb #20a215c7
@@ -31,7 +31,7 @@ def as_items(
     "Any score as values per task."
     value = value if isinstance(value, dict) else dict(score=value)
     values = {t: np.atleast_1d(np.asarray(v, float)) for t, v in value.items()}
-    return Items(values, getattr(value, "weights", None))
+    return Items(values, weights_of(value))
 
 def scored(
     score, # A function of a candidate, or an object with `items`

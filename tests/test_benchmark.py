@@ -67,7 +67,6 @@ def test_scores_agree_with_lm_evals_command_line(theirs):
 @pytest.mark.parametrize("limit", [2048, 12, 5])
 def test_logits_of_the_last_positions_score_like_all(limit, tmp_path, monkeypatch):
     "Random requests, with shared contexts and one-token continuations, some longer than the context."
-    import numpy as np
     from lm_eval.models.huggingface import HFLM
     from model_glue_nb.harness import as_lm_eval
     live = tiny_zoo(tmp_path)["a"].load(); lm = as_lm_eval(live); rng = np.random.default_rng(0); asked = []
