@@ -16,7 +16,8 @@ from .benchmark import ask, ask_model, known_items
 from .core import InputError, Store, digest, refuse
 from .intervals import Items
 from .jobs import LAYER, jobs_of
-from .merge import Files, Mapped, merge_into, open_input
+from .engine import Files, Mapped, open_input
+from .live import merge_into
 from .problems import Answer, Candidate, Problem, first, weigh
 from .recipes import MergeRecipe, recipe
 from .similarity import role

@@ -17,7 +17,7 @@ import numpy as np
 from .core import digest
 from .kernels import dot, spanning
 from .values import ITEM_BYTES, widen
-from .merge import Files, Mapped, open_input
+from .engine import Files, Mapped, open_input
 from .native import native
 from .streams import MappedBlocks
 from .zoo import ZooModel
