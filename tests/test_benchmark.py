@@ -153,6 +153,55 @@ def test_a_second_call_loads_no_model_and_no_harness(tmp_path):
     done = subprocess.run([sys.executable, "-c", code.replace("; main()\nfinally", "; main()\nfinally")], text=True, capture_output=True)
     assert done.returncode == 0 and "0 to ask" in done.stderr and not done.stderr.strip().splitlines()[-1].startswith(("torch", "trans", "lm_eval")), done.stderr
 
+# ---- each request by its own arguments
+def generation_tasks(room):
+    "Tasks that generate under unlike arguments: words, length, neither, another name for the length, longer than the context."
+    room.mkdir(); own = load_suite("demo").part("report", 8).only(["sort", "shift"])
+    rows = [dict(q=q.prompt, a=q.answer) for t in own.tasks for q in t.questions]
+    (room/"q.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    base = dict(dataset_path="json", dataset_kwargs=dict(data_files=dict(test="q.jsonl")), test_split="test", output_type="generate_until",
+                doc_to_text="{{q}}", doc_to_target="{{a}}", metric_list=[dict(metric="exact_match")])
+    asked = dict(first=dict(until=["\n"], max_gen_toks=12), letters=dict(until=["C", "D"], max_gen_toks=12), short=dict(until="\n", max_gen_toks=2),
+                 unsaid=dict(until="\n", do_sample=False, temperature=.5), other_word=dict(until=["\n"], max_new_tokens=3),
+                 empty=dict(until=["\n", ""], max_gen_toks=9), none=None)
+    for name, how in asked.items():
+        (room/f"{name}.yaml").write_text(yaml.safe_dump(base | dict(task=name) | (dict(generation_kwargs=how) if how else {})))
+    (room/"long.yaml").write_text(yaml.safe_dump(base | dict(task="long", doc_to_text="sort A = A " * 60 + "{{q}}", generation_kwargs=asked["first"])))
+    tasks = [dict(name=n, task=f"{n}.yaml") for n in (*asked, "long")]
+    (room/"s.yaml").write_text(yaml.safe_dump(dict(tasks=tasks))); return load_suite(room/"s.yaml")
+
+@pytest.mark.parametrize("order", ["forwards", "backwards"])
+def test_a_system_of_one_model_scores_as_that_model(order, tmp_path):
+    from model_glue_nb.harness import as_lm_eval, evaluate
+    tasks = generation_tasks(tmp_path/"t").tasks[::1 if order == "forwards" else -1]; live = read_zoo("demo")["a-sort"].load()
+    live.model.config.max_position_embeddings = 300 # a request that names no length wants 256
+    class System:
+        model, tokenizer, calls = live.model, live.tokenizer, []
+        def generate(self, prompts, max_new_tokens, stop):
+            self.calls.append((max_new_tokens, tuple(stop))); return live.generate(prompts, max_new_tokens, stop)
+    alone, alone_cut = evaluate(as_lm_eval(live), tasks, "m"); system, system_cut = evaluate(as_lm_eval(System()), tasks, "m")
+    assert alone == system, "every value and every answer"
+    assert alone_cut == system_cut and set(alone_cut) == {"long"}
+    assert len(set(System.calls)) >= 6 and {n for n, _ in System.calls} == {1, 2, 3, 12, 256}
+    assert len({json.dumps(r, sort_keys=True) for r in system}) >= 4, "the tasks' answers differ, so that a mix-up would show"
+
+def test_sampling_is_passed_on_or_refused():
+    from types import SimpleNamespace
+    from model_glue_nb.harness import as_lm_eval
+    ask = lambda text, **how: SimpleNamespace(args=(text, how)); got = []
+    class Greedy:
+        def generate(self, prompts, max_new_tokens, stop): got.append("asked"); return ["x"] * len(prompts)
+    class Sampler:
+        def generate(self, prompts, max_new_tokens, stop, do_sample=False, temperature=1.): got.append((do_sample, temperature)); return ["x"] * len(prompts)
+    mixed = [ask("a", until="\n"), ask("b", until="\n", do_sample=True, temperature=.8)]
+    with pytest.raises(InputError, match="do_sample: True.*greedily only.*leave it out"): as_lm_eval(Greedy()).generate_until(mixed)
+    assert not got, "nothing is asked before everything can be"
+    assert as_lm_eval(Sampler()).generate_until(mixed) == ["x", "x"] and got == [(False, 1.), (True, .8)]
+    for how in (dict(num_beams=4), dict(repetition_penalty=1.2), dict(max_length=9)):
+        with pytest.raises(InputError, match="greedily only"): as_lm_eval(Greedy()).generate_until([ask("a", **how)])
+    for how in (dict(until=[3]), dict(max_gen_toks="x"), dict(max_gen_toks=-1), dict(temperature="hot")):
+        with pytest.raises(InputError): as_lm_eval(Greedy()).generate_until([ask("a", **how)])
+
 # ---- bad input
 def test_bad_suites_and_tasks(tmp_path):
     def suite(text): (tmp_path/"s.yaml").write_text(text); return command("score", "demo", "--suite", tmp_path/"s.yaml", "--dry-run")
