@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'SIGNALS', 'Limits', 'Outcome', 'shown', 'a_user', 'settings_of', 'launch', 'check_way', 'run_program',
-           'reason', 'remove_of', 'open_home', 'way_in', 'try_code', 'passes', 'code_runner', 'CodeEval',
-           'sandboxed_code_eval']
+           'printable', 'signal_name', 'reason', 'remove_of', 'open_home', 'way_in', 'impossible_test', 'try_code',
+           'passes', 'code_runner', 'CodeEval', 'sandboxed_code_eval']
 
 # %% ../nbs/03_sandbox.ipynb #ef063001
 import json, os, random, shutil, signal, socket, subprocess, sys, tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -24,7 +24,7 @@ class Limits:
     "What one program may use."
     seconds: float = 10.0 # By the clock
     cpu_s: int = 10 # Of one process
-    memory_bytes: int = 2**29 # Of one process
+    memory_bytes: int = 2**29 # Of all its processes together
     file_bytes: int = 2**25 # Of a file
     n_processes: int = 8 # Threads count too
 
@@ -34,7 +34,8 @@ class Outcome:
     passed: bool # It came to its last line
     why: str = "" # What it was stopped by, or its last words
     seconds: float = 0.0
-    output: str = "" # The end of what it printed
+    output: str = "" # The end of what it printed; what is no printable character is shown as �
+    guard: str = "" # What kept its memory within the limit: cgroup v1, cgroup v2 or watcher
 
 # %% ../nbs/03_sandbox.ipynb #b88d94c1
 WAYS = dict(root=dict(spaces=True, own_users=False), user=dict(spaces=True, own_users=True),
@@ -64,35 +65,40 @@ def a_user():
 
 # %% ../nbs/03_sandbox.ipynb #898ab18c
 def settings_of(
-    program:str, # Python
+    code:str, # Python
+    tests:str, # Python that raises when the code is wrong
     way:str, # As in `WAYS`
     limits:Limits, # What it may use
     room:str, # An empty folder of ours
     uid:int, # Whom it runs as; 0: as who we are
     python:str, # Interpreter
-    **fds, # Where output and token go
+    guard:str, # Of memory, as in `confine.GUARDS`; empty: the first that works
+    out:int, # File for what it prints
 )->str: # JSON
     "What the jail must know."
     work, file = "/tmp", "/program.py"
     if way == "uid": # no root of its own: a folder that only this user enters
         os.chmod(room, 0o711); work, file = f"{room}/work", f"{room}/program.py"
-        Path(file).write_text(program, encoding="utf-8"); os.chmod(file, 0o644)
         os.mkdir(work, 0o700); os.chown(work, uid, uid)
-    places = dict(root=room, file=file, work=work, python=python, shown=shown(python))
-    about = dict(parent=os.getpid(), uid=uid, program=program)
-    return json.dumps(about | places | fds | asdict(limits) | WAYS[way])
+    places = dict(root=room, file=file, work=work, python=python, shown=shown(python), out=out)
+    about = dict(parent=os.getpid(), uid=uid, code=code, tests=tests, guard=guard)
+    return json.dumps(about | places | asdict(limits) | WAYS[way])
 
 def launch(
     text:str, # Settings
-    fds:tuple, # Files that the jail inherits
+    out:int, # File that the jail inherits
     seconds:float, # After which even the launcher is taken for dead
-)->tuple[dict,str]: # What it reports; what it complains about
+)->dict: # What it reports
     "Run the jail in a fresh Python without an environment."
-    code = "import runpy, sys; sys.stdout.write(runpy.run_path(sys.argv[1])['enter'](sys.stdin.read()))"
-    command = [sys._base_executable, "-I", "-S", "-c", code, str(resources.files("model_glue_nb")/"jail.py")]
-    done = subprocess.run(command, input=text, text=True, capture_output=True, env={}, cwd="/", pass_fds=fds,
-                          start_new_session=True, timeout=seconds + 60)
-    return json.loads(done.stdout or "{}"), done.stderr.strip()
+    code = ("import sys; sys.path.append(sys.argv[1]); from model_glue_nb.jail import enter; "
+            "sys.stdout.write(enter(sys.stdin.read()))")
+    package = str(resources.files("model_glue_nb").parent)
+    command = [sys._base_executable, "-I", "-S", "-B", "-c", code, package]
+    done = subprocess.run(command, input=text, text=True, errors="replace", capture_output=True, env={},
+                          cwd="/", pass_fds=[out], start_new_session=True, timeout=seconds + 60)
+    complaint = done.stderr.strip() or f"it ended with {done.returncode}"
+    if done.stderr or not done.stdout: raise InputError(f"The sandbox cannot start: {complaint}")
+    return json.loads(done.stdout)
 
 # %% ../nbs/03_sandbox.ipynb #c2f38302
 def check_way(
@@ -105,42 +111,57 @@ def check_way(
         raise InputError("Limits on processes do not bind root. Take the way 'root' or 'uid'.")
 
 def run_program(
-    program:str, # Python that writes `token` to file 3 at its end, when one is given
-    token:str="", # What counts as passed; empty: exit code 0
+    code:str, # Python
+    tests:str="", # Python that raises when the code is wrong; runs when the code has come to its end
     limits:Limits=Limits(),
     way:str|None=None, # As in `WAYS`; None: the first that works here
     python:str=sys._base_executable, # Interpreter, without packages
-)->Outcome:
+    guard:str="", # Of memory, as in `confine.GUARDS`; empty: the first that works
+)->Outcome: # passed: code and tests came to their ends, and the program then ended well
     "Run a program in the sandbox."
     from contextlib import ExitStack, nullcontext
-    way = way or way_in(); check_way(way); said, heard = os.pipe()
+    way = way or way_in(); check_way(way)
     with ExitStack() as stack:
-        stack.callback(os.close, said); end = stack.enter_context(os.fdopen(heard, "w"))
         out = stack.enter_context(tempfile.TemporaryFile())
         room = tempfile.mkdtemp(prefix="model_glue_sandbox_"); stack.callback(shutil.rmtree, room, True)
         uid = stack.enter_context(nullcontext(0) if way == "user" else a_user())
-        text = settings_of(program, way, limits, room, uid, python, out=out.fileno(), token=heard)
-        report, complaint = launch(text, (out.fileno(), heard), limits.seconds)
-        if way == "uid": remove_of(uid)
-        end.close(); os.set_blocking(said, False); got = os.read(said, 4096).decode(errors="replace")
-        out.seek(max(0, out.seek(0, 2) - 2000)); output = out.read().decode(errors="replace")
-    if complaint and report.get("code", 126) in (126, 127):
-        raise InputError(f"The sandbox cannot start: {complaint}")
-    passed = report["code"] == 0 and got == token
-    return Outcome(passed, "" if passed else reason(report, output), report["seconds"], output)
+        text = settings_of(code, tests, way, limits, room, uid, python, guard, out.fileno())
+        try: report = launch(text, out.fileno(), limits.seconds)
+        finally:
+            if way == "uid": remove_of(uid)
+        out.seek(max(0, out.seek(0, 2) - 2000)); output = printable(out.read().decode(errors="replace"))
+    why = reason(report, output)
+    return Outcome(not why, why, report["seconds"], output, report["guard"])
 
 # %% ../nbs/03_sandbox.ipynb #b592342f
 SIGNALS = {signal.SIGXCPU: "used its processor time", signal.SIGXFSZ: "wrote too large a file"}
 
-def reason(
-    report:dict, # code, seconds, late
-    output:str, # What it printed
+def printable(
+    text:str, # What a program printed
+)->str: # Letters, spaces, line ends and tabs; � for the rest
+    "A text that a terminal can only show."
+    return "".join(x if x.isprintable() or x in "\n\t" else "\ufffd" for x in text)
+
+def signal_name(
+    number:int, # 1 to 64
 )->str:
+    "What a signal is called; most real-time signals have no name."
+    try: return signal.Signals(number).name
+    except ValueError: return f"signal {number}"
+
+def reason(
+    report:dict, # As `jail.enter` gives it
+    output:str, # What it printed
+)->str: # Empty: it passed
     "Why a program did not pass."
+    if report["over"]: return "used more memory than it may"
     if report["late"]: return f"took longer than {report['seconds']:.0f} s"
-    code = report["code"]; last = (output.strip().splitlines() or ["ended before its tests"])[-1]
-    if code <= 128: return last[:200]
-    return SIGNALS.get(code - 128, f"was ended by {signal.Signals(code - 128).name}")
+    number, code = report["signal"], report["code"]
+    if number: return SIGNALS.get(number, f"was ended by {signal_name(number)}")
+    if report["spoilt"]: return "told its examiner what it was not asked"
+    if report["passed"] and code == 0: return ""
+    if report["passed"]: return f"ended with exit code {code} after its tests"
+    return (output.strip().splitlines() or ["ended before its tests did"])[-1][:200]
 
 def remove_of(
     uid:int, # Whom nobody else is
@@ -174,15 +195,22 @@ def way_in()->str: # As in `WAYS`
                      f"({'; '.join(why)}). Leave out the tasks that run code, or allow user namespaces.")
 
 # %% ../nbs/03_sandbox.ipynb #b63a8917
+def impossible_test()->str: # Python
+    "A test that nobody can pass, another one every time."
+    a, b = (random.SystemRandom().randrange(1000, 10_000) for _ in range(2))
+    return f"\nassert {a} * {b} == {a * b + 1}\n"
+
 def try_code(
     code:str, # What a model wrote, with what it was to complete
     tests:str, # Python that raises when the code is wrong
     limits:Limits=Limits(),
-    **how, # way, python: as for `run_program`
+    **how, # way, python, guard: as for `run_program`
 )->Outcome:
-    "Run code and its tests in the sandbox."
-    token = os.urandom(8).hex()
-    return run_program(f"{code}\n{tests}\n__import__('os').write(3, b'{token}')\n", token, limits, **how)
+    "Run code and its tests in the sandbox; passed: its tests, and not the one that nobody can pass."
+    found = run_program(code, tests, limits, **how)
+    if not found.passed: return found
+    if not run_program(code, tests + impossible_test(), limits, **how).passed: return found
+    return replace(found, passed=False, why="passed a test that nobody can pass")
 
 def passes(
     code:str, # What a model wrote, with what it was to complete

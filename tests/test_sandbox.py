@@ -1,12 +1,15 @@
 "Hostile programs, every way into the sandbox: the run goes on, the item fails, no process and no file is left behind."
-import json, os, shutil, signal, socket, subprocess, sys, tempfile, time
+import json, os, random, shutil, signal, socket, subprocess, sys, tempfile, time
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
 from model_glue_nb import sandbox
+from model_glue_nb.confine import NAME, Cgroup, own_group
 from model_glue_nb.core import InputError
-from model_glue_nb.sandbox import CodeEval, Limits, a_user, passes, run_program, sandboxed_code_eval, try_code, way_in
+from model_glue_nb.jail import ending
+from model_glue_nb.sandbox import CodeEval, Limits, Outcome, a_user, printable, reason, sandboxed_code_eval, try_code, way_in
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 root, site = Path(__file__).resolve().parents[1], Path(pytest.__file__).resolve().parents[1]
@@ -25,20 +28,24 @@ def ways():
     if os.geteuid(): return ["user"]
     return ["root"] + ["uid"] * bool(SYSTEM and not sandbox.open_home()) + ["user"] * same_version()
 
-def attempt(code, tests="", way="root", **limits):
+def attempt(code, tests="", way="root", guard="", **limits):
     "An outcome as a dict; as a stranger where root tries the way of others."
     limits = TIGHT | limits
     if way != "user" or os.geteuid():
         how = dict(python=SYSTEM) if way == "uid" else {}
-        return vars(try_code(code, tests, Limits(**limits), way=way, **how))
-    script = ("import json, sys; from model_glue_nb.sandbox import *; c, t, l = json.load(sys.stdin); "
-              "print(json.dumps(vars(try_code(c, t, Limits(**l), way='user'))))")
+        return vars(try_code(code, tests, Limits(**limits), way=way, guard=guard, **how))
+    if code and not strangers_may(): pytest.skip("no user namespaces here")
+    script = ("import json, sys; from model_glue_nb.sandbox import *; c, t, l, g = json.load(sys.stdin); "
+              "print(json.dumps(vars(try_code(c, t, Limits(**l), way='user', guard=g))))")
     env = dict(HOME="/tmp", PATH="/usr/bin:/bin", PYTHONPATH=f"{root}:{site}", PYTHONDONTWRITEBYTECODE="1")
-    done = subprocess.run([SYSTEM, "-c", script], input=json.dumps([code, tests, limits]), text=True, capture_output=True, env=env,
+    done = subprocess.run([SYSTEM, "-c", script], input=json.dumps([code, tests, limits, guard]), text=True, capture_output=True, env=env,
                           cwd="/", user=STRANGER, group=STRANGER, extra_groups=[])
-    if "cannot be run here" in done.stderr or "cannot start" in done.stderr: pytest.skip("no user namespaces here")
+    if code == "" and "cannot start" in done.stderr: return None # no user namespaces here
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+@lru_cache
+def strangers_may(): return attempt("", way="user") is not None # Can others than root make namespaces?
 
 def left():
     "Processes of programs and files of their users."
@@ -49,6 +56,7 @@ def left():
             state = (p/"stat").read_text().rsplit(")", 1)[1].split()[0]
             if state not in "ZX" and (ours(p.stat().st_uid) or b"program.py" in (p/"cmdline").read_bytes()): found.add(str(p))
         except OSError: pass
+    if own_group()[0]: found |= {str(g) for g in Path(own_group()[0]).glob(f"{NAME}*")}
     for d in ("/tmp", "/var/tmp", "/dev/shm", tempfile.gettempdir()):
         for f in os.scandir(d):
             try: mine = ours(f.stat(follow_symlinks=False).st_uid)
@@ -72,6 +80,7 @@ HOSTILE = dict(
     sparse_file=f"import os; os.truncate(open('x', 'wb').fileno(), 10 * 2**30); {CAME}",
     home=f"import os; print(os.listdir({str(Path.home())!r} + '/.ssh'), open({str(Path.home())!r} + '/.bashrc').read()); {CAME}",
     passwords=f"print(open('/etc/shadow').read()); {CAME}",
+    interrupt="import os, time\nfor s in range(1, 65):\n    for p in {1, os.getppid()}:\n        try: os.kill(p, s)\n        except OSError: pass\ntime.sleep(.2); assert False",
     parent="import os, signal, time\nfor p in {1, os.getppid()}:\n    try: os.kill(p, signal.SIGKILL)\n    except OSError: pass\nassert False",
     everybody="import os, signal; os.kill(-1, signal.SIGKILL); assert False",
     group="import os, signal; os.killpg(0, signal.SIGKILL)",
@@ -120,7 +129,6 @@ def test_writing_where_anybody_may(way):
 
 @every
 def test_network(way):
-    if way == "uid": pytest.skip("without namespaces the network is the machine's, as the notebook says")
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
         code = f"import socket; socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 1).send(b'x'); {CAME}"
@@ -134,10 +142,11 @@ def test_all_files_together(way):
     out = attempt("for i in range(64): open(f'x{i}', 'wb').write(bytes(2**20))", "", way)
     assert "No space left" in out["why"]
 
-@pytest.mark.skipif(not ways(), reason="no way in")
-def test_a_run_that_is_killed_leaves_no_program():
-    way = ways()[0]; before = left()
-    code = f"from model_glue_nb.sandbox import *; try_code({FORKS!r}, '', Limits(seconds=60, cpu_s=60, n_processes=4), way={way!r})"
+@pytest.mark.parametrize("way", [w for w in ways() if w != "user" or os.geteuid()])
+def test_a_run_that_is_killed_leaves_no_program(way):
+    before = left()
+    how = f"way={way!r}" + f", python={SYSTEM!r}" * (way == "uid")
+    code = f"from model_glue_nb.sandbox import *; try_code({FORKS!r}, '', Limits(seconds=60, cpu_s=60, n_processes=4), {how})"
     run = subprocess.Popen([sys.executable, "-c", code], cwd=root, env=os.environ | dict(PYTHONPATH=str(root)))
     for _ in range(300):
         if any(f.startswith("/proc") for f in left() - before): break
@@ -145,11 +154,177 @@ def test_a_run_that_is_killed_leaves_no_program():
     else: pytest.fail("the program did not start")
     run.kill(); run.wait()
     for _ in range(100):
-        rest = {f for f in left() - before if f.startswith("/proc")}
+        rest = {f for f in left() - before if f.startswith(("/proc", "/sys"))}
         if not rest: break
         time.sleep(.1)
     assert not rest
-    for f in left() - before: os.rmdir(f) # an empty folder, and no more
+    for f in left() - before: shutil.rmtree(f) # an empty folder, and where there is no other root, the program's file
+
+# ---- every way to end
+ENDS = dict(
+    minus_one=("exit(-1)", "ended before"), two_hundred=("import os; os._exit(200)", "ended before"), like_a_signal=("exit(137)", "ended before"),
+    like_our_own=("import os; os._exit(126)", "ended before"), not_started=("import os; os._exit(127)", "ended before"),
+    a_text=("exit('these are my last words')", "these are my last words"), large=("exit(2**70)", ""), odd=("exit({})", "{}"), zero=("exit()", "ended before"),
+    real_time=("import os; os.kill(os.getpid(), 40)", "ended by signal 40"), last_signal=("import os; os.kill(os.getpid(), 64)", "SIGRTMAX"),
+    kill=("import os; os.kill(os.getpid(), 9)", "SIGKILL"), abort=("import os; os.abort()", "SIGABRT"),
+    crash=("import ctypes; ctypes.string_at(0)", "SIGSEGV"), other=("import os; os.execv('/bin/true', ['true'])", "ended before"),
+    stop=("import os; os.kill(os.getpid(), 19)", "took longer"), stopped_child=("import os\nif os.fork(): os._exit(3)\nos.kill(os.getpid(), 19)", "ended before"),
+    closed=("import os; os.closerange(0, 64); 1 / 0", ""), no_output=("import sys; sys.stdout = sys.stderr = None; 1 / 0", ""),
+)
+
+@every
+def test_every_end_is_only_the_programs_own(way):
+    before = left()
+    for name, (code, why) in ENDS.items():
+        out = attempt(code, "pass", way, seconds=1 if name == "stop" else 5)
+        assert not out["passed"] and out["why"] and why in out["why"], (name, out)
+    assert not left() - before
+
+def test_ends_that_no_way_may_mix_up():
+    "Each exit code and each signal of a real process, told as what it was."
+    for code in range(256):
+        if not (pid := os.fork()): os._exit(code)
+        assert ending(os.waitpid(pid, 0)[1]) == dict(code=code, signal=0)
+    for number in set(range(1, 65)) - {17, 18, 19, 20, 21, 22, 23, 28, 32, 33}: # those end a process
+        if not (pid := os.fork()):
+            if number != 9: signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number); os._exit(0)
+        assert ending(os.waitpid(pid, 0)[1]) == dict(code=0, signal=number)
+
+def test_reasons_of_whatever_end():
+    "Random reports and outputs: one printable line, empty for what passed and for nothing else."
+    rng = random.Random(0); yes = lambda: rng.random() < .3
+    for _ in range(3000):
+        report = dict(passed=yes(), spoilt=yes(), late=yes(), over=yes(), seconds=rng.random() * 99, code=rng.choice([0, 0, rng.randrange(256)]),
+                      signal=rng.choice([0, 0, rng.randrange(1, 128)]))
+        said = printable(rng.randbytes(rng.randrange(60)).decode(errors="replace") + rng.choice(["", "\x1b]0;x\x07", "\u2028", "\x85", "\r", "\ud800"]))
+        why = reason(report, said)
+        right = report["passed"] and not any(report[k] for k in ("spoilt", "late", "over", "code", "signal"))
+        assert (why == "") == bool(right) and len(why) <= 200 and all(c.isprintable() or c == "\t" for c in why), (report, said, why)
+
+@every
+def test_whatever_it_prints(way):
+    rng = random.Random(1); noise = bytes(rng.randrange(256) for _ in range(3000))
+    prints = dict(bytes=f"import os; os.write(1, {noise!r})", escapes=r"print('\x1b[2J\x1b]0;title\x07\r\x9b31m', end='')", nothing="",
+                  much="import sys\nfor _ in range(2000): sys.stdout.write('x' * 2**20)", last_words=r"raise Exception('\x1b[31mred\x00\x07\u202e\n\x1b[H')",
+                  surrogate=r"raise Exception('\ud800')", truncated="import os; os.ftruncate(1, 10**6); os.lseek(1, 0, 0); os.write(1, b'x')")
+    for name, code in prints.items():
+        out = attempt(code + "\n", "assert False", way, seconds=5, cpu_s=5)
+        assert not out["passed"] and len(out["output"]) <= 2000 and all(c.isprintable() or c in "\n\t" for c in out["output"] + out["why"]), (name, out)
+
+@every
+def test_code_and_tests_that_are_no_text(way):
+    for code, tests in (("\ud800", ""), ("x = '\ud800'", ""), ("", "'\udfff'"), ("\0", ""), ("", "\0"), ("(", ")"), ('x = """', '"""'), ("# coding: nonsense", "")):
+        out = attempt(code, tests, way); assert not out["passed"] and out["why"], (code, tests, out)
+    assert attempt("x = 'ä\\N{SNOWMAN}'  # ☃", "assert x == 'ä☃'", way)["passed"]
+    large = repr("x" * 2**21) # more than a pipe holds
+    assert attempt(f"x = {large}", f"assert x == {large}", way, seconds=20, cpu_s=20)["passed"]
+
+# ---- nobody but the tests says that they have passed
+SPEAK = "import socket, os\ns = socket.socket(fileno=3)\ns.send(b'tests'); s.recv(9); s.send(b'end'); s.send(s.recv(99))\n"
+CHEATS = dict(
+    early="import sys; sys.exit(0)", very_early="import os; os._exit(0)",
+    at_exit="import atexit, os; atexit.register(os._exit, 0)", hook="import sys, os; sys.excepthook = lambda *_: os._exit(0)",
+    written="import os\nfor word in (b'tests', b'end', b'0' * 32, b''): os.write(3, word)\nos._exit(0)",
+    asked=SPEAK + "os._exit(0)", asked_and_gone_on=SPEAK + "s.detach()",
+    thread=f"import threading\ndef speak():\n    exec({SPEAK!r})\n    import os; os._exit(0)\nthreading.Thread(target=speak).start()\nimport time; time.sleep(.3)",
+    child=f"import os, time\nif not os.fork():\n    exec({SPEAK!r})\nelse: time.sleep(.3); os._exit(0)",
+    another=f"import os, sys; os.set_inheritable(3, True); os.execv(sys.executable, ['python', '-ISc', {SPEAK!r}])",
+    no_run="import sys\nf = sys._getframe()\nwhile f.f_back: f = f.f_back\nimport builtins; builtins.exec = builtins.compile = lambda *a, **k: None",
+    no_error="import builtins, sys\nclass AssertionError(Exception): pass\nbuiltins.AssertionError = AssertionError\nsys.excepthook = lambda *_: None",
+    swallow="import builtins\nclass Quiet:\n    def __call__(self, *a): pass\nbuiltins.__build_class__ = Quiet()\nimport sys; sys.exc_info = None",
+    leap="import sys\ndef leap(f, what, _):\n    if f.f_code.co_filename == 'tests' and what == 'line':\n        try: f.f_lineno = max(n for *_, n in f.f_code.co_lines() if n)\n        except ValueError: pass\n    return leap\nsys.settrace(leap)",
+    quit_from_trace="import sys, os\ndef leap(f, what, _):\n    if f.f_code.co_filename == 'tests': " + SPEAK.split("\n", 1)[0].replace("\n", "; ") + "; os.write(3, b'end'); os.write(3, os.read(3, 99)); os._exit(0)\nsys.settrace(leap)",
+    own_import="import builtins, os\nwas = builtins.__import__\nbuiltins.__import__ = lambda *a: os._exit(0)\nos.write = lambda *a: len(a[1])",
+    called=f"def f(x):\n    import os; os.write(3, b'end'); os.write(3, os.read(3, 99)); os._exit(0)",
+)
+
+@every
+def test_no_cheat_passes(way):
+    before = left()
+    for name, code in CHEATS.items():
+        out = attempt(code, "assert f(1) == 2\nassert False", way, seconds=1)
+        assert not out["passed"] and out["why"], (name, out)
+    assert not left() - before
+
+LOOK = r"""
+import gc, os, re, sys
+what, seen = re.compile(rb"KEY\d{8}"), []
+def look(where, data):
+    if what.search(data if isinstance(data, bytes) else repr(data).encode(errors="replace")): seen.append(where)
+frame = sys._getframe()
+while frame: look("frames", (dict(frame.f_locals), frame.f_code.co_consts)); frame = frame.f_back
+look("environment", (sys.argv, sys.orig_argv, dict(os.environ)))
+for o in gc.get_objects(): look("objects", o)
+for n in range(64):
+    try: look(f"file {n}", os.pread(n, 2**20, 0))
+    except OSError: pass
+for name in ("environ", "cmdline", "maps", "mem"):
+    for p in ("self", os.getppid(), 1):
+        try:
+            with open(f"/proc/{p}/{name}", "rb") as f:
+                if name != "mem": look(f"/proc/{p}/{name}", f.read()); continue
+                for line in open(f"/proc/{p}/maps"):
+                    a, b = (int(x, 16) for x in line.split()[0].split("-"))
+                    try: f.seek(a); look(f"/proc/{p}/{name}", f.read(b - a))
+                    except (OSError, ValueError, OverflowError): pass
+        except OSError: pass
+for folder, _, names in os.walk(os.path.dirname(os.path.abspath(__file__)) if os.path.dirname(__file__) != "/" else "/tmp"):
+    for n in names:
+        try: look(n, open(os.path.join(folder, n), "rb").read(2**20))
+        except OSError: pass
+print("SEEN", seen)
+"""
+
+@every
+def test_tests_are_not_there_before_they_run(way):
+    tests = "assert 'KEY20304050'\nprint('LOOKED'); assert False"
+    out = attempt(LOOK, tests, way, seconds=30, cpu_s=30)
+    assert "SEEN []" in out["output"] and "LOOKED" in out["output"], out
+    late = LOOK.replace("print(\"SEEN\"", "def again():\n    f = sys._getframe(1); look('caller', f.f_code.co_consts); print('SEEN', seen)\nprint(\"SEEN\"")
+    out = attempt(late, "assert 'KEY20304050'\nk = 'KEY20304050'; again(); assert False", way, seconds=30, cpu_s=30)
+    assert "SEEN ['caller']" in out["output"], "the look finds what is there: while they run, tests can be read"
+
+# ---- memory of all processes together
+def guards(): # where root makes cgroups, both
+    if os.geteuid(): return ["watcher"]
+    try: Cgroup(2**28).close()
+    except OSError: return ["watcher"]
+    return ["watcher", "cgroup"]
+
+CHILDREN = """
+import mmap, os, time
+for _ in range(%d):
+    if not os.fork():
+        x = %s
+        for i in range(0, len(x), 4096): x[i] = 1
+        time.sleep(1); os._exit(0)
+time.sleep(.8); print('CAME' + ' THROUGH')
+"""
+PRIVATE, SHARED = (text % 2**20 for text in ("bytearray(60 * %d)", "mmap.mmap(-1, 60 * %d)"))
+
+@every
+@pytest.mark.parametrize("guard", guards())
+def test_memory_is_that_of_all_processes(guard, way):
+    if way == "user" and guard == "cgroup": pytest.skip("a user's own cgroup has to be handed down by the system")
+    before = left()
+    for kind in (PRIVATE, SHARED):
+        out = attempt(CHILDREN % (5, kind), "", way, guard, seconds=6, n_processes=8)
+        assert not out["passed"] and out["why"] == "used more memory than it may" and "CAME THROUGH" not in out["output"], out
+        assert out["guard"].startswith(guard)
+    assert attempt(CHILDREN % (2, PRIVATE), "", way, guard, seconds=6)["passed"] # less than the limit together
+    assert not left() - before
+
+CALLS = dict(
+    system_v="c.shmget(0, 4096, 0o1600)", messages="c.msgget(0, 0o1600)", semaphores="c.semget(0, 1, 0o1600)", memfd="c.memfd_create(b'x', 0)", keys="c.syscall(248, b'user', b'x', b'y', 1, -2)",
+    spaces="c.unshare(0x10000000)", mount="c.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, None)", trace="c.ptrace(0, 0, 0, 0)", network="c.socket(2, 1, 0)", machine="c.socket(40, 1, 0)",
+    cloned="c.syscall(56, 0x10000011, 0, 0, 0, 0)", ring="c.syscall(425, 8, ctypes.create_string_buffer(200))", kernel="c.syscall(321, 0, 0, 0)", second_numbers="c.syscall(0x40000000 + 319, b'x', 0)")
+
+@every
+def test_calls_that_are_refused(way):
+    tried = "\n".join(f"got[{n!r}] = {c}, ctypes.get_errno()" for n, c in CALLS.items())
+    out = attempt(f"import ctypes\nc, got = ctypes.CDLL(None, use_errno=True), {{}}\n{tried}\nprint(got)\nassert all(v == (-1, 1) for v in got.values())", "", way)
+    assert out["passed"], out
 
 def test_refused_where_nothing_isolates(monkeypatch):
     monkeypatch.setattr(sandbox, "run_program", lambda *a, **k: sandbox.Outcome(False, "cannot unshare")); way_in.cache_clear()
