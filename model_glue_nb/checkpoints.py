@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MOE', 'CLASSES', 'SHOWN', 'MIXTRAL', 'plain_format', 'moe_config', 'our_config', 'expert_name', 'router_prefix',
            'layout', 'copy_bytes', 'write_tensors', 'add_shard', 'known_router', 'fit_places', 'n_active', 'check_disk',
-           'silent_expert', 'cooled', 'mix_checkpoint', 'bring_code', 'card']
+           'silent_expert', 'cooled', 'mix_checkpoint', 'one_file', 'bring_code', 'card']
 
 # %% ../nbs/08_checkpoints.ipynb #ae3a0ab4
-import json, os, shutil
+import json, os, re, shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from importlib import resources
@@ -259,13 +259,19 @@ def mix_checkpoint(
     return open_model(out)
 
 # %% ../nbs/08_checkpoints.ipynb #3700571e
+def one_file()->str: # Python
+    "The modelling file with the routing it imports in front: one file to read, one to trust."
+    source = lambda name: (resources.files("model_glue_nb")/f"{name}.py").read_text(encoding="utf-8")
+    own = re.compile(r"^from \.routing import (?:[^(\n]*|\([^)]*\))\n", re.M)
+    return source("routing") + own.sub("", source("modeling"))
+
 def bring_code(
     folder:Path, # The mixture so far
     parts:Parts, # Models in it
     experts:list[dict], # name, fingerprint, n_params
 ):
     "Put the modelling file and the manifest beside the weights."
-    shutil.copyfile(str(resources.files("model_glue_nb")/"modeling.py"), folder/"modeling.py")
+    (folder/"modeling.py").write_text(one_file(), encoding="utf-8")
     manifest = asdict(parts.spec) | dict(experts=experts, checkpoint=True, params_active=n_active(parts))
     (folder/"mixture.json").write_text(json.dumps(manifest, indent=1) + "\n")
 

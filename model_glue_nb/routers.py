@@ -47,7 +47,7 @@ def layer_inputs(
 )->dict[str,np.ndarray]: # Number of the layer → float32, (n, width)
     "What the routers of some layers read, one vector per prompt."
     import torch
-    from model_glue_nb.modeling import pool
+    from model_glue_nb.routing import pool
     ids, body = live.encode(prompts), live.model.base_model
     out = {str(i): np.zeros((len(ids), live.model.config.hidden_size), np.float32) for i in layers}
     def keep(i):
@@ -190,7 +190,7 @@ class FittedRouter:
     )->np.ndarray: # (n, E)
         "How promising each expert is for each prompt."
         import torch
-        from model_glue_nb.modeling import PRIME, router_scores
+        from model_glue_nb.routing import PRIME, router_scores
         keys = torch.tensor([int(digest(p)[:12], 16) % PRIME for p in prompts] or [0] * len(vectors))
         arrays = {k: torch.from_numpy(v) for k, v in self.places[place].items()}
         settings = self.settings | self.own.get(place, {})
@@ -199,7 +199,7 @@ class FittedRouter:
     def route(self, vectors, prompts=(), place="model")->np.ndarray: # int64, (n,)
         "The expert of each prompt."
         import torch
-        from model_glue_nb.modeling import choose
+        from model_glue_nb.routing import choose
         s = self.settings; costs = torch.tensor(s["costs"]) if s.get("costs") else None
         scores = torch.from_numpy(self.scores(vectors, prompts, place))
         return choose(scores, 1, 1.0, costs, s.get("margin", 0.0))[0][:, 0].numpy()
