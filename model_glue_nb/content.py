@@ -7,7 +7,7 @@ __all__ = ['BLOCK', 'READ', 'SMALL_FILE', 'SETTLED_HERE', 'SETTLED', 'MOST_FILES
            'hash_file', 'block_hasher', 'identity', 'age', 'file_print', 'stat_of', 'file_memory', 'recall', 'remember',
            'row_key', 'hub_digest', 'speaking_files', 'content_print']
 
-# %% ../nbs/01_content.ipynb #e501e967
+# %% ../nbs/01_content.ipynb #17096013
 import os, re, sqlite3, stat, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -17,7 +17,7 @@ from .core import cache_path, digest
 from .errors import InputError
 from .reading import open_regular, plain
 
-# %% ../nbs/01_content.ipynb #13d1bde4
+# %% ../nbs/01_content.ipynb #9e09b1c5
 BLOCK, READ = 2**23, 2**18 # Bytes per digest; bytes per read, which stay in a processor's cache
 
 def hash_file(
@@ -57,9 +57,9 @@ def block_hasher(
         return state.digest()
     return hash_block
 
-# %% ../nbs/01_content.ipynb #3f372f07
+# %% ../nbs/01_content.ipynb #f832f276
 SMALL_FILE = 2**16 # Up to here reading is as fast as remembering
-SETTLED_HERE, SETTLED = .1, 2. # Seconds since the last change: for this process; for the next (FAT counts by 2)
+SETTLED_HERE, SETTLED = .1, 2. # Seconds without a change: for this process; for the next
 _seen:dict = {} # Path → (identity, hash), of this process
 
 def identity(
@@ -102,7 +102,7 @@ def stat_of(path:str)->os.stat_result|None: # None when it is no regular file, w
     except (OSError, ValueError): return None
     return info if stat.S_ISREG(info.st_mode) else None
 
-# %% ../nbs/01_content.ipynb #e16abab2
+# %% ../nbs/01_content.ipynb #375ea679
 MOST_FILES = 20_000 # Rows of the memory; the oldest go first
 
 def file_memory()->sqlite3.Connection:
@@ -145,7 +145,7 @@ def row_key(
     "Key of a row of the memory."
     return os.fsencode(name).hex(), str(mark)
 
-# %% ../nbs/01_content.ipynb #67d72a66
+# %% ../nbs/01_content.ipynb #9d7b3e67
 def hub_digest(
     link:str|Path, # A file of a model folder
     info:os.stat_result, # Of what it links to
@@ -158,9 +158,10 @@ def hub_digest(
     whole = stat.S_ISLNK(made.st_mode) and info.st_ctime_ns <= made.st_ctime_ns
     return [(f"sha256:{blob.name}", (info.st_size,))] if whole else []
 
-# %% ../nbs/01_content.ipynb #07b1b27e
+# %% ../nbs/01_content.ipynb #905e23a7
 SPEAKING = re.compile(r"""config\.json|adapter_config\.json|processor_config\.json|preprocessor_config\.json
-    |tokenizer.*|added_tokens\.json|special_tokens_map\.json|vocab.*|merges.*|bpe\.codes|dict\.txt|tekken\.json|params\.json
+    |tokenizer.*|added_tokens\.json|special_tokens_map\.json|vocab.*|merges.*|bpe\.codes
+    |dict\.txt|tekken\.json|params\.json
     |.*\.(model|tiktoken|spm|bpe|jinja)|chat_template.*""", re.X)
 TEMPLATE_FOLDERS = "chat_templates", "additional_chat_templates"
 
@@ -172,7 +173,8 @@ def speaking_files(
     with suppress(OSError), os.scandir(folder) as entries:
         for e in entries:
             if SPEAKING.fullmatch(e.name) and not e.is_dir(): found.append(folder/e.name)
-            elif e.name in TEMPLATE_FOLDERS and e.is_dir(): found += [p for p in (folder/e.name).iterdir() if p.is_file()]
+            elif e.name in TEMPLATE_FOLDERS and e.is_dir():
+                found += [p for p in (folder/e.name).iterdir() if p.is_file()]
     return sorted(found)
 
 def content_print(
