@@ -6,18 +6,19 @@
 __all__ = ['NEUTRAL', 'OF_SAMPLING', 'Rows', 'token_budget', 'are_small', 'few_threads', 'keeps_logits', 'token_batches',
            'Generation', 'generation_settings', 'sampling_of', 'grouped_by_arguments', 'context_of', 'last_tokens',
            'cut_left', 'check_sampling', 'generate_each', 'as_lm_eval', 'Keeper', 'request_key', 'respond', 'count_cut',
-           'judge', 'answer_of', 'judge_programs', 'evaluate']
+           'judge', 'holding', 'answer_of', 'judge_programs', 'evaluate']
 
 # %% ../nbs/03_harness.ipynb #d8582cfd
 import inspect, json, time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
 from .core import InputError, digest
-from .lm_tasks import by_document, load_tasks, quiet
+from .lm_tasks import by_document, load_tasks, quiet, rules_of
 from .store import Store
 from .suites import EvalTask
 from .zoo import LanguageModel, Zoo
@@ -307,8 +308,7 @@ def judge(
     "Values of some questions."
     keys = {q.doc: q.key for q in task.questions if q.task == name}; out = defaultdict(dict)
     if task.source.code: return judge_programs(task, keys, requests)
-    was, loaded._instances = loaded._instances, requests
-    try:
+    with rules_of(task.source), holding(loaded, requests):
         loaded.apply_filters()
         for doc, asked in by_document(loaded).items():
             for f in asked[0].filtered_resps:
@@ -317,8 +317,17 @@ def judge(
                     v = v[0] if isinstance(v, tuple) and task.kind == "loglikelihood_rolling" else v
                     if isinstance(v, (int, float, bool)) or hasattr(v, "item"):
                         out[f"{metric},{f}"][keys[doc]] = float(v), answer_of(task, loaded, asked, said)
-    finally: loaded._instances = was
     return out
+
+@contextmanager
+def holding(
+    loaded, # lm-eval's task
+    requests:list, # To judge in the place of all its requests
+):
+    "Lend a task some requests."
+    was, loaded._instances = loaded._instances, requests
+    try: yield
+    finally: loaded._instances = was
 
 def answer_of(task, loaded, asked, said)->str:
     "What the model answered, for people."

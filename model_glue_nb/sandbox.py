@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WAYS', 'SIGNALS', 'Limits', 'Outcome', 'shown', 'a_user', 'settings_of', 'launch', 'check_way', 'run_program',
            'printable', 'signal_name', 'reason', 'remove_of', 'open_home', 'way_in', 'impossible_test', 'try_code',
-           'passes', 'code_runner', 'CodeEval', 'sandboxed_code_eval']
+           'passes', 'code_runner', 'CodeEval', 'is_code_eval', 'sandboxed_code_eval']
 
 # %% ../nbs/03_sandbox.ipynb #ef063001
 import json, os, random, shutil, signal, socket, subprocess, sys, tempfile
@@ -248,6 +248,12 @@ class CodeEval:
         results = {i: [(j, asdict(o)) for j, o in enumerate(s)] for i, s in enumerate(solved)}
         return {f"pass@{x}": mean(x) for x in k if all(n >= x for n, _ in counts)}, results
 
+def is_code_eval(
+    metric:str, # What `evaluate.load` is asked for
+)->bool: # Under whatever path
+    "Is it the metric that runs programs?"
+    return Path(str(metric)).stem == "code_eval"
+
 @contextmanager
 def sandboxed_code_eval(
     limits:Limits=Limits(),
@@ -255,6 +261,7 @@ def sandboxed_code_eval(
     "lm-eval's tasks that are loaded within the block run programs in the sandbox."
     import evaluate
     way_in(); was = evaluate.load # refused at once where no isolation can be had
-    evaluate.load = lambda path, *a, **k: CodeEval(limits) if path == "code_eval" else was(path, *a, **k)
+    def load(path, *args, **how): return CodeEval(limits) if is_code_eval(path) else was(path, *args, **how)
+    evaluate.load = load
     try: yield
     finally: evaluate.load = was

@@ -125,7 +125,7 @@ def read_eval_task(
     "Read one lm-eval task of a suite; its questions come from the cache folder when they were read before."
     task = str((root/given["task"]).resolve()) if is_file(str(given["task"])) else str(given["task"])
     source = Source(task, given.get("num_fewshot"), given.get("limit"), given.get("code", ""),
-                    given.get("tests", ""))
+                    given.get("tests", ""), allow_code=run_code is not None)
     found = describe(source); scales = found["metrics"] | ({"pass@1,none": "mean"} if source.code else {})
     metric = pick_metric(given.get("metric"), scales, given["name"], "pass@1"
                          if source.code else "acc_norm")

@@ -1,5 +1,5 @@
 "Scores: agreement with lm-eval's command line, a store that several processes and kills cannot harm, bad input."
-import json, os, signal, sqlite3, subprocess, sys, time
+import json, os, re, signal, sqlite3, subprocess, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 import numpy as np, pytest, yaml
@@ -201,6 +201,114 @@ def test_sampling_is_passed_on_or_refused():
         with pytest.raises(InputError, match="greedily only"): as_lm_eval(Greedy()).generate_until([ask("a", **how)])
     for how in (dict(until=[3]), dict(max_gen_toks="x"), dict(max_gen_toks=-1), dict(temperature="hot")):
         with pytest.raises(InputError): as_lm_eval(Greedy()).generate_until([ask("a", **how)])
+
+# ---- what a task file may run
+PROGRAMS = """
+import evaluate
+pass_at_k = evaluate.load("code_eval")
+def score(references, predictions, k=1): return pass_at_k.compute(references=references, predictions=predictions, k=[k])[0]["pass@1"]
+def programs(resps, docs): return [[doc["q"] + r for r in resp] for resp, doc in zip(resps, docs)]
+"""
+TOUCH = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+
+def task_of(room, name="own", python="", **more):
+    "A task of two questions with Python beside it."
+    room.mkdir(exist_ok=True); (room/"utils.py").write_text(TOUCH + python)
+    (room/"q.jsonl").write_text('{"q": "def f(x):\\n", "t": "assert f(1) == 2"}\n{"q": "def f(x):\\n", "t": "assert f(1) == 3"}\n')
+    base = dict(task=name, dataset_path="json", dataset_kwargs=dict(data_files=dict(test=str(room/"q.jsonl"))), test_split="test",
+                output_type="generate_until", doc_to_text="{{q}}", doc_to_target="{{t}}", generation_kwargs=dict(until=["\n\n"], max_gen_toks=8))
+    text = re.sub("'(!function [\\w.]+)'", r"\1", yaml.safe_dump(base | more)) # a tag, not a text
+    (room/f"{name}.yaml").write_text(text); return room/f"{name}.yaml"
+
+def suite_of(*files):
+    (out := files[0].with_name("suite.yaml")).write_text(yaml.safe_dump(dict(tasks=[dict(task=str(f)) for f in files]))); return out
+
+def around(room):
+    "Ways in which a task file could come to run something."
+    bypass, f = [dict(metric="bypass")], "!function utils.f"
+    yield task_of(room/"docs", process_docs=f, metric_list=bypass, python="def f(docs): return docs")
+    yield task_of(room/"text", doc_to_text=f, metric_list=bypass, python="def f(doc): return 'x'")
+    yield task_of(room/"importable", process_docs="!function shutil.rmtree", metric_list=bypass)
+    yield task_of(room/"class", **{"class": "!function utils.C"}, python="class C: pass")
+    yield task_of(room/"metric", metric_list=[dict(metric=f, aggregation="mean", higher_is_better=True)], python="def f(**k): return 1")
+    yield task_of(room/"filter", metric_list=bypass, filter_list=[dict(name="x", filter=[dict(function="custom", filter_fn=f)])], python="def f(r, d): return r")
+    (room/"above").mkdir(); task_of(room/"above", "base", process_docs=f, metric_list=bypass, python="def f(docs): return docs")
+    (room/"above/own.yaml").write_text("include: base.yaml\ntask: own\n"); yield room/"above/own.yaml"
+    task_of(room/"group", "member", process_docs=f, metric_list=bypass, python="def f(docs): return docs")
+    (room/"group/all.yaml").write_text("group: everything\ntask: [member]\n"); yield room/"group/all.yaml"
+    yield task_of(room/"script", metric_list=[dict(metric="code_eval", hf_evaluate=True, aggregation="mean", higher_is_better=True)])
+    (room/"folder").mkdir(); (room/"folder/evil.py").write_text(TOUCH); evil = str(room/"folder")
+    yield task_of(room/"folder", metric_list=[dict(metric=evil, aggregation="mean", higher_is_better=True)])
+    yield task_of(room/"flag", metric_list=bypass, unsafe_code=True)
+    task_of(room/"flags", "member", metric_list=bypass, unsafe_code=True)
+    (room/"flags/all.yaml").write_text("group: flagged\ntask: [member]\n"); yield room/"flags/all.yaml"
+
+def test_a_task_file_runs_nothing_that_was_not_allowed(tmp_path):
+    n = 0
+    for file in around(tmp_path):
+        with pytest.raises(InputError, match="--allow-code-execution"): load_suite(suite_of(file))
+        assert not (file.parent/"ran").exists(), file
+        n += 1
+    assert n == 12
+    file = task_of(tmp_path/"jinja", metric_list=[dict(metric="bypass")], doc_to_text="{{ cycler.__init__.__globals__.os.system('touch " + str(tmp_path/"ran") + "') }}")
+    with pytest.raises(InputError, match="cannot be loaded .SecurityError"): load_suite(suite_of(file))
+    assert not (tmp_path/"ran").exists()
+
+def test_questions_read_with_permission_are_not_found_without(tmp_path):
+    file = task_of(tmp_path/"t", process_docs="!function utils.f", metric_list=[dict(metric="exact_match")], python="def f(docs): return docs")
+    s = load_suite(suite_of(file), run_code=lambda *a: True); assert s.n_questions == 2 and (tmp_path/"t/ran").exists()
+    with pytest.raises(InputError, match="--allow-code-execution"): load_suite(suite_of(file))
+
+def test_a_refusal_at_the_command_line(tmp_path):
+    file = suite_of(task_of(tmp_path/"t", process_docs="!function utils.f", metric_list=[dict(metric="exact_match")], python="def f(docs): return docs"))
+    r = command("score", demo_zoo_path()/"a-sort", "--suite", file, "--dry-run")
+    assert r.returncode == 2 and "--allow-code-execution" in r.stderr and "Traceback" not in r.stderr and not (tmp_path/"t/ran").exists(), r.stderr
+
+class Writer:
+    "Writes one program for every prompt, and tells where it ran."
+    def __init__(self, room): self.body = f"    import os\n    for p in ('/tmp', '/var/tmp', {str(room)!r}):\n        try: open(p + '/escaped', 'w').write(str(os.getuid()))\n        except OSError: pass\n    return x + 1"
+    def generate(self, prompts, max_new_tokens, stop): return [self.body] * len(prompts)
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
+@pytest.mark.parametrize("when", ["import", "judging"])
+def test_programs_of_a_model_run_in_the_sandbox(when, tmp_path):
+    "Whenever a task loads code_eval: with its module, or when it judges."
+    import evaluate
+    from model_glue_nb.harness import as_lm_eval, evaluate as evaluate_tasks
+    from model_glue_nb.sandbox import code_runner
+    python = PROGRAMS if when == "import" else PROGRAMS.replace("\npass_at_k = evaluate.load(\"code_eval\")", "").replace("return pass_at_k", "return evaluate.load('code_eval')")
+    how = dict(unsafe_code=True, filter_list=[dict(name="programs", filter=[dict(function="custom", filter_fn="!function utils.programs")])],
+               metric_list=[dict(metric="!function utils.score", aggregation="mean", higher_is_better=True)])
+    file, was = task_of(tmp_path/"t", python=python, **how), evaluate.load
+    with pytest.raises(InputError, match="--allow-code-execution"): load_suite(suite_of(file))
+    s = load_suite(suite_of(file), run_code=code_runner(True))
+    (rows,), _ = evaluate_tasks(as_lm_eval(Writer(tmp_path)), s.tasks, "m")
+    assert sorted(v for v, _ in rows[s.tasks[0].metric].values()) == [0., 1.] and evaluate.load is was
+    assert not [p for p in (Path("/tmp/escaped"), Path("/var/tmp/escaped"), tmp_path/"escaped") if p.exists()], "it ran outside"
+
+def test_tasks_that_run_programs_by_their_own_means_are_refused_always(tmp_path):
+    from model_glue_nb.lm_tasks import built_in_tasks
+    for folder in ("cruxeval", "longproc"):
+        name = next(n for n, f in built_in_tasks().items() if f.parent.name == folder)
+        (tmp_path/"s.yaml").write_text(f"tasks: [{{task: {name}}}]")
+        with pytest.raises(InputError, match="by its own means, outside of the sandbox. Leave the task out"): load_suite(tmp_path/"s.yaml", run_code=lambda *a: True)
+        with pytest.raises(InputError): load_suite(tmp_path/"s.yaml")
+
+def test_nobody_is_asked_at_the_keyboard(tmp_path, monkeypatch):
+    file = task_of(tmp_path/"t", process_docs="!function utils.f", metric_list=[dict(metric="exact_match")], python="def f(docs): input('sure? '); return docs")
+    import io; monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(InputError, match="EOFError"): load_suite(suite_of(file), run_code=lambda *a: True)
+
+def test_data_brings_no_python_along(tmp_path, monkeypatch):
+    import datasets
+    asked, was = [], datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append(k) or was(*a, **k))
+    file = task_of(tmp_path/"t", metric_list=[dict(metric="exact_match")])
+    given = yaml.safe_load(file.read_text()); given["dataset_kwargs"]["trust_remote_code"] = True; file.write_text(yaml.safe_dump(given))
+    load_suite(suite_of(file)); assert asked and all("trust_remote_code" not in k for k in asked)
+    for kind in ("pandas", "webdataset"):
+        given["dataset_path"] = kind; file.write_text(yaml.safe_dump(given))
+        with pytest.raises(InputError, match="can hold code"): load_suite(suite_of(file))
 
 # ---- bad input
 def test_bad_suites_and_tasks(tmp_path):
