@@ -181,6 +181,8 @@ def running(routes, body): # Of the batch; the dense model's body where hidden s
 # %% ../nbs/07_modeling.ipynb #122b3fde
 class Routed:
     "Forward of a mixture: a new batch is routed on its prompt, a cached one stays where it is."
+    checkpointed = False # Is gradient checkpointing on?
+
     def forward(self,
         input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
         labels=None, use_cache=None, output_hidden_states=None,
@@ -191,7 +193,7 @@ class Routed:
     ):
         text, cache = self.config.text_config, past_key_values
         use_cache = getattr(text, "use_cache", True) if use_cache is None else use_cache
-        use_cache = use_cache and not (self.training and self.is_gradient_checkpointing)
+        use_cache = use_cache and not (self.training and self.checkpointed)
         if use_cache and cache is None: cache = DynamicCache(config=text)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         routes = self.routes(input_ids, inputs_embeds, attention_mask, cache, prompt_lengths, route)
@@ -212,7 +214,7 @@ class Routed:
                 try: return function(*args)
                 finally: ROUTES.reset(token)
             return gradient_checkpointing_func(again, *args, **more)
-        super()._set_gradient_checkpointing(enable, keeping_routes, **kwargs)
+        super()._set_gradient_checkpointing(enable, keeping_routes, **kwargs); self.checkpointed = enable
 
 # %% ../nbs/07_modeling.ipynb #7b4bde07
 class Prompted:
@@ -252,7 +254,7 @@ class Prompted:
         else: most = attention_mask[:, :width].sum(1)
         return most if lengths is None else torch.minimum(lengths.to(most.device), most)
 
-# %% ../nbs/07_modeling.ipynb #be4a9071
+# %% ../nbs/07_modeling.ipynb #e3d52d8e
 class Embedded:
     "Prompts that come as embeddings, and the size of the vocabulary."
     def read_tokens(self, vectors):
