@@ -73,11 +73,12 @@ def test_the_budget_is_respected_and_nothing_is_asked_twice(strategy):
         assert best == sorted(best)
 
 @every
-def test_seconds_end_a_search(strategy):
+def test_seconds_end_a_search(strategy, monkeypatch):
+    clock = [0.]; monkeypatch.setattr("model_glue_nb.workers.time.perf_counter", lambda: clock[0])
     class Slow(Toy):
-        def items(self, c, share=1.0): time.sleep(.01 * (not isinstance(c, str))); return super().items(c, share)
-    r = found(strategy, budget="0.1s", score=Slow())
-    assert 3 <= len(r.trials) <= 11
+        def items(self, c, share=1.0): clock[0] += 1.5 * (not isinstance(c, str)); return super().items(c, share)
+    r = found(strategy, budget="4s", score=Slow())
+    assert len(r.trials) == 3 and clock[0] == 4.5 # the third began in time
 
 @every
 def test_the_order_of_members_does_not_matter(strategy):
@@ -153,6 +154,23 @@ def test_killed_by_the_system_at_twenty_random_moments(strategy, tmp_path):
     kills = killed(20, .5, lambda: found(strategy, score=Slow(), run=tmp_path/"run"))
     same_and_whole(tmp_path/"run", found(strategy, run=tmp_path/"run"), found(strategy))
     assert kills >= 10
+
+def test_killed_while_the_database_is_made_it_ends_the_same(tmp_path):
+    import optuna, sqlalchemy
+    def made(n):
+        "A search that is killed at the n-th statement to its database."
+        left = [n]
+        @sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, "before_cursor_execute")
+        def count(*_):
+            left[0] -= 1
+            if not left[0]: os.kill(os.getpid(), signal.SIGKILL)
+        found("average", budget=3, run=tmp_path/"run")
+    for n in (*range(1, 40), 45, 50, 60, 80): # forty statements make the tables, and each kill meets what the one before left
+        if not (child := os.fork()):
+            try: made(n)
+            finally: os._exit(0)
+        os.waitpid(child, 0)
+    same_and_whole(tmp_path/"run", found("average", budget=3, run=tmp_path/"run"), found("average", budget=3))
 
 def test_pareto_gives_a_front_to_pick_from():
     r = found("pareto", budget=60)
