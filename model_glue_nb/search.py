@@ -119,7 +119,7 @@ class SearchResult:
 def trials_storage(
     file:Path, # SQLite; its tables are made one by one where they are missing
 ): # Optuna's storage
-    "A database of trials. A new one is made aside: a kill between its tables would leave it without an index."
+    "A database of trials, to be made aside: a kill between its tables would leave it without an index."
     import optuna
     return optuna.storages.RDBStorage(f"sqlite:///{file}")
 
