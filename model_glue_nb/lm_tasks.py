@@ -18,7 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .core import InputError, MissingFile, cache_path, digest, unknown, write_text
-from .task_code import SWITCH, CodeRefused, check_code, code_rules, forget_task_modules, guard_templates
+from .task_code import SWITCH, CodeRefused, check_code, code_rules
+from .task_code import forget_task_modules, guard_templates
 
 # %% ../nbs/03_lm_tasks.ipynb #88993eb2
 NAMED = re.compile(r"^(?:task|group):[ \t]*[\"']?([\w.+-]+)[\"']?[ \t]*$", re.M)
@@ -66,7 +67,7 @@ def read_yaml(
     if not isinstance(given, dict):
         raise InputError(f"'{file}' is no task. Write keys and values, as lm-eval's guide tells.")
     if count_values(given) > MOST_VALUES:
-        raise InputError(f"'{file}' has more than {MOST_VALUES} values. Write its aliases out, or shorten it.")
+        raise InputError(f"'{file}' has more than {MOST_VALUES} values, its aliases written out. Shorten it.")
     return given
 
 def read_config(

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['SWITCH', 'BY_ITSELF', 'UNPICKLING', 'CodeRefused', 'functions_of', 'check_code', 'runs_programs', 'Rules',
-           'forget_task_modules', 'code_rules', 'guard_templates']
+           'LazyEvaluate', 'forget_task_modules', 'code_rules', 'guard_templates']
 
 # %% ../nbs/03_task_code.ipynb #5f34428e
 import io, re, sys
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from unittest.mock import patch
 
 from .core import InputError
@@ -76,13 +78,36 @@ class Rules:
         if is_code_eval(path):
             if not self.allowed: self.refuse("runs programs that the model writes")
             way_in(); return CodeEval() # refused at once where no isolation can be had
-        if self.own and not self.allowed: self.refuse(f"measures by '{path}', a script that would be fetched and run")
+        if self.own and not self.allowed:
+            self.refuse(f"measures by '{path}', a script that would be fetched and run")
         return was(path, *args, **how)
 
     def load_data(self, was, path, *args, trust_remote_code=None, **how):
         "In the place of `datasets.load_dataset`: no Python that comes with data."
         if path in UNPICKLING and not self.allowed: self.refuse(f"reads data that can hold code ('{path}')")
         return was(path, *args, **how)
+
+# %% ../nbs/03_task_code.ipynb #5861b747
+class LazyEvaluate(ModuleType):
+    "Stands for `evaluate` until more than a guarded `load` is wanted of it."
+    def __init__(self, rule, guard):
+        super().__init__("evaluate")
+        def as_it_was(*args, **how): return getattr(self.real, "load_as_it_was", self.real.load)(*args, **how)
+        def load(*args, **how): return rule(as_it_was, *args, **how)
+        self.load, self.guard, self.__spec__ = load, guard, find_spec("evaluate")
+
+    @property
+    def real(self): # The module itself, guarded from here on
+        if sys.modules.get("evaluate") is self: del sys.modules["evaluate"]
+        import evaluate
+        if self.guard and not hasattr(evaluate, "load_as_it_was"): self.guard(evaluate)
+        return evaluate
+
+    def end(self): # A task's module may hold on to us
+        self.guard = None
+        if sys.modules.get("evaluate") is self: del sys.modules["evaluate"]
+
+    def __getattr__(self, name): return getattr(self.real, name)
 
 def forget_task_modules():
     "Let lm-eval import the Python of tasks anew: what was imported before was not under our rules."
@@ -96,17 +121,26 @@ def code_rules(
     allowed:bool, # By --allow-code-execution
 ):
     "Within this block a task's code does what it may."
-    import datasets, evaluate
+    import datasets
     from lm_eval.tasks import _yaml_loader
     rules = Rules(task, own, allowed)
-    doors = ((_yaml_loader, "_import_func_in_yml", rules.import_function), (evaluate, "load", rules.load_metric),
-             (datasets, "load_dataset", rules.load_data))
     with ExitStack() as stack:
-        for module, name, rule in doors:
+        def put(module, name, new): stack.enter_context(patch.object(module, name, new, create=True))
+        def guard(module, name, rule):
             was = getattr(module, name)
-            stack.enter_context(patch.object(module, name, lambda *a, was=was, rule=rule, **k: rule(was, *a, **k)))
-        stack.enter_context(patch.object(datasets.config, "HF_DATASETS_TRUST_REMOTE_CODE", False, create=True))
-        stack.enter_context(patch.object(sys, "stdin", io.StringIO()))
+            def guarded(*args, **how): return rule(was, *args, **how)
+            put(module, name, guarded)
+        def guard_metrics(evaluate):
+            put(evaluate, "load_as_it_was", evaluate.load)
+            guard(evaluate, "load", rules.load_metric)
+        guard(_yaml_loader, "_import_func_in_yml", rules.import_function)
+        guard(datasets, "load_dataset", rules.load_data)
+        if "evaluate" in sys.modules: guard_metrics(sys.modules["evaluate"])
+        else:
+            lazy = sys.modules["evaluate"] = LazyEvaluate(rules.load_metric, guard_metrics)
+            stack.callback(lazy.end)
+        put(datasets.config, "HF_DATASETS_TRUST_REMOTE_CODE", False)
+        put(sys, "stdin", io.StringIO())
         try: yield
         except Exception:
             if rules.refused: raise rules.refused[0] from None
