@@ -8,7 +8,7 @@ __all__ = ['REFUSED', 'CLONE', 'CLONE3', 'PROCESSORS', 'NEW_SPACES', 'ALLOW', 'K
            'child_processes', 'with_descendants', 'memory_of', 'Watcher', 'memory_guard']
 
 # %% ../nbs/03_confine.ipynb #7d6f0280
-import ctypes, os, platform, struct
+import ctypes, os, struct
 
 # %% ../nbs/03_confine.ipynb #8cb9e15c
 # Call → its number on x86_64, on aarch64
@@ -44,7 +44,7 @@ def filter_of(
 
 def refuse_calls():
     "Put the filter on this process and all that come from it; needs PR_SET_NO_NEW_PRIVS."
-    processor = platform.machine()
+    processor = os.uname().machine
     if processor not in PROCESSORS: raise OSError(f"no filter is known for the processor '{processor}'")
     steps = filter_of(processor)
     program = ctypes.create_string_buffer(steps)

@@ -211,7 +211,7 @@ def as_lm_eval(
     if hasattr(live, "lm_eval"): # a mixture knows where a prompt ends
         return live.lm_eval(64 if batch_size == "auto" else batch_size)
     if isinstance(live, LanguageModel):
-        parts = dict(pretrained=live.model, tokenizer=live.tokenizer)
+        parts = dict(pretrained=live.model, tokenizer=live.tokenizer, trust_remote_code=False)
         with quiet(): return token_batches()(**parts, batch_size=batch_size)
     class TextLM(LM):
         "Adapter from `generate` to lm-eval's requests."

@@ -8,7 +8,7 @@ __all__ = ['LIBC', 'MOUNT', 'SPACES', 'PROCESS_SPACE', 'USER_SPACE', 'NOBODY', '
            'owned', 'sweep', 'watch', 'enter']
 
 # %% ../nbs/03_jail.ipynb #2cef359e
-import array, ctypes, json, os, resource, secrets, select, signal, socket, time
+import ctypes, json, os, resource, select, signal, socket, struct, time
 
 from .confine import memory_guard, refuse_calls
 
@@ -134,7 +134,7 @@ class Examiner:
         with open(own, "wb", closefd=False) as f: f.write(tests.encode("utf-8", "surrogatepass"))
         self.tests = os.open(f"/proc/self/fd/{own}", os.O_RDONLY) # nothing can be written through this one
         os.close(own)
-        self.number, self.awaited, self.spoilt = secrets.token_hex(16).encode(), b"tests", False
+        self.number, self.awaited, self.spoilt = os.urandom(16).hex().encode(), b"tests", False
 
     @property
     def listens(self)->bool: return self.talk.fileno() >= 0 # Can there be more to hear?
@@ -159,7 +159,7 @@ class Examiner:
         "Give what the program has asked for."
         try:
             if said == b"tests":
-                file = array.array("i", [self.tests])
+                file = struct.pack("i", self.tests)
                 self.talk.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, file)])
             elif said == b"end": self.talk.send(self.number)
         except OSError: return False # it does not listen

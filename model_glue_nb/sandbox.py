@@ -206,7 +206,10 @@ def try_code(
     limits:Limits=Limits(),
     **how, # way, python, guard: as for `run_program`
 )->Outcome:
-    "Run code and its tests in the sandbox; passed: its tests, and not the one that nobody can pass."
+    """Run code and its tests in the sandbox; passed: its tests, and not the one that nobody can pass.
+
+    Code and tests share an interpreter, so values that claim to equal anything, functions that read the
+    answer from their caller, and code that tells the impossible test from the others cannot be ruled out."""
     found = run_program(code, tests, limits, **how)
     if not found.passed: return found
     if not run_program(code, tests + impossible_test(), limits, **how).passed: return found
