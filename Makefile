@@ -35,3 +35,7 @@ clean: ## remove what can be made again; runs/ and .venv stay
 	@rm -rf _proc _docs build dist .pytest_cache nbs/nbdev.yml nbs/sidebar.yml
 	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '*.part' \) -print0 | xargs -0 rm -rf
 	@echo "clean"
+
+.PHONY: certificate
+certificate: $(STAMP) ## every causal language model of transformers: doctor, merge, reload, generation; mergekit beside it
+	@nice -n 5 $(BIN)/python tools/certificate.py $(ARGS)

@@ -8,12 +8,12 @@ __all__ = ['ODD', 'RULES', 'RENAMED_LAYERS', 'LAYER_KINDS', 'TOP', 'all_facts', 
            'layered_rope', 'rope_of', 'old_rope', 'part_type', 'written_parts', 'effective_part', 'unknown_rope',
            'effective_config', 'text_config', 'written_config', 'both_ropes']
 
-# %% ../nbs/01_architectures.ipynb #14b3eccb
+# %% ../nbs/01_architectures.ipynb #c64f431b
 import json
 from functools import cache
 from importlib import resources
 
-# %% ../nbs/01_architectures.ipynb #eeb5a6eb
+# %% ../nbs/01_architectures.ipynb #80999d61
 @cache
 def all_facts()->dict: # "types" by model type, "classes" by name of a model class, "steps" of renaming
     "The file of facts, read once."
@@ -37,7 +37,7 @@ def model_class(
     if isinstance(said, str) and said in all_facts()["classes"]: return said
     return own[0] if own else None
 
-# %% ../nbs/01_architectures.ipynb #ff02ad3f
+# %% ../nbs/01_architectures.ipynb #75d110fc
 def own_names(
     config:dict, # As written
     facts:dict, # Of its type
@@ -54,7 +54,7 @@ def with_standard_names(
     "Settings by both names."
     return config | {k: config[v] for k, v in facts.get("map", {}).items() if v in config}
 
-# %% ../nbs/01_architectures.ipynb #872d44a5
+# %% ../nbs/01_architectures.ipynb #794e0cb8
 def derive(
     rule:list, # Kind, what it needs, and the settings that break it
     config:dict, # By the class's own names, defaults filled in
@@ -83,7 +83,7 @@ RULES = {
     "layers": per_layer,
 }
 
-# %% ../nbs/01_architectures.ipynb #b5cc7280
+# %% ../nbs/01_architectures.ipynb #2682acc2
 def filled(
     config:dict, # One config without parts, as written
     facts:dict, # Of its type
@@ -109,7 +109,7 @@ RENAMED_LAYERS = {"mamba": "linear_attention", "attention": "full_attention",
                   "deepseek_sparse_attention": "indexed_attention",
                   "qwen_sparse_attention": "indexed_attention"}
 
-# %% ../nbs/01_architectures.ipynb #535085a7
+# %% ../nbs/01_architectures.ipynb #a88b2e32
 def as_dict(value)->dict: # A copy; empty for anything else
     "A dictionary of a stranger's config."
     return dict(value) if isinstance(value, dict) else {}
@@ -158,16 +158,16 @@ def layered_rope(
     given, scaling = as_dict(config.get("rope_parameters")), as_dict(config.get("rope_scaling"))
     out = {}
     for kind, name in facts["layers"].items():
-        rope = as_dict(given.get(kind))
+        rope = as_dict(given.get(kind)) if given else dict(rope_type="default")
         if kind == "full_attention" or facts.get("scaled"): rope |= scaling
-        rope["rope_type"] = rope.get("rope_type") or rope.pop("type", None) or "default"
-        rope.pop("type", None)
+        old = rope.pop("type", None) # doesn't count beside a `rope_type`
+        rope["rope_type"] = rope.get("rope_type") or old or "default"
         rope.setdefault("rope_theta", config.get(name, facts["default"].get(kind, {}).get("rope_theta")))
         trained_length(rope, filled, alone=False)
         out[kind] = rope
     return out
 
-# %% ../nbs/01_architectures.ipynb #15f8554b
+# %% ../nbs/01_architectures.ipynb #fccc584b
 def rope_of(
     config:dict, # As written
     facts:dict, # Of the type
@@ -199,7 +199,7 @@ def old_rope(
     plain = rest.get("rope_type") == "default" and len(rest) == 1
     return out | dict(rope_scaling=None if plain else rest)
 
-# %% ../nbs/01_architectures.ipynb #4cee3bb3
+# %% ../nbs/01_architectures.ipynb #ad1491b4
 def part_type(
     facts:dict, # Of the whole
     key:str, # Name of the part
@@ -249,7 +249,7 @@ def unknown_rope(config:dict)->dict: # Nothing where a config says nothing
     rope = flat_rope(config, {}, config)
     return dict(rope_parameters=rope) | old_rope(rope, {})
 
-# %% ../nbs/01_architectures.ipynb #7367a11a
+# %% ../nbs/01_architectures.ipynb #1d0d4e21
 def effective_config(
     config:dict, # config.json as written
 )->dict: # Complete; an unknown type as written
@@ -274,7 +274,7 @@ def text_config(
     text = out.get(facts.get("text"))
     return text if isinstance(text, dict) else out
 
-# %% ../nbs/01_architectures.ipynb #5fe24306
+# %% ../nbs/01_architectures.ipynb #b46da57b
 def written_config(
     config:dict, # As it was read, or with changes
 )->dict: # To be written to config.json

@@ -134,9 +134,9 @@ def derivations(cls, default, raw):
     layers = cls.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     tried = [(given, p) for given in sizes(cls, default) if (p := built(cls, **given)) is not None]
     probes = [p for _, p in tried]
-    own = [k for k in raw if k in default and k not in NOISE and k not in cls.sub_configs_defaults]
+    own = [k for k in default if k not in NOISE and k not in cls.sub_configs_defaults and not k.startswith("_")]
     moved = lambda k: any(p.get(k) != default[k] and k not in given for given, p in tried)
-    open_keys = [k for k in own if plain(raw[k]) != default[k] or moved(k)]
+    open_keys = [k for k in own if k in raw and plain(raw[k]) != default[k] or moved(k)]
     out = {}
     for key in open_keys:
         by = lambda rule: movers(cls, key, rule, default, raw)
