@@ -18,8 +18,8 @@ import numpy as np
 
 from .core import InputError, MissingFile, digest, refuse
 from .values import CODES, landing, widen
-from .zoo import TensorInfo, ZooModel, sample_file
-
+from .content import content_print
+from .zoo import TensorInfo, ZooModel
 
 # %% ../nbs/04_inputs.ipynb #0d584d8b
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class View:
         "Fingerprint of the content, the adapter's included."
         if not self.adapter: return self.model.fingerprint()
         if "_print" not in self.__dict__:
-            files = [sample_file(f) for f in sorted(self.adapter.iterdir()) if f.is_file()]
-            self._print = digest(self.model.fingerprint(), files)
+            files = [f for f in self.adapter.iterdir() if f.is_file()]
+            self._print = digest(self.model.fingerprint(), content_print(self.adapter, files))
         return self._print
 
     def tokens(self)->dict[str,int]: # Token → row
@@ -86,7 +86,6 @@ def tokenizer_print(
     cache = view.model.__dict__
     if "_tokenizer" not in cache: cache["_tokenizer"] = view.model.tokenizer_fingerprint
     return cache["_tokenizer"]
-
 
 # %% ../nbs/04_inputs.ipynb #b4fcca48
 def adapted(

@@ -6,7 +6,7 @@
 __all__ = ['PLAIN', 'SHARDED', 'ADAPTER', 'PICKLED', 'WeightFiles', 'weight_files', 'one_file', 'shards_of', 'no_weights',
            'stored_tensors', 'map_file', 'mapped_bytes', 'read_bytes_of', 'shorter', 'as_array']
 
-# %% ../nbs/01_weights.ipynb #de4000b5
+# %% ../nbs/01_weights.ipynb #55bf0d88
 import mmap, os, re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from .errors import InputError, MissingFile
 from .headers import NUMPY_DTYPES, TensorInfo, read_header
 from .reading import INDEX, inside, open_regular, plain, read_json
 
-# %% ../nbs/01_weights.ipynb #1d1fb1ba
+# %% ../nbs/01_weights.ipynb #026c5df1
 PLAIN, SHARDED = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
 
@@ -74,9 +74,10 @@ def no_weights(
     if others: todo = f"It has {seen}; load and save it with transformers to get safetensors."
     elif shards: todo = f"It has shards, but not their index. Fetch {SHARDED}."
     elif has: todo = f"It has {seen}, which transformers does not read; call it {PLAIN}."
-    return MissingFile(f"'{plain(folder.name)}' has no .safetensors weights (neither {PLAIN} nor {SHARDED}). {todo}")
+    name = plain(folder.name)
+    return MissingFile(f"'{name}' has no .safetensors weights (neither {PLAIN} nor {SHARDED}). {todo}")
 
-# %% ../nbs/01_weights.ipynb #cdbc49f3
+# %% ../nbs/01_weights.ipynb #44a03230
 def stored_tensors(
     weights:WeightFiles, # Of a model
 )->dict[str,TensorInfo]: # By the names in the files, in file order
@@ -93,7 +94,7 @@ def stored_tensors(
                          "Fetch the folder again.")
     return found
 
-# %% ../nbs/01_weights.ipynb #b627f1a3
+# %% ../nbs/01_weights.ipynb #1e44bdad
 def map_file(
     file:Path, # A regular file
 )->mmap.mmap|None: # None where there is no room for it

@@ -7,7 +7,7 @@ root = Path(__file__).resolve().parents[1]
 LINE, MODULE, CELLS, NOTEBOOK, BINARY = 110, 400, 80, 300_000, 100_000
 # Soft limits: what exceeds one stands here, with how much. The numbers may fall and should not rise.
 LONG_LINES = dict(core=8, inputs=12, jobs=22, merge=10, engine=2, live=2, mixture=4, recipes=7,
-                  checkpoint=15, language_model=6, zoo=13)
+                  language_model=6)
 LONG_MODULES = {}
 
 def notebooks(): return sorted(p for p in (root/"nbs").glob("**/*.ipynb") if not {".ipynb_checkpoints", "_proc"} & set(p.parts))
