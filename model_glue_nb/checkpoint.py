@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
+from .architectures import effective_config, model_class
 from .content import SETTLED_HERE, age, content_print, identity, speaking_files
 from .core import Registry, digest
 from .errors import InputError, MissingFile, refuse, unknown
@@ -24,6 +25,7 @@ from .headers import NUMPY_DTYPES, TensorInfo
 from .quantisation import Quantisation, quantisation
 from .reading import as_text, inside, lies_inside, open_regular, parse_yaml, plain
 from .reading import TOKENIZER, read_bytes, read_json
+from .tensor_names import canonical_tensors
 from .values import CODES, n_bad, widen
 from .weights import SHARDED, as_array, map_file, mapped_bytes, read_bytes_of
 from .weights import stored_tensors, weight_files
@@ -31,10 +33,11 @@ from .weights import stored_tensors, weight_files
 # %% ../nbs/01_checkpoint.ipynb #d39e7c3a
 def settings_of(
     config:dict, # config.json
-)->dict: # Its text part hoisted, where it is nested
+)->dict: # With defaults and standard names; the text part's settings at the top
     "The settings of the part that reads and writes text."
-    part = config.get("text_config")
-    return config | part if isinstance(part, dict) else config
+    whole = effective_config(config)
+    part = whole.get("text_config")
+    return {**part, **{k: v for k, v in whole.items() if k not in part}} if isinstance(part, dict) else whole
 
 def first_number(
     settings:dict, # Of a config
@@ -68,7 +71,8 @@ class ZooModel:
     def stored(self)->dict[str,TensorInfo]: # By the names in the files
         return stored_tensors(self.weights)
     @cached_property
-    def tensors(self)->dict[str,TensorInfo]: return self.stored
+    def tensors(self)->dict[str,TensorInfo]: # One name per weight, whoever wrote the files
+        return canonical_tensors(self.config, self.stored) if self.has("config.json") else self.stored
     @cached_property
     def quantised(self)->Quantisation|None: # None when the weights are floats
         return quantisation(self.config if self.has("config.json") else {}, self.stored)
@@ -82,11 +86,12 @@ class ZooModel:
     @property
     def n_bytes(self)->int: return sum(t.stop - t.start for t in self.stored.values())
     @property
-    def n_layers(self)->int: return first_number(self.effective, "num_hidden_layers n_layer n_layers num_layers")
+    def n_layers(self)->int:
+        return first_number(self.effective, "num_hidden_layers n_layer n_layers num_layers")
     @property
     def architecture(self)->str:
         said = self.config.get("architectures")
-        said = said[0] if isinstance(said, list) and said else None
+        said = said[0] if isinstance(said, list) and said else model_class(self.config)
         return plain(said) if isinstance(said, str) else "unknown"
 
     @cached_property
@@ -102,8 +107,8 @@ class ZooModel:
 TABLE = re.compile(r"(embed_tokens|wte|embed_in|word_embeddings|embeddings)\.weight$") # one row per token
 
 # %% ../nbs/01_checkpoint.ipynb #81218d04
-TOKENIZERS = """tokenizer.json tokenizer.model vocab.json vocab.txt spiece.model sentencepiece.bpe.model tekken.json
-tiktoken.model""".split()
+TOKENIZERS = """tokenizer.json tokenizer.model vocab.json vocab.txt spiece.model sentencepiece.bpe.model
+tekken.json tiktoken.model""".split()
 
 @patch(as_prop=True)
 def tokenizer_fingerprint(self:ZooModel)->str|None: # None when there is no tokenizer
@@ -197,7 +202,7 @@ def reason_of(
 
 @patch
 def problems(self:ZooModel)->list[str]: # Empty when the checkpoint is usable
-    "What keeps this folder from being a usable checkpoint, from files and headers alone; any error is a reason."
+    "What keeps this folder from being usable, from files and headers alone; any error is a reason."
     found = []
     for check in (folder_problems, config_problems, weight_problems, file_problems):
         try: found = check(self)
@@ -225,8 +230,8 @@ def config_problems(m:ZooModel)->list[str]:
     said = m.config.get("architectures")
     classes = said if isinstance(said, list) else [said]
     if said is not None and not all(isinstance(c, str) and CLASS.fullmatch(c) for c in classes):
-        return [f"'{m.name}' has architectures {plain(said)[:80]!r} in its config.json, which names no class. "
-                "Fetch it again."]
+        return [f"'{m.name}' has architectures {plain(said)[:80]!r} in its config.json, which names no "
+                "class. Fetch it again."]
     return []
 
 def weight_problems(m:ZooModel)->list[str]:
@@ -317,7 +322,8 @@ def open_model(
     "Open a model folder."
     path = Path(path)
     if not os.path.isdir(path):
-        raise MissingFile(f"There is no model folder '{plain(path)}'. Give a folder that holds a config.json.")
+        raise MissingFile(f"There is no model folder '{plain(path)}'. "
+                          "Give a folder that holds a config.json.")
     base = read_card(path).get("base_model")
     base = base[0] if isinstance(base, list) and len(base) == 1 else base
     base = plain(Path(base).name) if isinstance(base, str) else None

@@ -106,9 +106,9 @@ def local_folder(
     try: return Path(snapshot_download(name, allow_patterns=FETCHED))
     except Exception as e:
         raise MissingFile(f"'{name}' is no folder here and could not be fetched as a hub id "
-                          f"({type(e).__name__}). Check the name, the network, or give a local folder.") from e
+                          f"({type(e).__name__}). Check the name, the network, or give a folder.") from e
 
-# %% ../nbs/01_zoo.ipynb #545726fb
+# %% ../nbs/01_zoo.ipynb #139968ab
 def with_adapter(
     base:ZooModel, # A checkpoint
     adapter:Path, # Folder of a LoRA adapter
@@ -134,7 +134,7 @@ def adapter_base(
 
 # %% ../nbs/01_zoo.ipynb #dac25d3c
 def read_zoo(
-    spec:str|Path|list, # "demo", a folder of checkpoints, a YAML list, or a list of paths, hub ids, base+adapter
+    spec:str|Path|list, # "demo", a folder, a YAML list, or a list of paths, hub ids, base+adapter
     check_weights:bool=False, # Also read every weight and set models with NaN or infinite values aside?
 )->Zoo: # Usable members in the order given, the others in `skipped`
     "Open a zoo; members that cannot be used are set aside with the reason, whatever it is."
