@@ -6,11 +6,13 @@
 __all__ = ['METRICS', 'ON_DELTAS', 'TILE', 'TILE_ROWS', 'N_SKETCH', 'N_TOP', 'upper_triangle', 'N_GROUPS', 'T_95',
            'column_products', 'subtract_bases', 'pair_dots', 'count_signs', 'add_sketch', 'add_block', 'sum_columns',
            'Sums', 'symmetric', 'cosines_of', 'overlaps', 'top_directions', 'measured', 'row_groups', 'files_for',
-           'stored_rows', 'compare_weight', 'sketch_rows', 'add_rows', 'bounds']
+           'address_space', 'stored_rows', 'compare_weight', 'sketch_rows', 'add_rows', 'bounds']
 
 # %% ../nbs/05_pairs.ipynb #692f9ecd
+import os
 from contextlib import nullcontext
 from functools import cache, lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -268,9 +270,22 @@ def row_groups(
 
 def files_for(
     share:float, # Part of the rows that is read
-)->Files: # Mapped when all of a file is needed, else read piece by piece
+    models:list[ZooModel]=(), # Whose files are opened
+)->Files: # Mapped when all of a file is needed and there is room for it, else read piece by piece
     "How weights are opened."
-    return Mapped() if share == 1 else Files()
+    paths = {t.file for m in models for t in m.stored.values()}
+    room = address_space()
+    fits = room is None or 2 * sum(os.path.getsize(p) for p in paths) < room
+    return Mapped() if share == 1 and fits else Files()
+
+def address_space()->int|None: # Bytes; None without a limit
+    "What this process may still map (`ulimit -v`)."
+    import resource
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY: return None
+    try: used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError: used = 0
+    return limit - used
 
 def stored_rows(
     x, # `FileBlocks`, `MappedBlocks` or `ArrayBlocks`
@@ -280,9 +295,13 @@ def stored_rows(
 )->tuple[np.ndarray,int]: # (stored bytes, uint8; how many from row to row)
     "Some rows of one weight: lent where they lie when all are wanted, else gathered."
     start, width = columns.start, columns.stop - columns.start
-    if rows[-1] - rows[0] == len(rows) - 1 and isinstance(x, MappedBlocks):
+    neighbours = rows[-1] - rows[0] == len(rows) - 1
+    if neighbours and isinstance(x, MappedBlocks):
         return x.lent(int(rows[0]) * n_cols + start, (len(rows) - 1) * n_cols + width), n_cols * x.item
     out = np.empty((len(rows), width * x.item), np.uint8)
+    if neighbours and width == n_cols: # they lie side by side
+        x.read(int(rows[0]) * n_cols, len(rows) * n_cols, out.reshape(-1))
+        return out.reshape(-1), width * x.item
     for r, to in zip(rows, out): x.read(int(r) * n_cols + start, width, to)
     return out.reshape(-1), width * x.item
 
@@ -301,7 +320,7 @@ def compare_weight(
     t, n = models[0].tensors[name], len(models); shape = t.n_values // t.shape[-1], t.shape[-1]
     strip = min(shape[1], max(TILE, tile_bytes // (4 * n * (n + 1))) // TILE * TILE); n_read = 0
     groups = row_groups(shape[0], share, int(digest(name, seed), 16)); sums = [[] for _ in [0, *groups]]
-    with nullcontext(files) if files else files_for(share) as files:
+    with nullcontext(files) if files else files_for(share, models) as files:
         inputs = [open_input(m.tensors[name], files, True, "cpu") for m in models]
         for start in range(0, shape[1], strip):
             columns = slice(start, min(start + strip, shape[1]))

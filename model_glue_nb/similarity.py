@@ -61,10 +61,10 @@ def unfit(
 )->str: # Why it cannot be compared; empty when it can
     "What keeps a model from being compared with any other."
     if model.kind != "checkpoint": return "it is a mixture: its experts can be compared, not the whole"
-    types = {t.dtype for k, t in model.tensors.items() if role(k)}
-    if (odd := sorted(types - {*CODES, "F64"})) or model.config.get("quantization_config"):
-        kind = ", ".join(odd) or "quantization_config"
-        return f"its weights are quantised ({kind}). Use the unquantised checkpoint, or dequantise it"
+    todo = "Use the unquantised checkpoint, or dequantise it"
+    if model.quantised: return f"its weights are {model.quantised}. {todo}"
+    odd = sorted({t.dtype for k, t in model.tensors.items() if role(k)} - {*CODES, "F64"})
+    if odd: return f"its weights are stored as {', '.join(odd)}. Use a checkpoint of floats"
     named = weights_of(model)
     return "" if named else "no weight of it is named like attention or MLP. Merge it by hand, or mix it"
 
@@ -105,7 +105,7 @@ def compare_group(
     "All weights of all pairs, on all processors; the largest weights first."
     names = sorted(weights_of(models[0]), key=lambda k: -models[0].tensors[k].n_values); found = {}
     one = lambda k: compare_weight(models, k, base, metrics, share, seed, files)
-    with files_for(share) as files, ThreadPoolExecutor(n_workers()) as pool, one_blas_thread(metrics):
+    with files_for(share, models) as files, ThreadPoolExecutor(n_workers()) as pool, one_blas_thread(metrics):
         for k, r in zip(names, pool.map(one, names)):
             found[k] = r; progress(len(found), len(names), f"comparing {len(models)} models")
     gather = lambda at: {m: np.stack([found[k][at][m] for k in weights_of(models[0])]) for m in metrics}
