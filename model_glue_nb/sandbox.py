@@ -262,8 +262,9 @@ def sandboxed_code_eval(
     limits:Limits=Limits(),
 ):
     "lm-eval's tasks that are loaded within the block run programs in the sandbox."
+    way_in() # refused at once where no isolation can be had
     import evaluate
-    way_in(); was = evaluate.load # refused at once where no isolation can be had
+    was = evaluate.load
     def load(path, *args, **how): return CodeEval(limits) if is_code_eval(path) else was(path, *args, **how)
     evaluate.load = load
     try: yield
