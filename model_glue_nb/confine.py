@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REFUSED', 'CLONE', 'CLONE3', 'PROCESSORS', 'NEW_SPACES', 'ALLOW', 'KILL', 'NOT_PERMITTED', 'NOT_THERE', 'NAME',
            'FILES', 'GUARDS', 'filter_of', 'refuse_calls', 'own_group', 'set_kernel', 'clear_groups', 'Cgroup',
-           'child_processes', 'with_descendants', 'memory_of', 'Watcher', 'memory_guard']
+           'child_processes', 'with_descendants', 'memory_of', 'shared_files', 'Watcher', 'memory_guard']
 
 # %% ../nbs/03_confine.ipynb #7d6f0280
 import ctypes, os, struct
@@ -87,6 +87,7 @@ class Cgroup:
     "Memory, counted and bounded by the kernel."
     def __init__(self,
         limit:int, # Bytes
+        user:int=0, # The kernel counts files by itself
     ):
         above, self.kind = own_group()
         if not os.access(f"{above}/cgroup.procs", os.W_OK): raise OSError("there is no cgroup of ours")
@@ -149,13 +150,36 @@ def memory_of(
         with open(f"/proc/{pid}/statm") as f: return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError: return 0
 
+def shared_files(
+    user:int, # Whom nobody else is
+    pids:list[int], # Their open files count too, as they may have no name any more
+    folder:str="/dev/shm", # In memory
+)->int: # Bytes
+    "What a user holds in files that lie in memory."
+    found, device = {}, os.stat(folder).st_dev if os.path.isdir(folder) else None
+    named = [os.path.join(top, f) for top, _, files in os.walk(folder) for f in files]
+    opened = []
+    for pid in pids:
+        try: opened += [f"/proc/{pid}/fd/{n}" for n in os.listdir(f"/proc/{pid}/fd")]
+        except OSError: pass # it has just gone
+    for path in named + opened:
+        try: x = os.stat(path)
+        except OSError: continue
+        if x.st_uid == user and x.st_dev == device: found[x.st_ino] = x.st_blocks * 512
+    return sum(found.values())
+
 class Watcher:
     "Memory, added up by us."
-    def __init__(self, limit:int): self.limit = limit
+    def __init__(self,
+        limit:int, # Bytes
+        user:int=0, # Whose files in /dev/shm count; 0: the program sees no such folder
+    ): self.limit, self.user = limit, user
     def __str__(self): return "watcher"
     def join(self): pass
     def passed(self, pid)->bool: # Do they hold more than allowed?
-        return sum(map(memory_of, with_descendants(pid))) > self.limit
+        pids = with_descendants(pid)
+        files = shared_files(self.user, pids) if self.user else 0
+        return sum(map(memory_of, pids)) + files > self.limit
     def close(self): pass
 
 GUARDS = dict(cgroup=Cgroup, watcher=Watcher)
@@ -163,8 +187,9 @@ GUARDS = dict(cgroup=Cgroup, watcher=Watcher)
 def memory_guard(
     limit:int, # Bytes that a program's processes may hold together
     kind:str="", # As in `GUARDS`; empty: the first that works here
+    user:int=0, # Whose files in /dev/shm count; 0: the program sees no such folder
 ): # Has `join`, `passed` and `close`
     "What keeps a program's memory below a limit."
-    if kind: return GUARDS[kind](limit)
+    if kind: return GUARDS[kind](limit, user)
     try: return Cgroup(limit)
-    except OSError: return Watcher(limit)
+    except OSError: return Watcher(limit, user)

@@ -282,7 +282,7 @@ def enter(
     if os.getppid() != c["parent"]: os._exit(1) # it died before we asked to die with it
     examiner, (heard, report) = Examiner(c["tests"]), os.pipe()
     if not c["spaces"]: write_program(c["file"], c["code"])
-    guard = memory_guard(c["memory_bytes"], c["guard"])
+    guard = memory_guard(c["memory_bytes"], c["guard"], 0 if c["spaces"] else c["uid"])
     if c["spaces"]: leave(c["own_users"])
     began = time.monotonic(); keeper = os.fork()
     if not keeper: keep(c, guard, examiner.theirs.fileno(), report)

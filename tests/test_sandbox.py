@@ -345,8 +345,27 @@ def test_memory_is_that_of_all_processes(guard, way):
         out = attempt(CHILDREN % (5, kind, 5), "", way, guard, seconds=30, cpu_s=9, n_processes=8)
         assert not out["passed"] and out["why"] == "used more memory than it may" and "CAME THROUGH" not in out["output"], out
         assert out["guard"].startswith(guard)
+    hidden = "import ctypes; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)\n" # nobody may look closely at this one
+    assert attempt(hidden + CHILDREN % (5, PRIVATE, 5), "", way, guard, seconds=30, cpu_s=9, n_processes=8)["why"] == "used more memory than it may"
     assert attempt(CHILDREN % (2, PRIVATE, 2), "", way, guard, seconds=30, cpu_s=9)["passed"] # less than the limit together
     assert not left() - before
+
+FILES = """
+import os, time
+for i in range(24):
+    f = os.open(f'/dev/shm/{os.getpid()}_{i}', os.O_CREAT | os.O_RDWR)
+    if %d: os.unlink(f'/dev/shm/{os.getpid()}_{i}')
+    for _ in range(12): os.write(f, bytes(2**20))
+time.sleep(1); print('CAME' + ' THROUGH')
+"""
+
+@pytest.mark.parametrize("guard", guards())
+@pytest.mark.parametrize("unlinked", [0, 1])
+@pytest.mark.skipif("uid" not in ways() or not os.access("/dev/shm", os.W_OK), reason="other ways have no such folder")
+def test_files_in_memory_count(unlinked, guard):
+    before = left()
+    out = attempt(FILES % unlinked, "", "uid", guard, seconds=30, cpu_s=9)
+    assert out["why"] == "used more memory than it may" and not left() - before, out
 
 CALLS = dict(
     system_v="c.shmget(0, 4096, 0o1600)", messages="c.msgget(0, 0o1600)", semaphores="c.semget(0, 1, 0o1600)", memfd="c.memfd_create(b'x', 0)", keys="c.syscall(248, b'user', b'x', b'y', 1, -2)",
