@@ -7,7 +7,7 @@ __all__ = ['BLOCK', 'READ', 'SMALL_FILE', 'SETTLED_HERE', 'SETTLED', 'MOST_FILES
            'hash_file', 'block_hasher', 'identity', 'age', 'file_print', 'stat_of', 'file_memory', 'recall', 'remember',
            'row_key', 'hub_digest', 'speaking_files', 'content_print']
 
-# %% ../nbs/01_content.ipynb #17096013
+# %% ../nbs/01_content.ipynb #f333d8f7
 import os, re, sqlite3, stat, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -17,8 +17,8 @@ from .core import cache_path, digest
 from .errors import InputError
 from .reading import open_regular, plain
 
-# %% ../nbs/01_content.ipynb #9e09b1c5
-BLOCK, READ = 2**23, 2**18 # Bytes per digest; bytes per read, which stay in a processor's cache
+# %% ../nbs/01_content.ipynb #1f2ab0bf
+BLOCK, READ = 2**23, 2**19 # Bytes per digest; bytes per read, which stay in a processor's cache
 
 def hash_file(
     path:str|Path, # A regular file
@@ -57,7 +57,7 @@ def block_hasher(
         return state.digest()
     return hash_block
 
-# %% ../nbs/01_content.ipynb #f832f276
+# %% ../nbs/01_content.ipynb #af633e44
 SMALL_FILE = 2**16 # Up to here reading is as fast as remembering
 SETTLED_HERE, SETTLED = .1, 2. # Seconds without a change: for this process; for the next
 _seen:dict = {} # Path → (identity, hash), of this process
@@ -88,11 +88,12 @@ def file_print(
         known = _seen.get(path)
         if known and known[0] == mark and age(info, now) > SETTLED_HERE: return known[1]
         keys = [(path, mark), *hub_digest(link, info)] if settled else []
-        found = recall(keys) or hash_file(path)
+        recalled = recall(keys)
+        found = recalled or hash_file(path)
         after = stat_of(path)
         if after is None or identity(after) != mark: continue # it changed while it was read
         if age(info, now) > SETTLED_HERE: _seen[path] = mark, found
-        remember(keys, found)
+        if not recalled: remember(keys, found)
         return found
     raise InputError(f"'{plain(path)}' is being written. Wait until it is whole.")
 
@@ -102,7 +103,7 @@ def stat_of(path:str)->os.stat_result|None: # None when it is no regular file, w
     except (OSError, ValueError): return None
     return info if stat.S_ISREG(info.st_mode) else None
 
-# %% ../nbs/01_content.ipynb #375ea679
+# %% ../nbs/01_content.ipynb #89f92287
 MOST_FILES = 20_000 # Rows of the memory; the oldest go first
 
 def file_memory()->sqlite3.Connection:
@@ -110,6 +111,7 @@ def file_memory()->sqlite3.Connection:
     path = cache_path("files.sqlite")
     path.parent.mkdir(parents=True, exist_ok=True)
     memory = sqlite3.connect(path, timeout=.5, isolation_level=None)
+    memory.execute("PRAGMA synchronous = OFF") # what a power cut takes is hashed again
     memory.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, mark TEXT, hash TEXT, at REAL)")
     return memory
 
@@ -145,7 +147,7 @@ def row_key(
     "Key of a row of the memory."
     return os.fsencode(name).hex(), str(mark)
 
-# %% ../nbs/01_content.ipynb #9d7b3e67
+# %% ../nbs/01_content.ipynb #ae369481
 def hub_digest(
     link:str|Path, # A file of a model folder
     info:os.stat_result, # Of what it links to
@@ -158,7 +160,7 @@ def hub_digest(
     whole = stat.S_ISLNK(made.st_mode) and info.st_ctime_ns <= made.st_ctime_ns
     return [(f"sha256:{blob.name}", (info.st_size,))] if whole else []
 
-# %% ../nbs/01_content.ipynb #905e23a7
+# %% ../nbs/01_content.ipynb #e6953c58
 SPEAKING = re.compile(r"""config\.json|adapter_config\.json|processor_config\.json|preprocessor_config\.json
     |tokenizer.*|added_tokens\.json|special_tokens_map\.json|vocab.*|merges.*|bpe\.codes
     |dict\.txt|tekken\.json|params\.json
