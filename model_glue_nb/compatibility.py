@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['BUFFERS', 'SCALES', 'HEAD', 'SHOWN', 'DECIDING', 'EPSILON', 'ROPE', 'KINDS', 'chat_template', 'rope', 'in_short',
            'heads', 'norm_eps', 'n_rows', 'shapes', 'tensors_differ', 'meanings_between', 'decided', 'noted',
-           'companions_differ', 'tokens_in', 'tokenizers_differ', 'Verdict', 'compare', 'compare_whole']
+           'companions_differ', 'tokenizers_differ', 'overlap', 'Verdict', 'compare', 'compare_whole']
 
-# %% ../nbs/02_compatibility.ipynb #e0c30a41
+# %% ../nbs/02_compatibility.ipynb #9a2992c4
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,10 @@ from .checkpoint import TABLE, ZooModel, read_card
 from .core import digest
 from .errors import InputError
 from .meanings import meaning_differs
-from .reading import TOKENIZER, inside, plain, read_json, read_text
+from .reading import inside, plain, read_json, read_text
+from .vocabularies import Identity, difference
 
-# %% ../nbs/02_compatibility.ipynb #0f4e623a
+# %% ../nbs/02_compatibility.ipynb #fa29cf1a
 def chat_template(
     path:Path, # A model folder
 )->str: # Its text; empty when there is none, or none that can be read
@@ -59,7 +60,7 @@ def norm_eps(config:dict)->float|None:
     names = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
     return next((config[k] for k in names if k in config), None)
 
-# %% ../nbs/02_compatibility.ipynb #29e49d79
+# %% ../nbs/02_compatibility.ipynb #c6b16ada
 BUFFERS = re.compile(r"(inv_freq|masked_bias|position_ids|causal_mask|(cos|sin)_cached)$|\.attn\.bias$"
                      r"|\.attention\.bias$")
 SCALES = re.compile(r"_scale(_inv)?$")
@@ -102,7 +103,7 @@ def tensors_differ(
     if only: return f"{len(only)} tensors are in one of them only, such as '{only[0]}'"
     return f"'{other[0]}' has shape {list(a.tensors[other[0]].shape)} and {list(b.tensors[other[0]].shape)}"
 
-# %% ../nbs/02_compatibility.ipynb #ad10f975
+# %% ../nbs/02_compatibility.ipynb #56a35ce1
 DECIDING = re.compile(r"""(.*\.)?(model_type|num_.*heads|n_heads?|.*head_dim|.*hidden_act.*|activation.*
     |.*top_?k.*|n_group|num_experts_per_tok|norm_topk_prob|scoring_func|routed_scaling_factor
     |.*multiplier|.*softcap.*|logits?_scal.*|query_pre.*|use_parallel_residual|parallel_attn|alibi
@@ -142,36 +143,28 @@ def companions_differ(
     both = dict(licences=licences, **{"chat templates": templates})
     return [f"{what} {x} and {y}" for what, (x, y) in both.items() if x != y]
 
-# %% ../nbs/02_compatibility.ipynb #8c528782
-def tokens_in(
-    m:ZooModel, # A checkpoint
-)->dict[str,int]|None: # Token → id, added ones included; None when it cannot be read
-    "A model's vocabulary."
-    if not m.has("tokenizer.json"): return None
-    found = read_json(inside(m.path, "tokenizer.json"), TOKENIZER)
-    try:
-        vocab = found["model"]["vocab"]
-        own = vocab if isinstance(vocab, dict) else {x[0]: i for i, x in enumerate(vocab)}
-        return own | {x["content"]: x["id"] for x in found.get("added_tokens") or []}
-    except (KeyError, TypeError, IndexError, AttributeError): return None
-
+# %% ../nbs/02_compatibility.ipynb #fb8ee899
 def tokenizers_differ(
     a:ZooModel, b:ZooModel, # Two checkpoints
 )->str: # Empty when they read alike, or one has none
     "How two tokenizers differ, in words."
-    first, second = a.tokenizer_fingerprint, b.tokenizer_fingerprint
+    x, y = a.tokenizer, b.tokenizer
     rows = [n_rows(m) or m.effective.get("vocab_size") for m in (a, b)]
     size = f"{rows[0]} and {rows[1]} rows" if rows[0] != rows[1] else ""
-    if None in (first, second) or first == second: return size
-    x, y = tokens_in(a), tokens_in(b)
-    if x is None or y is None: return "tokenizers differ, and without tokenizer.json they cannot be compared"
-    shared = x.keys() & y.keys()
-    alike = sum(x[t] == y[t] for t in shared) / max(len(shared), 1)
-    common = len(shared) / max(len(x.keys() | y.keys()), 1)
-    words = f"{common:.0%} of the tokens are shared, {alike:.0%} of these have the same number"
-    return ", ".join(filter(None, [size, words]))
+    if x is None or y is None or x.fingerprint == y.fingerprint: return size
+    return ", ".join(filter(None, [size, overlap(x, y), plain(difference(x, y)).removesuffix(".")]))
 
-# %% ../nbs/02_compatibility.ipynb #ef0cdfad
+def overlap(
+    x:Identity, y:Identity, # Two tokenizers
+)->str: # Empty when it is not known, or they have the same tokens
+    "How much two vocabularies have in common."
+    if x.tokens is None or y.tokens is None or x.tokens == y.tokens: return ""
+    shared = x.tokens.keys() & y.tokens.keys()
+    common = len(shared) / max(len(x.tokens.keys() | y.tokens.keys()), 1)
+    alike = sum(x.tokens[t] == y.tokens[t] for t in shared) / max(len(shared), 1)
+    return f"{common:.0%} of the tokens are shared, {alike:.0%} of these have the same number"
+
+# %% ../nbs/02_compatibility.ipynb #71106266
 KINDS = "as is", "with a tokenizer choice", "mix only", "neither"
 
 @dataclass(frozen=True)
