@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['ODD', 'RULES', 'RENAMED_LAYERS', 'LAYER_KINDS', 'TOP', 'all_facts', 'architecture', 'model_class', 'own_names',
            'with_standard_names', 'derive', 'per_layer', 'filled', 'as_dict', 'flat_rope', 'trained_length',
-           'layered_rope', 'rope_of', 'old_rope', 'part_type', 'written_parts', 'effective_part', 'unknown_rope',
-           'effective_config', 'text_config', 'written_config', 'both_ropes']
+           'layered_rope', 'rope_of', 'old_rope', 'part_type', 'written_parts', 'effective_part', 'counted_layers',
+           'unknown_rope', 'effective_config', 'text_config', 'written_config', 'both_ropes']
 
-# %% ../nbs/01_architectures.ipynb #c64f431b
+# %% ../nbs/01_architectures.ipynb #4fb2ec0f
 import json
 from functools import cache
 from importlib import resources
 
-# %% ../nbs/01_architectures.ipynb #80999d61
+# %% ../nbs/01_architectures.ipynb #1083045a
 @cache
 def all_facts()->dict: # "types" by model type, "classes" by name of a model class, "steps" of renaming
     "The file of facts, read once."
@@ -37,7 +37,7 @@ def model_class(
     if isinstance(said, str) and said in all_facts()["classes"]: return said
     return own[0] if own else None
 
-# %% ../nbs/01_architectures.ipynb #75d110fc
+# %% ../nbs/01_architectures.ipynb #2ae4fcda
 def own_names(
     config:dict, # As written
     facts:dict, # Of its type
@@ -54,7 +54,7 @@ def with_standard_names(
     "Settings by both names."
     return config | {k: config[v] for k, v in facts.get("map", {}).items() if v in config}
 
-# %% ../nbs/01_architectures.ipynb #794e0cb8
+# %% ../nbs/01_architectures.ipynb #f1806cb3
 def derive(
     rule:list, # Kind, what it needs, and the settings that break it
     config:dict, # By the class's own names, defaults filled in
@@ -83,7 +83,7 @@ RULES = {
     "layers": per_layer,
 }
 
-# %% ../nbs/01_architectures.ipynb #2682acc2
+# %% ../nbs/01_architectures.ipynb #394df9a1
 def filled(
     config:dict, # One config without parts, as written
     facts:dict, # Of its type
@@ -109,7 +109,7 @@ RENAMED_LAYERS = {"mamba": "linear_attention", "attention": "full_attention",
                   "deepseek_sparse_attention": "indexed_attention",
                   "qwen_sparse_attention": "indexed_attention"}
 
-# %% ../nbs/01_architectures.ipynb #a88b2e32
+# %% ../nbs/01_architectures.ipynb #a32427fc
 def as_dict(value)->dict: # A copy; empty for anything else
     "A dictionary of a stranger's config."
     return dict(value) if isinstance(value, dict) else {}
@@ -167,7 +167,7 @@ def layered_rope(
         out[kind] = rope
     return out
 
-# %% ../nbs/01_architectures.ipynb #fccc584b
+# %% ../nbs/01_architectures.ipynb #7f97b8ca
 def rope_of(
     config:dict, # As written
     facts:dict, # Of the type
@@ -199,7 +199,7 @@ def old_rope(
     plain = rest.get("rope_type") == "default" and len(rest) == 1
     return out | dict(rope_scaling=None if plain else rest)
 
-# %% ../nbs/01_architectures.ipynb #ad1491b4
+# %% ../nbs/01_architectures.ipynb #bd754056
 def part_type(
     facts:dict, # Of the whole
     key:str, # Name of the part
@@ -241,7 +241,15 @@ def effective_part(
     if out.get("head_dim") is None and countable and not (facts.get("derived") or {}).get("head_dim"):
         out["head_dim"] = width // heads
     if "num_key_value_heads" in out and out["num_key_value_heads"] is None: out["num_key_value_heads"] = heads
+    if out.get("num_hidden_layers") is None and (n := counted_layers(out)): out["num_hidden_layers"] = n
     return out
+
+def counted_layers(config:dict)->int|None: # None where nothing says it
+    "How many layers a config has that lists their kinds, or numbers the decoder's."
+    for kinds in (config.get(k) for k in ("layers_block_type", "layer_types")):
+        if isinstance(kinds, list): return len(kinds)
+    said = [config.get(k) for k in ("num_decoder_layers", "decoder_layers")]
+    return next((n for n in said if isinstance(n, int)), None)
 
 def unknown_rope(config:dict)->dict: # Nothing where a config says nothing
     "Both spellings of RoPE for a type that transformers doesn't know."
@@ -249,7 +257,7 @@ def unknown_rope(config:dict)->dict: # Nothing where a config says nothing
     rope = flat_rope(config, {}, config)
     return dict(rope_parameters=rope) | old_rope(rope, {})
 
-# %% ../nbs/01_architectures.ipynb #1d0d4e21
+# %% ../nbs/01_architectures.ipynb #79a7dd63
 def effective_config(
     config:dict, # config.json as written
 )->dict: # Complete; an unknown type as written
@@ -274,7 +282,7 @@ def text_config(
     text = out.get(facts.get("text"))
     return text if isinstance(text, dict) else out
 
-# %% ../nbs/01_architectures.ipynb #b46da57b
+# %% ../nbs/01_architectures.ipynb #ee5d0aa7
 def written_config(
     config:dict, # As it was read, or with changes
 )->dict: # To be written to config.json
