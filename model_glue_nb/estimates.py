@@ -13,13 +13,13 @@ from threading import Thread
 import numpy as np
 
 from .inputs import Derived
-from .jobs import LARGE, Job, Planner, output_problems
+from .jobs import LARGE, Job, Planner
 from .values import CODES, ITEM_BYTES
 from .methods import run_method
+from .outputs import output_problems
 from .recipes import MergeRecipe
 from .streams import HOLD, ArrayBlocks, Stream, compute_device, n_workers
 from .zoo import TensorInfo
-
 
 # %% ../nbs/04_estimates.ipynb #0271ada9
 class CountedBlocks:
