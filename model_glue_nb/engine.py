@@ -66,8 +66,8 @@ class Mapping:
 
 def changed(path)->str:
     "Message about a file that is not what was planned with."
-    return (f"'{plain(path)}' was changed, replaced or deleted while it was in use. Leave the files of a model "
-            "alone until the work is done, then start again.")
+    return (f"'{plain(path)}' was changed, replaced or deleted while it was in use. Leave the files of a "
+            "model alone until the work is done, then start again.")
 
 class Mapped(Files):
     "Files that stay mapped from one merge to the next."

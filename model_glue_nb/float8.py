@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['POWERS', 'TABLES', 'FLOAT8', 'table', 'block_sizes', 'Float8Blocks']
 
-# %% ../nbs/02_float8.ipynb #6c3fcb7d
+# %% ../nbs/02_float8.ipynb #9597cbaf
 import math
 
 import numpy as np
 
 from .values import CODES, ITEM_BYTES, landing
 
-# %% ../nbs/02_float8.ipynb #8841991d
+# %% ../nbs/02_float8.ipynb #f85c500c
 def table(
     exponent_bits:int, # Of a value
     mantissa_bits:int, # Of a value
-    infinite:bool, # Has the largest exponent infinities and NaN, as in IEEE 754? Else only its last code is NaN
+    infinite:bool, # Has the largest exponent infinities and NaN? Else only its last code is NaN
 )->np.ndarray: # float32 of shape (256,)
     "What each eight-bit code stands for."
     codes = np.arange(256)
@@ -33,10 +33,10 @@ def table(
     return np.where(codes & 128, -values, values).astype(np.float32)
 
 POWERS = np.append(2.0**np.arange(-127, 128), np.nan).astype(np.float32) # of scales that are powers of two
-TABLES = dict(F8_E4M3=table(4, 3, False), F8_E5M2=table(5, 2, True), F8_E8M0=POWERS) # safetensors dtype → values
+TABLES = dict(F8_E4M3=table(4, 3, False), F8_E5M2=table(5, 2, True), F8_E8M0=POWERS) # Values by dtype
 FLOAT8 = ("F8_E4M3", "F8_E5M2") # Types of weights
 
-# %% ../nbs/02_float8.ipynb #1d4a8b8e
+# %% ../nbs/02_float8.ipynb #137dd238
 def block_sizes(
     shape:tuple[int,...], # Of the weight
     scale:tuple[int,...], # Of its scales
@@ -54,7 +54,7 @@ def block_sizes(
         sizes.append(fits[0])
     return tuple(sizes)
 
-# %% ../nbs/02_float8.ipynb #ad0927df
+# %% ../nbs/02_float8.ipynb #ec40e3a1
 class Float8Blocks:
     "A weight of eight bits times its scales, read in pieces as float32."
     code, item = CODES["F32"], ITEM_BYTES[CODES["F32"]]

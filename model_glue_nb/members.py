@@ -7,7 +7,7 @@ __all__ = ['FLOATS', 'REMADE', 'BUFFER', 'ACTIVATION', 'is_float', 'is_buffer', 
            'has_float8', 'scale_of', 'widened', 'read_scales', 'readable', 'says_tied', 'find_model', 'with_adapter',
            'view_of']
 
-# %% ../nbs/04_members.ipynb #149885b4
+# %% ../nbs/04_members.ipynb #9b01b9de
 import os, re
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from .streams import CUT_SHORT
 from .values import CODES
 from .zoo import TensorInfo, Zoo, ZooModel, is_hub_id, local_folder, open_model
 
-# %% ../nbs/04_members.ipynb #01f51611
+# %% ../nbs/04_members.ipynb #05c943cd
 FLOATS = {*CODES, "F64"} # Types that are weighed; those of eight bits become `Derived`
 REMADE = "inv_freq|masked_bias|(position|token_type)_ids|causal_mask|num_batches_tracked|(cos|sin)_cached"
 BUFFER = re.compile(rf"({REMADE})$|\b(attn|attention)\.bias$")
@@ -59,7 +59,7 @@ def same_bytes(
             if x != y: return False
     return True
 
-# %% ../nbs/04_members.ipynb #be248d56
+# %% ../nbs/04_members.ipynb #b063ddf2
 def quantisation(
     model:ZooModel, # A checkpoint
 )->dict: # quantization_config, or the key of an older writer; empty where the config says nothing
@@ -80,11 +80,11 @@ def packed(
     odd = [n for n, t in model.tensors.items() if t.dtype not in plain and not is_buffer(n, t)]
     if odd:
         first = model.tensors[odd[0]].dtype
-        return [f"'{model.name}' is quantised ({kind}): {len(odd)} of its tensors are packed into integers, the "
-                f"first: '{odd[0]}' ({first}). {todo}"]
+        return [f"'{model.name}' is quantised ({kind}): {len(odd)} of its tensors are packed into integers, "
+                f"the first: '{odd[0]}' ({first}). {todo}"]
     if not has_float8(model) or bits == 8: return []
-    return [f"'{model.name}' is quantised ({kind}): its config states {bits} bits, its weights have 8, so what "
-            f"they mean is not known. {todo}"]
+    return [f"'{model.name}' is quantised ({kind}): its config states {bits} bits, its weights have 8, so "
+            f"what they mean is not known. {todo}"]
 
 def has_float8(
     model:ZooModel, # A checkpoint
@@ -92,7 +92,7 @@ def has_float8(
     "Are weights stored in eight bits?"
     return any(t.dtype in FLOAT8 for t in model.tensors.values())
 
-# %% ../nbs/04_members.ipynb #9556cbb5
+# %% ../nbs/04_members.ipynb #1bb58ef8
 ACTIVATION = re.compile(r"\.((input|output|activation|act|q|k|v|kv)_scale(_inv)?|activation_scale_ub)$")
 
 def scale_of(
@@ -115,8 +115,8 @@ def widened(
     whole = isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)
     sizes = block_sizes(t.shape, s.shape, tuple(block) if whole else (128, 128)) if s else ()
     if sizes is None or s and s.dtype not in {*FLOATS, *TABLES}:
-        raise InputError(f"'{scale}' of '{model.name}' ({s.dtype}, {s.shape}) does not scale '{name}' of shape "
-                         f"{t.shape}. Give the unquantised checkpoint.")
+        raise InputError(f"'{scale}' of '{model.name}' ({s.dtype}, {s.shape}) does not scale '{name}' of "
+                         f"shape {t.shape}. Give the unquantised checkpoint.")
     def open(opener):
         scales = read_scales(opener(s), s) if s else None
         return Float8Blocks(opener(t).read, t.dtype, t.shape, scales, sizes)
@@ -150,7 +150,7 @@ def readable(
                              "Give the unquantised checkpoint.")
     return out
 
-# %% ../nbs/04_members.ipynb #c08e90d6
+# %% ../nbs/04_members.ipynb #64efe1b7
 def says_tied(
     model:ZooModel, # A checkpoint
 )->bool|None: # None where its config leaves it unsaid
@@ -159,7 +159,7 @@ def says_tied(
     said = [c.get("tie_word_embeddings") for c in (model.config, inner if isinstance(inner, dict) else {})]
     return next((x for x in said if isinstance(x, bool)), None)
 
-# %% ../nbs/04_members.ipynb #546141f9
+# %% ../nbs/04_members.ipynb #bcd381a0
 def find_model(
     models, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
     name:str, # Name or path; "base+adapter" applies a LoRA adapter

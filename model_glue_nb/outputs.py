@@ -7,7 +7,7 @@ __all__ = ['KEEP', 'EXCHANGE', 'OWNER', 'FULL', 'CLOSED', 'ODD', 'system_rename'
            'sync_one', 'own', 'started', 'is_left', 'can_lock', 'sweep', 'tell', 'naming_a_full_disk', 'concerns',
            'output_problems', 'taken', 'Ended', 'cleaning_up', 'atomic_path', 'temporary_room', 'write_text']
 
-# %% ../nbs/00_outputs.ipynb #9506fd90
+# %% ../nbs/00_outputs.ipynb #19c6e89e
 import errno, fcntl, os, shutil, signal, tempfile, threading, time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from pathlib import Path
 from .errors import AlreadyThere, InputError
 from .reading import plain
 
-# %% ../nbs/00_outputs.ipynb #887f5d16
+# %% ../nbs/00_outputs.ipynb #bb5b1e3d
 KEEP, EXCHANGE = 1, 2 # RENAME_NOREPLACE and RENAME_EXCHANGE of Linux
 
 @cache
@@ -71,7 +71,7 @@ def replace(
         except FileNotFoundError: pass
     raise AlreadyThere(f"'{plain(target)}' is being replaced by others all the time. Give another output.")
 
-# %% ../nbs/00_outputs.ipynb #dfeddb21
+# %% ../nbs/00_outputs.ipynb #2ef334de
 def sync(
     path:Path, # A file or a folder
 )->None:
@@ -86,10 +86,10 @@ def sync_one(path):
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try: os.fsync(file)
     except OSError as e:
-        if e.errno not in (errno.EINVAL, errno.ENOTSUP): raise # some disks of a network know no sync of folders
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP): raise # some disks cannot sync folders
     finally: os.close(file)
 
-# %% ../nbs/00_outputs.ipynb #8cbdb6e5
+# %% ../nbs/00_outputs.ipynb #511e95ed
 OWNER = "owner" # Name of the lock file in a temporary folder
 
 def own(
@@ -159,10 +159,11 @@ def tell(
 )->None:
     "Name what dead processes left, on standard error unless logging is set up otherwise."
     import logging
+    log = logging.getLogger("model_glue_nb")
     for path in gone:
-        logging.getLogger("model_glue_nb").warning(f"removed '{plain(path)}', left behind by a process that was ended")
+        log.warning(f"removed '{plain(path)}', left behind by a process that was ended")
 
-# %% ../nbs/00_outputs.ipynb #5f65e21d
+# %% ../nbs/00_outputs.ipynb #388b9068
 FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 CLOSED = errno.EROFS, errno.EACCES, errno.EPERM
 ODD = errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP
@@ -201,15 +202,15 @@ def output_problems(
     if not os.access(home, os.W_OK) or not home.is_dir():
         return bad + [f"'{plain(home)}' cannot be written to. Give another output."]
     if n_bytes > (free := shutil.disk_usage(home).free):
-        bad.append(f"The result needs {n_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free at '{plain(home)}'. "
-                   "Free some space, or give another output.")
+        bad.append(f"The result needs {n_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free at "
+                   f"'{plain(home)}'. Free some space, or give another output.")
     return bad
 
 def taken(out)->str:
     "Message about an output that is there."
     return f"'{plain(out)}' exists already. Give another output, or ask to overwrite it."
 
-# %% ../nbs/00_outputs.ipynb #5fcafd4f
+# %% ../nbs/00_outputs.ipynb #d8e498a6
 class Ended(BaseException):
     "A signal asked this process to end."
 
@@ -253,9 +254,11 @@ def temporary_room(
     "A folder of our own to write in, on the disk of the result."
     try: path.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise InputError(f"'{plain(path.parent)}' is a file, a folder was expected. Give another output.") from None
+        raise InputError(f"'{plain(path.parent)}' is a file, a folder was expected. "
+                         "Give another output.") from None
     sweep(path.parent)
-    room, lock = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)), None
+    room = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent))
+    lock = None
     try:
         lock = own(room)
         yield room
