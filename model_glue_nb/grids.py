@@ -49,8 +49,8 @@ BUDGET = either(number(), name) # what it says is read by `read_budget`
 GRID = mapping(dict(
     suite=path, tasks=maybe(NAMES), search_questions=COUNT, report_questions=COUNT, seed=seed,
     clusters=mapping(dict(threshold=number(-1, 1), linkage=name)),
-    merging=mapping(dict(methods=NAMES, strategies=STRATEGIES, sizes=listed(whole(0, 10**6), 1), budget=BUDGET,
-                         max_clusters=maybe(whole(0, 10**6)))),
+    merging=mapping(dict(methods=NAMES, strategies=STRATEGIES, sizes=listed(whole(0, 10**6), 1),
+                         budget=BUDGET, max_clusters=maybe(whole(0, 10**6)))),
     mixture=mapping(dict(levels=NAMES, routers=NAMES, dense_layers=listed(number(-10**6, 10**6), 1),
                          experts=whole(0, 10**6)))))
 

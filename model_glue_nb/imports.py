@@ -66,8 +66,8 @@ def read_scores(
     if {"task", "score"} <= set(t.columns): t = by_task(t, shown)
     else: t = t.set_index("model")
     bad = [c for c in t if t[c].dtype.kind not in "fiu"]
-    if bad: raise InputError(f"Column '{short(bad[0])}' of '{shown}' holds {brief(t[bad[0]].iloc[0])}, no number. "
-                             "Remove or correct it.")
+    if bad: raise InputError(f"Column '{short(bad[0])}' of '{shown}' holds "
+                             f"{brief(t[bad[0]].iloc[0])}, no number. Remove or correct it.")
     if t.index.duplicated().any():
         twice = short(t.index[t.index.duplicated()][0])
         raise InputError(f"'{shown}' has two rows of '{twice}'. Keep one.")
@@ -87,7 +87,8 @@ def result_files(
     path = Path(path)
     if not is_path(path): raise MissingFile(f"There is no file '{short(path)}'. Give what lm_eval wrote.")
     found = [path] if path.is_file() else sorted(path.rglob("results*.json"), key=lambda f: f.name)
-    if not found: raise MissingFile(f"There is no results_*.json in '{plain(path)}'. Give what lm_eval wrote.")
+    if not found: raise MissingFile(f"There is no results_*.json in '{plain(path)}'. "
+                                     "Give what lm_eval wrote.")
     return found
 
 # %% ../nbs/03_imports.ipynb #65fe83bb
@@ -162,7 +163,8 @@ def import_samples(
         for task, version in describe(t.source)["versions"].items():
             mine = [s for s in samples if s.name.startswith(f"samples_{task}_2")]
             if not mine: continue
-            if version_of(settings.get(task) or {}) != version: why = "it was asked with other settings"; continue
+            if version_of(settings.get(task) or {}) != version:
+                why = "it was asked with other settings"; continue
             for metric, found in read_samples(mine[-1], keys).items():
                 store.add_items(model.fingerprint(), t.asked._replace(metric=metric), found); n |= set(found)
             why = "" if n else "other questions or examples were asked"

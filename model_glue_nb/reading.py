@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['CONTROLS', 'DIRECTIONS', 'UNSEEN', 'CONFIG', 'INDEX', 'TOKENIZER', 'WORDS', 'SURROGATE', 'YAML_BYTES', 'YAML_NODES',
-           'plain', 'open_regular', 'read_bytes', 'too_large', 'as_text', 'read_text', 'read_json', 'parse_json',
-           'mended', 'read_yaml', 'parse_yaml', 'yaml_loader', 'written_out', 'inside', 'lies_inside']
+           'YAML_DEPTH', 'plain', 'open_regular', 'read_bytes', 'too_large', 'as_text', 'read_text', 'read_json',
+           'parse_json', 'mended', 'read_yaml', 'parse_yaml', 'flow_depth', 'yaml_loader', 'written_out', 'inside',
+           'lies_inside']
 
 # %% ../nbs/00_reading.ipynb #3727696e
 import json, os, re, stat
@@ -118,6 +119,7 @@ def mended(value):
 
 # %% ../nbs/00_reading.ipynb #d4622521
 YAML_BYTES, YAML_NODES = 2**18, 50_000 # Most bytes of a file; most values, aliases written out
+YAML_DEPTH = 64 # Most brackets within brackets
 
 def read_yaml(
     path:str|Path, # A file
@@ -135,8 +137,11 @@ def parse_yaml(
     "YAML of strangers; whatever is wrong with it is one `InputError`."
     name = plain(where)
     if len(text) > YAML_BYTES: raise too_large(where, len(text), YAML_BYTES)
-    loader = yaml_loader()(text)
+    if flow_depth(text) > YAML_DEPTH:
+        raise InputError(f"'{name}' is nested too deeply to be read. Write it flatter.")
+    loader = None
     try:
+        loader = yaml_loader()(text) # looks at the first characters already
         node = loader.get_single_node()
         if node is None: return None
         if written_out(node, {}) > YAML_NODES:
@@ -148,7 +153,18 @@ def parse_yaml(
         raise InputError(f"'{name}' is nested too deeply to be read. Write it flatter.") from None
     except Exception as e: # the constructors of YAML raise a dozen kinds
         raise InputError(f"'{name}' is not YAML: {plain(e)}. Correct it.") from None
-    finally: loader.dispose()
+    finally:
+        if loader: loader.dispose()
+
+def flow_depth(
+    text:str, # YAML
+)->int: # At least the depth of its brackets; those in quotes count too
+    "How deeply brackets nest; PyYAML's time grows with the square of it."
+    deepest = depth = 0
+    for mark in re.findall(r"[\[{\]}]", text):
+        depth = depth + 1 if mark in "[{" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    return deepest
 
 def yaml_loader()->type:
     "PyYAML's safe loader; dates are left as text."

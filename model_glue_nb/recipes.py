@@ -141,7 +141,8 @@ def is_filtered(value)->bool:
     "A list of {filter, value}."
     def entry(v): return isinstance(v, dict) and {"value"} <= set(v) <= {"filter", "value"}
     good = isinstance(value, list) and bool(value) and all(map(entry, value))
-    return good and all(isinstance(v.get("filter", ""), (str, type(None))) and is_gradient(v["value"]) for v in value)
+    if not good or not all(is_gradient(v["value"]) for v in value): return False
+    return all(isinstance(v.get("filter", ""), (str, type(None))) for v in value)
 
 def numbers_in(
     value, # As for `value_at`
@@ -150,7 +151,7 @@ def numbers_in(
     if not isinstance(value, list): return [value]
     return [n for v in value for n in numbers_in(v["value"] if isinstance(v, dict) else v)]
 
-# %% ../nbs/04_recipes.ipynb #c86b23f0
+# %% ../nbs/04_recipes.ipynb #737622db
 PART, LESS = ("(0, 1]", lambda v: 0 < v <= 1), ("[0, 1)", lambda v: 0 <= v < 1)
 RANGES = dict(density=PART, select_topk=PART, gamma=LESS, epsilon=LESS)
 
@@ -161,8 +162,8 @@ def check_value(
 )->list[str]: # Problems
     "Problems with one parameter's value."
     if not is_gradient(value) and not is_filtered(value):
-        return [f"{method}: {key} is {brief(value)}. Give a number, a list of numbers over depth, or a list of "
-                "{filter, value}."]
+        return [f"{method}: {key} is {brief(value)}. Give a number, a list of numbers over depth, "
+                "or a list of {filter, value}."]
     values = numbers_in(value)
     if key == "rescale":
         wrong = [v for v in values if v not in ("density", "l1", "none")]
