@@ -14,9 +14,10 @@ import numpy as np
 
 from .benchmark import asked_through
 from .comparison import route_key
-from .core import InputError, Run, unknown
+from .core import InputError, Run, file_name, unknown
 from .figures import model_colours
 from .intervals import Items, task_weights
+from .reading import plain, read_json, read_text, read_yaml
 from .suites import Suite, load_suite
 from .zoo import open_model
 
@@ -30,29 +31,42 @@ def read_run(
     **tables, # Tables by name, instead of those of the run
 )->dict: # recipe, environment, description, skipped, clusters, and one entry per table, None when absent
     "Everything that a report or an explorer shows, from the files of a run."
-    import yaml
     for name in tables:
         if name not in (*FILES, *MORE): raise unknown("table", name, (*FILES, *MORE))
     run = run if run is None or isinstance(run, Run) else Run(run)
     has = lambda name: run is not None and (run.path/f"{name}.csv").exists()
     data = {n: run.read_table(n) if has(n) else None for n in FILES} | dict.fromkeys(MORE)
     data |= dict(similarity=run.read_table("similarity", index=True) if has("similarity") else None, run=run)
-    file = run and run.path/"recipe.yaml"; text = file.read_text() if file and file.exists() else ""
-    data |= dict(name=run.path.absolute().name if run else "tables", recipe=yaml.safe_load(text) or {},
-        recipe_text=text)
+    recipe, text = _recipe_of(run) if run else ({}, "")
+    data |= dict(name=run.path.absolute().name if run else "tables", recipe=recipe, recipe_text=text)
     return data | _about_run(run) | {k: v for k, v in tables.items() if v is not None}
 
 # %% ../nbs/11_findings.ipynb #6e27be67
+def _recipe_of(run):
+    "The recipe of a run, and its text."
+    file = run.place("recipe.yaml")
+    if not file.exists(): return {}, ""
+    recipe = read_yaml(file, "recipe") or {}
+    if isinstance(recipe, dict): return recipe, read_text(file)
+    raise InputError(f"'{plain(file)}' is not the recipe of a run: keys and values were expected. "
+                     "Give the folder that `model-glue run` wrote.")
+
 def _about_run(run):
     "The small files of a run: clusters, environment, what was skipped, what is said about the suite."
     read = lambda name: run.read_json(name, {}) if run else {}
     clusters, zoo, environment = read("clusters"), read("zoo"), read("environment")
     more = [d for d in (clusters, zoo, environment) if isinstance(d, dict)]
     said = [d.get(k) for d in more for k in ("description", "suite_description")]
-    return dict(clusters=clusters if isinstance(clusters, list) else clusters.get("clusters", []),
-                skipped={k: v for d in more for k, v in (d.get("skipped") or {}).items()},
-                environment=environment,
-                description=list(dict.fromkeys(filter(None, said))))
+    found = clusters.get("clusters", []) if isinstance(clusters, dict) else clusters
+    skipped = [d["skipped"] for d in more if isinstance(d.get("skipped"), dict)]
+    return dict(clusters=[c for c in found if _is_cluster(c)] if isinstance(found, list) else [],
+                skipped={k: v for d in skipped for k, v in d.items()},
+                environment=environment if isinstance(environment, dict) else {},
+                description=list(dict.fromkeys(map(str, filter(None, said)))))
+
+def _is_cluster(c):
+    "Does a value of clusters.json tell of a cluster?"
+    return isinstance(c, dict) and "name" in c and isinstance(c.get("members"), list)
 
 # %% ../nbs/11_findings.ipynb #9bf221b8
 def about(
@@ -258,14 +272,15 @@ def read_routes(
     data:dict, # As `read_run` gives it
 ): # DataFrame or None: system task question expert, on the report split
     "The expert of every report question, per mixture of the run."
-    import json, pandas as pd
+    import pandas as pd
     run, suite = data["run"], report_suite(data) if data["run"] else None
     if suite is None or data["comparison"] is None or "model" not in data["comparison"]: return None
     frames, store = [], run.store
     for system, name in data["comparison"][["system", "model"]].dropna().itertuples(index=False):
-        file = run.path/"models"/str(name)/"mixture.json"
+        if str(name) != file_name(name): continue # a given model, or a table that was edited
+        file = run.place(f"models/{name}/mixture.json")
         if not file.exists(): continue
-        experts = [e["name"] for e in json.loads(file.read_text())["experts"]]
+        experts = [e["name"] for e in read_json(file)["experts"]]
         key = open_model(file.parent).fingerprint()
         for t in suite.tasks:
             route = store.remembered("route", route_key(key, t))

@@ -9,7 +9,7 @@ __all__ = ['R', 'route_one', 'mixture_of', 'RoutingExplorer']
 import html
 from pathlib import Path
 
-from .core import Run
+from .core import Run, file_name
 from .explorer import Explorer, Latest, choice, live, row
 from .findings import Answers, about, colours_of, confusion, deepen, read_run
 from .plots_routing import plot_confusion, plot_cost, plot_route, plot_routing
@@ -35,7 +35,7 @@ def mixture_of(
     "The mixture of a run, opened."
     from model_glue_nb.zoo import open_model
     names = comparison.model[comparison.system == system] if "model" in comparison else []
-    folder = run.path/"models"/str(next(iter(names), ""))
+    folder = run.place(f"models/{file_name(next(iter(names), ''))}")
     return open_model(folder).load() if (folder/"mixture.json").exists() else None
 
 # %% ../nbs/11_routing_explorer.ipynb #1ec20995
