@@ -8,18 +8,10 @@ __all__ = ['main']
 # %% ../nbs/14_cli.ipynb #fed2a6f5
 import sys
 
-import typer
-
 from . import commands_zoo, commands_score, commands_merge, commands_glue, commands_bench
-from .terminal import app
+from .terminal import answer, app
 
 # %% ../nbs/14_cli.ipynb #88d95ba0
 def main():
     "Entry point of the command `model-glue`."
-    from model_glue_nb.core import InputError
-    try: app()
-    except InputError as e:
-        typer.secho(str(e), fg="red", err=True); sys.exit(2)
-    except KeyboardInterrupt:
-        typer.secho("Interrupted. What was done is kept; the same command goes on from here.", err=True)
-        sys.exit(1)
+    sys.exit(answer(app, sys.argv[1:]))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from .terminal import AS_JSON, ZOO, app, progress_bar, show, tell_skipped
+from .terminal import AS_JSON, ZOO, app, progress_bar, say, show, tell_skipped
 
 # %% ../nbs/14_commands_bench.ipynb #67d1593e
 @app.command()
@@ -35,7 +35,7 @@ def bench(
     tables = [run.read_table(n) for n in ("merging", "mixture")]
     failed = sum(int(t.failed.notna().sum()) for t in tables if "failed" in t)
     show(told, "The paper's claims on this zoo: report questions, 95% intervals", as_json)
-    say = lambda text: typer.echo(text, err=as_json)
-    say(f"tables: {run.path}/merging and mixture, as .csv, .md and .tex; figures: {figures}")
-    if failed: say(f"{failed} cells could not be done; the column `failed` says why.")
-    if not joules(): say("energy: this machine shows no counter (RAPL), so the column joules is empty.")
+    tell = lambda text: say(text, err=as_json)
+    tell(f"tables: {run.path}/merging and mixture, as .csv, .md and .tex; figures: {figures}")
+    if failed: tell(f"{failed} cells could not be done; the column `failed` says why.")
+    if not joules(): tell("energy: this machine shows no counter (RAPL), so the column joules is empty.")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from .terminal import AS_JSON, app, cell, progress_bar, show, tell_skipped
+from .terminal import AS_JSON, app, cell, progress_bar, say, show, tell_skipped
 
 # %% ../nbs/14_commands_glue.ipynb #9a2f8876
 @app.command()
@@ -30,7 +30,7 @@ def mix(
     if (model.path/"config.json").exists():
         code = ", trust_remote_code=True" if model.kind == "mixture" else ""
         how = f"AutoModelForCausalLM.from_pretrained(folder{code})"
-    typer.echo(f"{model.path}: {len(spec.experts)} experts. Load it with {how}.")
+    say(f"{model.path}: {len(spec.experts)} experts. Load it with {how}.")
 
 # %% ../nbs/14_commands_glue.ipynb #d0dadd67
 @app.command()
@@ -52,7 +52,7 @@ def run(
     table = done.read_table("comparison")
     title = f"Report split, {int(table.n.iloc[0])} questions, 95% intervals"
     show(table if as_json else in_words(table), title, as_json)
-    typer.echo(f"report: {report}", err=as_json)
+    say(f"report: {report}", err=as_json)
 
 # %% ../nbs/14_commands_glue.ipynb #6643f6bd
 def in_words(
@@ -76,4 +76,4 @@ def report(
     "Write report.html: one file that opens without a network."
     from model_glue_nb.core import Run
     from model_glue_nb.dashboard import write_report
-    typer.echo(f"report: {write_report(Run(run))}")
+    say(f"report: {write_report(Run(run))}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import typer
 
-from .terminal import (AS_JSON, app, byte_bar, cell, n_bytes, progress_bar, settings, show,
+from .terminal import (AS_JSON, app, byte_bar, cell, n_bytes, progress_bar, say, settings, show,
                                     tell_skipped)
 
 # %% ../nbs/14_commands_merge.ipynb #1db6221e
@@ -36,7 +36,7 @@ def merge(
     with byte_bar() as progress: model = merge(r, None, out, progress=progress, **options)
     found = dict(path=str(model.path), parameters=model.n_params, fingerprint=model.fingerprint())
     if as_json: return typer.echo(json.dumps(found, indent=1))
-    typer.echo(f"{out}: {cell(model.n_params)} parameters."
+    say(f"{out}: {cell(model.n_params)} parameters."
                " Load it with AutoModelForCausalLM.from_pretrained.")
 
 # %% ../nbs/14_commands_merge.ipynb #cff9cec2
@@ -52,8 +52,8 @@ def show_plan(
     sizes = [gb(found[k]) for k in ("input_bytes", "read_bytes", "write_bytes", "memory_bytes")]
     lines = [line.format(cell(found["parameters"]), *sizes, **found) for line in lines]
     if as_json: typer.echo(json.dumps(found, indent=1))
-    else: typer.echo("\n".join((lines if found["tensors"] else []) + [f"note: {n}" for n in found["notes"]]))
-    for p in found["problems"]: typer.secho(f"problem: {p}", fg="red", err=True)
+    else: say("\n".join((lines if found["tensors"] else []) + [f"note: {n}" for n in found["notes"]]))
+    for p in found["problems"]: say(f"problem: {p}", "red", err=True)
     if found["problems"]: raise typer.Exit(2)
 
 # %% ../nbs/14_commands_merge.ipynb #36f8f697

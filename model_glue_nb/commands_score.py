@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from .terminal import AS_JSON, app, progress_bar, show, started, tell_skipped
+from .terminal import AS_JSON, app, progress_bar, say, show, started, tell_skipped
 
 # %% ../nbs/14_commands_score.ipynb #5feb2179
 @app.command()
@@ -82,7 +82,7 @@ def tell_plan(
     "One line on standard error: what is remembered, what is open, how long that may take."
     seconds = plan.seconds.sum(skipna=False)
     guess = ", no guess of the time yet" if seconds != seconds else f", about {seconds:,.0f} s"
-    typer.echo(f"{plan.remembered.sum():,} of {plan.questions.sum():,} answers are remembered, "
+    say(f"{plan.remembered.sum():,} of {plan.questions.sum():,} answers are remembered, "
                f"{plan.to_run.sum():,} to ask{guess if plan.to_run.sum() else ''}", err=True)
 
 def tell_cut(
@@ -92,9 +92,8 @@ def tell_cut(
     from model_glue_nb.benchmark import cut_questions
     for m in zoo:
         for task, n in cut_questions(store, m.fingerprint(), part).items():
-            typer.secho(f"{m.name}: {n} questions of {task} are longer than its context, "
-                        "lm-eval cuts them on the left",
-                        fg="yellow", err=True)
+            longer = f"{n} questions of {task} are longer than its context"
+            say(f"{m.name}: {longer}, lm-eval cuts them on the left", "yellow", err=True)
 
 def with_ranks(
     table, items, # As `scores_table` and `ask_zoo` give them
@@ -124,7 +123,7 @@ def make_suite(
     if name:
         with progress_bar() as progress: file = build_offline(out, without, overwrite, progress)
         n = len(read_suite(file, name)["tasks"])
-        return typer.echo(f"{file}: {n} tasks. Use it by --suite {file if out else name}.")
+        return say(f"{file}: {n} tasks. Use it by --suite {file if out else name}.")
     rows = [(n, len(g["tasks"]), g.get("description", "")) for n, f in suite_files().items()
             for g in [read_suite(f, n)]]
     show(pd.DataFrame(rows, columns=["suite", "tasks", "description"]), "Suites on this machine", as_json)

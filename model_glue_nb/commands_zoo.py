@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from .terminal import AS_JSON, ZOO, app, progress_bar, show, started, tell_skipped
+from .terminal import AS_JSON, ZOO, app, progress_bar, say, show, started, tell_skipped
 
 # %% ../nbs/14_commands_zoo.ipynb #482a9e31
 @app.command()
@@ -47,9 +47,9 @@ def zoo(
     if name not in builders: raise unknown("zoo that ships with us", name, builders)
     if name == "smollm2": # finished members stay, so that an interrupted build goes on
         with progress_bar() as progress: models = build_smollm2(out, yes, progress=progress)
-        return typer.echo(f"{models}: {len(list(models.iterdir()))} models")
+        return say(f"{models}: {len(list(models.iterdir()))} models")
     with atomic_path(out, overwrite=False) as tmp: builders[name](tmp)
-    typer.echo(f"{out}: {len(list(out.iterdir()))} models")
+    say(f"{out}: {len(list(out.iterdir()))} models")
 
 # %% ../nbs/14_commands_zoo.ipynb #a54bc483
 @app.command()
@@ -98,7 +98,7 @@ def clusters(
     if sensitivity: return show(t, f"Clusters by threshold, linkage {linkage}", as_json)
     show(pd.DataFrame(rows), f"Clusters at threshold {threshold}, linkage {linkage}", as_json)
     best = t[t.suggested].iloc[0]
-    if not as_json: typer.echo(f"suggested threshold: {best.threshold} ({best.n_clusters} clusters)")
+    if not as_json: say(f"suggested threshold: {best.threshold} ({best.n_clusters} clusters)")
 
 # %% ../nbs/14_commands_zoo.ipynb #a1c0de03
 SUITE = typer.Option("demo", help="A suite's name or YAML file; its search questions are used.")
@@ -136,4 +136,4 @@ def forecast(
     run.write_table("pairs", found.table); run.write_table("forecast", table)
     plot_calibration(found.table, str(found)).write_html(run.path/"calibration.html")
     show(table, f"{zoo}, {suite}: {found}", as_json)
-    typer.echo(f"calibration: {run.path/'calibration.html'}", err=as_json)
+    say(f"calibration: {run.path/'calibration.html'}", err=as_json)

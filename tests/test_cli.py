@@ -39,3 +39,168 @@ def test_cells_are_never_formulas_and_come_back(tmp_path):
     pd.testing.assert_frame_equal(run.read_table("t"), table)
     square = pd.DataFrame([[1., .5], [.5, 1.]], ["=a", "b"], ["=a", "b"]); run.write_table("s", square, index=True)
     pd.testing.assert_frame_equal(run.read_table("s", index=True), square)
+
+# ---- how a command ends
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    "Runs `model-glue` in this process: exit code, standard output, standard error."
+    from model_glue_nb.cli import main
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["model-glue", *map(str, args)]); capsys.readouterr()
+        with pytest.raises(SystemExit) as end: main()
+        return end.value.code or 0, *capsys.readouterr()
+    return run
+
+@pytest.fixture
+def failing(monkeypatch, command):
+    "Runs `model-glue doctor demo`, in which something goes wrong."
+    def run(error, *more):
+        import model_glue_nb.doctor
+        def fail(*args): raise error
+        monkeypatch.setattr(model_glue_nb.doctor, "examine_zoo", fail)
+        return command("doctor", "demo", *more)
+    return run
+
+def kinds():
+    import sqlite3
+    disk = lambda number, *more: OSError(number, os.strerror(number), *more)
+    import errno as e
+    yield InputError("It is wrong. Mend it."), 2, "It is wrong. Mend it."
+    for number in (e.ENOSPC, e.EDQUOT): yield disk(number, "/x\x1b[2J/y"), 2, r"The disk became full at '/x\x1b[2J/y'"
+    for number in (e.EROFS, e.EACCES, e.EPERM): yield disk(number, "/x"), 2, "The place '/x' cannot be read or written"
+    for number in (e.ENAMETOOLONG, e.ENOTDIR, e.ELOOP, e.EISDIR): yield disk(number, "/x"), 2, "cannot be used"
+    yield disk(e.EMFILE), 2, "Too many files"
+    yield disk(e.EIO, "/x"), 1, "--debug"
+    yield sqlite3.OperationalError("database or disk is full"), 2, "The disk became full"
+    yield sqlite3.OperationalError("database is locked"), 2, "Another process holds"
+    yield sqlite3.OperationalError("attempt to write a readonly database"), 2, "cannot be read or written"
+    yield sqlite3.DatabaseError("file is not a database"), 2, "The results store"
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")): yield error, 1, "not enough memory"
+    yield RecursionError("maximum"), 1, "nested too deeply"
+    yield ModuleNotFoundError("No module named 'x'", name="x"), 1, "The package 'x' is missing"
+    yield ValueError("The checkpoint of type `x` is not known. Update with\n`pip install`.\n" * 30), 1, "ValueError: The checkpoint of type `x` is not known. This should"
+    yield ValueError("x" * 5000), 1, "…"
+    yield KeyError("a\x1b]0;t\x07"), 1, "KeyError: "
+    yield AssertionError(), 1, "AssertionError. This should"
+    yield ExceptionGroup("two", [InputError("inner")]), 2, "inner"
+    yield KeyboardInterrupt(), 130, "goes on from here"
+    yield EOFError(), 2, "--yes"
+
+@pytest.mark.parametrize("error,code,said", list(kinds()), ids=lambda x: type(x).__name__ if isinstance(x, BaseException) else "")
+def test_whatever_goes_wrong_is_one_line(failing, error, code, said):
+    got, out, err = failing(error)
+    assert (got, out) == (code, "") and said in err and "Traceback" not in err
+    assert err.count("\n") == 1 and len(err) < 600 and not re.search(r"[\x00-\x08\x0b-\x1f]", err)
+
+def test_debug_shows_where(failing, command):
+    for more in (("--debug",), ()):
+        assert ("in fail" in failing(ValueError("x"), *more)[2]) == bool(more)
+    assert "in fail" in command("--debug", "doctor", "demo")[2] and "--debug" in command("--help")[1]
+
+@pytest.mark.parametrize("args,said", [(["merg"], "No such command"), (["merge"], "Missing argument"), (["doctor", "demo", "--no"], "No such option"),
+                                       (["score", "demo", "--split"], "requires an argument"), (["bench", "demo", "--out", "x", "--workers", "0"], "greater than or equal to 1"),
+                                       (["doctor\x1b[2J"], r"doctor\x1b[2J")])
+def test_wrong_options_are_one_line_with_the_way_to_help(command, args, said):
+    code, out, err = command(*args)
+    assert (code, out) == (2, "") and said in err and "--help` " not in err and "--help`." in err and err.count("\n") == 1 and "\x1b" not in err
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_as_ctrl_c_does(monkeypatch, command, tmp_path, name):
+    import signal, model_glue_nb.doctor
+    from model_glue_nb.core import atomic_path
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)}
+    def busy(*args):
+        with atomic_path(tmp_path/"out") as tmp: tmp.mkdir(); signal.raise_signal(getattr(signal, name))
+    monkeypatch.setattr(model_glue_nb.doctor, "examine_zoo", busy)
+    code, out, err = command("doctor", "demo")
+    assert code == 130 and "What was done is kept; the same command goes on from here." in err and err.count("\n") == 1
+    assert not any(tmp_path.iterdir()), "temporary folders are gone"
+    assert before == {s: signal.getsignal(s) for s in before}
+
+def test_a_reader_that_leaves_is_no_error():
+    import subprocess
+    code = "import sys; sys.argv = ['model-glue', 'doctor', 'demo', '--json']; from model_glue_nb.cli import main; main()"
+    p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE); p.stdout.close()
+    assert (p.stderr.read().decode(), p.wait()) == ("", 141)
+
+def test_nobody_is_asked(monkeypatch, command):
+    import io, model_glue_nb.doctor
+    said = []
+    def ask(*args):
+        said.append(os.read(0, 9))
+        return input("run it? [y/N] ")
+    monkeypatch.setattr(model_glue_nb.doctor, "examine_zoo", ask); monkeypatch.setattr(sys, "stdin", yes := io.StringIO("y\n"))
+    code, _, err = command("doctor", "demo")
+    assert code == 2 and said == [b""] and yes.read() == "y\n" and sys.stdin is yes and "--yes" in err
+
+def test_libraries_are_quiet_but_for_debug(monkeypatch, command):
+    import logging, warnings, model_glue_nb.doctor
+    def noisy(*args):
+        warnings.warn("old"); logging.getLogger("lib").warning("loud"); raise InputError("bad")
+    monkeypatch.setattr(model_glue_nb.doctor, "examine_zoo", noisy)
+    assert command("doctor", "demo")[2] == "bad\n" and logging.root.manager.disable == 0 and "TRANSFORMERS_VERBOSITY" not in os.environ
+
+# ---- what reaches the terminal
+
+def test_names_never_act_on_the_terminal(capsys):
+    import pandas as pd
+    from model_glue_nb.terminal import say, show, tell_skipped
+    name = "x\x1b[2J\x1b]0;t\x07\x9b\u202e[red]y[/red]"; table = pd.DataFrame({"model": [name], name: [name], "n": [1]})
+    for step in (lambda: show(table, name, False), lambda: show(table, name, True), lambda: say(name), lambda: tell_skipped({name: name})):
+        step(); text = "".join(capsys.readouterr())
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]", text), text
+        assert "[red]" in text.replace("\n", "")
+    tell_skipped({"a\nskipped b": "why"}); assert capsys.readouterr().err == "skipped a\\nskipped b: why\n"
+
+def test_a_terminal_of_few_characters():
+    import subprocess
+    for code in ("utf-8", "ascii", "latin-1"):
+        run = "from model_glue_nb.terminal import *; import sys; from model_glue_nb import terminal; @app.command()\ndef x(): say('é…模')\nsys.exit(terminal.answer(app, ['x']))"
+        run = run.replace("; @app", "\n@app")
+        p = subprocess.run([sys.executable, "-c", run], capture_output=True, env=os.environ | dict(PYTHONIOENCODING=code))
+        assert (p.returncode, p.stderr) == (0, b""), p.stderr
+
+# ---- options, run folders, the store
+
+@pytest.mark.parametrize("size", [".", "1.2.3", "1e400", "0", "-5GB", "nan", "", "1e-9", "5XB", "1e99T"])
+def test_odd_sizes(size):
+    from model_glue_nb.terminal import n_bytes
+    with pytest.raises(InputError, match="is no size"): n_bytes(size)
+
+@pytest.mark.parametrize("option", ["steps=[[", "steps", "a=!!python/object:os.system x", "x=&a [*a]", "a=" + "[" * 9000])
+def test_odd_settings(option):
+    from model_glue_nb.terminal import settings
+    with pytest.raises(InputError): settings([option])
+
+@pytest.mark.parametrize("name,text", [("recipe.yaml", "[1, 2]"), ("recipe.yaml", "a: [["), ("recipe.yaml", "\xff\xfe"), ("recipe.yaml", "x"), ("clusters.json", "[" * 9999), ("clusters.json", "{"),
+                                       ("zoo.json", "[1]"), ("environment.json", "5"), ("clusters.json", '[{"a": 1}, 5]'), ("comparison.csv", ""), ("comparison.csv", 'a,b\n"1,2\n3,4,5,6'), ("scores.csv", "\0\0\0")])
+def test_damaged_run_folders_are_one_line(command, tmp_path, name, text):
+    run = tmp_path/"run"; run.mkdir(); (run/"recipe.yaml").write_text("zoo: demo\n"); (run/name).write_bytes(text.encode("latin-1"))
+    code, out, err = command("report", run)
+    assert "Traceback" not in err and "--debug" not in err and code in (0, 2), err
+    assert code == 0 or err.count("\n") <= 3
+
+def test_places_that_are_no_run(command, tmp_path):
+    (tmp_path/"file").write_text("")
+    for where in (tmp_path/"none", tmp_path/"file", "x" * 300):
+        code, _, err = command("report", where); assert code == 2 and err.count("\n") == 1
+    (tmp_path/"run").mkdir(); os.mkfifo(tmp_path/"run"/"recipe.yaml")
+    assert command("report", tmp_path/"run")[0] == 2 and command("similarity", "demo", "--out", tmp_path/"run")[0] == 2
+
+SCHEMAS = dict(view="create view results as select 1", columns="create table results (a, b)", more="create table facts (kind, key, value, more)",
+               items="create table items (a)", responses="create table responses (request, model, response)")
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_a_store_of_another_schema_is_refused(tmp_path, kind):
+    import sqlite3
+    from model_glue_nb.store import Store
+    db = sqlite3.connect(tmp_path/"s.sqlite"); db.executescript(SCHEMAS[kind]); db.close()
+    with pytest.raises(InputError, match="cannot be used as a results store"): Store(tmp_path/"s.sqlite")
+
+def test_facts_that_are_not_ours_are_unknown(tmp_path):
+    from model_glue_nb.store import Store
+    store = Store(tmp_path/"s.sqlite"); store.db.execute("insert into facts values ('speed', 'own', 'no json'), ('speed', 'x', null)")
+    assert store.remembered("speed", "own") is None and store.remembered("speed", "x") is None and store.remembered("speed", "own", lambda: 1.5) == 1.5
+    (tmp_path/"folder").mkdir()
+    with pytest.raises(InputError): Store(tmp_path/"folder")
