@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['open_questions', 'as_items', 'known_items', 'work_of', 'keep_speed', 'by_asker', 'ask', 'ask_own', 'ask_model',
-           'cut_questions', 'scores_table', 'wide', 'ask_zoo', 'score_zoo', 'plan_scores', 'lm_eval_task',
+           'cut_questions', 'scores_table', 'wide', 'ask_zoo', 'n_open', 'score_zoo', 'plan_scores', 'lm_eval_task',
            'asked_through', 'ask_lm_eval', 'run_lm_eval']
 
 # %% ../nbs/03_benchmark.ipynb #3ede70ce
@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import InputError, digest
+from .core import InputError, digest, file_name, refuse
+from .endings import is_machine, reason
 from .harness import as_lm_eval, evaluate
 from .intervals import Items
 from .lm_tasks import quiet
+from .reading import plain
 from .store import Asked, Store
 from .suites import EvalTask, Suite, Task, load_suite, metrics
 from .zoo import Zoo, ZooModel, read_zoo
@@ -183,17 +185,32 @@ def ask_zoo(
     store:Store|None=None, # Where answers are remembered
     progress:Callable=lambda done, total, what: None, # Called as work proceeds, with numbers of questions
     batch_size:int|str="auto", # Requests per batch of lm-eval's tasks
+    aside:dict[str,str]|None=None, # Filled with name → why for models that fail; None: a failure is raised
 )->dict[str,Items]: # Model name → item-level scores
     "Item-level scores of every model of a zoo."
-    n = {m.name: sum(len(t.questions) for t in open_questions(store, m.fingerprint(), suite)[1]) for m in zoo}
+    n = {m.name: n_open(m, suite, store) for m in zoo}
     out, done, total = {}, 0, sum(n.values())
     for m in zoo:
-        progress(done, total, f"scoring {m.name}")
-        out[m.name] = ask_model(m, suite, store, lambda k, _: progress(done + k, total, f"scoring {m.name}"),
-                                batch_size)
+        tell = lambda k, _: progress(done + k, total, f"scoring {m.name}")
+        tell(0, 0)
+        try: out[m.name] = ask_model(m, suite, store, tell, batch_size)
+        except Exception as e: # strangers' models fail in every way
+            if aside is None or is_machine(e): raise
+            aside[m.name] = reason(e)
         done += n[m.name]
     progress(total, total, "scored")
+    failed = [f"{plain(k)}: {why}" for k, why in (aside or {}).items()]
+    if not out: refuse(failed, "No model could be scored")
     return out
+
+def n_open(
+    model:ZooModel, # A member
+    suite:Suite, # What would be asked
+    store:Store|None, # Where answers are remembered
+)->int: # 0 for a member that cannot be read
+    "How many questions are open."
+    try: return sum(len(t.questions) for t in open_questions(store, model.fingerprint(), suite)[1])
+    except (InputError, OSError): return 0 # it is told when it is asked
 
 def score_zoo(
     zoo:Zoo|str|Path, # A zoo, or what `read_zoo` reads
@@ -231,7 +248,7 @@ def lm_eval_task(
     folder:Path, # Where its questions are written as JSON lines
 )->dict: # Task configuration as lm-eval reads it
     "A task as an lm-eval task dict over a local file."
-    file = folder/f"{task.name}.jsonl"
+    file = folder/f"{file_name(task.name)}.jsonl"
     row = lambda q: json.dumps(dict(question=q.prompt, answer=q.answer)) + "\n"
     file.write_text("".join(map(row, task.questions)), encoding="utf-8")
     how = dict(until=list(task.stop), max_gen_toks=task.max_new_tokens, do_sample=False)

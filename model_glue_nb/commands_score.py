@@ -42,7 +42,9 @@ def score(
     tell_plan(plan)
     if plan.to_run.sum(): few_threads(zoo)
     with keep_alone(run), progress_bar() as progress:
-        items = ask_zoo(zoo, part, store, progress, int(batch_size) if batch_size.isdigit() else batch_size)
+        batch = int(batch_size) if batch_size.isdigit() else batch_size
+        items = ask_zoo(zoo, part, store, progress, batch, aside := {})
+    tell_skipped(aside); zoo = zoo.subset(list(items))
     table = scores_table(items, split, part); tell_cut(zoo, part, store)
     if run: run.write_table("scores", table); run.write_json("split", whole.split_record())
     title = f"{whole.name}, {split} split, {part.n_questions} questions, 95% intervals of the mean"

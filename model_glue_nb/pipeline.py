@@ -9,13 +9,12 @@ __all__ = ['glue']
 from collections.abc import Callable
 from pathlib import Path
 
-from .benchmark import ask_zoo
 from .comparison import tell
 from .core import Run
 from .intervals import mean_score
 from .plan import GlueRecipe, begin, describe_run, read_recipe
 from .stages import (choose_experts, dense_model, find_clusters, full_merge, glue_cluster,
-                                  mixture_of, tell_search)
+                                  mixture_of, score_members, tell_search)
 
 # %% ../nbs/09_pipeline.ipynb #a203398f
 def glue(
@@ -27,7 +26,7 @@ def glue(
     r = given if isinstance(given, GlueRecipe) else read_recipe(given)
     work = begin(r, out, progress)
     with work.run.lock():
-        describe_run(work); searched = ask_zoo(work.zoo, work.search, work.run.store, progress)
+        describe_run(work); searched = score_members(work)
         own = {m: mean_score(items) for m, items in searched.items()}
         clusters = find_clusters(work); glued = [glue_cluster(work, c) for c in clusters]
         tell_search(work, clusters, glued)

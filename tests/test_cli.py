@@ -204,3 +204,39 @@ def test_facts_that_are_not_ours_are_unknown(tmp_path):
     assert store.remembered("speed", "own") is None and store.remembered("speed", "x") is None and store.remembered("speed", "own", lambda: 1.5) == 1.5
     (tmp_path/"folder").mkdir()
     with pytest.raises(InputError): Store(tmp_path/"folder")
+
+# ---- members that fail
+
+def test_members_that_fail_are_set_aside(tmp_path, command):
+    "One that cannot be loaded, and one that fails when it is asked; with nothing left, one clear error."
+    from model_glue_nb.zoo import tiny_zoo
+    zoo = tiny_zoo(tmp_path/"zoo", ["good", "odd", "rope"])
+    def change(name, **settings):
+        file = zoo[name].path/"config.json"; file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    change("odd", hidden_act="nonsense"); change("rope", rope_parameters=dict(rope_theta=10000.0, rope_type="nonsense"))
+    (tmp_path/"q.jsonl").write_text("".join(json.dumps(dict(question=f"w{i}", answer="w3")) + "\n" for i in range(12)))
+    (tmp_path/"s.yaml").write_text(json.dumps(dict(name="s", search_share=.5, tasks=[dict(name="t", file="q.jsonl", max_new_tokens=1)])))
+    code, out, err = command("score", tmp_path/"zoo", "--suite", tmp_path/"s.yaml", "--out", tmp_path/"run", "--json")
+    assert code == 0 and {r["model"] for r in json.loads(out)} == {"good"}, err
+    assert all(f"skipped {n}: " in err for n in ("odd", "rope")) and "Traceback" not in err
+    code, out, err = command("score", zoo["odd"].path, "--suite", tmp_path/"s.yaml", "--out", tmp_path/"none")
+    assert code == 2 and err.splitlines()[-1].startswith("odd: ") and "--debug" not in err
+
+def test_a_full_disk_is_no_members_fault(tmp_path, monkeypatch):
+    import errno, model_glue_nb.benchmark as b
+    from model_glue_nb.suites import load_suite
+    from model_glue_nb.zoo import tiny_zoo
+    zoo, part = tiny_zoo(tmp_path, ["a"]), load_suite("demo").part("search", 2)
+    for error, raised in ((OSError(errno.ENOSPC, "full"), True), (MemoryError(), False), (RuntimeError("shapes"), False)):
+        def ask(*args): raise error
+        monkeypatch.setattr(b, "ask_model", ask)
+        with pytest.raises(OSError if raised else InputError): b.ask_zoo(zoo, part, aside={})
+        with pytest.raises(type(error)): b.ask_zoo(zoo, part)
+
+def test_security_is_told():
+    from pathlib import Path
+    root = Path(__file__).resolve().parents[1]; text = (root/"SECURITY.md").read_text()
+    assert "SECURITY.md" in (root/"MANIFEST.in").read_text()
+    mail = re.search(r"author_email = (\S+)", (root/"settings.ini").read_text())[1]
+    assert set(re.findall(r"[\w.]+@[\w.-]+\w", text)) == {mail}
+    for switch in ("--allow-code-execution", "--allow-nan", "--overwrite", "--debug"): assert switch in text
