@@ -46,7 +46,7 @@ class GlueRecipe:
     seed: int = 0
 
 COUNT = maybe(whole(1, 10**9))
-ROUTER = either(name, mapping()) # its settings are looked at by `check_router`
+ROUTER = either(name, mapping(dict(name=name), more=True)) # its settings are looked at by `check_router`
 PARTS = dict(clusters=mapping(dict(threshold=number(-1, 1), linkage=name)),
              merge=mapping(dict(methods=listed(name), strategy=name, budget=either(number(), name),
                                 options=maybe(mapping()), executor=name)),

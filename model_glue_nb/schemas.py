@@ -7,7 +7,7 @@ __all__ = ['SHOWN', 'PROBLEMS', 'MOST', 'flag', 'seed', 'path', 'name', 'anythin
            'is_number', 'number', 'whole', 'text', 'is_path', 'one_of', 'name_in', 'maybe', 'either', 'listed',
            'mapping']
 
-# %% ../nbs/00_schemas.ipynb #a572b807
+# %% ../nbs/00_schemas.ipynb #dec5c4f9
 import os, reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from .errors import refuse, unknown
 from .reading import plain
 
-# %% ../nbs/00_schemas.ipynb #0eefda43
+# %% ../nbs/00_schemas.ipynb #60057dce
 SHOWN = 80 # Most characters of a value in a message
 
 def short(
@@ -40,7 +40,7 @@ def brief(
     "A value as a message shows it: its first parts, in at most 80 characters."
     return short(_Brief().repr(value))
 
-# %% ../nbs/00_schemas.ipynb #b748e97c
+# %% ../nbs/00_schemas.ipynb #fdc9cd71
 PROBLEMS = 20 # Most problems that are listed of one value
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def require(
     refuse(kind.problems(value, where), what)
     return value
 
-# %% ../nbs/00_schemas.ipynb #e8b972aa
+# %% ../nbs/00_schemas.ipynb #5bc2dce5
 MOST = 1e300 # Largest number, either way; larger ones overflow when they are multiplied
 
 def is_number(value)->bool:
@@ -95,7 +95,7 @@ def whole(low:int=-2**63, high:int=2**63-1)->Kind:
 flag = Kind("true or false", lambda v: isinstance(v, bool))
 seed = whole(0)
 
-# %% ../nbs/00_schemas.ipynb #a584f059
+# %% ../nbs/00_schemas.ipynb #e7567510
 def text(least:int=1, most:int=100_000)->Kind:
     "Text of bounded length."
     wanted = ("text" if least else "text, which may be empty") + f" of up to {most:,} characters"
@@ -125,7 +125,7 @@ def name_in(
     missing = lambda v, where: [] if v in known else [f"{where}: {unknown(what, short(v), known)}"]
     return Kind(f"the name of a {what}", lambda v: isinstance(v, str), missing)
 
-# %% ../nbs/00_schemas.ipynb #82932ea7
+# %% ../nbs/00_schemas.ipynb #d3eaa61b
 anything = Kind("anything", lambda v: True)
 
 def maybe(kind:Kind)->Kind:
@@ -155,13 +155,14 @@ def mapping(
     keys:dict[str,Kind]|None=None, # Key → kind; None: any names
     needed:Iterable[str]=(), # Keys that must be there
     values:Kind=anything, # Of the values where any name may stand
+    more:bool=False, # May there be other keys, which somebody else looks at?
 )->Kind:
     "Keys and values; keys that nobody reads are named."
     def inside(given, where):
         for key, value in given.items():
             at = f"{where}, {short(key, 40)}"
             if keys is None: yield from (name if isinstance(key, int) else values).problems(value, at)
-            elif key not in keys: yield f"{where}: {unknown('key', short(key), keys)}"
-            else: yield from keys[key].problems(value, at)
+            elif key not in keys and not more: yield f"{where}: {unknown('key', short(key), keys)}"
+            elif key in keys: yield from keys[key].problems(value, at)
         yield from (f"{where}: '{k}' is missing. Write it." for k in needed if k not in given)
     return Kind("keys and values", lambda v: isinstance(v, dict), inside)
