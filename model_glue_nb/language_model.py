@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'FLAGS', 'SAFE', 'pick_device', 'processor_flags', 'pick_dtype', 'first_line', 'read_config', 'pick_class',
-           'read_weights', 'read_words', 'without_adapter', 'checkpoint', 'LanguageModel', 'batches_by_length',
-           'takes_cache', 'context_length', 'checked_request']
+           'read_weights', 'read_words', 'checkpoint', 'LanguageModel', 'batches_by_length', 'takes_cache',
+           'context_length', 'checked_request']
 
 # %% ../nbs/01_language_model.ipynb #f3730e7f
-import inspect, tempfile
+import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,11 +63,10 @@ def first_line(e:BaseException)->str:
 
 def read_config(
     source:ZooModel, # A checkpoint folder
-    folder:Path, # Where its files lie
 ): # transformers config
     "The config as transformers reads it."
     from transformers import AutoConfig
-    try: return AutoConfig.from_pretrained(folder, **SAFE)
+    try: return AutoConfig.from_pretrained(source.path, **SAFE)
     except Exception as e: # whatever a stranger's config makes it raise
         if "trust_remote_code" in str(e) or "auto_map" in source.config:
             raise InputError(f"'{source.name}' comes with code of its own, which is not run. Use a model that "
@@ -98,14 +97,13 @@ def pick_class(
 # %% ../nbs/01_language_model.ipynb #dbb1e617
 def read_weights(
     source:ZooModel, # A checkpoint folder
-    folder:Path, # Where its files lie
     config, # As `read_config` gives it
     dtype:str, # A type that torch knows, or "auto"
 )->tuple: # transformers model, notes
     "The model with every weight from the folder."
     try:
         model, told = pick_class(source, config).from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **SAFE)
+            source.path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **SAFE)
     except InputError: raise
     except MemoryError: raise
     except Exception as e: # whatever a stranger's files make it raise
@@ -121,24 +119,13 @@ def read_weights(
 
 def read_words(
     source:ZooModel, # A checkpoint folder
-    folder:Path, # Where its files lie
 ): # transformers tokenizer
     "The tokenizer of a model."
     from transformers import AutoTokenizer
-    try: return AutoTokenizer.from_pretrained(folder, **SAFE)
+    try: return AutoTokenizer.from_pretrained(source.path, **SAFE)
     except Exception as e: # whatever a stranger's files make it raise
         raise InputError(f"The tokenizer of '{source.name}' cannot be loaded ({first_line(e)}). "
                          "Copy its base's into the folder.") from e
-
-def without_adapter(
-    folder:Path, # A model folder
-    scratch:Path, # An empty folder
-)->Path: # A folder with the same files but those of an adapter
-    "transformers would apply an adapter that lies beside the weights; it is no part of the model."
-    if not (folder/"adapter_config.json").exists(): return folder
-    for f in folder.iterdir():
-        if f.is_file() and not f.name.startswith("adapter_"): (scratch/f.name).symlink_to(f.resolve())
-    return scratch
 
 @loaders
 def checkpoint(
@@ -151,12 +138,10 @@ def checkpoint(
     disable_progress_bar() # it would show one bar per model and per candidate
     refuse([*source.problems(), *source.tokenizer_problems()], f"Cannot load '{source.name}'")
     place = pick_device(device)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = without_adapter(source.path, Path(scratch)); config = read_config(source, folder)
-        stored = source.config.get("dtype") or source.config.get("torch_dtype")
-        if dtype == "auto": dtype = pick_dtype(stored if isinstance(stored, str) else None, source.n_params, place)
-        model, notes = read_weights(source, folder, config, dtype)
-        words = read_words(source, folder)
+    config, words = read_config(source), read_words(source)
+    stored = source.config.get("dtype") or source.config.get("torch_dtype")
+    if dtype == "auto": dtype = pick_dtype(stored if isinstance(stored, str) else None, source.n_params, place)
+    model, notes = read_weights(source, config, dtype)
     return LanguageModel(source.name, model.to(place).eval(), words, notes)
 
 # %% ../nbs/01_language_model.ipynb #fbf3dc0d

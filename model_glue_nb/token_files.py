@@ -127,7 +127,7 @@ QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L
 
 def bytes_cut(use_regex:bool=True, add_prefix_space:bool=False)->dict:
     "The cut into bytes, written as visible characters."
-    return dict(type="ByteLevel", add_prefix_space=add_prefix_space, use_regex=use_regex)
+    return dict(type="ByteLevel", add_prefix_space=add_prefix_space, trim_offsets=True, use_regex=use_regex)
 
 def from_pair(
     vocab:bytes, # vocab.json
