@@ -69,8 +69,8 @@ def read_config(
     try: return AutoConfig.from_pretrained(source.path, **SAFE)
     except Exception as e: # whatever a stranger's config makes it raise
         if "trust_remote_code" in str(e) or "auto_map" in source.config:
-            raise InputError(f"'{source.name}' comes with code of its own, which is not run. Use a model that "
-                             "transformers knows.") from e
+            raise InputError(f"'{source.name}' comes with code of its own, which is not run. "
+                             "Use a model that transformers knows.") from e
         raise InputError(f"The config of '{source.name}' cannot be used by transformers ({first_line(e)}). "
                          "Fetch it again, or use a model that transformers knows.") from e
 
@@ -87,7 +87,8 @@ def pick_class(
     of = lambda mapping: {getattr(mapping[type(config)], "__name__", "")} if listed(mapping) else set()
     if named in of(text): return transformers.AutoModelForCausalLM
     if named in of(image) and not config.is_encoder_decoder: return transformers.AutoModelForImageTextToText
-    other = hasattr(transformers, named) and named != "unknown" and not named.endswith(("ForCausalLM", "LMHeadModel"))
+    continues = named.endswith(("ForCausalLM", "LMHeadModel")) or named == "unknown"
+    other = hasattr(transformers, named) and not continues
     if config.is_encoder_decoder or other or not (listed(text) or listed(image)):
         kind = named if named != "unknown" else config.model_type
         raise InputError(f"'{source.name}' is a {plain(kind)}, which does not continue a text. "
@@ -111,11 +112,13 @@ def read_weights(
                          "See what `model-glue doctor` says of it.") from e
     missing = sorted(map(str, told.get("missing_keys") or ()))
     if missing:
-        raise InputError(f"'{source.name}' lacks {len(missing)} weights of a {type(model).__name__}, the first: "
-                         f"'{plain(missing[0])}'. Fetch it again; random numbers would stand in for them.")
+        raise InputError(f"'{source.name}' lacks {len(missing)} weights of a {type(model).__name__}, "
+                         f"the first: '{plain(missing[0])}'. Fetch it again; random numbers would stand in.")
     extra = sorted(map(str, told.get("unexpected_keys") or ()))
-    note = f"{len(extra)} tensors of '{source.name}' have no place in a {type(model).__name__}, the first: '{{}}'."
-    return model, [note.format(plain(extra[0]))] if extra else []
+    kind = type(model).__name__
+    notes = [f"{len(extra)} tensors of '{source.name}' have no place in a {kind}, the first: '{plain(x)}'."
+             for x in extra[:1]]
+    return model, notes
 
 def read_words(
     source:ZooModel, # A checkpoint folder
@@ -140,7 +143,8 @@ def checkpoint(
     place = pick_device(device)
     config, words = read_config(source), read_words(source)
     stored = source.config.get("dtype") or source.config.get("torch_dtype")
-    if dtype == "auto": dtype = pick_dtype(stored if isinstance(stored, str) else None, source.n_params, place)
+    stored = stored if isinstance(stored, str) else None
+    if dtype == "auto": dtype = pick_dtype(stored, source.n_params, place)
     model, notes = read_weights(source, config, dtype)
     return LanguageModel(source.name, model.to(place).eval(), words, notes)
 
@@ -180,7 +184,7 @@ def takes_cache(
     "Can a model be continued with the cache that it gave back?"
     taken = inspect.signature(type(model).forward).parameters
     plain_text = "pixel_values" not in taken
-    causal = getattr(model.config, "is_decoder", True) is not False # an encoder's cache would leave out what follows
+    causal = getattr(model.config, "is_decoder", True) is not False # an encoder looks ahead
     wanted = {"past_key_values", "use_cache", "logits_to_keep"} <= set(taken)
     return wanted and plain_text and causal and not getattr(model, "_is_stateful", False)
 
@@ -201,7 +205,8 @@ def generate(self:LanguageModel,
     ids = self.encode(prompts); out = [""] * len(prompts); limit = context_length(self.model.config)
     refuse([f"Prompt {i} has {len(x)} tokens, '{self.name}' reads at most {limit}. Shorten it."
             for i, x in enumerate(ids) if len(x) + max_new_tokens > limit] +
-           [f"Prompt {i} is empty. Give at least one token." for i, x in enumerate(ids) if not x], "Cannot generate")
+           [f"Prompt {i} is empty. Give at least one token." for i, x in enumerate(ids) if not x],
+           "Cannot generate")
     if max_new_tokens == 0: return out
     for group in batches_by_length(ids):
         answers = self.continue_batch([ids[i] for i in group], max_new_tokens, stop)
@@ -229,13 +234,14 @@ def continue_batch(self:LanguageModel,
     "Greedy continuations of one batch; ends when every answer has ended."
     import torch
     ends = self.end_tokens()
-    x = torch.tensor(ids, device=self.model.device); eos = torch.tensor(ends, device=x.device, dtype=torch.long)
+    x = torch.tensor(ids, device=self.model.device)
+    eos = torch.tensor(ends, device=x.device, dtype=torch.long)
     step = self.by_loop if takes_cache(self.model) else self.by_transformers
     try:
         with torch.inference_mode(): new = step(x, eos, max_new_tokens, stop)
     except (AttributeError, NotImplementedError, TypeError, ValueError) as e:
-        raise InputError(f"'{self.name}', a {type(self.model).__name__}, cannot generate with this transformers "
-                         f"({first_line(e)}).") from e
+        raise InputError(f"'{self.name}', a {type(self.model).__name__}, cannot generate with this "
+                         f"transformers ({first_line(e)}).") from e
     answers = self.decode(new, eos)
     return [min((t.split(s)[0] for s in stop), key=len, default=t) for t in answers]
 
@@ -276,8 +282,10 @@ def by_transformers(self:LanguageModel, x, eos, max_new_tokens, stop)->list: # O
         return torch.tensor(told, device=found.device)
     asked = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
                              eos_token_id=ends, pad_token_id=ends[0] if ends else 0)
-    own = self.model.generation_config; self.model.generation_config = asked # its sampling settings would come along
-    try: out = self.model.generate(x, attention_mask=torch.ones_like(x), generation_config=asked, stopping_criteria=[ended])
+    own = self.model.generation_config
+    self.model.generation_config = asked # its sampling settings would come along
+    given = dict(attention_mask=torch.ones_like(x), generation_config=asked, stopping_criteria=[ended])
+    try: out = self.model.generate(x, **given)
     finally: self.model.generation_config = own
     return [out[:, start:]]
 

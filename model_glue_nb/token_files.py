@@ -49,8 +49,8 @@ def checked_vocabulary(
     ids = vocab.values()
     whole = all(type(i) is int for i in ids)
     if not whole or min(ids) < 0 or max(ids) >= MOST_TOKENS:
-        raise InputError(f"'{plain(where)}' has a token whose id is not a whole number from 0 to {MOST_TOKENS - 1:,}. "
-                         "Fetch it again.")
+        raise InputError(f"'{plain(where)}' has a token whose id is not a whole number from 0 to "
+                         f"{MOST_TOKENS - 1:,}. Fetch it again.")
     return vocab
 
 def as_pairs(
@@ -63,7 +63,8 @@ def as_pairs(
     out = []
     for m in merges:
         if isinstance(m, str): m = split_merge(m, vocab)
-        fits = isinstance(m, (list, tuple)) and len(m) == 2 and isinstance(m[0], str) and isinstance(m[1], str)
+        fits = isinstance(m, (list, tuple)) and len(m) == 2
+        fits = fits and isinstance(m[0], str) and isinstance(m[1], str)
         if not fits: raise bad_merge(where, m)
         out.append(tuple(m))
     return out
@@ -78,8 +79,8 @@ def split_merge(text:str, vocab:dict)->tuple|None: # None where it is no pair, o
 
 def bad_merge(where, merge)->InputError:
     "Error for a merge that is not a pair of tokens."
-    return InputError(f"'{plain(where)}' has the merge {plain(repr(merge))[:80]}, which is not a pair of tokens. "
-                      "Fetch it again.")
+    return InputError(f"'{plain(where)}' has the merge {plain(repr(merge))[:80]}, which is not a pair "
+                      "of tokens. Fetch it again.")
 
 # %% ../nbs/01_token_files.ipynb #4354bad4
 def guessed_type(model:dict)->str:
@@ -127,7 +128,8 @@ QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L
 
 def bytes_cut(use_regex:bool=True, add_prefix_space:bool=False)->dict:
     "The cut into bytes, written as visible characters."
-    return dict(type="ByteLevel", add_prefix_space=add_prefix_space, trim_offsets=True, use_regex=use_regex)
+    return dict(type="ByteLevel", add_prefix_space=add_prefix_space, trim_offsets=True,
+                use_regex=use_regex)
 
 def from_pair(
     vocab:bytes, # vocab.json
@@ -138,7 +140,8 @@ def from_pair(
     vocab = checked_vocabulary(parse_json(vocab, "vocab.json"), "vocab.json")
     lines = as_text(merges).replace("\r\n", "\n").split("\n")
     if lines[0].startswith("#version"): lines = lines[1:]
-    model = dict(type="BPE", vocab=vocab, merges=as_pairs([x for x in lines if x.strip()], vocab, "merges.txt"))
+    pairs = as_pairs([x for x in lines if x.strip()], vocab, "merges.txt")
+    model = dict(type="BPE", vocab=vocab, merges=pairs)
     t = dict(model=model, pre_tokenizer=bytes_cut(add_prefix_space=settings.get("add_prefix_space") is True))
     if not str(settings.get("tokenizer_class")).startswith("Qwen2"): return t
     cut = dict(type="Split", pattern=dict(Regex=QWEN), behavior="Isolated", invert=False)
@@ -156,9 +159,11 @@ def from_words(
     lower = settings.get("do_lower_case", True) is not False
     clean = dict(type="BertNormalizer", clean_text=True, handle_chinese_chars=True, lowercase=lower)
     ends = [x for x in ("[CLS]", "[SEP]") if x in vocab]
-    frame = dict(type="BertProcessing", cls=["[CLS]", vocab["[CLS]"]], sep=["[SEP]", vocab["[SEP]"]]) if len(ends) == 2 else None
+    cls, sep = [[x, vocab.get(x)] for x in ("[CLS]", "[SEP]")]
+    frame = dict(type="BertProcessing", cls=cls, sep=sep) if len(ends) == 2 else None
     model = dict(type="WordPiece", vocab=vocab, unk_token="[UNK]", continuing_subword_prefix="##")
-    return dict(model=model, normalizer=clean, pre_tokenizer=dict(type="BertPreTokenizer"), post_processor=frame)
+    cut = dict(type="BertPreTokenizer")
+    return dict(model=model, normalizer=clean, pre_tokenizer=cut, post_processor=frame)
 
 # %% ../nbs/01_token_files.ipynb #f6a954b8
 def varint(raw:bytes, at:int)->tuple[int,int]: # Value, where the next thing begins
@@ -200,20 +205,26 @@ def from_sentencepiece(
         trainer, rules = one(TRAINER), one(NORMALIZER)
         pieces = [(p[1].decode(), p.get(2, 0.), p.get(3, 1)) for p in pieces]
     except (IndexError, KeyError, struct.error, AttributeError, TypeError, ValueError) as e:
-        raise InputError(f"'{plain(where)}' is no SentencePiece model ({plain(e)}). Fetch it again.") from None
+        why = f"'{plain(where)}' is no SentencePiece model ({plain(e)}). Fetch it again."
+        raise InputError(why) from None
     if not pieces or trainer.get(3, 1) not in (1, 2) or len(pieces) >= MOST_TOKENS:
         raise InputError(f"'{plain(where)}' is no unigram or byte-pair SentencePiece model. Fetch it again.")
     vocab = {p[0]: i for i, p in enumerate(pieces)}
     added = [dict(content=p[0], id=vocab[p[0]], special=p[2] != 4) for p in pieces if p[2] in BY_CONTROL]
     fallback = bool(trainer.get(35))
-    if trainer.get(3, 1) == 1: model = dict(type="Unigram", vocab=[[p[0], p[1]] for p in pieces], byte_fallback=fallback)
+    unknown = next((p[0] for p in pieces if p[2] == 2), None)
+    if trainer.get(3, 1) == 1:
+        scored = [[p[0], p[1]] for p in pieces]
+        model = dict(type="Unigram", vocab=scored, byte_fallback=fallback, unk_id=vocab.get(unknown))
     else:
         model = dict(type="BPE", vocab=vocab, merges=derived_merges(pieces, vocab), byte_fallback=fallback,
-                     fuse_unk=True, unk_token=next((p[0] for p in pieces if p[2] == 2), None))
+                     fuse_unk=True, unk_token=unknown)
     prefix = settings.get("add_prefix_space", rules.get(3, 1)) not in (0, False)
-    cut = dict(type="Metaspace", replacement="▁", prepend_scheme="always" if prefix else "never", split=False)
+    scheme = "always" if prefix else "never"
+    cut = dict(type="Metaspace", replacement="▁", prepend_scheme=scheme, split=False)
     charsmap = rules.get(2) if isinstance(rules.get(2), bytes) else b""
-    clean = dict(type="Precompiled", precompiled_charsmap=base64.b64encode(charsmap).decode()) if charsmap else None
+    text = base64.b64encode(charsmap).decode()
+    clean = dict(type="Precompiled", precompiled_charsmap=text) if charsmap else None
     return dict(model=model, pre_tokenizer=cut, normalizer=clean, added_tokens=added)
 
 def derived_merges(
@@ -255,12 +266,14 @@ def from_ranks(
             return checked_vocabulary(tokens, where)
         t = parse_json(raw, where); first = int(t["config"]["default_num_special_tokens"])
         most = int(t["config"].get("default_vocab_size", MOST_TOKENS)) - first
-        plain_ones = {named(x["token_bytes"], letters): x["rank"] + first for x in t["vocab"] if x["rank"] < most}
+        kept = [x for x in t["vocab"] if x["rank"] < most]
+        plain_ones = {named(x["token_bytes"], letters): x["rank"] + first for x in kept}
         special = {x["token_str"]: x["rank"] for x in t.get("special_tokens") or []}
         return checked_vocabulary(special | plain_ones, where)
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as e:
         if isinstance(e, InputError): raise
-        raise InputError(f"'{plain(where)}' is no list of tokens by rank ({plain(e)}). Fetch it again.") from None
+        why = f"'{plain(where)}' is no list of tokens by rank ({plain(e)}). Fetch it again."
+        raise InputError(why) from None
 
 # %% ../nbs/01_token_files.ipynb #84ef30ab
 def parse_tokenizer(

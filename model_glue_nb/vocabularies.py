@@ -71,7 +71,8 @@ def flat(step, key)->list[dict]:
 
 def replaces_space(step)->bool:
     "Does a normaliser write ▁ for a space?"
-    return step.get("type") == "Replace" and step.get("pattern") == dict(String=" ") and step.get("content") == "▁"
+    wanted = dict(type="Replace", pattern=dict(String=" "), content="▁")
+    return all(step.get(k) == v for k, v in wanted.items())
 
 def cutting(
     t:dict, # A checked tokenizer.json
@@ -105,7 +106,8 @@ def framing(
     found = ["A"]
     for step in flat(t.get("post_processor"), "processors"):
         if isinstance(step.get("single"), list): found = [in_frame(x, step, tokens) for x in step["single"]]
-        elif step.get("cls") and step.get("sep"): found = [tokens.get(step["cls"][0]), "A", tokens.get(step["sep"][0])]
+        elif step.get("cls") and step.get("sep"):
+            found = [tokens.get(step["cls"][0]), "A", tokens.get(step["sep"][0])]
     asked = [settings.get(f"add_{k}_token") for k in ("bos", "eos")]
     if not any(isinstance(x, bool) for x in asked): return found
     ends = [tokens.get(content_of(settings.get(f"{k}_token"))) for k in ("bos", "eos")]
@@ -149,12 +151,15 @@ def parts_of(
     added = t["added_tokens"] + said_beside(files)
     tokens = numbered(plain, added)
     flags = {}
-    for x in added: flags.setdefault(x["content"], [bool(x.get(k)) for k in ("lstrip", "rstrip", "single_word")])
+    for x in added:
+        own = [bool(x.get(k)) for k in ("lstrip", "rstrip", "single_word")]
+        flags.setdefault(x["content"], own)
     before, after = cutting(t)
     rules = {k: model[k] for k in RULES if model.get(k)}
     if any(isinstance(x, dict) and x.get("type") == "ByteLevel" for x in after): # nothing is unknown to it
         rules = {k: v for k, v in rules.items() if k not in ("unk_token", "fuse_unk")}
-    joins = merges_in_one_form(model.get("merges") or [], rules), [round(x[1], 4) for x in pieces], model.get("unk_id")
+    merges, scores = merges_in_one_form(model.get("merges") or [], rules), [round(x[1], 4) for x in pieces]
+    joins = merges, scores, model.get("unk_id")
     return dict(tokens=digest(sorted(tokens.items())), added=digest(sorted(flags.items())),
                 joins=digest(model["type"], sorted(rules.items()), *joins),
                 cut=digest(before, after), frame=digest(framing(t, settings, tokens))), tokens
@@ -178,7 +183,8 @@ def tokenizer_identity(
     state = tuple(file_state(folder/n) for n in (name, *companions(name)))
     if state not in BY_STATE:
         raw = read_files(folder, name)
-        content = hashlib.sha256(b"".join(n.encode() + hashlib.sha256(x).digest() for n, x in raw.items())).digest()
+        prints = [n.encode() + hashlib.sha256(x).digest() for n, x in raw.items()]
+        content = hashlib.sha256(b"".join(prints)).digest()
         if content not in BY_CONTENT: remember(BY_CONTENT, content, understood(name, raw))
         remember(BY_STATE, state, BY_CONTENT[content])
     return BY_STATE[state]
