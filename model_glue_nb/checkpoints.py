@@ -76,7 +76,8 @@ def without_code(
     "The same without what names somebody's code."
     if isinstance(config, list): return [without_code(x) for x in config]
     if not isinstance(config, dict): return config
-    return {k: without_code(v) for k, v in config.items() if k not in ("auto_map", "custom_generate", "_name_or_path")}
+    left_out = ("auto_map", "custom_generate", "_name_or_path")
+    return {k: without_code(v) for k, v in config.items() if k not in left_out}
 
 SHOWN = ("vocab_size hidden_size num_hidden_layers num_attention_heads max_position_embeddings dtype "
          "torch_dtype tie_word_embeddings bos_token_id eos_token_id pad_token_id").split()
@@ -86,7 +87,8 @@ def our_config(
     router:FittedRouter, # What was fitted
 )->dict: # config.json
     "Config of a mixture that brings its modelling file."
-    spec, c = parts.spec, without_code(written_config(parts.base.config)) | dict(dtype=TORCH_NAMES[parts.dtype])
+    spec, c = parts.spec, without_code(written_config(parts.base.config))
+    c["dtype"] = TORCH_NAMES[parts.dtype]
     c.pop("torch_dtype", None); c["model_type"] = SUPPORTED[parts.base.architecture]
     shapes = lambda p: {k: list(v.shape) for k, v in router.places[p].items()}
     mixture = dict(level=spec.level, n_experts=len(parts.experts), dense_layers=parts.K, top_k=spec.top_k,
@@ -162,8 +164,9 @@ def write_tensors(
     files = {f: os.open(f, os.O_RDONLY) for f in {t.file for t in info.values()}}
     def copy(k):
         t, (m, n) = info[k], tensors[k]
-        if shapes[k][0] == t.dtype: return copy_bytes(files[t.file], t.start, *writer.places[k], t.stop - t.start)
-        writer.write(k, np.ascontiguousarray(m.values(n), NUMPY_DTYPES[shapes[k][0]])) # wider: nothing is rounded
+        kind = shapes[k][0]
+        if kind == t.dtype: copy_bytes(files[t.file], t.start, *writer.places[k], t.stop - t.start)
+        else: writer.write(k, np.ascontiguousarray(m.values(n), NUMPY_DTYPES[kind])) # wider
     try:
         with ThreadPoolExecutor(n_workers()) as pool: list(pool.map(copy, info))
     finally:
@@ -285,7 +288,8 @@ def mix_checkpoint(
 # %% ../nbs/08_checkpoints.ipynb #3700571e
 TEXTS = re.compile(r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|generation_config"
                    r"|chat_template|tekken)\.json|merges\.txt|vocab\.txt|.*\.(tiktoken|jinja)"
-                   r"|(tokenizer|spiece|sentencepiece(\.bpe)?)\.model|(LICEN[CS]E|NOTICE|USE_POLICY)[\w.-]*", re.I)
+                   r"|(tokenizer|spiece|sentencepiece(\.bpe)?)\.model"
+                   r"|(LICEN[CS]E|NOTICE|USE_POLICY)[\w.-]*", re.I)
 
 def copy_texts(
     source:Path, # A model folder
@@ -294,7 +298,9 @@ def copy_texts(
     "Copy what belongs to every model of that vocabulary: no weights, no code, no links out of the folder."
     for f in sorted((*source.iterdir(), *source.glob("additional_chat_templates/*.jinja"))):
         if not TEXTS.fullmatch(f.name) or f.is_dir() or f.suffix == ".py": continue
-        name = f.relative_to(source); file = inside(source, name.as_posix()); (out/name).parent.mkdir(exist_ok=True)
+        name = f.relative_to(source)
+        file = inside(source, name.as_posix())
+        (out/name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, out/name)
         if f.name in WITH_CODE: strip_code(out/name)
 
@@ -306,7 +312,9 @@ def strip_code(
     "Take out what names somebody's code, if there is any."
     try: said = read_json(file)
     except InputError: return
-    if said != (plain := without_code(said)): file.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    plain = without_code(said)
+    text = json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
+    if said != plain: file.write_text(text, encoding="utf-8")
 
 def copy_expert(
     expert:ZooModel, # A checkpoint, or a mixture
@@ -319,7 +327,8 @@ def copy_expert(
         return shutil.copytree(expert.path, out, dirs_exist_ok=True)
     copy_texts(expert.path, out)
     for name in (*texts, *weights):
-        if (expert.path/name).exists() and not (out/name).exists(): shutil.copyfile(inside(expert.path, name), out/name)
+        wanted = (expert.path/name).exists() and not (out/name).exists()
+        if wanted: shutil.copyfile(inside(expert.path, name), out/name)
     strip_code(out/"config.json")
 
 # %% ../nbs/08_checkpoints.ipynb #525a5eb4
@@ -336,7 +345,8 @@ def bring_code(
 ):
     "Put the modelling file and the manifest beside the weights."
     (folder/"modeling.py").write_text(one_file(), encoding="utf-8")
-    manifest = asdict(by_name(parts.spec, parts.experts, parts.base)) | dict(experts=experts, checkpoint=True, params_active=n_active(parts))
+    spec = by_name(parts.spec, parts.experts, parts.base)
+    manifest = asdict(spec) | dict(experts=experts, checkpoint=True, params_active=n_active(parts))
     (folder/"mixture.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 def card(
@@ -346,7 +356,8 @@ def card(
     why:str, # Why it is in ours
 )->str: # Markdown with front matter
     "Model card of a mixture in one checkpoint, with its lineage."
-    spec = by_name(parts.spec, parts.experts, parts.base); base = "".join(f"\n- {m}" for m in dict.fromkeys((spec.base, *spec.experts)))
+    spec = by_name(parts.spec, parts.experts, parts.base)
+    base = "".join(f"\n- {m}" for m in dict.fromkeys((spec.base, *spec.experts)))
     load = "" if kind else ", trust_remote_code=True"
     how = f"it is a plain {kind} checkpoint" if kind else f"it brings `modeling.py`, because {why}"
     router = spec.router.get("name", "a fitted router")

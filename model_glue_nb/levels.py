@@ -163,13 +163,15 @@ class Parts:
     def names(self)->list[str]:
         "Tensors of the dense model; a tied head is stored with the embedding, buffers are computed."
         found = [n for n in self.base.tensors if n in ENDS or mixed_part(n, "block", 0)]
-        known = [n for n in found if not re.match(r"model\.layers\.\d+\.", n) or int(n.split(".")[2]) < self.base.n_layers]
-        return [n for n in known if not n.endswith("rotary_emb.inv_freq") and not (self.tied and n == "lm_head.weight")]
+        known = [n for n in found if n in ENDS or int(n.split(".")[2]) < self.base.n_layers]
+        known = [n for n in known if not n.endswith("rotary_emb.inv_freq")]
+        return [n for n in known if not (self.tied and n == "lm_head.weight")]
 
     @property
     def dtype(self)->str: # Of all tensors: the widest, so that nothing is rounded
         "The one dtype that holds every model's values."
-        kinds = {m.tensors[n].dtype for m in (self.base, *self.experts) for n in self.names() if n in m.tensors}
+        names, models = self.names(), (self.base, *self.experts)
+        kinds = {m.tensors[n].dtype for m in models for n in names if n in m.tensors}
         if len(kinds) == 1: return kinds.pop()
         return "F64" if "F64" in kinds else "F32"
 
@@ -226,7 +228,8 @@ def check_shapes(
                    "Give 0, or ends: base.")
     for e in parts.experts:
         if e.architecture != base.architecture:
-            out.append(f"'{e.name}' is a {e.architecture}, '{base.name}' a {base.architecture}. {instead}"); continue
+            out.append(f"'{e.name}' is a {e.architecture}, '{base.name}' a {base.architecture}. {instead}")
+            continue
         differ = meaning_differs(e.config, base.config, (f"'{e.name}'", f"'{base.name}'"))
         if not parts.own_ends: differ = [d for d in differ if not d.startswith("tie_word_embeddings")]
         out += [f"{d} {instead}" for d in differ[:1]] # weights of one shape, used differently

@@ -91,7 +91,7 @@ def mix_apart(
     with atomic_path(out, overwrite) as tmp:
         tmp.mkdir()
         for e, k in zip(experts, known) if spec.copy else ():
-            copy_expert(e, tmp/"experts"/e.name); k["fingerprint"] = open_model(tmp/"experts"/e.name).fingerprint()
+            copy_expert(e, tmp/k["path"]); k["fingerprint"] = open_model(tmp/k["path"]).fingerprint()
         write_router(tmp, router, known, about=about)
         (tmp/"mixture.json").write_text(json.dumps(manifest, indent=1) + "\n")
         (tmp/"README.md").write_text(mixture_card(out.name, spec))
@@ -237,7 +237,8 @@ def chat(self:MixtureLM,
     said = "\n".join(m["content"] for m in messages if m.get("role") == "user")
     with LOCK:
         live = self.expert(int(self.route([said])[0])); t = live.tokenizer
-        if t.chat_template: ids = t.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        templated = dict(add_generation_prompt=True, return_dict=False)
+        if t.chat_template: ids = t.apply_chat_template(messages, **templated)
         else: ids = live.encode(["\n".join(m["content"] for m in messages)])[0] # a base model: the bare text
     answer = stream_ids(live, ids, max_new_tokens, stop, LOCK); del live
     yield from answer
@@ -251,8 +252,8 @@ def score_continuations(
     import torch
     limit = (getattr(live.model.config, "max_position_embeddings", None) or 2**31) + 1 # the last is not read
     pairs = [((p + c)[-limit:][:-len(c)], c) for p, c in pairs] # cut on the left, as lm-eval cuts
-    refuse([f"Continuation {i} has {len(c)} tokens and leaves no room for a prompt; '{live.name}' reads at most "
-            f"{limit - 1}. Shorten it." for i, (p, c) in enumerate(pairs) if not p or len(c) >= limit],
+    refuse([f"Continuation {i} has {len(c)} tokens and leaves no room for a prompt; '{live.name}' reads "
+            f"at most {limit - 1}. Shorten it." for i, (p, c) in enumerate(pairs) if not p or len(c) >= limit],
            "Cannot score")
     ids, out = [p + c for p, c in pairs], [None] * len(pairs)
     with torch.inference_mode():

@@ -45,7 +45,7 @@ def room_for_choices(cache, n_layers, top_k):
 # %% ../nbs/07_modeling.ipynb #cbdcb0e9
 BY_ROW = ("attention_mask", "position_ids", "position_embeddings")
 ALIKE = ("attention_type", "layer_type", "weight", "num_embeddings", "embedding_dim", "padding_idx",
-         "in_features", "out_features", "hidden_size") # what a dense model asks of a part, alike in all experts
+         "in_features", "out_features", "hidden_size") # alike in all experts
 
 def take(value, rows, n_rows): # A tensor or a tuple of tensors whose first dimension may be the batch
     "Rows of an argument; what all rows share stays."
@@ -237,7 +237,8 @@ class Prompted:
         if asked is not None and asked.begin(input_ids, n):
             route = asked.spread(asked.route, n) if route is None else route
             if prompt_lengths is None: prompt_lengths = asked.spread(asked.lengths, n)
-            if input_ids is not None: prompt_lengths = self.ends_with(asked.ids, attention_mask, prompt_lengths, n)
+            if input_ids is not None:
+                prompt_lengths = self.ends_with(asked.ids, attention_mask, prompt_lengths, n)
         forced = forced_route(route, n, m["n_experts"])
         mask = prompt_mask(x.shape[:2], attention_mask, prompt_lengths).to(x.device)
         new = Routes(ids, mask, None if forced is None else forced.to(x.device))
@@ -269,8 +270,8 @@ class Embedded:
     def route_embeddings(self, routes, ids):
         "Route on the reader's embedding of the tokens, as if they had been given."
         if routes.forced is None and bool((ids[routes.mask] < 0).any()):
-            raise ValueError("Experts have embeddings of their own, and the router reads tokens; some of these "
-                             "embeddings are no token's. Give input_ids, or name the expert: route=….")
+            raise ValueError("Experts have embeddings of their own, and the router reads tokens; some of "
+                             "these embeddings are no token's. Give input_ids, or name the expert: route=….")
         end = self.get_input_embeddings()
         routes.plan(end.place, end.router, lambda: end.experts[end.reader](ids.clamp(min=0)), end.pooling)
 
@@ -282,10 +283,12 @@ class Embedded:
             for e in range(len(embedding.experts)): # one after the other in the place of all
                 self.set_input_embeddings(embedding.experts[e]); self.set_output_embeddings(head.experts[e])
                 self._resize_token_embeddings(new_num_tokens, *args, **kwargs)
-                embedding.experts[e], head.experts[e] = self.get_input_embeddings(), self.get_output_embeddings()
+                embedding.experts[e] = self.get_input_embeddings()
+                head.experts[e] = self.get_output_embeddings()
             self.set_input_embeddings(embedding); self.set_output_embeddings(head); self.tie_weights()
         size = self.get_input_embeddings().weight.shape[0]
-        for place in (self.config, self.config.text_config, self.dense, self.base_model): place.vocab_size = size
+        places = (self.config, self.config.text_config, self.dense, self.base_model)
+        for place in places: place.vocab_size = size
         return self.get_input_embeddings()
 
 # %% ../nbs/07_modeling.ipynb #a224862f
@@ -297,7 +300,8 @@ class Generating:
         chunk = kwargs.get("prefill_chunk_size", getattr(generation_config, "prefill_chunk_size", None))
         if chunk is not None:
             raise ValueError(f"A prompt is routed as a whole, got prefill_chunk_size={chunk}. Leave it out.")
-        n = len(kwargs["inputs_embeds"] if ids is None else ids) if ids is not None or "inputs_embeds" in kwargs else 1
+        given = kwargs.get("inputs_embeds") if ids is None else ids
+        n = 1 if given is None else len(given)
         asked = Prompts(ids, prompt_lengths, forced_route(route, n, self.config.mixture["n_experts"]))
         token = PROMPTS.set(asked)
         try: return super().generate(inputs, generation_config, **kwargs)

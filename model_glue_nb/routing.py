@@ -176,7 +176,8 @@ def forced_route(
     except (TypeError, ValueError, RuntimeError): asked = torch.tensor(.5) # no whole number either
     whole = not (asked.is_floating_point() or asked.is_complex() or asked.dtype == torch.bool)
     if not whole or asked.dim() > 1 or asked.numel() not in (1, n):
-        raise ValueError(f"`route` is {route!r}. Give the number of an expert, or one for each of {n} samples.")
+        raise ValueError(f"`route` is {route!r}. Give the number of an expert, or one for each of {n} "
+                         "samples.")
     if bool(((asked < 0) | (asked >= n_experts)).any()):
         raise ValueError(f"`route` is {route!r}, the experts are 0 to {n_experts - 1}. Name one of them.")
     return asked.long().reshape(-1).expand(n)

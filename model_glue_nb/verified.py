@@ -32,10 +32,12 @@ def check_files(
     odd = sorted(set(found) ^ names)
     if odd: out.append(f"{len(odd)} tensors are missing or too many, the first: '{odd[0]}'. Report this.")
     kinds = {v for k, v in found.items() if ".gate." not in k and ".router." not in k}
-    if kinds - {dtype}: out.append(f"Tensors are stored as {', '.join(sorted(kinds))}, all should be {dtype}. Report this.")
+    stored = ", ".join(sorted(kinds))
+    if kinds - {dtype}: out.append(f"Tensors are stored as {stored}, all should be {dtype}. Report this.")
     for what, load in (("config", AutoConfig), ("tokenizer", AutoTokenizer)):
         try: load.from_pretrained(folder, trust_remote_code=False)
-        except Exception as e: out.append(f"The {what} cannot be loaded ({type(e).__name__}: {e}). Correct the base's.")
+        except Exception as e: # whatever it is, the folder would be of no use
+            out.append(f"The {what} cannot be loaded ({type(e).__name__}: {e}). Correct the base's.")
     return out
 
 def verify_mixture(
@@ -48,7 +50,8 @@ def verify_mixture(
     import model_glue_nb.modeling # registers our classes: no code of the folder is run
     problems = check_files(folder, names, parts.dtype)
     size = parts.base.n_params + sum(e.n_params for e in parts.experts)
-    if not problems and (forward or forward is None and size <= SMALL): problems = compare_experts(folder, parts)
+    forward = size <= SMALL if forward is None else forward
+    if forward and not problems: problems = compare_experts(folder, parts)
     refuse(problems, "The mixture is not what was asked for")
 
 # %% ../nbs/08_verified.ipynb #1a817086
@@ -60,11 +63,13 @@ def compare_experts(
     "Logits of the mixture beside those of the base with each expert's parts."
     import torch
     from transformers import AutoModelForCausalLM
-    load = lambda path: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False,
-                                                             output_loading_info=True)
+    how = dict(dtype=torch.float32, trust_remote_code=False, output_loading_info=True)
+    load = lambda path: AutoModelForCausalLM.from_pretrained(path, **how)
     mixture, said = load(folder)
     lost = sorted(map(str, (*said["missing_keys"], *said["unexpected_keys"])))
-    if lost: return [f"transformers finds {len(lost)} tensors missing or too many, the first: '{lost[0]}'. Report this."]
+    if lost:
+        return [f"transformers finds {len(lost)} tensors missing or too many, the first: '{lost[0]}'. "
+                "Report this."]
     dense, _ = load(parts.base.path); mixture.eval(); dense.eval()
     own = mixture.config.model_type == "model_glue_mixture"
     n = parts.base.config.get("vocab_size") or dense.get_input_embeddings().num_embeddings
@@ -77,8 +82,10 @@ def compare_experts(
         for i, e in enumerate(parts.experts):
             for name in mine: whole[name].copy_(torch.from_numpy(np.array(e.values(name))))
             for p, k in zip(stacks, kept): p.copy_(k[i:i + 1].expand_as(p))
-            want, got = dense(input_ids=ids).logits, mixture(input_ids=ids, **dict(route=i) if own else {}).logits
+            forced = dict(route=i) if own else {}
+            want, got = dense(input_ids=ids).logits, mixture(input_ids=ids, **forced).logits
             far = float((got - want).abs().max()) / max(1, float(want.abs().max()))
-            if not far <= tolerance: out.append(f"With '{e.name}' chosen, the mixture's logits differ by {far:.2g} from "
-                                                f"'{parts.base.name}' with the parts of '{e.name}'. Report this.")
+            if far <= tolerance: continue # NaN is not
+            out.append(f"With '{e.name}' chosen, the mixture's logits differ by {far:.2g} from "
+                       f"'{parts.base.name}' with the parts of '{e.name}'. Report this.")
     return out
