@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'PROBLEMS', 'MOST', 'flag', 'seed', 'path', 'name', 'anything', 'short', 'brief', 'Kind', 'require',
-           'is_number', 'number', 'whole', 'text', 'is_path', 'one_of', 'name_in', 'maybe', 'either', 'listed',
-           'mapping']
+           'is_number', 'number', 'whole', 'text', 'is_writable', 'is_path', 'one_of', 'name_in', 'maybe', 'either',
+           'listed', 'mapping']
 
-# %% ../nbs/00_schemas.ipynb #dec5c4f9
+# %% ../nbs/00_schemas.ipynb #2fc9c664
 import os, reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from .errors import refuse, unknown
 from .reading import plain
 
-# %% ../nbs/00_schemas.ipynb #60057dce
+# %% ../nbs/00_schemas.ipynb #0eb60dc3
 SHOWN = 80 # Most characters of a value in a message
 
 def short(
@@ -40,7 +40,7 @@ def brief(
     "A value as a message shows it: its first parts, in at most 80 characters."
     return short(_Brief().repr(value))
 
-# %% ../nbs/00_schemas.ipynb #fdc9cd71
+# %% ../nbs/00_schemas.ipynb #12a87641
 PROBLEMS = 20 # Most problems that are listed of one value
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def require(
     refuse(kind.problems(value, where), what)
     return value
 
-# %% ../nbs/00_schemas.ipynb #5bc2dce5
+# %% ../nbs/00_schemas.ipynb #6c0068b5
 MOST = 1e300 # Largest number, either way; larger ones overflow when they are multiplied
 
 def is_number(value)->bool:
@@ -95,16 +95,21 @@ def whole(low:int=-2**63, high:int=2**63-1)->Kind:
 flag = Kind("true or false", lambda v: isinstance(v, bool))
 seed = whole(0)
 
-# %% ../nbs/00_schemas.ipynb #e7567510
+# %% ../nbs/00_schemas.ipynb #6b4c079e
 def text(least:int=1, most:int=100_000)->Kind:
     "Text of bounded length."
     wanted = ("text" if least else "text, which may be empty") + f" of up to {most:,} characters"
-    return Kind(wanted, lambda v: isinstance(v, str) and least <= len(v) <= most and "\0" not in v)
+    return Kind(wanted, lambda v: isinstance(v, str) and least <= len(v) <= most and is_writable(v))
+
+def is_writable(value:str)->bool:
+    "Can a file hold this text? Halves of surrogate pairs and NUL are the exceptions."
+    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 def is_path(value)->bool:
     "Text that can name a file."
     if not isinstance(value, (str, os.PathLike)): return False
-    raw = os.fspath(value).encode("utf-8", "surrogateescape" if isinstance(value, os.PathLike) else "replace")
+    try: raw = os.fsencode(value)
+    except UnicodeEncodeError: return False
     good = 0 < len(raw) <= 4000 and b"\0" not in raw
     return good and all(len(part) <= 255 for part in raw.split(b"/"))
 
@@ -125,7 +130,7 @@ def name_in(
     missing = lambda v, where: [] if v in known else [f"{where}: {unknown(what, short(v), known)}"]
     return Kind(f"the name of a {what}", lambda v: isinstance(v, str), missing)
 
-# %% ../nbs/00_schemas.ipynb #d3eaa61b
+# %% ../nbs/00_schemas.ipynb #ac85475b
 anything = Kind("anything", lambda v: True)
 
 def maybe(kind:Kind)->Kind:
