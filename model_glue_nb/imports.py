@@ -15,8 +15,8 @@ from . import reading
 from .core import InputError, MissingFile, unknown
 from .lm_tasks import describe, question_key, version_of
 from .reading import parse_json, plain, read_text
-from .schemas import (Kind, anything, brief, either, is_number, is_path, listed, mapping, maybe, name,
-                                   number, require, short, text)
+from .schemas import (Kind, anything, brief, either, is_number, is_path, listed, mapping,
+                                   maybe, name, number, require, short, text)
 from .store import Store
 from .suites import EvalTask, Suite
 from .zoo import ZooModel, demo_zoo_path
@@ -35,7 +35,8 @@ def table_text(
     widest = max(line.count(",") for line in text.split("\n"))
     for n, most, what in ((text.count("\n"), ROWS, "lines"), (widest, COLUMNS, "columns")):
         if n > most: raise InputError(f"'{shown}' has {n:,} {what}; a table of scores has at most {most:,}.")
-    if problem := ragged(text): raise InputError(f"'{shown}' is no table: {problem} Give CSV with a row per model.")
+    problem = ragged(text)
+    if problem: raise InputError(f"'{shown}' is no table: {problem} Give CSV with a row per model.")
     return text
 
 def ragged(

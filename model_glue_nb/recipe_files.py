@@ -6,10 +6,11 @@
 __all__ = ['REFERENCE', 'MODEL', 'PARAMETERS', 'LAYERS', 'SOURCE', 'SOURCES', 'SLICE', 'TOKENIZER', 'TOP', 'RECIPE',
            'read_number', 'read_setting', 'read_reference', 'loosely']
 
-# %% ../nbs/04_recipe_files.ipynb #13df58ac
-from .schemas import Kind, either, is_number, listed, mapping, maybe, name, path, seed, text, whole
+# %% ../nbs/04_recipe_files.ipynb #a0973600
+from .schemas import (Kind, either, is_number, listed, mapping, maybe, name, path, seed,
+                                   text, whole)
 
-# %% ../nbs/04_recipe_files.ipynb #ca3f2504
+# %% ../nbs/04_recipe_files.ipynb #d65d81ab
 def read_number(value):
     "Text that is a number, as that number; anything else as it is."
     if isinstance(value, list): return [read_number(v) for v in value]
@@ -35,7 +36,7 @@ def read_reference(value):
     good = all(isinstance(place(x), str) for x in parts) and not value.get("override_architecture")
     return "+".join(map(place, parts)) if good and not any(revisions) else value
 
-# %% ../nbs/04_recipe_files.ipynb #0c11f952
+# %% ../nbs/04_recipe_files.ipynb #7f544f9c
 REFERENCE = Kind("a name or a path (revisions and other architectures are not read here)", path.fits)
 MODEL = either(REFERENCE, Kind("a nested recipe", lambda v: isinstance(v, dict) and "merge_method" in v))
 MODEL = Kind("a name, a path, or a nested recipe", MODEL.fits)

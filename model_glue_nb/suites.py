@@ -21,8 +21,8 @@ from fastcore.basics import patch
 from .core import InputError, MissingFile, Registry, cache_path, digest, refuse, unknown
 from .lm_tasks import Source, Unreachable, describe, is_file
 from .reading import parse_json, plain, read_text, read_yaml
-from .schemas import (Kind, either, is_number, is_path, listed, mapping, maybe, name, name_in, number,
-                                   path, require, seed, short, text, whole)
+from .schemas import (Kind, either, is_number, is_path, listed, mapping, maybe, name,
+                                   name_in, number, path, require, seed, short, text, whole)
 from .store import Asked
 from .zoo import demo_zoo_path
 
