@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['THEIR_DEFAULTS', 'PART', 'LESS', 'RANGES', 'FIELD_KINDS', 'FIELDS', 'NESTED', 'MergeSource', 'MergeSlice',
            'own_defaults', 'MergeRecipe', 'recipe', 'recipe_from_dict', 'value_at', 'first_value', 'is_single',
-           'is_gradient', 'is_filtered', 'numbers_in', 'check_value', 'check_parameters', 'check_form', 'require_form',
-           'recipe_from_mapping', 'recipe_from_yaml', 'recipe_to_mapping', 'recipe_to_yaml', 'stack']
+           'is_gradient', 'is_filtered', 'numbers_in', 'varies_with_depth', 'check_value', 'check_parameters',
+           'check_form', 'require_form', 'recipe_from_mapping', 'recipe_from_yaml', 'recipe_to_mapping',
+           'recipe_to_yaml', 'stack']
 
 # %% ../nbs/04_recipes.ipynb #becb90a4
 from dataclasses import asdict, dataclass, field
@@ -150,6 +151,12 @@ def numbers_in(
     "Every value that a parameter can take."
     if not isinstance(value, list): return [value]
     return [n for v in value for n in numbers_in(v["value"] if isinstance(v, dict) else v)]
+
+def varies_with_depth(value)->bool: # A list of numbers, at any depth
+    "Does a value depend on depth?"
+    if not isinstance(value, list) or len(numbers_in(value)) < 2: return False
+    filters = [v for v in value if isinstance(v, dict)]
+    return not filters or any(varies_with_depth(v["value"]) for v in filters)
 
 # %% ../nbs/04_recipes.ipynb #737622db
 PART, LESS = ("(0, 1]", lambda v: 0 < v <= 1), ("[0, 1)", lambda v: 0 <= v < 1)
