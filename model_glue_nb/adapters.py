@@ -23,10 +23,10 @@ from .views import Derived, View, read_floats
 
 # %% ../nbs/04_adapters.ipynb #aac0f98f
 LORA_KEY = re.compile(r"base_model\.model\.(.+?)\.(lora_[AB]\.weight|lora_embedding_[AB]|base_layer\.weight)")
-HARMLESS = """auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config exclude_modules
-fan_in_fan_out inference_mode init_lora_weights layers_pattern layers_to_transform loftq_config lora_alpha lora_dropout
-lora_ga_config megatron_config megatron_core alpha_pattern peft_type peft_version qalora_group_size r rank_pattern
-revision target_modules task_type use_rslora""".split()
+HARMLESS = """auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config
+exclude_modules fan_in_fan_out inference_mode init_lora_weights layers_pattern layers_to_transform
+loftq_config lora_alpha lora_dropout lora_ga_config megatron_config megatron_core alpha_pattern peft_type
+peft_version qalora_group_size r rank_pattern revision target_modules task_type use_rslora""".split()
 MOST_RANKS = 2**16
 
 def adapter_problems(

@@ -18,7 +18,7 @@ from .reading import TOKENIZER, as_text, inside, parse_json, plain, read_bytes
 
 # %% ../nbs/01_token_files.ipynb #0bdd4b92
 MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model")
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json") # they belong to any of the others
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json") # of any of the others
 MOST_TOKENS = 2**24 # No vocabulary comes near it; embeddings are given a row for each id
 
 def token_file(

@@ -13,7 +13,7 @@ from pathlib import Path
 from .core import InputError
 from .checkpoint import ZooModel
 from .reading import inside, parse_json, read_json
-from .token_files import BESIDE, parse_tokenizer, read_files, token_file
+from .token_files import BESIDE, bytes_cut, parse_tokenizer, read_files, token_file
 from .views import View, readable_tokenizer
 from .vocabularies import cutting, numbered, said_beside
 
@@ -71,7 +71,7 @@ def join_tokenizers(
     tokens:dict[str,int], # Token → row, of the union
     parts:list[dict], # Each model's tokenizer as `read_parts` gives it, the leading one first
 )->dict: # The union's tokenizer.json
-    "One tokenizer that knows every model's tokens: plain ones with their merges, added ones with their settings."
+    "One tokenizer that knows every model's tokens: plain ones with merges, added ones with settings."
     lead = parts[0]; model, added = dict(lead["model"]), {}
     for t in parts:
         for x in t["added_tokens"]: added.setdefault(x["content"], BARE | x)
@@ -79,7 +79,7 @@ def join_tokenizers(
     listed.sort(key=lambda x: x["id"])
     if isinstance(model["vocab"], dict) and model["type"] != "WordPiece": model["vocab"] = dict(tokens)
     elif numbered(plain_tokens(lead), listed) != tokens:
-        raise InputError("The joined tokenizer would number its tokens in another way. Write tokenizer: base.")
+        raise InputError("The joined tokenizer would number its tokens anew. Write tokenizer: base.")
     if model["type"] == "BPE":
         pairs = dict.fromkeys(m for t in parts for m in t["model"]["merges"])
         # a merge needs both halves and the whole
@@ -91,7 +91,7 @@ def join_tokenizers(
 def decoder_of(t:dict)->dict|None:
     "How tokens become text again, for files that do not say it."
     kind = letters(t)
-    if kind == "bytes": return dict(type="ByteLevel", add_prefix_space=True, trim_offsets=True, use_regex=True)
+    if kind == "bytes": return bytes_cut(add_prefix_space=True)
     if kind == "characters": return None
     spaces = dict(type="Replace", pattern=dict(String="▁"), content=" ")
     first = dict(type="Strip", content=" ", start=1, stop=0)
@@ -100,8 +100,8 @@ def decoder_of(t:dict)->dict|None:
 
 # %% ../nbs/04_unions.ipynb #5d12fce9
 END_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-PARTS = """tokenizer*.json special_tokens_map.json vocab.json vocab.txt merges.txt added_tokens.json *.model tekken.json
-*.tiktoken chat_template*.jinja chat_template*.json""".split()
+PARTS = """tokenizer*.json special_tokens_map.json vocab.json vocab.txt merges.txt added_tokens.json *.model
+tekken.json *.tiktoken chat_template*.jinja chat_template*.json""".split()
 
 def tokenizer_files(folder:Path)->list[Path]:
     "The files of a model's tokenizer and its chat template."

@@ -16,7 +16,8 @@ from pathlib import Path
 from .core import digest
 from .errors import InputError
 from .reading import parse_json, plain as visible
-from .token_files import BESIDE, checked_added, companions, parse_tokenizer, read_files, token_file
+from .token_files import (BESIDE, checked_added, companions, parse_tokenizer, read_files,
+                                       token_file)
 
 # %% ../nbs/01_tokenizers.ipynb #b07c8a1d
 ROLES = "bos_token eos_token unk_token sep_token pad_token cls_token mask_token".split()
@@ -92,7 +93,8 @@ def plainly(step):
     if not isinstance(step, dict): return step
     kind = step.get("type")
     if kind == "Metaspace":
-        scheme = step.get("prepend_scheme") or ("never" if step.get("add_prefix_space") is False else "always")
+        default = "never" if step.get("add_prefix_space") is False else "always" # as older files say it
+        scheme = step.get("prepend_scheme") or default
         return [step.get("replacement", "▁"), scheme != "never", step.get("split", True)]
     kept = {k: v for k, v in step.items() if v is not None and k not in ("trim_offsets", "str_rep")}
     return DEFAULTS.get(kind, {}) | kept
