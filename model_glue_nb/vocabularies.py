@@ -107,7 +107,7 @@ def framing(
     "What is put around a text."
     found = ["A"]
     for step in flat(t.get("post_processor"), "processors"):
-        if isinstance(step.get("single"), list): found = [in_frame(x, step, tokens) for x in step["single"]]
+        if isinstance(step.get("single"), list): found = in_frame(step, tokens)
         elif step.get("cls") and step.get("sep"):
             found = [tokens.get(step["cls"][0]), "A", tokens.get(step["sep"][0])]
     asked = [settings.get(f"add_{k}_token") for k in ("bos", "eos")]
@@ -116,14 +116,14 @@ def framing(
     first, last = [[i] if want is True and i is not None else [] for want, i in zip(asked, ends)]
     return [*first, "A", *last]
 
-def in_frame(part, step, tokens):
-    "One place of a template."
-    if not isinstance(part, dict): return str(part)
-    if "Sequence" in part: return "A"
-    name = (part.get("SpecialToken") or {}).get("id")
-    known = (step.get("special_tokens") or {}).get(name)
-    ids = known.get("ids") if isinstance(known, dict) else None
-    return ids or tokens.get(name)
+def in_frame(step, tokens)->list: # Ids, with "A" where the text stands
+    "What a template puts around a text."
+    out, known = [], step.get("special_tokens") or {}
+    for part in step["single"]:
+        name = (part.get("SpecialToken") or {}).get("id")
+        ids = known[name]["ids"] if name in known else [tokens.get(name)]
+        out += ["A"] if "Sequence" in part else ids
+    return out
 
 # %% ../nbs/01_tokenizers.ipynb #cd1d116f
 @dataclass(frozen=True)
