@@ -275,11 +275,11 @@ def align(self:Planner):
     for v in views if heads else ():
         names = embedding_names(self.lead) or embedding_names(v)
         if names and names[0] in v.inputs: v.inputs.setdefault(heads[0], v.inputs[names[0]])
+        if not names or not self.ties(v, names[0], heads[0]): self.apart.add(heads[0])
     for other in {id(v.model): v.model for v in views[1:]}.values():
         bad, notes = told_apart(self.lead.model, other)
         self.problems += bad
         self.notes += notes
-        if not names or not self.ties(v, names[0], heads[0]): self.apart.add(heads[0])
     if r.tokenizer is None and r.pad_to_multiple_of is None: return self.same_tokenizers(views)
     try: remap_vocabulary(self.views.get(r.tokenizer) or r.tokenizer or "base", r.pad_to_multiple_of, views)
     except InputError as e: self.problems.append(str(e))
