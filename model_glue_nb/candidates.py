@@ -13,6 +13,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .benchmark import ask, ask_model, known_items
+from .compatibility import n_rows
 from .core import InputError, Store, digest, refuse
 from .intervals import Items
 from .jobs import LAYER, jobs_of
@@ -78,9 +79,11 @@ def made(self:CandidateScorer,
     for n in names:
         if n in self.checked: continue
         refuse(self.zoo[n].bad_weights(), f"Cannot merge '{n}'"); self.checked.add(n)
-    if lead.signature not in self.live: # one cluster at a time
-        self.live.clear(); self.live[lead.signature] = lead.load()
-    return merge_into(self.live[lead.signature], candidate, self.zoo, allow_nan=True, files=self.files)
+    kind = lead.signature, n_rows(lead), lead.tokenizer_fingerprint # what a live model is shaped for and reads
+    if kind not in self.live: # one cluster at a time
+        self.live.clear()
+        self.live[kind] = lead.load()
+    return merge_into(self.live[kind], candidate, self.zoo, allow_nan=True, files=self.files)
 
 @patch
 def on(self:CandidateScorer,

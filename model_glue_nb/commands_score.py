@@ -55,11 +55,15 @@ def named_models(
     names:list[str], # As on the command line
 ): # A `Zoo`
     "The models that some names stand for: a checkpoint by itself, or all of a zoo."
-    from model_glue_nb.zoo import is_hub_id, read_zoo, zoo_entries
+    from model_glue_nb.core import refuse
+    from model_glue_nb.zoo import Zoo, is_hub_id, read_zoo, zoo_entries
     made = lambda n: any((Path(n)/f).exists() for f in ("config.json", "mixture.json"))
     alone = lambda n: made(n) or not Path(n).exists() and is_hub_id(n)
-    if len(names) == 1 and not alone(names[0]): return read_zoo(names[0])
-    return read_zoo([e for n in names for e in ([n] if alone(n) else zoo_entries(n))])
+    listed = [e for n in names for e in ([n] if alone(n) else zoo_entries(n))]
+    zoo = read_zoo(names[0] if len(names) == 1 and not alone(names[0]) else listed)
+    mute = {m.name: bad[0] for m in zoo if (bad := m.tokenizer_problems())}
+    if len(mute) == len(zoo): refuse(mute.values(), "Cannot score")
+    return Zoo(tuple(m for m in zoo if m.name not in mute), zoo.skipped | mute)
 
 def stored(
     out:Path|None, # Run folder that may exist

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['linkages', 'average', 'first_fit', 'spread_from', 'likely_base', 'outliers', 'Cluster', 'describe',
-           'cluster_by_similarity', 'relations', 'threshold_sensitivity']
+           'cluster_by_similarity', 'alike', 'divide', 'relations', 'threshold_sensitivity']
 
 # %% ../nbs/05_mergeability.ipynb #09078e3c
 from collections import Counter
@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .checkpoint import ZooModel
+from .compatibility import compare_whole
 from .core import InputError, Registry
+from .zoo import Zoo
 
 # %% ../nbs/05_mergeability.ipynb #5832ccc8
 linkages = Registry("linkage")
@@ -114,6 +117,31 @@ def cluster_by_similarity(
     groups = {}
     for name, label in zip(similarity.index, labels): groups.setdefault(label, []).append(name)
     return [describe(names, similarity, bases or {}) for names in groups.values()]
+
+# %% ../nbs/05_mergeability.ipynb #2f5eb3be
+def alike(
+    models:list[ZooModel], # Members without problems
+)->list[list[ZooModel]]: # Each group merges as it is, by the verdict on its first model
+    "Groups of one vocabulary and one meaning, in the order given."
+    groups = []
+    for m in models:
+        home = next((g for g in groups if compare_whole(g[0], m).kind == "as is"), None)
+        if home is None: groups.append([m])
+        else: home.append(m)
+    return groups
+
+def divide(
+    clusters:list[Cluster], # By similarity
+    similarity, # n×n DataFrame
+    zoo:Zoo, # With all members
+)->list[Cluster]: # Of models that merge as they are
+    "Clusters, cut where members read other tokens or compute otherwise."
+    bases, out = {m.name: m.base for m in zoo}, []
+    for c in clusters:
+        parts = alike([zoo[n] for n in c.members])
+        cut = [describe([m.name for m in p], similarity, bases) for p in parts]
+        out += cut if len(parts) > 1 else [c]
+    return out
 
 # %% ../nbs/05_mergeability.ipynb #1d8ded66
 def relations(

@@ -19,7 +19,7 @@ import numpy as np
 from .core import InputError, Run, refuse, unknown
 from .harness import few_threads
 from .levels import MixtureSpec, check_form, find_parts
-from .mergeability import Cluster, cluster_by_similarity, linkages
+from .mergeability import Cluster, cluster_by_similarity, divide, linkages
 from .methods import merge_methods
 from .reading import read_yaml
 from .routers import routers
@@ -144,7 +144,8 @@ class Work:
     def clusters(self, compared:Comparison)->list[Cluster]:
         "The sets within which merging is searched."
         how, base = self.recipe.clusters, {n: self.zoo[n].base for n in self.singles}
-        return cluster_by_similarity(compared.nearness(), how["threshold"], how["linkage"], base)
+        near = compared.nearness()
+        return divide(cluster_by_similarity(near, how["threshold"], how["linkage"], base), near, self.zoo)
 
 # %% ../nbs/09_plan.ipynb #d1a19
 def check_shared(

@@ -16,7 +16,7 @@ from .core import digest, file_name
 from .evidence import TRIAL_COLUMNS, attribution, honest_table, trial_row
 from .intervals import Items, mean_score
 from .merge import merge
-from .mergeability import Cluster
+from .mergeability import Cluster, alike
 from .mixture import mix
 from .plan import Work, describe_run, mixture_spec, shares_checkpoint
 from .recipes import MergeRecipe, recipe
@@ -158,7 +158,8 @@ def full_merge(
     work:Work, # As `begin` gives it
 )->str|None: # Name of a model; None when no two models have one signature
     "The uniform merge of all models of one architecture; the best of these on the search split."
-    groups = [g for g in groups_by_signature(work.zoo.subset(work.singles)) if len(g) > 1]
+    shaped = groups_by_signature(work.zoo.subset(work.singles))
+    groups = [g for same in shaped for g in alike(same) if len(g) > 1]
     uniform = lambda g: recipe("linear", [m.name for m in g], [1 / len(g)] * len(g))
     merges = [made(uniform(g), work, f"all-{g[0].architecture}-{i}") for i, g in enumerate(groups)]
     score = lambda n: mean_score(ask_model(work.zoo[n], work.search, work.run.store))

@@ -108,6 +108,7 @@ def test_wrong_options_are_one_line_with_the_way_to_help(command, args, said):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_ends_as_ctrl_c_does(monkeypatch, command, tmp_path, name):
     import signal, model_glue_nb.doctor
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN: signal.signal(signal.SIGHUP, signal.SIG_DFL) # nohup around the tests
     from model_glue_nb.core import atomic_path
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)}
     def busy(*args):
@@ -139,7 +140,9 @@ def test_libraries_are_quiet_but_for_debug(monkeypatch, command):
     def noisy(*args):
         warnings.warn("old"); logging.getLogger("lib").warning("loud"); raise InputError("bad")
     monkeypatch.setattr(model_glue_nb.doctor, "examine_zoo", noisy)
-    assert command("doctor", "demo")[2] == "bad\n" and logging.root.manager.disable == 0 and "TRANSFORMERS_VERBOSITY" not in os.environ
+    before = os.environ.get("TRANSFORMERS_VERBOSITY"), logging.root.manager.disable
+    assert command("doctor", "demo")[2] == "bad\n"
+    assert (os.environ.get("TRANSFORMERS_VERBOSITY"), logging.root.manager.disable) == before
 
 # ---- what reaches the terminal
 

@@ -123,7 +123,8 @@ with atomic_path(sys.argv[1], overwrite=False) as tmp:
     tmp.mkdir(); (tmp/"x").write_text(sys.argv[2]); print("ready", flush=True); sys.stdin.read()
 """
 def writer(path, text):
-    p = subprocess.Popen([sys.executable, "-c", CODE, path, text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p = subprocess.Popen([sys.executable, "-c", CODE, path, text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)) # nohup around the tests ignores it
     p.stdout.readline(); return p
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
