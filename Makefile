@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help demo test install lab docs bench clean
+.PHONY: help demo test install lab docs bench clean fuzz
 
 help: ## what can be asked for
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -39,3 +39,6 @@ clean: ## remove what can be made again; runs/ and .venv stay
 .PHONY: certificate
 certificate: $(STAMP) ## every causal language model of transformers: doctor, merge, reload, generation; mergekit beside it
 	@nice -n 5 $(BIN)/python tools/certificate.py $(ARGS)
+
+fuzz: $(STAMP) ## 100,000 broken inputs through the command line; the figure goes to benchmarks/reliability.md
+	@$(BIN)/python tools/fuzz.py --inputs 100000 --report benchmarks/reliability.md $(ARGS)

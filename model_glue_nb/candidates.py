@@ -79,7 +79,7 @@ def made(self:CandidateScorer,
     for n in names:
         if n in self.checked: continue
         refuse(self.zoo[n].bad_weights(), f"Cannot merge '{n}'"); self.checked.add(n)
-    kind = lead.signature, n_rows(lead), lead.tokenizer_fingerprint # what a live model is shaped for and reads
+    kind = lead.signature, n_rows(lead), lead.tokenizer_fingerprint # its shape, and what it reads
     if kind not in self.live: # one cluster at a time
         self.live.clear()
         self.live[kind] = lead.load()
