@@ -109,6 +109,7 @@ def test_wrong_options_are_one_line_with_the_way_to_help(command, args, said):
 def test_a_signal_ends_as_ctrl_c_does(monkeypatch, command, tmp_path, name):
     import signal, model_glue_nb.doctor
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN: signal.signal(signal.SIGHUP, signal.SIG_DFL) # nohup around the tests
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
     from model_glue_nb.core import atomic_path
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)}
     def busy(*args):

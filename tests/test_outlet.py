@@ -55,8 +55,9 @@ def test_eight_bits_are_read_as_the_floats_they_stand_for(zoo, tmp_path, scale, 
         x = load_file(m.path/"model.safetensors")[UP].float().to(torch.float8_e4m3fn)
         wide = scale if whole != 2 else scale.repeat_interleave(32, 0)[:48].repeat_interleave(12, 1)[:, :32]
         floats[m.name] = x.float() * wide
-        change(m, **{UP: x, f"{UP}_scale_inv": scale, "model.layers.0.mlp.input_scale": torch.ones(1)})
-        configure(m, quantization_config=dict(quant_method="fp8", weight_block_size=list(size)))
+        end, block = ("_scale_inv", dict(weight_block_size=list(size))) if whole == 2 else ("_scale", {})
+        change(m, **{UP: x, UP + end: scale, "model.layers.0.mlp.input_scale": torch.ones(1)})
+        configure(m, quantization_config=dict(quant_method="fp8") | block)
     out = merge(recipe("linear", ["a", "b"], [.3, .7], options=dict(out_dtype="float32")), opened(zoo), tmp_path/"o", verify=True)
     found = load_file(out.path/"model.safetensors")
     assert torch.allclose(found[UP], .3 * floats["a"] + .7 * floats["b"], atol=1e-6)
@@ -64,7 +65,7 @@ def test_eight_bits_are_read_as_the_floats_they_stand_for(zoo, tmp_path, scale, 
 
 def test_eight_bits_that_are_no_number_are_refused(zoo, tmp_path):
     x = torch.zeros(48, 32, dtype=torch.uint8); x[3, 5] = 0x7f
-    change(zoo["b"], **{UP: x.view(torch.float8_e4m3fn)})
+    change(zoo["b"], **{UP: x.view(torch.float8_e4m3fn), f"{UP}_scale": torch.tensor(1.)})
     with pytest.raises(InputError, match="holds NaN"): merge(recipe("linear", ["a", "b"]), opened(zoo), tmp_path/"o")
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool])

@@ -1,5 +1,5 @@
 "Structure-aware fuzzing of every file that people give us: `make fuzz` tries 100,000 inputs and writes what it saw."
-import argparse, base64, contextlib, io, json, os, pickle, random, re, resource, select, shutil, signal, sqlite3, struct
+import argparse, base64, contextlib, copy, io, json, os, pickle, random, re, resource, select, shutil, signal, sqlite3, struct
 import sys, tempfile, time, traceback
 from collections import Counter
 from pathlib import Path
@@ -188,6 +188,7 @@ def edited(document, edits):
         found = places(holder[0], holder, 0)
         if len(found) > 5000: break
         parent, key, old = found[at % len(found)]
+        value = copy.deepcopy(value) # a later edit must not change what other examples are given
         if what == "replace": parent[key] = value
         elif what == "delete" and parent is not holder: del parent[key]
         elif what == "rename" and isinstance(parent, dict): parent[str(value)] = parent.pop(key)
