@@ -104,7 +104,7 @@ class ZooModel:
             return t.shape[1:] if in_rows else t.shape
         return digest(self.architecture, sorted((k, shape(t)) for k, t in self.tensors.items()))
 
-TABLE = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|embeddings)\.weight$") # one row per token
+TABLE = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|embeddings)\.weight$") # a row a token
 
 # %% ../nbs/01_checkpoint.ipynb #81218d04
 @patch(as_prop=True)
