@@ -105,7 +105,7 @@ def of_device(method, models, device, out, dtype):
     m = merge(r, models, out, device=device)
     return np.concatenate([m.raw(k).reshape(-1).view(np.uint16 if dtype == "bfloat16" else np.uint32) for k in m.tensors])
 
-NORMED = {"della", "della_linear", "dare_ties", "dare_linear"} # divided by L1 norms, which torch adds up in another order
+NORMED = {"della", "della_linear"} # divided by L1 norms, which torch adds up in another order
 GEOMETRIC = {"slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce"} # inner products come first; torch adds them up in another order
 
 def agree(ours, twins, method):
