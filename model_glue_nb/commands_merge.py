@@ -30,14 +30,16 @@ def merge(
     "One merge, streamed from disk to disk."
     from model_glue_nb.core import MissingFile
     if not recipe.is_file(): raise MissingFile(f"There is no recipe '{recipe}'. Give a mergekit YAML file.")
+    from model_glue_nb.jobs import Planner
     from model_glue_nb.merge import MergeRecipe, merge, plan
     r, limit = MergeRecipe.from_yaml(recipe), n_bytes(shard_size)
     if dry_run: return show_plan(plan(r, None, out, overwrite, device), as_json)
     options = dict(overwrite=overwrite, allow_nan=allow_nan, device=device, shard_bytes=limit)
     if verify: options |= dict(verify=True)
-    notes = plan(r, None, out, overwrite, device)["notes"]
+    planner = Planner(r, None) # plans without estimating: a merge need not be rehearsed to be done
+    planner.jobs()
     with byte_bar() as progress: model = merge(r, None, out, progress=progress, **options)
-    for note in notes: say(f"note: {note}", err=True)
+    for note in dict.fromkeys(planner.notes): say(f"note: {note}", err=True)
     found = dict(path=str(model.path), parameters=model.n_params, fingerprint=model.fingerprint())
     if as_json: return typer.echo(json.dumps(found, indent=1))
     say(f"{out}: {cell(model.n_params)} parameters."
