@@ -101,7 +101,7 @@ def naming(
     own = facts["classes"][class_name]
     numbered = [s if isinstance(s, list) else [s, None, None] for s in own["steps"]]
     steps = [(facts["steps"][str(i)], scope, base) for i, scope, base in numbered]
-    legacy = [(facts["steps"][str(i)], None, None) for i in facts["legacy"]]
+    legacy = [(facts["steps"][str(i)], None, None) for i in facts["about"]["legacy"]]
     there = [read_step(*s) for s in steps + legacy]
     back = [read_step(*s, back=True) for s in steps[::-1] if s[0][0] != "prefix"]
     converts = lambda found: [s for s in found if s.kind == "convert"]

@@ -1,10 +1,10 @@
-"Write model_glue_nb/data/architectures.json: what the installed transformers knows of configs and tensor names."
+"Write model_glue_nb/data/architectures.tsv: what the installed transformers knows of configs and tensor names."
 import argparse, dataclasses, json, os, sys, warnings
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 warnings.simplefilter("ignore")
-FILE = Path(__file__).resolve().parent.parent/"model_glue_nb"/"data"/"architectures.json"
+FILE = Path(__file__).resolve().parent.parent/"model_glue_nb"/"data"/"architectures.tsv"
 NOISE = """transformers_version architectures model_type output_hidden_states output_attentions return_dict dtype id2label label2id
 problem_type chunk_size_feed_forward is_encoder_decoder rope_parameters _name_or_path""".split()
 # How configs of transformers 4 spell RoPE where it isn't rope_theta, partial_rotary_factor and rope_scaling
@@ -310,14 +310,14 @@ def collect(progress=lambda text: None):
     legacy = [numbered(s, table)[0] for s in get_checkpoint_conversion_mapping("legacy")]
     for n in names.values(): n["steps"] = [s if s[1] is not None else s[0] for s in n["steps"]]
     steps = {str(i): json.loads(said) for said, i in table.items()}
-    return dict(transformers=transformers.__version__, legacy=legacy, types=types, classes=names, steps=steps, left_out=left_out)
+    about = dict(transformers=transformers.__version__, legacy=legacy)
+    return dict(about=about, types=types, classes=names, steps=steps, left_out=left_out)
 
 
 def as_text(found):
-    "Compact JSON, one architecture per line, so that a change shows as a line."
-    lines = lambda d: ",\n".join(f"{json.dumps(k)}:{json.dumps(v, separators=(',', ':'))}" for k, v in sorted(d.items()))
-    parts = [f"{json.dumps(k)}:{{\n{lines(v)}\n}}" if isinstance(v, dict) else f"{json.dumps(k)}:{json.dumps(v)}" for k, v in found.items()]
-    return "{" + ",\n".join(parts) + "}\n"
+    "One fact a line, section, name and compact JSON between tabs: a change shows as a line, and a reader parses what it asks for."
+    rows = [(section, name, fact) for section, facts in found.items() for name, fact in sorted(facts.items())]
+    return "".join(f"{section}\t{name}\t{json.dumps(fact, separators=(',', ':'))}\n" for section, name, fact in rows)
 
 
 if __name__ == "__main__":
