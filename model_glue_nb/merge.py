@@ -160,10 +160,13 @@ def merge_to_folder(
     device:str="auto", # Where to compute, as for `merge`
     verify:bool=False, # Load the result with transformers and compute once, before it gets its name?
     code:bool=False, # Copy the leading model's Python and `auto_map`? Only where its code was allowed
+    note:Callable|None=None, # Called with each note of the plan, before the work begins
 )->Path: # The folder, complete
     "Stream a merge into a new checkpoint folder, which appears when it is complete."
     if os.path.lexists(out) and not overwrite: raise AlreadyThere(output_problems(out, 0)[0])
     plan, device = jobs_of(recipe, models), compute_device(device)
+    if note:
+        for text in dict.fromkeys(plan.notes): note(text)
     jobs = plan.written()
     layout = {n: (j.dtype, j.shape) for n, j in jobs.items()}
     refuse(output_problems(out, sum(j.n_bytes for j in jobs.values()), overwrite), "Cannot write the result")
@@ -194,10 +197,11 @@ def merge(
     progress:Callable|None=None, # Called with bytes done and bytes in all, read and written
     verify:bool=False, # Load what is written to `out` with transformers and compute once?
     code:bool=False, # Copy the leading model's Python to `out`? Only where its code was allowed
+    note:Callable|None=None, # Called with each note of the plan for `out`, before the work begins
 ): # `ZooModel` of the folder, or a `LanguageModel`
     "Merge models as a recipe says."
     if out is not None:
-        how = overwrite, allow_nan, shard_bytes, progress, device, verify, code
+        how = overwrite, allow_nan, shard_bytes, progress, device, verify, code, note
         return open_model(merge_to_folder(recipe, models, out, *how), name)
     plan, place = jobs_of(recipe, models), device.removesuffix("-torch")
     name = name or f"{recipe.method}-{recipe.fingerprint(models)[:8]}"
