@@ -102,14 +102,17 @@ def _section(anchor, title, note, content):
     note = f'<p class="note">{note}</p>' if note else ""
     return f'<section id="{anchor}"><h2>{title}</h2>{note}{content}</section>'
 
+def _words(text):
+    "A figure's text as HTML: its own tags taken out, whatever a name brought along escaped."
+    return html.escape(html.unescape(re.sub("<[^>]+>", "", text)))
+
 def _figure(anchor, fig, note):
     "A card with a figure; without data, with the sentence that says what is missing."
-    title, _, said = (fig.layout.title.text or "").partition("<br>"); title = re.sub("<[^>]+>", "", title)
-    about = re.sub("<[^>]+>", "", said)
-    if not fig.data: return _section(anchor, title, fig.layout.annotations[0].text, "")
+    title, _, said = (fig.layout.title.text or "").partition("<br>")
+    title, about = _words(title), _words(said)
+    if not fig.data: return _section(anchor, title, _words(fig.layout.annotations[0].text), "")
     data = fig.to_json().replace("</", "<\\/") # a name must not end the script
-    about = html.escape(html.unescape(about))
-    plot = f'<div class="plot" role="img" aria-label="{html.escape(title)}: {about}"></div>'
+    plot = f'<div class="plot" role="img" aria-label="{title}: {about}"></div>'
     plot += f'<script type="application/json">{data}</script>'
     return _section(anchor, title, f"{note} <br>{about}", plot)
 
@@ -224,7 +227,7 @@ def report_html(
              f"benchmark {suite}" if suite else "", f"seed {seed}"]
     fill = dict(title=e(f"{data['name']} · model_glue"), eyebrow=e(" · ".join(filter(None, words))),
                 headline=head, lead=lead,
-                nav="".join(f'<a href="#{a}">{n}</a>' for a, n in nav),
+                nav="".join(f'<a href="#{a}">{e(n)}</a>' for a, n in nav),
                 body="\n".join(c for *_, c in cards) + _small_print(data),
                 footer="Written by <code>model-glue report</code>. All of it stands in the run folder.",
                 plotly=get_plotlyjs())
