@@ -32,7 +32,7 @@ class Facts(Mapping):
     def __len__(self): return len(self.texts)
 
 @cache
-def all_facts()->dict[str,Facts]: # "types" by model type, "classes" by name of a model class, "steps" of renaming, "about"
+def all_facts()->dict[str,Facts]: # "types" of models, "classes" by name, "steps" of renaming, "about"
     "The file of facts, read once."
     file, texts = resources.files("model_glue_nb")/"data"/"architectures.tsv", {}
     for line in file.read_text(encoding="utf-8").splitlines():

@@ -92,8 +92,8 @@ def is_hub_id(name:str|Path)->bool:
     "Could this be a hub id, like org/name?"
     return not isinstance(name, Path) and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name))
 
-FETCHED = """*.safetensors *.json tokenizer* README.md merges.txt vocab.txt *.model *.tiktoken *.jinja
-additional_chat_templates/*""".split()
+FETCHED = """*.safetensors *.json tokenizer* README.md merges.txt vocab.txt dict.txt *.model *.bpe
+*.tiktoken *.jinja chat_templates/* additional_chat_templates/* LICEN* NOTICE* *POLICY*""".split()
 
 def local_folder(
     name:str|Path, # A path, or a hub id like "org/name"
