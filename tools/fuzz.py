@@ -1,7 +1,8 @@
 "Structure-aware fuzzing of every file that people give us: `make fuzz` tries 100,000 inputs and writes what it saw."
-import argparse, base64, contextlib, copy, io, json, os, pickle, random, re, resource, select, shutil, signal, sqlite3, struct
+import argparse, base64, contextlib, copy, io, json, multiprocessing, os, pickle, random, re, resource, select, shutil, signal, sqlite3, struct
 import sys, tempfile, time, traceback
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 SECONDS, MEMORY, INPUTS = 5, 10**9, 500 # Limits of one input; inputs per forked child
@@ -356,14 +357,22 @@ def search(name, n, worker, seed=None, seen=None):
     test()
     return counts, failed
 
+def tried(name, n_inputs, seed):
+    "One format in a process of its own: (name, counts, findings, seconds)."
+    worker, start = Worker(), time.monotonic()
+    try: counts, failed = search(name, n_inputs, worker, seed)
+    finally: worker.stop(); worker.room.cleanup()
+    return name, counts, failed, time.monotonic() - start
+
 def main():
     p = argparse.ArgumentParser(); p.add_argument("--inputs", type=int, default=100_000); p.add_argument("--formats", nargs="*", default=list(FORMATS))
     p.add_argument("--seed", type=int, default=0); p.add_argument("--findings"); p.add_argument("--report")
-    a = p.parse_args(); worker = Worker(); total, began, bad = Counter(), time.monotonic(), {}
-    for name in a.formats:
-        start = time.monotonic()
-        counts, failed = search(name, a.inputs // len(a.formats), worker, a.seed); total += counts
-        spent = time.monotonic() - start
+    p.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="formats tried at once")
+    a = p.parse_args(); total, began, bad = Counter(), time.monotonic(), {}
+    pool = ProcessPoolExecutor(a.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
+    tasks = [pool.submit(tried, name, a.inputs // len(a.formats), a.seed) for name in a.formats]
+    for task in as_completed(tasks):
+        name, counts, failed, spent = task.result(); total += counts
         print(f"{name:17} {sum(counts.values()):7,} inputs  accepted {counts['exit 0']:6,}  refused {counts['exit 2']:6,}"
               f"  bad {counts['bad']:5,}  {sum(counts.values()) / spent:6.0f}/s", flush=True)
         for kind, made, command in failed.values():
@@ -372,7 +381,7 @@ def main():
             if a.findings:
                 with open(a.findings, "a") as f:
                     f.write(f"{name} | {kind[:200]!r} | {FORMATS[name][3][command % len(FORMATS[name][3])]} | {base64.b64encode(made[:1500]).decode()}\n")
-    worker.stop(); n = sum(total.values())
+    pool.shutdown(); n = sum(total.values())
     line = (f"{n:,} inputs of {len(a.formats)} formats in {time.monotonic() - began:,.0f} s: {total['exit 0']:,} accepted, "
             f"{total['exit 2']:,} refused in words, {total['bad']:,} bad (tracebacks, hangs over {SECONDS} s, over 1 GB, writes outside).")
     print(line)
