@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from .core import InputError, digest, refuse
 from .inputs import View, embedding_names, remap_vocabulary, tokenizer_print
-from .members import find_model, is_buffer, is_float, packed, same_bytes, says_tied, told_apart, view_of
+from .members import find_model, is_buffer, is_float, packed, same_bytes, says_tied, told_apart, unset_alike, view_of
 from .values import CODES
 from .methods import method_info
 from .recipes import MergeRecipe, MergeSource, check_form, first_value, varies_with_depth
@@ -168,6 +168,7 @@ def job(self:Planner,
     home = lead.inputs.get(name) or self.found[id(sources[0])].inputs.get(rename(sources[0]))
     views = [self.found[id(s)] for s in sources]; parts = [v.inputs.get(rename(s)) for v, s in zip(views, sources)]
     if home is not None and is_buffer(name, home): return copied(name, home, lead)
+    if home is not None and unset_alike(list(map(stored_of, (home, *parts)))): return copied(name, home, lead)
     if home is not None and not is_float(home):
         return copied(name, home, lead) if self.agree(name, views, parts, home) else None
     base = lead.inputs.get(name) if r.base is not None and info.reads != "models" and not method else None
