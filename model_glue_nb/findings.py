@@ -103,8 +103,8 @@ def fingerprints(
 )->dict[str,str]: # Model → fingerprint: the zoo's, then those that the run made
     "What the store knows models by."
     found = {n: m["fingerprint"] for n, m in run.read_json("zoo", {}).get("models", {}).items()}
-    folders = sorted(p for p in (run.path/"models").glob("*") if (p/"config.json").exists()
-        or (p/"mixture.json").exists())
+    made = lambda p: not p.is_symlink() and ((p/"config.json").exists() or (p/"mixture.json").exists())
+    folders = sorted(p for p in (run.path/"models").glob("*") if made(p)) # a link is a second name
     return found | {p.name: open_model(p).fingerprint() for p in folders}
 
 # %% ../nbs/11_findings.ipynb #554d3b6d
