@@ -66,7 +66,7 @@ def greedy(
             if score >= best: accepted, winner, best = parts, candidate, score
     return accepted, winner, best
 
-# %% ../nbs/06_strategies.ipynb #7b9f8337
+# %% ../nbs/06_strategies.ipynb #43c9754e
 def exchanged(
     problem:Problem, # Members, best first
     inside:list[str], # Who is in the soup
@@ -112,12 +112,10 @@ def rounds(
     "Rounds of coefficients, one member after another; λ's part of the budget is left."
     winner, best, left = problem.members[0], problem.own[problem.members[0]].mean, list(problem.members[1:])
     afford = min(problem.budget - n_scales(problem), 9 * len(left) * (steps or 9)) # never without end
-    steps = steps or int(min(9, max(1, afford // len(left))))
-    rounds_left = max(1, afford // steps)
-    while left and rounds_left > 0:
+    while left and (afford >= 1 or len(left) == len(problem.members) - 1):
+        n = steps or int(min(9, max(1, afford // len(left)))); afford -= n
         name = choose(winner, left); left.remove(name)
-        rounds_left -= 1
-        c = np.arange(1, steps + 1) / (steps + 1)
+        c = np.arange(1, n + 1) / (n + 1)
         mixed = [weigh(problem, [winner, name], [x, 1 - x]) for x in c]
         winner, best = yield from better(winner, best, mixed)
     return (yield from tune_scale(problem, winner, best))
