@@ -45,14 +45,22 @@ def run(
     out:Path=typer.Option(..., help="Run folder; an interrupted run goes on there."),
     dry_run:bool=typer.Option(False, help="Check everything and say what would be done."),
     resume:bool=typer.Option(False, help="Accepted for clarity: a run always goes on where it was."),
+    dtype:str=typer.Option(None, help="What models are computed in, instead of the recipe's dtype."),
+    store:str=typer.Option("machine", envvar="MODEL_GLUE_STORE", help="Answers shared with other runs: machine, none, or a file."),
     as_json:bool=AS_JSON,
 ):
     "The whole recipe: from a zoo to one better model, with the evidence."
-    from model_glue_nb.pipeline import glue
-    from model_glue_nb.plan import plan_run, read_recipe
+    from dataclasses import asdict
+    from model_glue_nb.plan import read_recipe, shared_store
     r = read_recipe(recipe)
-    if dry_run: return show(plan_run(r), f"{recipe}: what would be done", as_json)
-    with progress_bar() as progress: done = glue(r, out, progress)
+    if dtype: r = read_recipe(asdict(r) | dict(dtype=dtype))
+    shared = shared_store(store)
+    if dry_run:
+        from model_glue_nb.dry_run import plan_run
+        title = f"{recipe}: what would be done at most, minutes on one core as far as is known"
+        return show(plan_run(r, shared), title, as_json)
+    from model_glue_nb.pipeline import glue
+    with progress_bar() as progress: done = glue(r, out, progress, shared)
     from model_glue_nb.dashboard import write_report
     report = write_report(done); tell_skipped(done.read_json("zoo")["skipped"])
     table = done.read_table("comparison")

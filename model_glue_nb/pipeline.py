@@ -17,16 +17,18 @@ from .intervals import Items, mean_score
 from .plan import GlueRecipe, Work, begin, describe_run, read_recipe
 from .stages import (choose_experts, dense_model, find_clusters, full_merges, glue_cluster,
                                   mixture_of, score_members, tell_search)
+from .store import Store
 
 # %% ../nbs/09_pipeline.ipynb #a203398f
 def glue(
     given:GlueRecipe|dict|str|Path="recipes/demo.yaml", # A recipe, its content, or its file
     out:str|Path="runs/demo", # Run folder; an interrupted run goes on there
     progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    store:Store|None=None, # Answers of other runs; None: only what this folder remembers
 )->Run: # The run, with every table written
     "From a zoo to one better model, with the evidence."
     r = given if isinstance(given, GlueRecipe) else read_recipe(given)
-    work = begin(r, out, progress)
+    work = begin(r, out, progress, store)
     with work.run.lock():
         describe_run(work)
         searched = score_members(work)
