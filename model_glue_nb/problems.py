@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Candidate', 'Talk', 'Ask', 'Answer', 'first', 'Problem', 'needs', 'scores_of', 'better', 'by_layer', 'multiplied_out',
-           'weigh', 'in_pairs']
+           'weigh', 'in_pairs', 'layer_spans', 'patched']
 
 # %% ../nbs/06_problems.ipynb #112647fe
 import math
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .canonical import SYMMETRIC
 from .intervals import Items, mean_score, weights_of
 from .methods import method_info
 from .recipes import MergeRecipe, MergeSource
@@ -58,9 +59,15 @@ class Problem:
     budget: float = math.inf # Evaluations that will be paid for, when that is known
     layers: tuple[str, ...] = () # How the tensor names of each layer begin, in order of depth
     similarity: Callable|None = None # (candidate, names) → similarity of each named member to the candidate
+    root: str|None = None # The base that members grew from, also where the method needs none
+    tokenizer: str|None = None # What every merge says of its vocabulary; None: all members read alike
 
     @property
     def settings(self)->dict: return method_info(self.method).parameters
+    @property
+    def has_weights(self)->bool: return method_info(self.method).has_weights or "t" in self.settings
+    @property
+    def has_scale(self)->bool: return "scale" in self.settings and method_info(self.method).needs_base
     @property
     def adds_up(self)->bool: return self.settings.get("normalize") is False # summed, not averaged
 
@@ -128,6 +135,10 @@ def weigh(
     if not info.has_weights and info.n_models is None: w = 1.0 * (w.mean(1) >= w.mean(1).max() / 2)[:, None]
     kept = [i for i in range(len(parts)) if w[i].any()]; w, parts = w[kept], [parts[i] for i in kept]
     if len(parts) == 1 and not info.needs_base: return parts[0]
+    same_again = problem.method in SYMMETRIC and info.n_models != 2
+    by_name = lambda i: parts[i] if isinstance(parts[i], str) else repr(parts[i])
+    order = sorted(range(len(parts)), key=by_name) if same_again else range(len(parts))
+    w, parts, kept = w[list(order)], [parts[i] for i in order], [kept[i] for i in order]
     if info.n_models == 2: return in_pairs(problem, parts, w)
     if problem.method == "linear":
         out = multiplied_out(parts, w / w.sum(0)); parts, w = list(out), np.array(list(out.values()))
@@ -136,7 +147,7 @@ def weigh(
     extra = lambda i: {} if densities is None else dict(density=round(float(densities[kept[i]]), 6))
     sources = tuple(MergeSource(m, number(w[i]), extra(i)) for i, m in enumerate(parts))
     numbers = {k: round(float(v), 6) for k, v in parameters.items()}
-    return MergeRecipe(problem.method, sources, problem.base, numbers)
+    return MergeRecipe(problem.method, sources, problem.base, numbers, tokenizer=problem.tokenizer)
 
 def in_pairs(
     problem:Problem, # A method of two models
@@ -149,5 +160,32 @@ def in_pairs(
         t = x / np.maximum(so_far + x, 1e-12); so_far = so_far + x
         numbers = [by_layer(v, problem.layers) for v in (1 - t, t)]
         sources = tuple(MergeSource(m, n if by_weights else 1.0) for m, n in zip((out, part), numbers))
-        out = MergeRecipe(problem.method, sources, problem.base, {} if by_weights else dict(t=numbers[1]))
+        own = {} if by_weights else dict(t=numbers[1])
+        out = MergeRecipe(problem.method, sources, problem.base, own, tokenizer=problem.tokenizer)
     return out
+
+# %% ../nbs/06_problems.ipynb #7dca3dab
+def layer_spans(
+    layers:tuple[str,...], # How the tensor names of each layer begin, in order of depth
+    groups:int, # At most so many
+)->list[list[str]]: # Consecutive layers per group; the last is empty: what lies outside the layers
+    "Groups of consecutive layers, as even as can be."
+    g = min(groups, len(layers))
+    return [[p for i, p in enumerate(layers) if i * g // len(layers) == k] for k in range(g)] + [[]]
+
+def patched(
+    candidate:Candidate, # What the rest is
+    patches:dict[int,str], # Group → whose it is instead
+    spans:list[list[str]], # As `layer_spans` gives them
+    tokenizer:str|None=None, # As in a recipe
+)->Candidate:
+    "A candidate with some groups of layers replaced by those of other models."
+    if not patches: return candidate
+    owner = {p: patches.get(g) for g, span in enumerate(spans) for p in span or ["*"]}
+    if len(set(owner.values())) == 1: return next(iter(owner.values()))
+    models = dict.fromkeys(m for m in sorted(set(patches.values())) if m != candidate)
+    def takes(who): return [dict(filter=p, value=float(x == who)) for p, x in owner.items()]
+    sources = [MergeSource(m, takes(m)) for m in models]
+    rest = {p: x if x in models else None for p, x in owner.items()}
+    own = MergeSource(candidate, [dict(filter=p, value=float(x is None)) for p, x in rest.items()])
+    return MergeRecipe("linear", (own, *sources), tokenizer=tokenizer) if sources else candidate

@@ -7,7 +7,7 @@ __all__ = ['THEIR_DEFAULTS', 'PART', 'LESS', 'RANGES', 'FIELD_KINDS', 'FIELDS', 
            'own_defaults', 'MergeRecipe', 'recipe', 'recipe_from_dict', 'value_at', 'first_value', 'is_single',
            'is_gradient', 'is_filtered', 'numbers_in', 'varies_with_depth', 'check_value', 'check_parameters',
            'check_form', 'require_form', 'recipe_from_mapping', 'recipe_from_yaml', 'recipe_to_mapping',
-           'recipe_to_yaml', 'stack']
+           'recipe_to_yaml', 'coefficients', 'is_sum', 'stack']
 
 # %% ../nbs/04_recipes.ipynb #becb90a4
 from dataclasses import asdict, dataclass, field
@@ -345,6 +345,46 @@ def recipe_to_yaml(
     return yaml.safe_dump(recipe_to_mapping(self), sort_keys=False, allow_unicode=True)
 
 MergeRecipe.to_yaml = recipe_to_yaml
+
+# %% ../nbs/04_recipes.ipynb #2fe47b42
+def coefficients(
+    recipe:MergeRecipe|str, # Any recipe, or the name of one model
+)->dict[str,float]: # Model → its coefficient
+    "How much of each model a merge takes, nested merges multiplied out."
+    if isinstance(recipe, str): return {recipe: 1.0}
+    out, spans = {}, [x.sources[0].layers[1] - x.sources[0].layers[0] for x in recipe.slices]
+    groups = [(x.sources, x.parameters, n / sum(spans)) for x, n in zip(recipe.slices, spans)]
+    for sources, level, part in groups or [(recipe.models, {}, 1.0)]:
+        for s, share in zip(sources, _coefficients_of(recipe, sources, level)):
+            for name, c in coefficients(s.model).items(): out[name] = out.get(name, 0.0) + part * share * c
+    if recipe.base is None or method_info(recipe.method).reads == "models": return out
+    return out | {recipe.base: out.get(recipe.base, 0.0) + 1 - sum(out.values())}
+
+def _coefficients_of(recipe, sources, level)->list[float]: # One per source
+    info = method_info(recipe.method)
+    mean = lambda value: float(np.mean(numbers_in(value)))
+    get = lambda key, default: mean(level.get(key, recipe.parameters.get(key, default)))
+    if recipe.method == "slerp": return [1 - (t := get("t", 0.5)), t]
+    if recipe.method == "nearswap": return [0.0] # it moves by less than can be said
+    own = lambda s: get("weight", 1.0) if s.weight is None else mean(s.weight)
+    weights = [own(s) if info.has_weights else 1.0 for s in sources]
+    kept = [w * (s.model != recipe.base or not info.needs_base) for w, s in zip(weights, sources)]
+    kept = kept if any(kept) else weights # a base has no task vector
+    sums = {"normalize", "normalize_weights"} & set(info.parameters)
+    divided = get(*sums, info.parameters[min(sums)]) if sums else recipe.method != "passthrough"
+    scale = get("scale", 1.0) if "scale" in info.parameters else 1.0
+    total = sum(kept) if divided else 1.0
+    return [scale * w / total if total else 0.0 for w in kept]
+
+def is_sum(
+    recipe:MergeRecipe|str, # Any recipe, or the name of one model
+)->bool: # Is every tensor the sum of the models' times `coefficients`?
+    "Is a merge a plain sum of its models, nested merges too?"
+    if isinstance(recipe, str): return True
+    adds = recipe.method in ("linear", "task_arithmetic") and not recipe.slices
+    numbers = [*recipe.parameters.values(), *(s.weight for s in recipe.models)]
+    plain = not any(isinstance(v, list) or s.parameters for s in recipe.models for v in numbers)
+    return adds and plain and all(is_sum(s.model) for s in recipe.models)
 
 # %% ../nbs/04_recipes.ipynb #2616345b
 def stack(
