@@ -332,7 +332,7 @@ def bounds(
     error = lambda m: T_95 * np.std([g[m] for g in groups], axis=0, ddof=1) * ((1 - share) / len(groups))**.5
     return {m: error(m) for m in values}
 
-# %% ../nbs/05_pairs.ipynb #4d7cf8ce
+# %% ../nbs/05_pairs.ipynb #ec565568
 def task_vector(
     inputs:list, # What `open_input` gave, one per model
     i:int, # Whose
