@@ -16,7 +16,7 @@ from .benchmark import asked_through
 from .comparison import route_key
 from .core import InputError, Run, file_name, unknown
 from .figures import model_colours
-from .intervals import Items, task_weights
+from .intervals import Items, paired_gain
 from .reading import plain, read_json, read_text, read_yaml
 from .recipes import MergeRecipe, coefficients, numbers_in, recipe_from_dict
 from .schemas import is_number
@@ -170,24 +170,17 @@ class Answers:
 def paired_gains(
     answers:Answers, # Of all models
     best:str, # The best single model
-    seed:int=0, # Of the resampling
-    n_resamples:int=2000, # Bootstrap samples
     weights:dict[str,float]|None=None, # Task → share in the mean over tasks; None: all the same
 ): # DataFrame: model task gain low high n; the task "mean" is the mean over tasks
     "Gain of every model over one, per task and over tasks, with paired 95% intervals."
     import pandas as pd
     if best not in answers.models: return None
-    rng, rows, means, drawn = np.random.default_rng(seed), [], [], []
-    for v in answers.values.values():
-        d = np.stack([v[m] - v[best] for m in answers.models], 1); n = len(d)
-        counts = rng.multinomial(n, np.full(n, 1 / n), n_resamples).astype(np.float32)
-        means.append(d.mean(0)); drawn.append(counts @ d.astype(np.float32) / n)
-    sizes = [len(v[best]) for v in answers.values.values()]
-    w = task_weights(Items(answers.of(best), weights)); over = lambda x: np.tensordot(w, np.stack(x), 1)
-    parts = [*zip(answers.values, means, drawn, sizes), ("mean", over(means), over(drawn), sum(sizes))]
-    for task, mean, sample, n in parts:
-        low, high = np.percentile(sample, [2.5, 97.5], axis=0)
-        rows += [(m, task, *map(float, r), n) for m, *r in zip(answers.models, mean, low, high)]
+    parts = [*((t, [t]) for t in answers.values), ("mean", list(answers.values))]; rows = []
+    for task, names in parts:
+        some = lambda m: Items({t: answers.values[t][m] for t in names}, weights)
+        theirs = some(best); n = sum(map(len, theirs.values()))
+        gains = [paired_gain(some(m), theirs) for m in answers.models]
+        rows += [(m, task, g.mean, g.low, g.high, n) for m, g in zip(answers.models, gains)]
     return pd.DataFrame(rows, columns="model task gain low high n".split())
 
 # %% ../nbs/11_findings.ipynb #dafb6a74
@@ -329,7 +322,7 @@ def deepen(
     bases = lambda d: {str(c["name"]): c.get("base") for c in d["clusters"] or []}
     make = dict(items=read_items, routes=read_routes, coefficients=read_coefficients,
                 importance=lambda d: importances(d["coefficients"], seed, bases=bases(d)),
-                gains=lambda d: paired_gains(Answers(d["items"]), best_single(d) or "", seed,
+                gains=lambda d: paired_gains(Answers(d["items"]), best_single(d) or "",
                                              weights=weights(d)))
     for name in wanted:
         if out[name] is None: out[name] = make[name](out)

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['merge_methods', 'PerModel', 'MergeMethods', 'exactly', 'MethodInfo', 'method_info', 'run_method', 'try_method',
            'linear', 'task_arithmetic', 'cosines', 'arc', 'slerp', 'nuslerp', 'tangent_step', 'start_point',
-           'multislerp', 'karcher', 'model_stock', 'nearswap', 'passthrough', 'consensus', 'ties', 'breadcrumbs',
-           'breadcrumbs_ties', 'dare_linear', 'dare_ties', 'della', 'della_linear', 'sce']
+           'multislerp', 'karcher', 'NotConverged', 'not_converged', 'model_stock', 'nearswap', 'passthrough',
+           'consensus', 'ties', 'breadcrumbs', 'breadcrumbs_ties', 'dare_linear', 'dare_ties', 'della', 'della_linear',
+           'sce']
 
 # %% ../nbs/04_methods.ipynb #01c6730f
-import inspect, re
+import inspect, re, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -209,7 +210,17 @@ def karcher(
         further, length = tangent_step(point, cos, w)
         if length < tol: break
         point = further
+    else: not_converged(tangent_step(point, cos, w)[1], max_iter, tol)
     return models.weighted(point / norms * (w @ norms))
+
+class NotConverged(UserWarning): "An iteration ended before its last step was short enough."
+
+def not_converged(length:float, max_iter:int, tol:float):
+    "Say how far from the mean an iteration ended; nothing when it ended close enough."
+    if length < tol: return
+    say = f"karcher has not converged after {max_iter} steps: the next would be {length:.0e} radians long, over "
+    warnings.warn(f"{say}{tol:.0e}. Give a larger max_iter, or merge inputs that are more alike.",
+                  NotConverged, stacklevel=2)
 
 # %% ../nbs/04_methods.ipynb #42e462d9
 @merge_methods

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['strategies', 'SCALES', 'SOONEST', 'n_scales', 'tune_scale', 'soups', 'greedy', 'exchanged', 'tuned', 'average',
            'rounds', 'coefficient', 'most_similar', 'similarity_descending', 'similarity_ascending', 'space_of', 'at',
-           'middle', 'generations', 'evolution', 'pareto', 'undominated', 'behind', 'race', 'field_of', 'race_cost',
-           'racing', 'layerwise', 'leaf_weight', 'moved']
+           'middle', 'generations', 'evolution', 'pareto', 'undominated', 'race', 'field_of', 'race_cost', 'racing',
+           'layerwise', 'leaf_weight', 'moved']
 
 # %% ../nbs/06_strategies.ipynb #ba12075a
 import math
@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from .core import Registry
-from .intervals import Items, task_weights
+from .intervals import behind
 from .problems import Answer, Ask, Candidate, Problem, Talk, better, needs, scores_of, weigh
 from .recipes import MergeRecipe
 
@@ -245,16 +245,6 @@ def undominated(
     return np.flatnonzero(~(beats | earlier_twin).any(0))
 
 # %% ../nbs/06_strategies.ipynb #823ce88f
-def behind(
-    ours:Items, # Values of a candidate
-    leader:Items, # Of the leader, on the same questions
-    z:float=1.645, # Standard errors; 1.645 is 5 %, one-sided
-)->bool: # Significantly worse?
-    "Is a candidate behind the leader by more than chance, question by question?"
-    d, w = [ours[t] - leader[t] for t in leader], task_weights(leader)
-    noise = [np.var(x, ddof=1) / len(x) if len(x) > 1 else 0 for x in d]
-    return float(w @ [x.mean() for x in d]) + z * math.sqrt(w**2 @ noise) < 0
-
 def race(
     runners:list[Candidate], # Who starts
     shares:tuple[float,...], # Of the questions, per heat; the last is 1
@@ -265,9 +255,10 @@ def race(
     for share in shares:
         answers = yield [Ask(c, share) for c, _ in ranked]
         ranked = sorted(zip([c for c, _ in ranked], answers), key=lambda x: -x[1].mean)
+        field = sum(bool(x[1].items) for x in ranked) # any of them could have led
         stay = len(ranked) if share == 1 else max(1, math.ceil(keep * len(ranked)))
         ranked = [x for x in ranked if x[1].items][:stay]
-        if share < 1: ranked = [x for x in ranked if not behind(x[1].items, ranked[0][1].items)]
+        if share < 1: ranked = [x for x in ranked if not behind(x[1].items, ranked[0][1].items, field)]
         if not ranked: break
     return ranked
 
