@@ -1,12 +1,14 @@
 """Every merge method against its paper's formula, written down once more in float64: unequal weights, uneven densities, three models of
 three stored types, values that meet a cut, several chunks, rows that no block divides; on both backends and with files that are mapped or read."""
+import os
+
 import numpy as np
 import pytest
 
 from model_glue_nb.core import InputError
 from model_glue_nb.kernels import EVERYTHING, NOTHING
 from model_glue_nb.methods import arc, merge_methods, method_info, run_method, try_method
-from model_glue_nb.streams import ArrayBlocks, MappedBlocks, Stream, to_host
+from model_glue_nb.streams import ArrayBlocks, FileBlocks, MappedBlocks, Stream, to_host
 from model_glue_nb.values import CODES, narrow
 
 SHAPE, KINDS = (211, 443), ("BF16", "F16", "F32")
@@ -308,6 +310,33 @@ def test_a_method_that_is_a_function_of_arrays(zoo):
         d = np.stack([2 * (models[0] - base), models[1] - base, models[2] - base])
         assert np.abs(got - base - .25 * np.take_along_axis(d, np.abs(d).argmax(0)[None], 0)[0]).max() < 1e-5
     finally: merge_methods.pop("furthest", None)
+
+def test_arrays_without_a_base(zoo):
+    "Nothing is added, and models that are no task vectors stay what they are."
+    _, models = zoo
+    try:
+        @merge_methods
+        def smallest(models): return np.min(models, 0)
+        assert np.abs(made("smallest", stream(models)) - np.min(models, 0)).max() < 1e-6
+    finally: merge_methods.pop("smallest", None)
+
+def test_files_are_read_where_they_lie_and_memory_is_filled_where_it_lies(zoo, tmp_path):
+    "Three files whose tensors begin somewhere, and a result that is written in place, chunk by chunk."
+    base, models = zoo
+    blocks = []
+    for i, x in enumerate([base, *models]):
+        kind = KINDS[(i + 2) % 3]
+        (tmp_path/f"{i}").write_bytes(bytes(13 + i) + stored(x, kind).bytes.tobytes() + b"end")
+        blocks.append(FileBlocks(os.open(tmp_path/f"{i}", os.O_RDONLY), 13 + i, CODES[kind]))
+    s = Stream(blocks[1:], SHAPE, blocks[0])
+    assert len(s.chunks()) > 1
+    out = np.zeros(s.n, np.float16)
+    def put(block, start): raise AssertionError("memory is filled without it")
+    put.memory = out.view(np.uint8)
+    s.make(run_method("ties", s, dict(weight=WEIGHTS, density=DENSITY, normalize=True, scale=.5)), CODES["F16"], put)
+    want = ties(base, [m - base for m in models], WEIGHTS, DENSITY, scale=.5)
+    assert np.abs(out.reshape(SHAPE) - want).max() < 1e-3
+    for x in blocks: os.close(x.file)
 
 def test_the_sum_knows_where_each_chunk_begins(zoo):
     base, models = zoo
