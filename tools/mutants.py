@@ -5,7 +5,7 @@ A change that alters nothing that can be seen has no place here. When a formula 
 """
 
 MUTANTS = dict(
-    values=(["nbs/01_values.ipynb"], [
+    values=(["nbs/01_values.ipynb", "tests/test_stored_types.py"], [
         ("v = np.uint32((h & 0x7fff) << 13).view(np.float32) * up", "v = np.uint32((h & 0x7fff) << 13).view(np.float32)"),
         ("0x7f800000 | ((h & 0x3ff) << 13)", "0x7f800000"),
         ("out[j] = -v if h & 0x8000 else v", "out[j] = v"),
@@ -100,7 +100,7 @@ MUTANTS = dict(
         ("d.mul_(float(gains[i])).masked_fill_", "d.mul_(float(gains[0])).masked_fill_"),
         ("x.copy_(torch.where(kept, x.double() / p, 0))", "x.copy_(torch.where(kept, x.double() / keep, 0))"),
     ]),
-    float8=(["nbs/02_float8.ipynb"], [
+    float8=(["nbs/02_float8.ipynb", "tests/test_stored_types.py"], [
         ("bias = (1 << exponent_bits - 1) - 1", "bias = 1 << exponent_bits - 1"),
         ("small = fraction * 2.0**(1 - bias)", "small = fraction * 2.0**(-bias)"),
         ("values[top & (mantissa == (1 << mantissa_bits) - 1)] = np.nan", "values[top] = np.nan"),
@@ -184,7 +184,7 @@ MUTANTS = dict(
         ("select(d, start); return deltas.kernels.magnitudes(d, True)", "return deltas.kernels.magnitudes(d, True)"),
         ("select_topk *= deltas.total(lambda d, _: int((variance(d) != 0).sum())) / deltas.n", "pass"),
     ]),
-    recipes=(["nbs/04_recipes.ipynb"], [
+    recipes=(["nbs/04_recipes.ipynb", "tests/test_recipes.py"], [
         ("given = {k: v for k, v in self.parameters.items() if k not in own or v != own[k]}", "given = {k: v for k, v in self.parameters.items() if k not in own}"),
         ("if v.get(\"filter\") in (None, \"*\") or v[\"filter\"] in name:", "if v.get(\"filter\") in (None, \"*\") or v[\"filter\"] == name:"),
         ("float(np.interp(depth, np.linspace(0, 1, len(value)), value))", "float(np.interp(1 - depth, np.linspace(0, 1, len(value)), value))"),
@@ -206,7 +206,7 @@ MUTANTS = dict(
         ("raise InputError(f\"{len(weights)} weights came with {len(models)} models. Give one weight per model.\")", "pass"),
         ("seed=d.get(\"seed\") or 0,", "seed=0,"),
     ]),
-    engine=(["nbs/04_engine.ipynb"], [
+    engine=(["nbs/04_engine.ipynb", "tests/test_engine.py"], [
         ("names = job.parents[-1:] * (job.base is not None) + job.parents", "names = job.parents"),
         ("stream = Stream(inputs, job.shape, base, job.keys, each,", "stream = Stream(inputs, job.shape, base, (), each,"),
         ("None if allow_nan else bad, device)", "None, device)"),
@@ -219,7 +219,7 @@ MUTANTS = dict(
         ("return MappedBlocks(stored, CODES[t.dtype], t.n_values, found.check)", "return MappedBlocks(stored, CODES[t.dtype], t.n_values)"),
         ("[[j for j in jobs if (j.n_values >= LARGE) == big] for big in (False, True)]", "[[j for j in jobs if (j.n_values > 10**9) == big] for big in (False, False)]"),
     ]),
-    unions=(["nbs/04_unions.ipynb"], [
+    unions=(["nbs/04_unions.ipynb", "tests/test_tokenizers.py::test_a_union_with_a_fine_tune_reads_as_both_did", "tests/test_tokenizers.py::test_a_union_of_bytes_loads_and_reads_the_base_as_it_did", "tests/test_tokenizers.py::test_other_kinds_join_by_added_tokens_only"], [
         ("for x in t[\"added_tokens\"]: added.setdefault(x[\"content\"], BARE | x)", "for x in t[\"added_tokens\"]: added[x[\"content\"]] = BARE | x"),
         ("listed = [x | dict(id=tokens[x[\"content\"]]) for x in added.values()]", "listed = [x | dict(id=x[\"id\"]) for x in added.values()]"),
         ("listed.sort(key=lambda x: x[\"id\"])", "listed.sort(key=lambda x: x[\"content\"])"),
@@ -231,7 +231,7 @@ MUTANTS = dict(
         ("ids = {k: theirs[k] for k in END_IDS if k in theirs}", "ids = {}"),
         ("settings[\"added_tokens_decoder\"] = {str(x[\"id\"]): keep(x) for x in joined[\"added_tokens\"]}", "settings[\"added_tokens_decoder\"] = {}"),
     ]),
-    adapters=(["nbs/04_adapters.ipynb"], [
+    adapters=(["nbs/04_adapters.ipynb", "tests/test_stored_types.py", "tests/test_adapters.py::test_equals_what_peft_makes[gpt2]", "tests/test_adapters.py::test_equals_what_peft_makes[bloom]"], [
         ("alpha / (r**.5 if config.get(\"use_rslora\") else r)", "alpha / r"),
         ("alpha / (r**.5 if config.get(\"use_rslora\") else r)", "alpha / config[\"r\"]"),
         ("r, alpha = pick(\"rank_pattern\", config[\"r\"]), pick(\"alpha_pattern\", config[\"lora_alpha\"])", "r, alpha = pick(\"rank_pattern\", config[\"r\"]), config[\"lora_alpha\"]"),
@@ -245,7 +245,7 @@ MUTANTS = dict(
         ("left = [k for k in stored.tensors if LORA_KEY.fullmatch(k)[1] not in used]", "left = []"),
         ("if config.get(\"bias\", \"none\") != \"none\": odd.append(\"bias\")", "pass"),
     ]),
-    live=(["nbs/04_live.ipynb"], [
+    live=(["nbs/04_live.ipynb", "tests/test_live.py"], [
         ("at = start * parameter.itemsize", "at = start"),
         ("return len(tied) > 1 and bool(", "return bool("),
         ("for n in hit[1:]: # tied: filled once", "for n in []: # tied: filled once"),
