@@ -90,8 +90,14 @@ SUPPORTED = dict(LlamaForCausalLM="llama", MistralForCausalLM="mistral", Qwen2Fo
                  Gemma3ForCausalLM="gemma3_text", SmolLM3ForCausalLM="smollm3", Olmo2ForCausalLM="olmo2",
                  GraniteForCausalLM="granite", StableLmForCausalLM="stablelm",
                  Starcoder2ForCausalLM="starcoder2", Glm4ForCausalLM="glm4",
-                 Exaone4ForCausalLM="exaone4", Phi3ForCausalLM="phi3")
-SPARSE = dict(MixtralForCausalLM="mixtral", Qwen2MoeForCausalLM="qwen2_moe", Qwen3MoeForCausalLM="qwen3_moe")
+                 Exaone4ForCausalLM="exaone4", Phi3ForCausalLM="phi3", OlmoForCausalLM="olmo",
+                 Olmo3ForCausalLM="olmo3", GlmForCausalLM="glm", ArceeForCausalLM="arcee",
+                 ApertusForCausalLM="apertus", CohereForCausalLM="cohere", Cohere2ForCausalLM="cohere2",
+                 Ernie4_5ForCausalLM="ernie4_5", HeliumForCausalLM="helium",
+                 HunYuanDenseV1ForCausalLM="hunyuan_v1_dense", MinistralForCausalLM="ministral",
+                 NemotronForCausalLM="nemotron", SeedOssForCausalLM="seed_oss")
+SPARSE = dict(MixtralForCausalLM="mixtral", Qwen2MoeForCausalLM="qwen2_moe", Qwen3MoeForCausalLM="qwen3_moe",
+              OlmoeForCausalLM="olmoe", PhimoeForCausalLM="phimoe")
 MODEL_TYPES = SUPPORTED | SPARSE # what is sparse already is mixed by whole layers
 
 def check_form(
@@ -179,8 +185,9 @@ class Parts:
 
     def names(self)->list[str]:
         "Tensors of the dense model; a tied head is stored with the embedding, buffers are computed."
+        depth = self.base.n_layers
         found = [n for n in self.base.tensors if is_end(n) or mixed_part(n, "block", 0)]
-        known = [n for n in found if is_end(n) or int(n.split(".")[2]) < self.base.n_layers]
+        known = [n for n in found if is_end(n) or int(n.split(".")[2]) < depth]
         known = [n for n in known if not n.endswith("rotary_emb.inv_freq")]
         return [n for n in known if not (self.tied and n == "lm_head.weight")]
 
@@ -246,6 +253,8 @@ def check_shapes(
     if parts.own_ends and parts.K:
         out.append(f"Experts with ends of their own share no layers, but dense_layers is {parts.K}. "
                    "Give 0, or ends: base.")
+    known = set(names := parts.names())
+    mixed = [n for n in names if parts.part(n)]
     for e in parts.experts:
         if e.architecture != base.architecture:
             out.append(f"'{e.name}' is a {e.architecture}, '{base.name}' a {base.architecture}. {instead}")
@@ -256,13 +265,13 @@ def check_shapes(
         if e.tokenizer_fingerprint != base.tokenizer_fingerprint:
             out.append(f"'{e.name}' and '{base.name}' have different tokenizers: one text, other tokens. "
                        + instead)
-        for n in (n for n in parts.names() if parts.part(n)):
+        for n in mixed:
             want = base.tensors[n].shape
             have = e.tensors[n].shape if n in e.tensors else "none (it is missing)"
             if have != want: # one tensor per expert says it all
                 out.append(f"'{n}' has shape {have} in '{e.name}', {want} in '{base.name}'. {instead}"); break
     for m in (base, *parts.experts):
-        odd = [t for n, t in m.tensors.items() if n in parts.names() and t.dtype not in FLOATS]
+        odd = [t for n, t in m.tensors.items() if n in known and t.dtype not in FLOATS]
         out += [f"'{t.name}' of '{m.name}' is stored as {t.dtype}, a quantised type. Use the unquantised "
                 "checkpoint." for t in odd[:1]]
     return out
