@@ -216,7 +216,7 @@ def counts_itself(
 CHANGES = dict(repetition_penalty=1, no_repeat_ngram_size=0, min_length=0, min_new_tokens=0, guidance_scale=1,
                encoder_repetition_penalty=1, encoder_no_repeat_ngram_size=0, remove_invalid_values=False)
 CHANGES |= dict.fromkeys("""bad_words_ids sequence_bias forced_bos_token_id forced_eos_token_id suppress_tokens
-begin_suppress_tokens exponential_decay_length_penalty watermarking_config""".split()) # Setting → what changes nothing
+begin_suppress_tokens exponential_decay_length_penalty watermarking_config""".split()) # None changes nothing
 
 def changes_logits(
     settings, # transformers `GenerationConfig`
@@ -318,8 +318,8 @@ def by_transformers(self:LanguageModel, x, eos, max_new_tokens, stop)->list: # O
         return torch.tensor(told, device=found.device)
     own = self.model.generation_config
     kept = {k: v for k in CHANGES if (v := getattr(own, k, None)) is not None}
-    asked = GenerationConfig(**kept, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
-                             eos_token_id=ends, pad_token_id=ends[0] if ends else 0)
+    asked = GenerationConfig(**kept, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+                             use_cache=True, eos_token_id=ends, pad_token_id=ends[0] if ends else 0)
     self.model.generation_config = asked # its sampling settings would come along
     given = dict(attention_mask=torch.ones_like(x), generation_config=asked, stopping_criteria=[ended])
     try: out = self.model.generate(x, **given)
