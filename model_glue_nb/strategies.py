@@ -66,7 +66,7 @@ def greedy(
             if score >= best: accepted, winner, best = parts, candidate, score
     return accepted, winner, best
 
-# %% ../nbs/06_strategies.ipynb #c07350d3
+# %% ../nbs/06_strategies.ipynb #f886b174
 def exchanged(
     problem:Problem, # Members, best first
     inside:list[str], # Who is in the soup
@@ -99,7 +99,7 @@ def tuned(candidate, scale): # A soup with the λ that was found
 def average(
     problem:Problem, # Members, best first
 )->Talk:
-    "Greedy soup, λ, then members left out or exchanged; each has equal weight, and stays if it does not hurt."
+    "Greedy soup, λ, then members left out or exchanged; weights are equal, and what hurts is refused."
     inside, winner, best = yield from greedy(problem)
     winner, best = yield from tune_scale(problem, winner, best)
     _, winner, best = yield from exchanged(problem, inside, winner, best)
