@@ -6,7 +6,7 @@
 __all__ = ['MOVES', 'WORDS', 'STEPS', 'Place', 'placed', 'scale_moves', 'drop_moves', 'swap_moves', 'weight_moves', 'layer_moves',
            'moved', 'kinds_of', 'divided', 'reach', 'plan_reach', 'stepwise', 'joined', 'untried']
 
-# %% ../nbs/06_moves.ipynb #98a6beb3
+# %% ../nbs/06_moves.ipynb #1d8023f0
 import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ import numpy as np
 from .problems import Candidate, Problem, Talk, layer_spans, patched, scores_of, weigh
 from .strategies import strategies
 
-# %% ../nbs/06_moves.ipynb #5f93d6d2
+# %% ../nbs/06_moves.ipynb #4b455b21
 @dataclass(frozen=True)
 class Place:
     "A merge as moves see it."
@@ -41,7 +41,7 @@ def placed(
     core = weigh(problem, [problem.members[i] for i in inside], w / w.sum(), **more)
     return patched(core, dict(place.patches), spans, problem.tokenizer)
 
-# %% ../nbs/06_moves.ipynb #055f8e47
+# %% ../nbs/06_moves.ipynb #d45743b1
 def scale_moves(problem, place, step, spans)->Iterator[Place]:
     "λ up and down."
     for f in (1 / step, step): yield replace(place, scale=round(min(4.0, max(0.1, place.scale * f)), 4))
@@ -85,7 +85,7 @@ def moved(place:Place, changes:dict[int,float])->Place:
     for i, x in changes.items(): w[i] = x
     return replace(place, weights=tuple(np.round(w / w.max(), 4).tolist()))
 
-# %% ../nbs/06_moves.ipynb #eaf96ca3
+# %% ../nbs/06_moves.ipynb #6f090703
 MOVES = dict(scale=scale_moves, drop=drop_moves, swap=swap_moves, weight=weight_moves, layer=layer_moves)
 
 def kinds_of(
@@ -96,7 +96,7 @@ def kinds_of(
                  swap=len(problem.members) > 2, weight=problem.has_weights)
     return [k for k in MOVES if takes[k]]
 
-# %% ../nbs/06_moves.ipynb #13803e64
+# %% ../nbs/06_moves.ipynb #ffac16e9
 def divided(
     n_members:int, # Of the cluster
     kinds:list[str], # As `kinds_of` gives them
@@ -121,7 +121,7 @@ def reach(
         out[k] = int(min(turn, max(0, left))); left -= out[k]
     return out
 
-# %% ../nbs/06_moves.ipynb #6db80785
+# %% ../nbs/06_moves.ipynb #363b450c
 WORDS = dict(scale="λ", drop="leaving members out", swap="exchanging members", weight="weights",
              layer="layers of another")
 
@@ -140,10 +140,11 @@ def plan_reach(
     least = next(b for b in range(1, 999) if min(reach(n_members, kinds_of(some), b).values()))
     if not out: return ""
     parts = [some_members] if some_members else []
-    return (f"{method}: a budget of {budget:g} asks {' and '.join(parts) or 'all members'} and does not reach "
-            f"{', '.join(out)}. With {least} it does.")
+    asked = parts[0] if parts else "all members"
+    return (f"{method}: a budget of {budget:g} asks {asked} and does not reach {', '.join(out)}. "
+            f"With {least} it does.")
 
-# %% ../nbs/06_moves.ipynb #e74ab1d2
+# %% ../nbs/06_moves.ipynb #3f4f29ed
 STEPS = (1.6, 1.25, 1.1) # Factors of λ and weights, the coarse ones first
 
 @strategies
@@ -151,7 +152,7 @@ def stepwise(
     problem:Problem, # Members, best first
     layer_groups:int=4, # Groups of consecutive layers that may be another's
 )->Talk:
-    "Greedy soup, then λ, members out or exchanged, weights and layers in turns: the best use of a small budget."
+    "Greedy soup, then λ, members out or exchanged, weights, layers: the best use of a small budget."
     kinds, spans = kinds_of(problem), layer_spans(problem.layers, layer_groups) if problem.layers else []
     joining, turn = divided(len(problem.members), kinds, problem.budget)
     place, winner, best = yield from joined(problem, spans, joining)

@@ -66,7 +66,7 @@ def greedy(
             if score >= best: accepted, winner, best = parts, candidate, score
     return accepted, winner, best
 
-# %% ../nbs/06_strategies.ipynb #43c9754e
+# %% ../nbs/06_strategies.ipynb #f886b174
 def exchanged(
     problem:Problem, # Members, best first
     inside:list[str], # Who is in the soup
@@ -80,7 +80,8 @@ def exchanged(
         gained = False
         outside = [m for m in problem.members if m not in inside]
         fewer = [[m for m in inside if m != x] for x in inside[::-1]] if len(inside) > 2 else []
-        for group in [fewer, *([[y if m == x else m for m in inside] for x in inside[::-1]] for y in outside)]:
+        def with_one(y): return [[y if m == x else m for m in inside] for x in inside[::-1]]
+        for group in [fewer, *map(with_one, outside)]:
             group = [names for names in group if frozenset(names) not in tried]
             tried |= {frozenset(names) for names in group}
             tries = [(c, names) for names in group for c in renewed(names) if not isinstance(c, str)]
@@ -91,13 +92,14 @@ def exchanged(
     return inside, winner, best
 
 def tuned(candidate, scale): # A soup with the λ that was found
-    return candidate if isinstance(candidate, str) else replace(candidate, parameters=candidate.parameters | scale)
+    if isinstance(candidate, str): return candidate
+    return replace(candidate, parameters=candidate.parameters | scale)
 
 @strategies
 def average(
     problem:Problem, # Members, best first
 )->Talk:
-    "Greedy soup, λ, then members left out or exchanged: each has equal weight and stays if that does not hurt."
+    "Greedy soup, λ, then members left out or exchanged; weights are equal, and what hurts is refused."
     inside, winner, best = yield from greedy(problem)
     winner, best = yield from tune_scale(problem, winner, best)
     _, winner, best = yield from exchanged(problem, inside, winner, best)

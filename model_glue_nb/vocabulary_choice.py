@@ -6,7 +6,7 @@
 __all__ = ['TokenizerChoice', 'reads_alike', 'extends', 'choose_tokenizer', 'leader', 'unfit', 'vocabulary_groups',
            'divided_by_vocabulary', 'same_meaning']
 
-# %% ../nbs/04_vocabulary_choice.ipynb #91cdcdb1
+# %% ../nbs/04_vocabulary_choice.ipynb #5cff25bf
 from dataclasses import dataclass, field
 
 from .checkpoint import ZooModel
@@ -14,7 +14,7 @@ from .compatibility import compare_whole, n_rows, tokenizers_differ
 from .core import InputError, unknown
 from .unions import joinable
 
-# %% ../nbs/04_vocabulary_choice.ipynb #24a64891
+# %% ../nbs/04_vocabulary_choice.ipynb #62c759bf
 @dataclass(frozen=True)
 class TokenizerChoice:
     "What merges of some models say about their vocabulary."
@@ -35,14 +35,15 @@ def extends(
     if a is None or b is None or a.tokens is None or b.tokens is None: return False
     return b.tokens.items() <= a.tokens.items()
 
-# %% ../nbs/04_vocabulary_choice.ipynb #8acd1cdc
+# %% ../nbs/04_vocabulary_choice.ipynb #24a61008
 def choose_tokenizer(
     models:list[ZooModel], # Of one architecture, each once; the base first where there is one
     wish:str|None=None, # "base", "union", a model's name; None: the union where one extends the other
 )->TokenizerChoice:
     "What every merge of some models says as its tokenizer, and who does not fit."
     names = [m.name for m in models]
-    if wish not in (None, "base", "union", *names): raise unknown("tokenizer", wish, ("base", "union", *names))
+    known = "base", "union", *names
+    if wish is not None and wish not in known: raise unknown("tokenizer", wish, known)
     if wish is None and all(reads_alike(models[0], m) for m in models):
         return TokenizerChoice(None, tuple(names))
     lead = {m.name: m for m in models}.get(wish) or leader(models)
@@ -64,8 +65,8 @@ def unfit(
 )->str: # Empty when it fits
     "Why a model's rows cannot be brought into those of the leading model."
     if wish is None and reads_alike(lead, m): return ""
-    if wish in ("base", None) and m.tokenizer is None or m.tokenizer is not None and m.tokenizer.tokens is None:
-        return f"'{m.name}' has no tokenizer that can be read, and other rows than '{lead.name}'"
+    if m.tokenizer is None or m.tokenizer.tokens is None:
+        return f"'{m.name}' has no tokenizer that can be read, which joining it to '{lead.name}' needs"
     if wish is not None and wish != "union": return ""
     if wish is None and not (extends(m, lead) or extends(lead, m)):
         return (f"'{m.name}' reads other tokens than '{lead.name}' ({tokenizers_differ(lead, m)}). "
@@ -73,7 +74,7 @@ def unfit(
     try: return next(iter(joinable([lead, m])), "")
     except InputError as e: return str(e)
 
-# %% ../nbs/04_vocabulary_choice.ipynb #c03727e4
+# %% ../nbs/04_vocabulary_choice.ipynb #3fffffc1
 def vocabulary_groups(
     models:list[ZooModel], # Members without problems
     wish:str|None=None, # As for `choose_tokenizer`; a name counts in its own group only
