@@ -74,5 +74,7 @@ def test_of_what_is_better_the_simplest_is_taken_and_only_of_that():
     nothing, some, more = right(100), right(103), right(150)
     assert simplest(dict(best_single=nothing, merge=some, mixture=more)).system == "mixture", "a merge that shows nothing is not taken"
     assert simplest(dict(best_single=more, merge=some, mixture=nothing)).system == "best_single"
+    near = simplest(dict(best_single=nothing, merge=more, mixture=right(152)))
+    assert near.system == "merge" and "mixture does not show" in near.why, "two more of 300 is not shown to be better"
     same = simplest(dict(best_single=nothing, merge=more, mixture=more))
     assert same.system == "merge" and same.table.chosen.tolist() == [False, True, False]
