@@ -170,7 +170,7 @@ def merge_to_folder(
     with atomic_path(out, overwrite) as tmp:
         tmp.mkdir()
         copy_companions(plan.lead.model.path, tmp, code)
-        save_tokenizer(plan.lead, tmp)
+        save_tokenizer(plan.lead, tmp, list(plan.leaves.values()))
         write_config(plan, tmp)
         write_chat_template(plan, tmp)
         refuse(small_problems(tmp), "Cannot write the result") # before hours of work

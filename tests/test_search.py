@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_glue_nb.candidates import CandidateScorer, coefficients, leaves
+from model_glue_nb.candidates import CandidateScorer, leaves
 from model_glue_nb.core import InputError, Run, Store, UnknownName, digest
 from model_glue_nb.intervals import Items, mean_score
 from model_glue_nb.methods import merge_methods, method_info
 from model_glue_nb.problems import Answer, Ask, Problem, first, weigh
-from model_glue_nb.recipes import check_form, recipe
+from model_glue_nb.recipes import check_form, coefficients, recipe
 from model_glue_nb.search import Budget, search
 from model_glue_nb.strategies import strategies, undominated
 from model_glue_nb.suites import load_suite
