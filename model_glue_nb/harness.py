@@ -209,7 +209,7 @@ def as_lm_eval(
     "The lm-eval model over something that generates; checkpoints run in lm-eval's own HFLM."
     from lm_eval.api.model import LM
     if hasattr(live, "lm_eval"): # a mixture knows where a prompt ends
-        return live.lm_eval(64 if batch_size == "auto" else batch_size)
+        return live.lm_eval(batch_size)
     if isinstance(live, LanguageModel):
         parts = dict(pretrained=live.model, tokenizer=live.tokenizer, trust_remote_code=False)
         with quiet(): return token_batches()(**parts, batch_size=batch_size)
