@@ -21,7 +21,7 @@ from .intervals import Items, mean_score
 from .mergeability import Cluster
 from .mixture import mix
 from .plan import Work, mixture_spec
-from .routers import fit_texts, look, read_prompts, routers, seen_by
+from .routers import fit_texts, look, read_texts, reader, routers, seen_by
 from .search import CandidateScorer
 from .selection import by_question, select_experts
 from .stages import Glued, free_name
@@ -101,20 +101,21 @@ def mixture_procedure(
     eyes = work.zoo[max(experts, key=lambda e: mean_score(items[e]))]
     prompts = [q.prompt for t in work.search.tasks for q in t.questions]
     costs, kind = [work.zoo[e].n_params for e in experts], seen_by(spec.router["name"], spec.features)
-    if spec.router.get("positive") or not routers[spec.router["name"]].learns: # nothing of *search* is learned
+    if spec.router.get("positive") or not routers[spec.router["name"]].learns: # nothing is learned of *search*
         fitted = fit_texts(spec.router, eyes.load, costs, features=spec.features)
-        route = fitted.route(look(fitted, eyes.load, prompts, kind), prompts)
+        route = fitted.route(look(fitted, reader(fitted, eyes.load), prompts, kind), prompts)
         return lambda learn, ask: mine[ask, route[ask]]
-    vectors = read_prompts(eyes.load(), prompts, kind)
-    if system != "model_glue": return routed(spec.router, vectors, mine, costs)
-    pick = lambda learn: tried.columns(experts_on(work, tried, values, vectors, spec.router, learn))
-    return routed(spec.router, vectors, values, list(tried.n_params.values()), pick)
+    vectors, _ = read_texts(spec.router, eyes.load, prompts, spec.features)
+    like = items[experts[0]]
+    if system != "model_glue": return routed(spec.router, vectors, mine, costs, like=like)
+    pick = lambda learn: tried.columns(experts_on(work, tried, vectors, spec.router, learn))
+    sizes = [tried.n_params[n] for n in tried.items]
+    return routed(spec.router, vectors, values, sizes, pick, like)
 
 # %% ../nbs/09_chosen.ipynb #c8a09
 def experts_on(
     work:Work, # As `begin` gives it
     tried:Tried, # What is known
-    values:np.ndarray, # (n, columns): what each scored
     vectors:np.ndarray, # (n, width): one row per search prompt
     router:dict, # Name and settings
     learn:np.ndarray, # Positions of the questions to choose on

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_glue_nb.choice import best_of, cross_fitted, question_weights, routed, sign_flip, simplest
+from model_glue_nb.choice import best_of, cross_fitted, weights_at, routed, sign_flip, simplest
 from model_glue_nb.intervals import Items, mean_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/"benchmarks"))
@@ -35,9 +35,9 @@ def test_the_record_says_what_is_claimed():
 
 def test_a_question_counts_as_its_task_does():
     like = items(np.zeros(3), np.zeros(6), weights=dict(t0=3, t1=1))
-    w = question_weights(like, np.array([0, 1, 3, 4, 5, 6])) # two of the first task, four of the second
+    w = weights_at(like, np.array([0, 1, 3, 4, 5, 6])) # two of the first task, four of the second
     assert np.allclose(w, [.375, .375, .0625, .0625, .0625, .0625])
-    assert np.allclose(question_weights(like, np.array([4, 7])), [.5, .5]), "a task that is not asked weighs nothing"
+    assert np.allclose(weights_at(like, np.array([4, 7])), [.5, .5]), "a task that is not asked weighs nothing"
 
 def test_what_is_scored_was_not_chosen_on_it():
     "A candidate that is right on exactly one part would win if its own part were looked at."
@@ -74,5 +74,7 @@ def test_of_what_is_better_the_simplest_is_taken_and_only_of_that():
     nothing, some, more = right(100), right(103), right(150)
     assert simplest(dict(best_single=nothing, merge=some, mixture=more)).system == "mixture", "a merge that shows nothing is not taken"
     assert simplest(dict(best_single=more, merge=some, mixture=nothing)).system == "best_single"
+    near = simplest(dict(best_single=nothing, merge=more, mixture=right(152)))
+    assert near.system == "merge" and "mixture does not show" in near.why, "two more of 300 is not shown to be better"
     same = simplest(dict(best_single=nothing, merge=more, mixture=more))
     assert same.system == "merge" and same.table.chosen.tolist() == [False, True, False]
