@@ -96,10 +96,12 @@ def describe(
     bases:dict[str,str|None], # Model name → name of its base
 )->Cluster: # With its name, base, medoid and outliers
     "A cluster from its members."
-    mine = similarity.loc[names, names]; medoid = str(mine.fillna(-1).mean().idxmax())
-    votes = Counter(b for n in names if (b := bases.get(n)) in names)
-    base = votes.most_common(1)[0][0] if votes else likely_base(mine)
-    return Cluster(base or medoid, tuple(names), base, medoid, tuple(outliers(mine.fillna(-1))))
+    ordered = sorted(names); mine = similarity.loc[ordered, ordered] # so that ties fall one way
+    medoid = str(mine.fillna(-1).mean().round(12).idxmax())
+    votes = Counter(b for n in ordered if (b := bases.get(n)) in names)
+    base = min(votes, key=lambda b: (-votes[b], b)) if votes else likely_base(mine)
+    far = outliers(mine.fillna(-1))
+    return Cluster(base or medoid, tuple(names), base, medoid, tuple(m for m in names if m in far))
 
 # %% ../nbs/05_mergeability.ipynb #2816f4e7
 def cluster_by_similarity(
@@ -113,9 +115,10 @@ def cluster_by_similarity(
         raise InputError("The similarity table is empty: nothing to cluster. Give at least one model.")
     if not -1 <= threshold <= 1:
         raise InputError(f"The threshold is {threshold}; a cosine lies in [-1, 1]. The paper uses 0.95.")
-    labels = linkages[linkage](similarity.fillna(-1).to_numpy(), threshold)
-    groups = {}
-    for name, label in zip(similarity.index, labels): groups.setdefault(label, []).append(name)
+    names = list(similarity.index) if linkage == "first_fit" else sorted(similarity.index) # ties fall one way
+    labels = linkages[linkage](similarity.loc[names, names].fillna(-1).to_numpy(), threshold)
+    label, groups = dict(zip(names, labels)), {}
+    for name in similarity.index: groups.setdefault(label[name], []).append(name)
     return [describe(names, similarity, bases or {}) for names in groups.values()]
 
 # %% ../nbs/05_mergeability.ipynb #2f5eb3be
