@@ -383,8 +383,8 @@ def card(
     spec = by_name(parts.spec, parts.experts, parts.base)
     base = "".join(f"\n- {m}" for m in dict.fromkeys((spec.base, *spec.experts)))
     load = "" if kind else ", trust_remote_code=True"
-    words = "" if kind else (" Its tokenizer is plain: `AutoTokenizer.from_pretrained(folder, trust_remote_code=False)` "
-                             "loads it without a question.")
+    words = ("" if kind else " Its tokenizer needs no code: `AutoTokenizer.from_pretrained(folder, "
+             "trust_remote_code=False)` loads it without a question.")
     how = f"it is a plain {kind} checkpoint" if kind else f"it brings `modeling.py`, because {why}"
     router = spec.router.get("name", "a fitted router")
     experts = "".join(f"\n- {e.name} (`{e.fingerprint()}`)" for e in parts.experts)

@@ -188,7 +188,7 @@ def running(routes, body): # Of the batch; the dense model's body where hidden s
         if kept: kept[-1] = body.norm(kept[-1])
     finally: [h.remove() for h in hooks]; ROUTES.reset(token)
 
-# %% ../nbs/07_modeling.ipynb #3e033c6d
+# %% ../nbs/07_modeling.ipynb #2fd0c7b6
 class Told:
     "What a mixture tells of its routers, and refuses to tell of its experts."
     def refuse_attentions(self, asked): # None: what the config says
