@@ -55,11 +55,12 @@ def unsaid(
 )->str: # Empty where it can say all
     "What a standard format cannot say of a dense model."
     c, own = effective_config(parts.base.config), MODEL_TYPES[parts.base.architecture]
+    longest = c["max_position_embeddings"] # a window that holds every text is none
     reasons = [(kind == "mixtral" and parts.K, "Mixtral has no dense layers"),
                (c.get("mlp_bias"), "experts have biases"),
                (kind == "mixtral" and c.get("attention_bias"), "Mixtral has no biases"),
                (kind == "qwen2_moe" and c.get("attention_bias"), "Qwen2-MoE's output projection has no bias"),
-               (kind == "qwen2_moe" and own == "mistral" and c.get("sliding_window"),
+               (kind == "qwen2_moe" and own == "mistral" and (c.get("sliding_window") or longest) < longest,
                 "Qwen2-MoE knows no sliding window in every layer"),
                (kind != "mixtral" and c.get("use_sliding_window"), "layers differ in their attention")]
     return next((text for holds, text in reasons if holds), "")
@@ -79,7 +80,7 @@ def moe_config(
     if kind == "qwen2_moe":
         c.pop("attention_bias", None)
         biased = MODEL_TYPES[parts.base.architecture] == "qwen2"
-        c |= dict(qkv_bias=biased, shared_expert_intermediate_size=SILENT)
+        c |= dict(qkv_bias=biased, shared_expert_intermediate_size=SILENT, use_sliding_window=False)
     return c | dict(num_experts=len(parts.experts), moe_intermediate_size=c["intermediate_size"],
                     norm_topk_prob=True, mlp_only_layers=list(range(parts.K)), decoder_sparse_step=1)
 
@@ -382,11 +383,13 @@ def card(
     spec = by_name(parts.spec, parts.experts, parts.base)
     base = "".join(f"\n- {m}" for m in dict.fromkeys((spec.base, *spec.experts)))
     load = "" if kind else ", trust_remote_code=True"
+    words = ("" if kind else " Its tokenizer needs no code: `AutoTokenizer.from_pretrained(folder, "
+             "trust_remote_code=False)` loads it without a question.")
     how = f"it is a plain {kind} checkpoint" if kind else f"it brings `modeling.py`, because {why}"
     router = spec.router.get("name", "a fitted router")
     experts = "".join(f"\n- {e.name} (`{e.fingerprint()}`)" for e in parts.experts)
     return (f"---\nbase_model:{base}\ntags: [mixture, model_glue_nb]\n---\n# {name}\n\n"
             f"A mixture of {len(spec.experts)} experts at level `{spec.level}`, {parts.K} dense layers, "
             f"top {spec.top_k}, {spec.input} routing by `{router}`.\n\n"
-            f"Load it with `AutoModelForCausalLM.from_pretrained(folder{load})`; {how}.\n\n"
+            f"Load it with `AutoModelForCausalLM.from_pretrained(folder{load})`; {how}.{words}\n\n"
             f"Dense model: {spec.base}\n\nExperts:\n{experts}\n")

@@ -188,7 +188,7 @@ def running(routes, body): # Of the batch; the dense model's body where hidden s
         if kept: kept[-1] = body.norm(kept[-1])
     finally: [h.remove() for h in hooks]; ROUTES.reset(token)
 
-# %% ../nbs/07_modeling.ipynb #3e033c6d
+# %% ../nbs/07_modeling.ipynb #ea2eaf39
 class Told:
     "What a mixture tells of its routers, and refuses to tell of its experts."
     def refuse_attentions(self, asked): # None: what the config says
@@ -347,6 +347,10 @@ class Generating:
         token = PROMPTS.set(asked)
         try: return super().generate(inputs, generation_config, **kwargs)
         finally: PROMPTS.reset(token)
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        "As the dense model's class has it: Phi-3 begins a new cache where its RoPE changes with the length."
+        return self.dense.prepare_inputs_for_generation(*args, **kwargs)
 
     @torch.no_grad()
     def route(self, input_ids, attention_mask=None, prompt_lengths=None):

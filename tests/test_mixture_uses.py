@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 from model_glue_nb import modeling # registers the class
 from model_glue_nb.levels import MixtureSpec
 from model_glue_nb.mixture import mix
+from model_glue_nb.routing import choose
 from model_glue_nb.zoo import tiny_zoo
 
 PROMPTS = dict(name="prompt", positive=["w3 w4 w5", "w20 w21"])
@@ -102,6 +103,17 @@ def test_the_gradient_is_that_of_the_expert_weighed_by_its_share(learning, name)
         cosine = torch.nn.functional.cosine_similarity(got.flatten(), expected.flatten(), 0); assert abs(cosine) > .9999
     assert got.abs().max() > 0
 
+def test_a_share_has_the_gradient_of_its_logarithm():
+    "One-hot minus shares, over the temperature; a margin changes who is chosen, not the shares."
+    scores, costs = torch.tensor([[1., .9, -2.], [0., 3., 2.]], requires_grad=True), torch.tensor([9., 1., 5.])
+    index, weight = choose(scores, 1, 2., costs, .5); (weight * torch.tensor([[5.], [7.]])).sum().backward()
+    assert index.tolist() == [[1], [1]] and weight.tolist() == [[1.], [1.]]
+    want = (torch.tensor([[0., 1, 0], [0, 1, 0]]) - (scores.detach() / 2).softmax(-1)) / 2 * torch.tensor([[5.], [7.]])
+    close(scores.grad, want, 1e-6)
+
+def test_a_new_router_can_be_trained(learning):
+    assert all(p.requires_grad for n, p in modeling.MixtureForCausalLM(learning("blocks").config).named_parameters() if "router" in n)
+
 @learners
 def test_router_logits_are_told_and_their_balance_counts(learning, name):
     m, ids = learning(name), tokens(5); rows = 45 if name == "by_token" else 5
@@ -128,7 +140,8 @@ def test_what_a_temperature_divides_is_told(learning):
 
 def test_outputs_as_tuples_and_attentions(learning):
     m, ids = learning("blocks"), tokens(2); out = m(input_ids=ids, labels=ids, output_router_logits=True)
-    loss, aux, logits = m(input_ids=ids, labels=ids, output_router_logits=True, return_dict=False)[:3]
+    said = m(input_ids=ids, labels=ids, output_router_logits=True, return_dict=False); assert type(said) is tuple
+    loss, aux, logits = said[:3]
     assert torch.equal(loss, out.loss) and torch.equal(aux, out.aux_loss) and torch.equal(logits, out.logits)
     loss, logits = m(input_ids=ids, labels=ids, return_dict=False)[:2]; assert loss.dim() == 0 and torch.equal(logits, out.logits)
     with pytest.raises(ValueError, match="Leave output_attentions out"): m(input_ids=ids, output_attentions=True)
