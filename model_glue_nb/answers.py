@@ -67,24 +67,27 @@ def check_answers(
     experts = json.loads((mixture.path/"mixture.json").read_text())["experts"]
     if route is None:
         live = mixture.load()
-        route = {t.name: np.asarray(live.route([q.prompt for q in t.questions])).reshape(-1) for t in suite.tasks}
+        def send(t): return np.asarray(live.route([q.prompt for q in t.questions])).reshape(-1)
+        route = {t.name: send(t) for t in suite.tasks}
     rows, out = [], []
     for t in suite.tasks:
         mixed = said_of(store, mixture.fingerprint(), t); wrong = []
         for i, e in enumerate(experts):
             alone = said_of(store, e["fingerprint"], t)
             mine = [q for q, r in zip(t.questions, route[t.name], strict=True) if r == i]
-            both = [q for q in mine if q.key in mixed and q.key in alone]
-            bad = [(e, q, alone[q.key], mixed[q.key]) for q in both if not is_same(alone[q.key], mixed[q.key])]
+            both = [(e, q, alone[q.key], mixed[q.key]) for q in mine if q.key in mixed and q.key in alone]
+            bad = [found for found in both if not is_same(*found[2:])]
             rows.append((t.name, e["name"], len(mine), len(both), len(bad))); wrong += bad
         few = max(1, tolerated * len(t.questions))
-        if len(wrong) > few and one_context(t): out.append(disagreement(mixture.name, t, *wrong[0], len(wrong)))
+        if len(wrong) <= few or not one_context(t): continue
+        out.append(disagreement(mixture.name, t, *wrong[0], len(wrong)))
     refuse(out, f"The scores of '{mixture.name}' cannot be trusted")
     return pd.DataFrame(rows, columns=COLUMNS)
 
 def disagreement(mixture, task, expert, q, alone, mixed, n)->str:
     "One line for a task whose answers are not the experts'."
-    first = f"to {brief(q.prompt)} '{expert['name']}' said {brief(alone[1])}, the mixture {brief(mixed[1])}"
-    if alone[1] == mixed[1]: first = f"on {brief(q.prompt)} '{expert['name']}' scored {alone[0]}, the mixture {mixed[0]}"
+    who, asked = expert["name"], brief(q.prompt)
+    first = f"to {asked} '{who}' said {brief(alone[1])}, the mixture {brief(mixed[1])}"
+    if alone[1] == mixed[1]: first = f"on {asked} '{who}' scored {alone[0]}, the mixture {mixed[0]}"
     return (f"'{mixture}' answers {n} of {len(task.questions)} questions of '{task.name}' otherwise than the "
             f"expert it sends them to: {first}. Score experts and mixture again, in one way.")

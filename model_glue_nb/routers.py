@@ -194,7 +194,7 @@ def fit_router(
     places, own, shared = {}, {}, {}
     share = np.ones(len(values)) if weights is None else np.asarray(weights, float)
     refuse_scores(values, share); counts = share > 0
-    share = share[counts] / share.mean() if len(share) else share
+    share = share[counts] / share[counts].mean() if len(share) else share
     for i, (place, x) in enumerate(vectors.items()):
         x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) if unit and len(x) else x
         x = np.ascontiguousarray(x[counts] if len(x) else x, np.float32)
