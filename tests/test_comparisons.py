@@ -13,7 +13,7 @@ from model_glue_nb.recipes import recipe
 from model_glue_nb.similarity import Comparison, layer, role, weights_of
 from model_glue_nb.zoo import Zoo, tiny_zoo
 
-WEIGHTS = ["l.0.self_attn.q", "l.0.mlp.up", "l.0.mlp.down", "l.1.mlp.up", "l.1.adapter.w"]
+WEIGHTS = [f"model.layers.{k}" for k in ("0.self_attn.q", "0.mlp.up", "0.mlp.down", "1.mlp.up", "1.adapter.w")]
 
 def comparison():
     "Three models of two shapes: two compared over five weights, with bounds; the third alone."
@@ -43,6 +43,7 @@ def test_tables_by_role_and_layer():
     c = comparison()
     def told(by): return {(r.role, r.layer if r.layer == r.layer else None): round(r.value, 6) for r in c.table(by).itertuples() if r.value == r.value}
     assert told("role") == {("attn", None): .9, ("mlp", None): round(1.3 / 3, 6), ("all", None): .5}
+    assert told("layer") == {("attn", 0): .9, ("mlp", 0): .3, ("mlp", 1): .7}
     assert c.table("all").reason.dropna().tolist() == ["'b': it is alone"] * 2
 
 def test_vectors_are_no_weights(tmp_path):

@@ -231,7 +231,7 @@ MUTANTS = dict(
         ("ids = {k: theirs[k] for k in END_IDS if k in theirs}", "ids = {}"),
         ("settings[\"added_tokens_decoder\"] = {str(x[\"id\"]): keep(x) for x in joined[\"added_tokens\"]}", "settings[\"added_tokens_decoder\"] = {}"),
     ]),
-    adapters=(["nbs/04_adapters.ipynb", "tests/test_stored_types.py", "tests/test_unions.py", "tests/test_adapters.py::test_equals_what_peft_makes[gpt2]", "tests/test_adapters.py::test_equals_what_peft_makes[bloom]"], [
+    adapters=(["nbs/04_adapters.ipynb", "tests/test_stored_types.py", "tests/test_unions.py", "tests/test_comparisons.py", "tests/test_adapters.py::test_equals_what_peft_makes[gpt2]", "tests/test_adapters.py::test_equals_what_peft_makes[bloom]"], [
         ("alpha / (r**.5 if config.get(\"use_rslora\") else r)", "alpha / r"),
         ("alpha / (r**.5 if config.get(\"use_rslora\") else r)", "alpha / config[\"r\"]"),
         ("r, alpha = pick(\"rank_pattern\", config[\"r\"]), pick(\"alpha_pattern\", config[\"lora_alpha\"])", "r, alpha = pick(\"rank_pattern\", config[\"r\"]), config[\"lora_alpha\"]"),
@@ -245,7 +245,7 @@ MUTANTS = dict(
         ("left = [k for k in stored.tensors if LORA_KEY.fullmatch(k)[1] not in used]", "left = []"),
         ("if config.get(\"bias\", \"none\") != \"none\": odd.append(\"bias\")", "pass"),
     ]),
-    live=(["nbs/04_live.ipynb", "tests/test_live.py"], [
+    live=(["nbs/04_live.ipynb", "tests/test_comparisons.py", "tests/test_live.py"], [
         ("at = start * parameter.itemsize", "at = start"),
         ("return len(tied) > 1 and bool(", "return bool("),
         ("for n in hit[1:]: # tied: filled once", "for n in []: # tied: filled once"),
@@ -267,7 +267,7 @@ MUTANTS = dict(
         ("best, worst = 1 + ahead.sum(0), len(names) - ahead.sum(1)", "best, worst = 1 + ahead.sum(1), len(names) - ahead.sum(0)"),
         ("order = np.argsort(-means, kind=\"stable\")", "order = np.argsort(means, kind=\"stable\")"),
     ]),
-    similarity=(["nbs/05_similarity.ipynb"], [
+    similarity=(["nbs/05_similarity.ipynb", "tests/test_comparisons.py"], [
         ("return next((r for r, marks in ROLES.items() if any(m in name for m in marks)), None)", "return next((r for r, marks in ROLES.items() if all(m in name for m in marks)), None)"),
         ("return int(found[2]) if found else -1", "return int(found[2]) if found else 0"),
         ("if role(k) and len(t.shape) > 1]", "if role(k)]"),
