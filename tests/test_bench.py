@@ -150,9 +150,8 @@ def test_killed_and_resumed_by_two_processes(undisturbed, tmp_path):
     (tmp_path/"go.py").write_text(code)
     env = os.environ | dict(PYTHONPATH=f"{root}:{root/'tests'}", OMP_NUM_THREADS="1")
     run = subprocess.Popen([sys.executable, tmp_path/"go.py"], env=env, cwd=tmp_path)
-    began = time.monotonic()
-    while known_cells(out) < 3:
-        assert run.poll() is None and time.monotonic() - began < 300, "it ended, or came to nothing"
+    while known_cells(out) < 3: # a state is waited for, however long it takes
+        assert run.poll() is None, "it ended"
         time.sleep(.05)
     workers = children(run.pid); run.send_signal(signal.SIGKILL); run.wait()
     for _ in range(100):

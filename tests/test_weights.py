@@ -81,7 +81,7 @@ def test_nobody_is_judged_by_what_was_learned():
     vectors, values = np.float32(r.normal(size=(60, 8))), np.float32(r.random((60, 2)) < .5)
     task = np.repeat([0, 1], 30)
     guess = held_out_scores(dict(name="knn", k=1), vectors, values, task)
-    assert (guess == values).mean() < .8, "learned by heart"
+    assert (np.abs(guess - values) < .01).mean() < .8, "learned by heart"
 
 def test_how_a_load_is_spread():
     values = np.array([[.9, .1, .2]] * 9 + [[0, 1, 0]])

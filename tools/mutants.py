@@ -11,7 +11,7 @@ MUTANTS = dict(
         ("out[j] = -v if h & 0x8000 else v", "out[j] = v"),
         ("total[j] = total[j] + a * u.view(np.float32) + b * v.view(np.float32)",
          "total[j] = total[j] + b * u.view(np.float32) + a * v.view(np.float32)"),
-        ("if a >= 0x47800000: return", "if a > 0x47800000: return"),
+        ("if a >= 0x47800000: return", "if a >= 0x47000000: return"),
         ("np.int64(np.rint(abs(v) * np.float32(2.0**24)))", "np.int64(abs(v) * np.float32(2.0**24))"),
         ("(a - (112 << 23) + 0xfff + ((a >> 13) & 1))", "(a - (112 << 23) + 0xfff)"),
         ("np.uint16((u + 0x7fff + ((u >> 16) & 1)) >> 16)", "np.uint16((u + 0x8000) >> 16)"),
@@ -219,7 +219,7 @@ MUTANTS = dict(
         ("return MappedBlocks(stored, CODES[t.dtype], t.n_values, found.check)", "return MappedBlocks(stored, CODES[t.dtype], t.n_values)"),
         ("[[j for j in jobs if (j.n_values >= LARGE) == big] for big in (False, True)]", "[[j for j in jobs if (j.n_values > 10**9) == big] for big in (False, False)]"),
     ]),
-    unions=(["nbs/04_unions.ipynb", "tests/test_tokenizers.py::test_a_union_with_a_fine_tune_reads_as_both_did", "tests/test_tokenizers.py::test_a_union_of_bytes_loads_and_reads_the_base_as_it_did", "tests/test_tokenizers.py::test_other_kinds_join_by_added_tokens_only"], [
+    unions=(["nbs/04_unions.ipynb", "tests/test_unions.py", "tests/test_tokenizers.py::test_a_union_with_a_fine_tune_reads_as_both_did", "tests/test_tokenizers.py::test_a_union_of_bytes_loads_and_reads_the_base_as_it_did", "tests/test_tokenizers.py::test_other_kinds_join_by_added_tokens_only"], [
         ("for x in t[\"added_tokens\"]: added.setdefault(x[\"content\"], BARE | x)", "for x in t[\"added_tokens\"]: added[x[\"content\"]] = BARE | x"),
         ("listed = [x | dict(id=tokens[x[\"content\"]]) for x in added.values()]", "listed = [x | dict(id=x[\"id\"]) for x in added.values()]"),
         ("listed.sort(key=lambda x: x[\"id\"])", "listed.sort(key=lambda x: x[\"content\"])"),
@@ -231,7 +231,7 @@ MUTANTS = dict(
         ("ids = {k: theirs[k] for k in END_IDS if k in theirs}", "ids = {}"),
         ("settings[\"added_tokens_decoder\"] = {str(x[\"id\"]): keep(x) for x in joined[\"added_tokens\"]}", "settings[\"added_tokens_decoder\"] = {}"),
     ]),
-    adapters=(["nbs/04_adapters.ipynb", "tests/test_stored_types.py", "tests/test_adapters.py::test_equals_what_peft_makes[gpt2]", "tests/test_adapters.py::test_equals_what_peft_makes[bloom]"], [
+    adapters=(["nbs/04_adapters.ipynb", "tests/test_stored_types.py", "tests/test_unions.py", "tests/test_comparisons.py", "tests/test_adapters.py::test_equals_what_peft_makes[gpt2]", "tests/test_adapters.py::test_equals_what_peft_makes[bloom]"], [
         ("alpha / (r**.5 if config.get(\"use_rslora\") else r)", "alpha / r"),
         ("alpha / (r**.5 if config.get(\"use_rslora\") else r)", "alpha / config[\"r\"]"),
         ("r, alpha = pick(\"rank_pattern\", config[\"r\"]), pick(\"alpha_pattern\", config[\"lora_alpha\"])", "r, alpha = pick(\"rank_pattern\", config[\"r\"]), config[\"lora_alpha\"]"),
@@ -245,7 +245,7 @@ MUTANTS = dict(
         ("left = [k for k in stored.tensors if LORA_KEY.fullmatch(k)[1] not in used]", "left = []"),
         ("if config.get(\"bias\", \"none\") != \"none\": odd.append(\"bias\")", "pass"),
     ]),
-    live=(["nbs/04_live.ipynb", "tests/test_live.py"], [
+    live=(["nbs/04_live.ipynb", "tests/test_comparisons.py", "tests/test_live.py"], [
         ("at = start * parameter.itemsize", "at = start"),
         ("return len(tied) > 1 and bool(", "return bool("),
         ("for n in hit[1:]: # tied: filled once", "for n in []: # tied: filled once"),
@@ -267,7 +267,7 @@ MUTANTS = dict(
         ("best, worst = 1 + ahead.sum(0), len(names) - ahead.sum(1)", "best, worst = 1 + ahead.sum(1), len(names) - ahead.sum(0)"),
         ("order = np.argsort(-means, kind=\"stable\")", "order = np.argsort(means, kind=\"stable\")"),
     ]),
-    similarity=(["nbs/05_similarity.ipynb"], [
+    similarity=(["nbs/05_similarity.ipynb", "tests/test_comparisons.py"], [
         ("return next((r for r, marks in ROLES.items() if any(m in name for m in marks)), None)", "return next((r for r, marks in ROLES.items() if all(m in name for m in marks)), None)"),
         ("return int(found[2]) if found else -1", "return int(found[2]) if found else 0"),
         ("if role(k) and len(t.shape) > 1]", "if role(k)]"),

@@ -1,12 +1,12 @@
 """Do the tests bite? Changes one line of a module at a time and sees whether a test notices.
 
     python tools/mutate.py                      every change of tools/mutants.py
-    python tools/mutate.py kernels methods      only these rooms
+    python tools/mutate.py kernels methods      only these modules
     python tools/mutate.py --list               what would be changed, and by which tests it is tried
 
 Nothing is changed in the working tree: each change is made in a copy. Torch and its like are imported once; each trial is a fork.
 """
-import argparse, importlib.util, json, os, re, shutil, signal, struct, sys, tempfile, time, traceback
+import argparse, hashlib, importlib.util, json, os, re, shutil, signal, struct, sys, tempfile, time, traceback
 from collections import namedtuple
 from pathlib import Path
 
@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT/"tools"))
 from mutants import MUTANTS, WHY # noqa: E402
 
 PACKAGE, LEAST, WANTED = "model_glue_nb", 30, .95 # seconds that every trial has; share that must be noticed
+MEMORY = ROOT/".pytest_cache"/"mutation.json" # verdicts of earlier runs
 HEAVY = ("numpy torch transformers transformers.models.qwen2 transformers.models.llama tokenizers pandas sklearn.linear_model sklearn.cluster scipy.stats "
          "numba llvmlite.binding optuna cmaes peft pytest hypothesis IPython.core.interactiveshell execnb.shell nbdev.process "
          "fastcore.all yaml typer rich.console safetensors.torch huggingface_hub plotly.graph_objects")
@@ -45,6 +46,22 @@ def out_of_step(all_mutants):
             file, _, function = test.partition("::")
             if not (ROOT/file).is_file(): yield f"{name}: there is no {file}"
             elif function and f"def {function.partition('[')[0]}(" not in (ROOT/file).read_text(): yield f"{name}: there is no {test}"
+
+# --- what is remembered
+
+def fingerprint(mutant):
+    "What a verdict depends on first of all: the module, the change, the tests. (--fresh asks about the rest of the package too.)"
+    files = [module_of(mutant.room), *(ROOT/t.partition("::")[0] for t in mutant.tests)]
+    text = "\0".join([mutant.old, mutant.new, *mutant.tests, *(f.read_text() for f in files)])
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+def remembered(): return json.loads(MEMORY.read_text()) if MEMORY.exists() else {}
+
+def remember(results):
+    "Keep what was noticed; what survived is tried again."
+    known = remembered() | {fingerprint(r.mutant): r[1:] for r in results if r.verdict in ("killed", "hung")}
+    MEMORY.parent.mkdir(exist_ok=True)
+    MEMORY.write_text(json.dumps(known))
 
 # --- the copy
 
@@ -251,7 +268,7 @@ def report(results, seconds):
     by_notebook = sum(".ipynb" in r.said for r in killed)
     lines = ["# Mutation", "", f"`make mutate`: {len(results)} one-line changes of {len(rooms)} modules, each tried against the tests that should notice it. "
              f"**{len(killed)} of {len(results)} ({len(killed) / len(results):.1%}) were noticed**, {by_notebook} by a notebook, "
-             f"{len(killed) - by_notebook} by pytest; {seconds:,.0f} s.", "", "| module | changes | noticed | survived |", "|---|---:|---:|---:|"]
+             f"{len(killed) - by_notebook} by pytest; {seconds:,.0f} s of trials.", "", "| module | changes | noticed | survived |", "|---|---:|---:|---:|"]
     for room in rooms:
         here, gone = [r for r in results if r.mutant.room == room], [r for r in killed if r.mutant.room == room]
         lines.append(f"| {room} | {len(here)} | {len(gone)} | {len(here) - len(gone)} |")
@@ -267,6 +284,7 @@ def main():
     parser.add_argument("--workers", type=int, default=1, help="trials at a time")
     parser.add_argument("--report", type=Path, help="file for the table")
     parser.add_argument("--match", default="", help="only changes whose text holds this")
+    parser.add_argument("--fresh", action="store_true", help="try again what was noticed before, though neither module nor tests changed")
     parser.add_argument("--list", action="store_true", help="show the changes and stop")
     given = parser.parse_args()
     if wrong := [r for r in given.rooms if r not in MUTANTS]: parser.error(f"no changes for '{wrong[0]}'; known: {', '.join(MUTANTS)}")
@@ -275,17 +293,20 @@ def main():
     if given.list: return print(*(f"{m.room}: {m.old} → {m.new}\n    {' '.join(m.tests)}" for m in chosen), sep="\n")
     os.environ |= dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_WAIT_POLICY="passive", PYTHONDONTWRITEBYTECODE="1")
     sys.dont_write_bytecode = True
-    began = time.perf_counter()
     warm()
-    sets = list(dict.fromkeys(m.tests for m in chosen))
+    known = {} if given.fresh else remembered()
+    open_ = [m for m in chosen if fingerprint(m) not in known]
+    sets = list(dict.fromkeys(m.tests for m in open_))
     limits = {}
     for tests, (verdict, said, took) in zip(sets, run_all([(t, None, 600) for t in sets], given.workers, show)):
         if verdict != "survived": sys.exit(f"Without any change {' '.join(tests)} fail: {said}")
         limits[tests] = LEAST + 5 * took # a loop that never ends is noticed too
-    verdicts = run_all([(m.tests, m, limits[m.tests]) for m in chosen], given.workers, show)
-    results = [Result(m, *v) for m, v in zip(chosen, verdicts)]
+    verdicts = run_all([(m.tests, m, limits[m.tests]) for m in open_], given.workers, show)
+    tried = {m: Result(m, *v) for m, v in zip(open_, verdicts)}
+    results = [tried.get(m) or Result(m, *known[fingerprint(m)]) for m in chosen]
+    remember(results)
     if broken := [r for r in results if r.verdict == "broken"]: sys.exit(f"The change was not tested: {broken[0].said}")
-    text, share = report(results, time.perf_counter() - began)
+    text, share = report(results, sum(r.seconds for r in results))
     print(text)
     if given.report: given.report.write_text(text)
     return 0 if share >= WANTED else 1
