@@ -100,7 +100,8 @@ def mixture_procedure(
     eyes = work.zoo[max(experts, key=lambda e: mean_score(items[e]))]
     prompts = [q.prompt for t in work.search.tasks for q in t.questions]
     costs, kind = [work.zoo[e].n_params for e in experts], seen_by(spec.router["name"], spec.features)
-    if spec.router.get("positive") or not routers[spec.router["name"]].learns: # nothing is learned of *search*
+    told = spec.router.get("positive") or not routers[spec.router["name"]].learns
+    if told: # nothing is learned of *search*
         fitted = fit_texts(spec.router, eyes.load, costs, features=spec.features)
         route = fitted.route(look(fitted, reader(fitted, eyes.load), prompts, kind), prompts)
         return lambda learn, ask: mine[ask, route[ask]]

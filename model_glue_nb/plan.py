@@ -41,8 +41,8 @@ class GlueRecipe:
     suite: str = "demo" # A suite's name or file
     tasks: list|None = None # Some tasks of the suite; None: all
     search_questions: int|None = None # At most so many *search* questions per task; None: all
-    clusters: dict = field(default_factory=lambda: dict(threshold=0.95, linkage="average", metric="column_cosine",
-                                                        roles=["attn", "mlp"]))
+    clusters: dict = field(default_factory=lambda: dict(threshold=0.95, linkage="average",
+                                                        metric="column_cosine", roles=["attn", "mlp"]))
     merge: dict = field(default_factory=lambda: dict(methods=["linear", "task_arithmetic", "ties"],
                                                      strategy="coefficient", budget=60))
     mixture: dict = field(default_factory=lambda: dict(level="model", router="knn", dense_layers=0))
@@ -165,7 +165,7 @@ class Work:
         how = self.recipe.clusters
         return compared.nearness(how["metric"], tuple(how["roles"]))
 
-# %% ../nbs/09_plan.ipynb #ec3620c6
+# %% ../nbs/09_plan.ipynb #6628990e
 def divided(
     clusters:list[Cluster], # By similarity
     near, # DataFrame, models × models
