@@ -168,8 +168,8 @@ def refuse_other(
     task, prompt, said, answer = other[0]
     raise InputError(
         f"'{mixture.name}' answers {len(other)} of {n} questions otherwise than the experts that it sends "
-        f"them to. The first is in task '{plain(task)}': {short(prompt)!r} gives {short(answer)!r}, the expert "
-        f"alone {short(said)!r}. Its scores would be wrong, so the run stops. "
+        f"them to. The first is in task '{plain(task)}': {short(prompt)!r} gives {short(answer)!r}, "
+        f"the expert alone {short(said)!r}. Its scores would be wrong, so the run stops. "
         f"Remove its folder '{mixture.path}' and run again; if that does not help, tell us.")
 
 # %% ../nbs/09_comparison.ipynb #e8b9a883
