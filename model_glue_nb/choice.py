@@ -117,7 +117,8 @@ def simplest(
     leader = max(better, key=score.get, default=nothing)
     behind = {s: sign_flip(held[leader], held[s], seed=seed) for s in better}
     taken = next((s for s in better if behind[s] > each), leader)
-    row = lambda s: (s, score[s], score[s] - score[nothing], p.get(s, np.nan), behind.get(s, np.nan), s == taken)
+    of = lambda known, s: known.get(s, np.nan)
+    row = lambda s: (s, score[s], score[s] - score[nothing], of(p, s), of(behind, s), s == taken)
     table = pd.DataFrame([row(s) for s in held], columns="system search gain p p_leader chosen".split())
     return Choice(taken, reason(taken, leader, nothing, p, score), table)
 

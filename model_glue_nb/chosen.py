@@ -22,9 +22,8 @@ from .mergeability import Cluster
 from .mixture import mix
 from .plan import Work, mixture_spec
 from .routers import fit_texts, look, read_texts, reader, routers, seen_by
-from .search import CandidateScorer
 from .selection import by_question, select_experts
-from .stages import Glued, free_name
+from .stages import Glued, free_name, scorer_of
 from .suites import Suite
 
 # %% ../nbs/09_chosen.ipynb #c8a06
@@ -50,7 +49,7 @@ def tried_in(
     searched:dict[str,Items], # Single model → scores on *search*
 )->Tried:
     "Gather what a run knows of *search*."
-    scorer = CandidateScorer(work.zoo, work.search, work.run.store)
+    scorer = scorer_of(work)
     items, n_params, per_cluster = dict(searched), {n: work.zoo[n].n_params for n in searched}, []
     for c, g in zip(clusters, glued):
         merges = {scorer.key(t.candidate): t.candidate for s in g.searches for t in s.trials if is_merge(t)}
@@ -101,7 +100,8 @@ def mixture_procedure(
     eyes = work.zoo[max(experts, key=lambda e: mean_score(items[e]))]
     prompts = [q.prompt for t in work.search.tasks for q in t.questions]
     costs, kind = [work.zoo[e].n_params for e in experts], seen_by(spec.router["name"], spec.features)
-    if spec.router.get("positive") or not routers[spec.router["name"]].learns: # nothing is learned of *search*
+    told = spec.router.get("positive") or not routers[spec.router["name"]].learns
+    if told: # nothing is learned of *search*
         fitted = fit_texts(spec.router, eyes.load, costs, features=spec.features)
         route = fitted.route(look(fitted, reader(fitted, eyes.load), prompts, kind), prompts)
         return lambda learn, ask: mine[ask, route[ask]]

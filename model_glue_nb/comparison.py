@@ -115,9 +115,10 @@ def differing(
     model:ZooModel, # A model or a mixture
     rows:Rows, # What it should answer
     tasks:list[Task], # Some questions of *report*, of tasks of one's own
-)->list[tuple[str,str,str,str]]: # Task, prompt, what it should have answered, what it answers; of those that differ
+)->list[tuple[str,str,str,str]]: # Task, prompt, what was expected, what it answers
     "Questions to which lm-eval hears another answer."
-    ask_lm_eval(cache(model.load), model.fingerprint(), replace(work.report, tasks=tuple(tasks)), work.run.store)
+    some = replace(work.report, tasks=tuple(tasks))
+    ask_lm_eval(cache(model.load), model.fingerprint(), some, work.run.store)
     out = []
     for t in tasks:
         heard = work.run.store.items(model.fingerprint(), asked_through(t))
@@ -166,10 +167,10 @@ def refuse_other(
     if len(other) <= ROUNDING * n: return
     task, prompt, said, answer = other[0]
     raise InputError(
-        f"'{mixture.name}' answers {len(other)} of {n} questions otherwise than the experts that it sends them to. "
-        f"The first is in task '{plain(task)}': {short(prompt)!r} gives {short(answer)!r}, the expert alone "
-        f"{short(said)!r}. Its scores would be wrong, so the run stops. Remove its folder '{mixture.path}' and run again; "
-        "if that does not help, tell us.")
+        f"'{mixture.name}' answers {len(other)} of {n} questions otherwise than the experts that it sends "
+        f"them to. The first is in task '{plain(task)}': {short(prompt)!r} gives {short(answer)!r}, "
+        f"the expert alone {short(said)!r}. Its scores would be wrong, so the run stops. "
+        f"Remove its folder '{mixture.path}' and run again; if that does not help, tell us.")
 
 # %% ../nbs/09_comparison.ipynb #e8b9a883
 ORDER = ("best_single best_merge full_merge full_mixture model_glue chosen oracle_task "

@@ -9,6 +9,7 @@ __all__ = ['FLOPS', 'SHARE', 'is_here', 'parts_of_zoo', 'planned', 'seconds_per_
 
 # %% ../nbs/09_dry_run.ipynb #d4a03
 import os, time
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -102,9 +103,10 @@ def plan_run(
     steps += [*merging(work, clusters, speed), *mixing(work, clusters, missing, speed)]
     steps += reporting(work, clusters, missing, store, speed)
     rows = [(s.step, s.what, s.questions, s.seconds / 60) for s in steps]
-    aside = set_aside(work, compared) + [(n, "it is not on this machine and would be fetched") for n in missing]
-    rows += [("fetch" if n in missing else "set aside", f"{plain(n)}: {plain(why)}", 0, 0.) for n, why in aside]
-    rows += [("skip", f"{plain(n)}: {plain(why)}", 0, 0.) for n, why in {**work.zoo.skipped, **left_out}.items()]
+    far = {n: "it is not on this machine and would be fetched" for n in missing}
+    told = {"set aside": set_aside(work, compared), "fetch": far, "skip": {**work.zoo.skipped, **left_out}}
+    for step, reasons in told.items():
+        rows += [(step, f"{plain(n)}: {plain(why)}", 0, 0.) for n, why in reasons.items()]
     return pd.DataFrame(rows, columns="step what questions minutes".split()).round(dict(minutes=1))
 
 def clusters_of(
@@ -115,14 +117,14 @@ def clusters_of(
     compared = work.compare((work.recipe.clusters["metric"],))
     return work.clusters(compared), compared
 
-def set_aside(work:Work, compared)->list[tuple[str,str]]: # (member, why)
+def set_aside(work:Work, compared)->dict[str,str]: # Member → why
     "Members whose vocabulary does not fit their cluster's."
-    if compared is None: return []
+    if compared is None: return {}
     near, how = work.nearness(compared), work.recipe.clusters
     found = cluster_by_similarity(near, how["threshold"], how["linkage"])
     table = vocabularies_table(found, work.zoo, work.recipe.merge.get("tokenizer"))
     said = lambda t: t.why or f"merges with {t.merged_with} say tokenizer: {t.tokenizer}"
-    return [(t.model, said(t)) for t in table.itertuples()]
+    return {t.model: said(t) for t in table.itertuples()}
 
 # %% ../nbs/09_dry_run.ipynb #d4a11
 def cost(
@@ -163,11 +165,12 @@ def searching(work:Work, cluster:Cluster, speed)->list[Step]:
     counted = int(most) if np.isfinite(most) else 0
     out = [Step("search", what if counted else f"{what}, questions as time allows", counted, seconds)]
     if np.isfinite(evaluations) and m["strategy"] == "stepwise":
-        out += [Step("budget", f"{cluster.name}: {t}") for n in methods if (t := plan_reach(k, n, evaluations))]
+        reached = [plan_reach(k, n, evaluations) for n in methods]
+        out += [Step("budget", f"{cluster.name}: {text}") for text in reached if text]
     return out + [evidence_of(work, cluster, speed)]
 
 def evidence_of(work:Work, cluster:Cluster, speed, groups:int=4)->Step:
-    "What tells of a winner: itself and the uniform merge on *report*, and what remains when parts are left out."
+    "What tells of a winner: itself, the uniform merge, and what remains when parts are left out."
     one = [work.zoo[cluster.members[0]]]
     n, seconds = (2 * x for x in cost(work.report, one, speed))
     what = f"{cluster.name}: the winner and the uniform merge on report"
@@ -181,7 +184,8 @@ def evidence_of(work:Work, cluster:Cluster, speed, groups:int=4)->Step:
 # %% ../nbs/09_dry_run.ipynb #d4a12
 def merging(work:Work, clusters:list[Cluster], speed)->list[Step]:
     "The merges of everything, on *search*."
-    groups = {m.architecture: m for m in work.zoo if sum(x.architecture == m.architecture for x in work.zoo) > 1}
+    count = Counter(m.architecture for m in work.zoo)
+    groups = {m.architecture: m for m in work.zoo if count[m.architecture] > 1}
     if not groups: return []
     n, seconds = cost(work.search, list(groups.values()), speed)
     return [Step("merge", f"{len(groups)} full merges on search", n, seconds)]
@@ -191,7 +195,8 @@ def mixing(work:Work, clusters:list[Cluster], missing, speed)->list[Step]:
     x = work.recipe.mixture
     most = x.get("max_experts") or len(clusters) + len(missing)
     what = f"{most} experts at level {x['level']}, router {router_of(work.recipe)['name']}"
-    if not shares_checkpoint(work.recipe): return [Step("mix", what), Step("choose", "from answers that are known")]
+    if not shares_checkpoint(work.recipe):
+        return [Step("mix", what), Step("choose", "from answers that are known")]
     n, seconds = cost(work.search, list(work.zoo)[:1], speed)
     return [Step("mix", what), Step("choose", "each of 2 mixtures made twice, on search", 2 * n, 2 * seconds)]
 
@@ -201,7 +206,8 @@ def reporting(work:Work, clusters:list[Cluster], missing, store, speed, sample:i
     more, longer = unknown_ones(work.report, missing)
     out = [Step("report", f"{len(work.zoo) + len(missing)} models on report", n + more, seconds + longer)]
     if not len(work.zoo): return out
-    some = replace(work.report, tasks=tuple(replace(t, questions=t.questions[:sample]) for t in work.report.tasks))
+    first = lambda t: replace(t, questions=t.questions[:sample])
+    some = replace(work.report, tasks=tuple(map(first, work.report.tasks)))
     whole = shares_checkpoint(work.recipe)
     n, seconds = cost(work.report if whole else some, list(work.zoo)[:1] * 4, speed)
     how = "whole" if whole else f"{sample} questions per task, the rest is remembered"

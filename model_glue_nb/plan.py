@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['COUNT', 'ROUTER', 'PARTS', 'DTYPES', 'OPENED', 'RUN', 'PASSED', 'GlueRecipe', 'router_of', 'read_recipe',
            'shares_checkpoint', 'mixture_spec', 'check_recipe', 'Work', 'divided', 'base_first', 'vocabularies_table',
-           'check_shared', 'open_work', 'begin', 'shared_store', 'other_zoo', 'describe_run']
+           'check_shared', 'open_work', 'begin', 'small_models', 'shared_store', 'other_zoo', 'describe_run']
 
 # %% ../nbs/09_plan.ipynb #d1a03
-import os, platform
+import os, platform, sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import InputError, Run, machine_store, refuse, unknown
-from .harness import few_threads
+from .harness import are_small, few_threads
 from .levels import MixtureSpec, check_form, find_parts
 from .mergeability import Cluster, cluster_by_similarity, describe, linkages
 from .methods import merge_methods
@@ -41,8 +41,8 @@ class GlueRecipe:
     suite: str = "demo" # A suite's name or file
     tasks: list|None = None # Some tasks of the suite; None: all
     search_questions: int|None = None # At most so many *search* questions per task; None: all
-    clusters: dict = field(default_factory=lambda: dict(threshold=0.95, linkage="average", metric="column_cosine",
-                                                        roles=["attn", "mlp"]))
+    clusters: dict = field(default_factory=lambda: dict(threshold=0.95, linkage="average",
+                                                        metric="column_cosine", roles=["attn", "mlp"]))
     merge: dict = field(default_factory=lambda: dict(methods=["linear", "task_arithmetic", "ties"],
                                                      strategy="coefficient", budget=60))
     mixture: dict = field(default_factory=lambda: dict(level="model", router="knn", dense_layers=0))
@@ -165,7 +165,7 @@ class Work:
         how = self.recipe.clusters
         return compared.nearness(how["metric"], tuple(how["roles"]))
 
-# %% ../nbs/09_plan.ipynb #a46aa7e8
+# %% ../nbs/09_plan.ipynb #6628990e
 def divided(
     clusters:list[Cluster], # By similarity
     near, # DataFrame, models × models
@@ -233,11 +233,18 @@ def begin(
 )->Work: # With the zoo opened and the run folder made
     "Open the zoo and the suite, then the run folder: bad input leaves no folder behind."
     work = open_work(r, progress)
-    few_threads(work.zoo)
+    small_models(work.zoo)
     work.run = Run.start(out, asdict(r))
     refuse(other_zoo(work.run, work.zoo))
     if r.dtype == "auto": work.run.store.read_through(store) # computed otherwise, answers may differ
     return work
+
+def small_models(
+    zoo:Zoo, # Models that will be asked
+):
+    "One thread for small models; torch is not imported for it: where all is remembered, it is not needed."
+    if "torch" in sys.modules: few_threads(zoo)
+    elif are_small(zoo): os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def shared_store(
     said:str="machine", # "machine", "none", or a file
