@@ -18,7 +18,8 @@ from .benchmark import open_questions, work_of
 from .core import refuse
 from .mergeability import Cluster, cluster_by_similarity
 from .moves import plan_reach
-from .plan import GlueRecipe, Work, check_shared, router_of, shares_checkpoint, vocabularies_table
+from .plan import (GlueRecipe, Work, check_shared, router_of, shares_checkpoint,
+                                vocabularies_table)
 from .reading import plain
 from .search import needs_base, read_budget
 from .store import Store
