@@ -58,7 +58,7 @@ def similarity(
     metric:str=typer.Option("column_cosine", help="Or cosine, norm_ratio, task_cosine, sign_agreement, …"),
     by:str=typer.Option(None, help="all, role, layer or tensor: every pair as a row, all metrics."),
     share:float=typer.Option(1.0, help="Part of each weight's rows that is read; below 1 with error bounds."),
-    base:str=typer.Option(None, help="The member that task vectors start from; default: cards, then weights."),
+    base:str=typer.Option(None, help="Where task vectors start; default: by cards, then weights."),
     out:Path=typer.Option(None, help="Run folder for the table and the store."),
     as_json:bool=AS_JSON,
 ):
@@ -136,7 +136,7 @@ def cka(
     from model_glue_nb.zoo import read_zoo
     models, texts = read_zoo(zoo), texts_of(load_suite(suite).part("search"), n); tell_skipped(models.skipped)
     with progress_bar() as progress: table = compare_activations(models, texts, depths, progress)
-    show(table.dropna(axis=1, how="all"), f"CKA of activations, {len(texts)} texts; depth 1 is the last layer", as_json)
+    show(table.dropna(axis=1, how="all"), f"CKA, {len(texts)} texts; depth 1 is the last layer", as_json)
 
 @app.command()
 def forecast(

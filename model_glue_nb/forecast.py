@@ -32,7 +32,8 @@ def pair_recipe(
 ): # A `MergeRecipe`
     "The merge that is measured of a pair."
     info = method_info(method)
-    if info.n_models == 1: raise InputError(f"'{method}' takes one model, not a pair. Choose a method of two.")
+    if info.n_models == 1:
+        raise InputError(f"'{method}' takes one model, not a pair. Choose a method of two.")
     weights = [0.5, 0.5] if info.has_weights else None
     return recipe(method, [a, b], weights, base if info.needs_base else None)
 
@@ -115,7 +116,7 @@ def weight_features(
     far = {f"{r}_distance": distance(wide[f"column_cosine {r}"]) for r in ("attn", "mlp")}
     return pd.DataFrame(far | dict(norm_ratio=wide["norm_ratio all"])).reset_index()
 
-# %% ../nbs/05_forecast.ipynb #2f615440
+# %% ../nbs/05_forecast.ipynb #de9b9148
 def divergence(
     p:np.ndarray, q:np.ndarray, # (tokens, vocabulary) log-probabilities
 )->float: # Nats per token
@@ -145,12 +146,13 @@ def function_features(
         if models[a].signature != shape: live, shape = models[a].load(), models[a].signature
         (p, first), (q, second) = known[a], known[b]
         r, middle = predictions(merge_into(live, pair_recipe(a, b), models), texts)
-        over = middle - (first + second) / 2; error = 1.96 * over.std(ddof=1) / len(over)**.5 if len(over) > 1 else np.nan
-        apart = (divergence(p, q) + divergence(q, p)) / 2
-        rows.append((a, b, alike(grams[a], grams[b]), apart, over.mean(), error, divergence(ensemble_of(p, q), r)))
+        over, n = middle - (first + second) / 2, len(texts)
+        error = 1.96 * over.std(ddof=1) / n**.5 if n > 1 else np.nan
+        apart, lost = (divergence(p, q) + divergence(q, p)) / 2, divergence(ensemble_of(p, q), r)
+        rows.append((a, b, alike(grams[a], grams[b]), apart, over.mean(), error, lost))
     return pd.DataFrame(rows, columns="a b cka divergence barrier barrier_error ensemble".split())
 
-# %% ../nbs/05_forecast.ipynb #4111ab4c
+# %% ../nbs/05_forecast.ipynb #0ce5232e
 def predictions(
     live, # A `LanguageModel`
     texts:list, # As for `barrier`
@@ -259,7 +261,7 @@ def foresee(
     says = [word if ok else f"unknown: no {what}" for word, ok, what in zip(says, known, lacks)]
     return out.assign(change=y, low=y - e, high=y + e, says=says)
 
-# %% ../nbs/05_forecast.ipynb #754c98dc
+# %% ../nbs/05_forecast.ipynb #f1202605
 def spread_order(
     x:np.ndarray, # (n, features)
 )->list[int]: # All rows, so that every beginning of the list is spread out
@@ -298,7 +300,8 @@ def forecast_zoo(
     for stop in steps or [len(order)]:
         chosen = [wanted[i] for i in order[sum(map(len, parts)):stop]] if not remembered_only else wanted
         parts.append(measure_pairs(zoo, part, store, chosen, remembered_only, progress, method))
-        measured = pd.concat(parts, ignore_index=True); found = fit_forecast(measured.merge(pairs, on=["a", "b"], suffixes=["", "_"]))
+        measured = pd.concat(parts, ignore_index=True)
+        found = fit_forecast(measured.merge(pairs, on=["a", "b"]))
         if found.model is not None and found.error_new <= enough: break
     known = set(zip(measured.a, measured.b)); open_ = [p not in known for p in zip(pairs.a, pairs.b)]
     return found, foresee(found, pairs[open_])
