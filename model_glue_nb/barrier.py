@@ -206,7 +206,8 @@ def align(
     refuse(check_align(a, b), "Cannot align the models")
     stream = stream_order(a, b)
     order = {p: places(a, b, p, stream) for i in range(b.n_layers) for p in [f"model.layers.{i}."]}
-    order["model."] = dict(embed_tokens=(None, stream), norm=(stream, None)); order["lm_head."] = {"": (None, stream)}
+    order["model."] = dict(embed_tokens=(None, stream), norm=(stream, None))
+    order["lm_head."] = {"": (None, stream)}
     with atomic_path(out) as tmp:
         tmp.mkdir(); copy_companions(b.path, tmp)
         writer = CheckpointWriter(tmp, {k: (t.dtype, t.shape) for k, t in b.tensors.items()})
@@ -241,9 +242,10 @@ def check_align(a, b)->list[str]: # Problems
             "Mistral's or Qwen2's; others can only be compared as they are."] if lacks else []
 
 # %% ../nbs/05_barrier.ipynb #3d8e39e4
-CANNOT_TELL = ("Matching undoes changes of place: of the residual stream, heads, values and neurons. A rotation, a scale "
-               "that moved from one weight to the next, or a feature spread over several neurons it cannot undo, "
-               "so a barrier that is left does not prove that two models are strangers.")
+CANNOT_TELL = (
+    "Matching undoes changes of place: of the residual stream, heads, values and neurons. A rotation, "
+    "a scale that moved from one weight to the next, or a feature spread over several neurons it cannot undo, "
+    "so a barrier that is left does not prove that two models are strangers.")
 
 def barrier_aligned(
     models:Zoo|dict, # Where the two are found by name

@@ -218,8 +218,8 @@ class NotConverged(UserWarning): "An iteration ended before its last step was sh
 def not_converged(length:float, max_iter:int, tol:float):
     "Say how far from the mean an iteration ended; nothing when it ended close enough."
     if length < tol: return
-    say = f"karcher has not converged after {max_iter} steps: the next would be {length:.0e} radians long, over "
-    warnings.warn(f"{say}{tol:.0e}. Give a larger max_iter, or merge inputs that are more alike.",
+    say = f"karcher has not converged after {max_iter} steps: the next would be {length:.0e} radians long, "
+    warnings.warn(f"{say}over {tol:.0e}. Give a larger max_iter, or merge inputs that are more alike.",
                   NotConverged, stacklevel=2)
 
 # %% ../nbs/04_methods.ipynb #42e462d9

@@ -332,7 +332,7 @@ def bounds(
     error = lambda m: T_95 * np.std([g[m] for g in groups], axis=0, ddof=1) * ((1 - share) / len(groups))**.5
     return {m: error(m) for m in values}
 
-# %% ../nbs/05_pairs.ipynb #ec565568
+# %% ../nbs/05_pairs.ipynb #82c4a36a
 def task_vector(
     inputs:list, # What `open_input` gave, one per model
     i:int, # Whose
@@ -357,7 +357,8 @@ def compare_subspaces(
     "The overlap of every pair's top directions, and how far it may be off."
     has, every = base >= 0, np.sort(np.concatenate(groups))
     def table(rows):
-        return overlap_table([top_directions(task_vector(inputs, i, base, rows, shape)) for i in range(len(base))])
+        changes = (task_vector(inputs, i, base, rows, shape) for i in range(len(base)))
+        return overlap_table([top_directions(x) for x in changes])
     value, error = table(every)
     if len(groups) > 1: # directions of few rows lean to one side, so the lean counts as error too
         samples = np.array([table(g)[0] for g in groups]); spread = samples.std(0, ddof=1)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['N_TOP', 'EXACT_UP_TO', 'NOTHING_MORE', 'Directions', 'top_directions', 'by_products', 'by_lanczos', 'overlap_table']
 
-# %% ../nbs/05_subspaces.ipynb #996eb0f4
+# %% ../nbs/05_subspaces.ipynb #2a21fe68
 from dataclasses import dataclass
 
 import numpy as np
 
-# %% ../nbs/05_subspaces.ipynb #00e89c4b
+# %% ../nbs/05_subspaces.ipynb #193ae83f
 N_TOP = 8 # Directions that are compared
 EXACT_UP_TO = 1024 # Length of the shorter side up to which all directions are computed
 NOTHING_MORE = 1e-9 # Squared singular values below this part of the largest are rounding
@@ -30,8 +30,9 @@ def top_directions(
     x = x.astype(np.float64)
     if not np.isfinite(x).all(): return Directions(x[:0], 0.0, False)
     wide = x.shape[0] <= x.shape[1]; short = min(x.shape)
-    if short <= max(exact_up_to, 4 * N_TOP): values, vectors, turned = by_products(x @ x.T if wide else x.T @ x)
-    else: values, vectors, turned = by_lanczos(x if wide else x.T)
+    y = x if wide else x.T
+    exact = short <= max(exact_up_to, 4 * N_TOP)
+    values, vectors, turned = by_products(y @ y.T) if exact else by_lanczos(y)
     kept = np.flatnonzero(values > NOTHING_MORE * max(values.max(initial=0), 1e-300))[:N_TOP]
     vectors = vectors[:, kept]
     return Directions((x.T @ vectors / np.sqrt(values[kept]) if wide else vectors).T, turned)
@@ -61,7 +62,7 @@ def by_lanczos(
     gap = max(values[N_TOP - 1] - values[N_TOP], 1e-300)
     return values[:N_TOP], first, float(min(1.0, np.linalg.norm(left) / gap))
 
-# %% ../nbs/05_subspaces.ipynb #f0b935ea
+# %% ../nbs/05_subspaces.ipynb #5145125d
 def overlap_table(
     found:list[Directions], # Per model
 )->tuple[np.ndarray,np.ndarray]: # (N, N) overlaps in [0, 1], NaN where a model changed nothing; error bounds

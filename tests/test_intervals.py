@@ -51,12 +51,12 @@ def test_coverage_by_simulation(n_tasks, accuracy, n, how):
     if n >= 100 and accuracy <= .9 and held["differ"] >= 15 or how == {} and n >= 100: assert held["coverage"] <= .985
 
 def test_recorded_coverage_keeps_the_promise():
-    t = pd.read_csv(ROOT/"nbs/recorded/interval_coverage.csv", comment="#"); draws = 500
+    t = pd.read_csv(ROOT/"nbs/recorded/interval_coverage.csv", comment="#"); draws = 300
     assert {*t.tasks} == {1, 3, 9} and {*t.questions} >= {25, 100, 500} and t.accuracy.max() == .995 and (t.least > 0).all()
-    slack = 3 * (.05 * .95 / draws)**.5 # of the simulation
-    assert t.coverage.min() >= .95 - slack and t.coverage.quantile(.02) >= .93
+    slack = 3 * (.05 * .95 / draws)**.5 # 644 settings: the lowest lies three standard errors of the simulation down
+    assert t.coverage.min() >= .95 - slack and (t.coverage < .93).mean() <= .02
     told = t[(t.accuracy <= .9) & (t.questions >= 100) & ((t.kind == "single") | (t.differ >= 20))]
-    assert told.coverage.quantile(.98) <= .97 and told.coverage.mean() < .957
+    assert (told.coverage > .97).mean() <= .05 and .945 < told.coverage.mean() < .957
 
 def test_an_uncertain_task_counts_by_its_weight():
     "A task of three questions decides how sure the mean is; pooling all questions would hide it."
