@@ -66,9 +66,9 @@ class Mixed(nn.Module):
     "Experts in the place of one module of the dense model; a sample goes through those of its route."
     def __init__(self, experts, place, router=None, pooling="mean", n_layers=0, reader=0, named="experts"):
         super().__init__()
+        self._modules[named] = nn.ModuleList(experts) # the first weight tells the dtype
         self.router, self.place, self.pooling = router, place, pooling
         self.n_layers, self.reader, self.named = n_layers, reader, named
-        self._modules[named] = nn.ModuleList(experts)
 
     @property
     def experts(self): return self._modules[self.named]
@@ -188,7 +188,7 @@ def running(routes, body): # Of the batch; the dense model's body where hidden s
         if kept: kept[-1] = body.norm(kept[-1])
     finally: [h.remove() for h in hooks]; ROUTES.reset(token)
 
-# %% ../nbs/07_modeling.ipynb #ea2eaf39
+# %% ../nbs/07_modeling.ipynb #059ce077
 class Told:
     "What a mixture tells of its routers, and refuses to tell of its experts."
     def refuse_attentions(self, asked): # None: what the config says
@@ -348,9 +348,9 @@ class Generating:
         try: return super().generate(inputs, generation_config, **kwargs)
         finally: PROMPTS.reset(token)
 
-    def prepare_inputs_for_generation(self, *args, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, **kwargs): # names are read
         "As the dense model's class has it: Phi-3 begins a new cache where its RoPE changes with the length."
-        return self.dense.prepare_inputs_for_generation(*args, **kwargs)
+        return self.dense.prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
 
     @torch.no_grad()
     def route(self, input_ids, attention_mask=None, prompt_lengths=None):
