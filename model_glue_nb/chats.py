@@ -34,11 +34,13 @@ def render(
     messages:list[dict], # role and content each
     name:str, # Of the model
     ask:bool=True, # End where the answer begins? Otherwise the last message is continued
+    template:bool|str=True, # Or the name of one of several templates
 )->str: # What the model reads; special tokens are in it
     "A conversation as a model's own chat template writes it."
     if not getattr(tokenizer, "chat_template", None): raise no_template(name)
     from jinja2.exceptions import TemplateError
     how = dict(tokenize=False, add_generation_prompt=ask, continue_final_message=not ask)
+    if isinstance(template, str): how["chat_template"] = template
     try: return tokenizer.apply_chat_template(messages, **how)
     except TemplateError as e:
         others = [m for m in messages if m["role"] != "system"]
@@ -78,3 +80,12 @@ class Chat:
         "A question as a conversation."
         first = [dict(role="system", content=self.system)] if self.system else []
         return [*first, dict(role="user", content=prompt)]
+
+    def text(self,
+        live, # Has a tokenizer, where a template is asked for
+        prompt:str, # A question
+    )->str: # What to hand to `generate`
+        "A question as one model reads it."
+        if not self.template: return f"{self.system}\n\n{prompt}" if self.system else prompt
+        name, words = getattr(live, "name", "the model"), getattr(live, "tokenizer", None)
+        return without_begin(words, render(words, self.messages(prompt), name, True, self.template))

@@ -23,6 +23,10 @@ def score(
     offline:str=typer.Option("refuse", help="Tasks whose data cannot be fetched: refuse or skip."),
     allow_code:bool=typer.Option(False, "--allow-code-execution", help="Run generated code, in a sandbox."),
     batch_size:str=typer.Option("auto", help="Requests per batch of lm-eval's tasks."),
+    chat:bool=typer.Option(None, "--apply-chat-template/--no-chat-template", help="Ask in conversations."),
+    system:str=typer.Option(None, "--system-instruction", help="First message, or first lines."),
+    multiturn:bool=typer.Option(None, "--fewshot-as-multiturn", help="Examples as turns of a conversation."),
+    repeats:int=typer.Option(None, min=1, help="Answers per question of lm-eval's tasks; scores are means."),
     as_json:bool=AS_JSON,
 ):
     "Score models on a suite; nothing is asked twice."
@@ -31,7 +35,9 @@ def score(
     from model_glue_nb.harness import few_threads
     from model_glue_nb.sandbox import code_runner
     from model_glue_nb.suites import load_suite
-    whole = load_suite(suite, offline, code_runner(allow_code)); part = whole.part(split)
+    asked = dict(apply_chat_template=chat, system_instruction=system, fewshot_as_multiturn=multiturn,
+                 repeats=repeats)
+    whole = load_suite(suite, offline, code_runner(allow_code), asked); part = whole.part(split)
     zoo = named_models(models)
     given = dict(zoo=models[0] if len(models) == 1 else models, suite=suite, split=split)
     run = None if dry_run else started(out, command="score", **given)

@@ -14,6 +14,7 @@ from threading import RLock
 import numpy as np
 from fastcore.basics import patch
 
+from .benchmark import said_to
 from .chats import render, routed_text
 from .core import InputError, MissingFile, digest, refuse
 from .harness import as_lm_eval
@@ -122,6 +123,17 @@ def generate(self:MixtureLM,
     return self.by_expert(prompts, ask)
 
 @patch
+def converse(self:MixtureLM,
+    chat, # A `Chat`: how questions become conversations
+    prompts:list[str], # Questions
+    max_new_tokens:int=32, # Most tokens per answer
+    stop:list[str]=(), # An answer ends before the first of these
+)->list[str]: # One answer per question
+    "Greedy answers to questions as conversations, each written by the template of its expert."
+    def ask(e, mine): return said_to(self.expert(e), chat, [prompts[i] for i in mine], max_new_tokens, stop)
+    return self.by_expert(prompts, ask)
+
+@patch
 def say(self:MixtureLM, e, prompts, max_new_tokens, stop, asked)->list:
     "What one expert says; an expert may be a mixture itself."
     live = self.expert(e)
@@ -192,9 +204,10 @@ TALK = '{"conversation": ' # What a conversation that waits for its expert begin
 def packed(
     messages:list[dict], # role and content each
     ask:bool, # Does the answer begin after them?
+    template:bool|str=True, # As for `render`
 )->str: # A context of lm-eval
     "A conversation as a text that no model has read yet."
-    return json.dumps(dict(conversation=messages, ask=ask), ensure_ascii=False)
+    return json.dumps(dict(conversation=messages, ask=ask, template=template), ensure_ascii=False)
 
 def unpacked(
     context:str, # A context of lm-eval
@@ -209,7 +222,7 @@ def written(
     "A request whose conversation has found its expert."
     talk = unpacked(request.args[0])
     if talk is None or not hasattr(live, "tokenizer"): return request # a mixture hands it on
-    text = render(live.tokenizer, talk["conversation"], live.name, talk["ask"])
+    text = render(live.tokenizer, talk["conversation"], live.name, talk["ask"], talk["template"])
     return replace(request, arguments=(text, *request.args[1:]))
 
 class Translated:
@@ -229,9 +242,9 @@ def lm_eval(self:MixtureLM,
     from lm_eval.api.model import LM
     live, alone = self, len(self.experts) == 1
     class ExpertsLM(LM):
-        tokenizer_name = live.name
-        def apply_chat_template(self, chat_history, add_generation_prompt=True):
-            return packed(chat_history, add_generation_prompt)
+        tokenizer_name, packs = live.name, True
+        def apply_chat_template(self, chat_history, add_generation_prompt=True, template=True):
+            return packed(chat_history, add_generation_prompt, template)
         def chat_template(self, chat_template=False): return "each expert's own" if chat_template else ""
         def ask(self, kind, requests):
             def said(r):
