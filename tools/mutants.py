@@ -21,7 +21,7 @@ MUTANTS = dict(
         ("if n_bad(raw[i], codes[i], n): return i", "if n_bad(raw[i], codes[0], n): return i"),
     ]),
     draws=(["nbs/01_draws.ipynb"], [
-        ("page = (start + s) >> 32; e =", "page = start >> 32; e ="),
+        ("z = mix(key ^ mix(np.uint64(page)))", "z = mix(key)"),
         ("np.uint32(start + s), out[s:e]); s = e", "np.uint32(s), out[s:e]); s = e"),
         ("for j in range(drawn.size): kept[j] = drawn[j] < below", "for j in range(drawn.size): kept[j] = drawn[j] <= below"),
         ("return np.uint32(min(max(np.ceil(p * FULL), 0.), np.float64(FULL)))",
@@ -84,7 +84,8 @@ MUTANTS = dict(
         ("narrow(acc + rows[0] if has_base else acc, out_code, out)", "narrow(acc, out_code, out)"),
         ("acc.add_(x - rows[0] if has_base else x, alpha=float(c))", "acc.add_(x, alpha=float(c))"),
         ("if divisor != 1: acc /=", "if divisor > 1: acc /="),
-        ("y = _vectors(raw, codes, has_base, n)[int(has_base):].double(); return", "y = _vectors(raw, codes, has_base, n)[int(has_base):]; return"),
+        ("y = _vectors(raw, codes, has_base, n)[int(has_base):].double(); return", "y = _vectors(raw, codes, has_base, n)[int(has_base):]; return",
+         ["tests/test_precision.py"]),
         ("at = torch.nonzero((m >= a) & (m <= b)).view(-1)", "at = torch.nonzero((m > a) & (m <= b)).view(-1)"),
         ("((m == cut[0]) & (at <= cut[1]))", "((m == cut[0]) & (at < cut[1]))"),
         ("x.masked_fill_(~above(low) | above(high), 0)", "x.masked_fill_(~above(low), 0)"),
@@ -374,10 +375,10 @@ MUTANTS = dict(
         ("max(range(len(choices)), key=lambda i: said[i][0])", "min(range(len(choices)), key=lambda i: said[i][0])"),
         ("return digest(i.request_type, list(i.args))", "return digest(i.request_type, list(i.args)[:1])"),
     ]),
-    mixture=(["nbs/08_mixture.ipynb"], [
+    mixture=(["nbs/08_mixture.ipynb", "tests/test_residents.py"], [
         ("for m in messages if m.get(\"role\") == \"user\")", "for m in messages)"),
         ("self.resident.popitem(last=False)", "self.resident.popitem(last=True)"),
-        ("mine = np.flatnonzero(route == e)", "mine = np.flatnonzero(route >= e)"),
+        ("mine = np.flatnonzero(route == e)", "mine = np.flatnonzero(route <= e)"),
         ("tail.gather(1, said[:, None]).sum())", "tail.gather(1, said[:, None]).mean())"),
         ("pairs = [((p + c)[-limit:][:-len(c)], c) for p, c in pairs]", "pairs = [(p[-limit:], c) for p, c in pairs]"),
         ("if m.fingerprint() != expert[\"fingerprint\"]:", "if False:"),
