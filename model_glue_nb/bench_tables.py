@@ -186,7 +186,7 @@ def write_tables(
         write_text(run.path/f"{name}.tex", latex(cells, f"{title}. {about}"))
     tried = tidy_controls(controls); told = claims(*tables.values(), tried)
     run.write_table("claims", told); run.write_table("controls", tried)
-    about = "Gains in points, paired, 95% interval. Struck through: a control gains too, which empties the claim."
+    about = "Gains in points, paired, 95% interval. Struck through: a control gains as well."
     cells = claims_laid_out(told, tried)
     write_text(run.path/"claims.md", f"# Claims\n\n{about}\n\n{markdown(cells)}")
     write_text(run.path/"claims.tex", latex(cells, f"Claims. {about}"))

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/"tools"))
 from mutants import MUTANTS, WHY # noqa: E402
 
-PACKAGE, LEAST, WANTED = "model_glue_nb", 30, .95 # seconds that every trial has; share that must be noticed
+PACKAGE, LEAST, WANTED = "model_glue_nb", 200, .95 # seconds that every trial has, compiling included; share that must be noticed
 MEMORY = ROOT/".pytest_cache"/"mutation.json" # verdicts of earlier runs
 HEAVY = ("numpy torch transformers transformers.models.qwen2 transformers.models.llama tokenizers pandas sklearn.linear_model sklearn.cluster scipy.stats "
          "numba llvmlite.binding optuna cmaes peft pytest hypothesis IPython.core.interactiveshell execnb.shell nbdev.process "
@@ -301,10 +301,12 @@ def main():
     for tests, (verdict, said, took) in zip(sets, run_all([(t, None, 600) for t in sets], given.workers, show)):
         if verdict != "survived": sys.exit(f"Without any change {' '.join(tests)} fail: {said}")
         limits[tests] = LEAST + 5 * took # a loop that never ends is noticed too
-    verdicts = run_all([(m.tests, m, limits[m.tests]) for m in open_], given.workers, show)
+    def keep(done, job, *verdict):
+        show(done, job, *verdict)
+        remember([Result(job[1], *verdict)]) # an interrupted run goes on where it was
+    verdicts = run_all([(m.tests, m, limits[m.tests]) for m in open_], given.workers, keep)
     tried = {m: Result(m, *v) for m, v in zip(open_, verdicts)}
     results = [tried.get(m) or Result(m, *known[fingerprint(m)]) for m in chosen]
-    remember(results)
     if broken := [r for r in results if r.verdict == "broken"]: sys.exit(f"The change was not tested: {broken[0].said}")
     text, share = report(results, sum(r.seconds for r in results))
     print(text)
