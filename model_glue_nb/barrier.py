@@ -243,9 +243,10 @@ def check_align(a, b)->list[str]: # Problems
 
 # %% ../nbs/05_barrier.ipynb #3d8e39e4
 CANNOT_TELL = (
-    "Matching undoes changes of place: of the residual stream, heads, values and neurons. A rotation, "
-    "a scale that moved from one weight to the next, or a feature spread over several neurons it cannot undo, "
-    "so a barrier that is left does not prove that two models are strangers.")
+    "Matching undoes changes of place: of the residual stream, heads, values and neurons. "
+    "A rotation, a scale that moved from one weight to the next, or a feature spread over "
+    "several neurons it cannot undo, so a barrier that is left does not prove that two models "
+    "are strangers.")
 
 def barrier_aligned(
     models:Zoo|dict, # Where the two are found by name

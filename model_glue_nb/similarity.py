@@ -87,7 +87,7 @@ def group_bases(
     at = {m.name: i for i, m in enumerate(models)}
     return np.array([at.get(bases.get(m.name), -1) if bases.get(m.name) != m.name else -1 for m in models])
 
-# %% ../nbs/05_similarity.ipynb #6f13d774
+# %% ../nbs/05_similarity.ipynb #7a03751b
 TASK_METRICS = METRICS[3:] # of task vectors
 
 def bases_of(
@@ -112,8 +112,9 @@ def bases_of(
 def refuse_without_bases(zoo:Zoo, metrics:tuple[str,...], bases:dict):
     "Say what is missing when nothing but task vectors is asked for and nobody has a base."
     if bases or not set(metrics) <= set(TASK_METRICS): return
-    raise InputError(f"{', '.join(metrics)}: this looks at what each model changed from its base, and no "
-                     "model has its base in the zoo, by card or by weights. Add the base to the zoo and name it.")
+    raise InputError(f"{', '.join(metrics)}: this looks at what each model changed from its base, "
+                     "and no model has its base in the zoo, by card or by weights. "
+                     "Add the base to the zoo and name it.")
 
 # %% ../nbs/05_similarity.ipynb #b2bf78f4
 def one_blas_thread(
