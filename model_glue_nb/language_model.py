@@ -216,7 +216,8 @@ def counts_itself(
 CHANGES = dict(repetition_penalty=1, no_repeat_ngram_size=0, min_length=0, min_new_tokens=0, guidance_scale=1,
                encoder_repetition_penalty=1, encoder_no_repeat_ngram_size=0, remove_invalid_values=False)
 CHANGES |= dict.fromkeys("""bad_words_ids sequence_bias forced_bos_token_id forced_eos_token_id
-suppress_tokens begin_suppress_tokens exponential_decay_length_penalty watermarking_config""".split()) # None changes nothing
+suppress_tokens begin_suppress_tokens exponential_decay_length_penalty
+watermarking_config""".split()) # None changes nothing
 
 def changes_logits(
     settings, # transformers `GenerationConfig`

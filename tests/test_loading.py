@@ -40,8 +40,11 @@ def test_ends_and_lengths(kind, tmp_path):
     for ends in ([ids[3]], [ids[3], 63]):
         live.model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
         first = ids.index(ids[3]); assert live.generate(prompts[:1], 12)[0].split() == words[:first]
-    live.model.generation_config = GenerationConfig(do_sample=True, temperature=9., repetition_penalty=5.)
+    live.model.generation_config = GenerationConfig(do_sample=True, temperature=9.)
     assert live.generate(prompts, 12) == whole
+    live.model.generation_config = GenerationConfig(repetition_penalty=5.) # changes logits, so lm-eval's answers too
+    x = torch.tensor(live.encode(prompts[:1])); own = live.model.generate(x, max_new_tokens=12, do_sample=False)[:, x.shape[1]:]
+    assert live.generate(prompts[:1], 12) == live.tokenizer.batch_decode(own, skip_special_tokens=True) != whole[:1]
 
 def test_odd_requests_are_refused(tmp_path):
     live = tiny_zoo(tmp_path, ["a"])["a"].load()
