@@ -8,7 +8,7 @@ __all__ = ['NAME_BYTES', 'HARMLESS', 'LEFT', 'FORMULA', 'NOTHING', 'RUN_BYTES', 
 
 # %% ../nbs/00_core.ipynb #8e673e25
 import hashlib, json, os, re, unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
