@@ -132,7 +132,7 @@ def claims(
     t = pd.DataFrame(out, columns="claim row figure low high holds".split())
     if controls is None or not len(controls): return t
     passed = controls[controls.passes].groupby("claim").control.agg(", ".join)
-    t["passed_by"] = t.claim.map(passed).fillna("")
+    t["passed_by"] = [passed.get(c, "") for c in t.claim]
     return t.assign(struck=t.holds & (t.passed_by != ""))
 
 def tidy_controls(

@@ -49,7 +49,8 @@ def soups(
     problem:Problem, # Method
     names:list[str], # Whose
 )->list[Candidate]: # One, or two where weights add up
-    "Merges of equal weights."
+    "Merges of equal weights; of one member, that member."
+    if len(names) == 1: return list(names)
     ones = np.ones(len(names))
     return [weigh(problem, names, w) for w in ([ones, ones / len(names)] if problem.adds_up else [ones])]
 

@@ -41,12 +41,14 @@ def test_requests_keep_their_arguments_behind_a_router(tmp_path):
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("more", ["router: {name: prompt, positive: [w3 w4, w20 w21]}\nmax_resident: 1\n", "base: {base}\nlevel: block\nrouter: random\n"])
 def test_the_command_takes_folders(tmp_path, relative, more):
-    tiny_zoo(tmp_path/"zoo", ["base", "a", "b"]); home = "zoo" if relative else tmp_path/"zoo"
-    (tmp_path/"m.yaml").write_text(f"experts: [{home}/a, {home}/b/]\n" + more.replace("{base}", f"{home}/base"))
-    run = subprocess.run([sys.executable, "-c", "from model_glue_nb.cli import main; main()", "mix", "m.yaml", "out"], cwd=tmp_path, capture_output=True, text=True)
+    room, moved = tmp_path/"here", tmp_path/"there"
+    tiny_zoo(room/"zoo", ["base", "a", "b"]); home = "zoo" if relative else room/"zoo"
+    (room/"m.yaml").write_text(f"experts: [{home}/a, {home}/b/]\n" + more.replace("{base}", f"{home}/base"))
+    run = subprocess.run([sys.executable, "-c", "from model_glue_nb.cli import main; main()", "mix", "m.yaml", "out"], cwd=room, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    about = json.loads((tmp_path/"out"/"mixture.json").read_text()); assert str(tmp_path) not in json.dumps(about) and about["eyes"] == "a"
-    shutil.move(tmp_path, tmp_path.with_name(tmp_path.name + "-moved")); m = open_model(tmp_path.with_name(tmp_path.name + "-moved")/"out")
+    about = json.loads((room/"out"/"mixture.json").read_text()); assert str(room) not in json.dumps(about) and about["eyes"] == "a"
+    room.rename(moved)
+    m = open_model(moved/"out")
     live = m.load(device="cpu"); assert len(live.generate(["w3 w4", "w20 w21"], 3)) == 2
     if hasattr(live, "resident"): assert len(live.resident) == 1, "the encoder of the router stays beside the expert"
 
