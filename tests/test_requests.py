@@ -87,6 +87,15 @@ def test_what_a_model_cannot_do_is_refused_before_it_is_asked_anything():
 def test_a_request_that_asks_for_what_nobody_can_give_is_refused(how, says):
     with pytest.raises(InputError, match=says): generation_settings(how)
 
+def test_answers_of_another_length_are_asked_apart():
+    requests = [asked("a", until=["x"], max_gen_toks=3), asked("b", until=["x"], max_gen_toks=4)]
+    assert generate_each(Echo(), requests) == ["a:3x", "b:4x"]
+
+def test_prompts_leave_the_tokens_that_an_answer_needs():
+    live = Echo()
+    live.tokenizer, live.model = Words(), SimpleNamespace(config=SimpleNamespace(max_position_embeddings=8))
+    assert generate_each(live, [asked("a b c d e f g", until=["x"], max_gen_toks=3)]) == ["d e f g:3x"]
+
 def test_the_end_of_a_prompt_is_what_stays():
     words = Words()
     assert last_tokens(words, "a b c d", 5) == "a b c d" and last_tokens(words, "a b c d e f", 4) == "d e f"

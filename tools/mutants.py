@@ -4,8 +4,13 @@ The text stands exactly once in the module; a third entry names other tests for 
 A change that alters nothing that can be seen has no place here. When a formula moves on, its changes here move with it.
 """
 
-SURE = ["tests/test_intervals.py"]
-RACES = ["nbs/03_intervals.ipynb", "tests/test_intervals.py", "tests/test_decisions.py"]
+SURE = [f"tests/test_intervals.py::test_{name}" for name in (
+    "an_uncertain_task_counts_by_its_weight", "tasks_that_differ_are_no_noise", "pairs_know_more_than_two_means", "one_question_per_task_leans_on_all_tasks",
+    "scale_and_place_do_not_matter_for_scores_of_any_range", "no_interval_is_a_point", "differences_are_known_to_their_formula", "ranks_of_equals_are_ties",
+    "one_task_is_covered_exactly[100]", "coverage_by_simulation")]
+RACES = ["nbs/03_intervals.ipynb", "tests/test_decisions.py", *(f"tests/test_intervals.py::test_{name}" for name in (
+    "the_chance_of_a_lead_is_the_binomial_one", "the_larger_the_field_the_more_must_be_shown", "leads_of_unlike_questions_are_drawn"))]
+LOGITS = ["tests/test_benchmark.py::test_logits_of_the_last_positions_score_like_all"]
 CHOOSING = ["tests/test_routers.py"]
 ROUTES = ["tests/test_routers.py", "nbs/08_routers.ipynb"]
 
@@ -492,8 +497,8 @@ MUTANTS = dict(
         ("for i, answer in zip(where, answers, strict=True):", "for i, answer in enumerate(answers):"),
         ("missing = {k: v for k, v in sampling.items() if k not in known}", "missing = {}"),
         ("prompts = cut_left(live, [requests[i].args[0] for i in where], asked.max_new_tokens)", "prompts = cut_left(live, [requests[i].args[0] for i in where], 0)"),
-        ("read = lambda r: min(len(r[1]) + len(r[2]) - 1, self.max_length)", "read = lambda r: len(r[1])"),
-        ("self.wanted = max(n - read(r) + len(r[2]) for r in batch)", "self.wanted = max(len(r[2]) for r in batch)"),
+        ("read = lambda r: min(len(r[1]) + len(r[2]) - 1, self.max_length)", "read = lambda r: len(r[1])", LOGITS),
+        ("self.wanted = max(n - read(r) + len(r[2]) for r in batch)", "self.wanted = max(len(r[2]) for r in batch)", LOGITS),
         ("return digest(i.request_type, list(i.args))", "return digest(i.request_type, list(i.args)[:1])"),
     ]),
     chats=(["nbs/03_chats.ipynb"], [
@@ -502,7 +507,7 @@ MUTANTS = dict(
     ]),
     judging=(["nbs/03_judging.ipynb", "tests/test_requests.py"], [
         ("max(range(len(choices)), key=lambda i: said[i][0])", "min(range(len(choices)), key=lambda i: said[i][0])"),
-        ("mean = lambda m, k: sum(rows[m][k][0] for rows in each) / n", "mean = lambda m, k: max(rows[m][k][0] for rows in each)"),
+        ("mean = lambda m, k: sum(rows[m][k][0] for rows in each) / n", "mean = lambda m, k: max(rows[m][k][0] for rows in each)", ["tests/test_benchmark.py::test_repeats_are_averaged"]),
         ("share = lambda r: sum(bool(passes(r, said)) for said in r.resps) / len(r.resps)", "share = lambda r: any(passes(r, said) for said in r.resps)"),
     ]),
     mixture=(["nbs/08_mixture.ipynb", "tests/test_residents.py"], [
