@@ -11,8 +11,10 @@ SURE = [f"tests/test_intervals.py::test_{name}" for name in (
 RACES = ["nbs/03_intervals.ipynb", "tests/test_decisions.py", *(f"tests/test_intervals.py::test_{name}" for name in (
     "the_chance_of_a_lead_is_the_binomial_one", "the_larger_the_field_the_more_must_be_shown", "leads_of_unlike_questions_are_drawn"))]
 LOGITS = ["tests/test_benchmark.py::test_logits_of_the_last_positions_score_like_all"]
-CHOOSING = ["tests/test_routers.py"]
-ROUTES = ["tests/test_routers.py", "nbs/08_routers.ipynb"]
+CHOOSING = ["nbs/08_selection.ipynb", *(f"tests/test_routers.py::test_{name}" for name in (
+    "a_set_is_worth_the_weighted_mean", "a_task_without_weight_chooses_nobody", "budgets_hold_after_every_move"))]
+ROUTES = ["nbs/08_routers.ipynb", *(f"tests/test_routers.py::test_{name}" for name in (
+    "a_text_router_is_written_and_read_again", "a_task_without_weight_teaches_nothing", "a_weight_counts_as_that_many_prompts", "graded_scores_teach"))]
 
 MUTANTS = dict(
     values=(["nbs/01_values.ipynb", "tests/test_stored_types.py"], [
