@@ -10,7 +10,7 @@ from model_glue_nb.recipes import MergeRecipe, recipe
 from model_glue_nb.routers import fit_router, lessons
 from model_glue_nb.routing import choose, groups, pool, prompt_keys, prompt_mask, router_scores, token_keys
 from model_glue_nb.strategies import at, average, behind, field_of, layerwise, moved, most_similar, race, race_cost
-from model_glue_nb.strategies import rounds, space_of, tune_scale, undominated
+from model_glue_nb.strategies import exchanged, greedy, n_scales, rounds, space_of, tune_scale, undominated
 
 NAMES = "a", "b", "c"
 
@@ -95,8 +95,31 @@ def test_a_soup_takes_members_that_do_not_hurt():
     assert set(weights(winner)) == {"a", "c"}
 
 def test_summed_task_vectors_are_tried_whole_and_as_a_mean():
-    _, asked = talk(average(problem("task_arithmetic", "ab")), lambda c: .1)
+    _, asked = talk(greedy(problem("task_arithmetic", "ab")), lambda c: .1)
     assert [weights(a.candidate) for a in asked] == [dict(a=1., b=1.), dict(a=.5, b=.5)]
+
+@pytest.mark.parametrize("budget, scales", [(3., [.7]), (8., [.7, 1.5]), (13., [.7, 1.2, 1.5])])
+def test_a_small_budget_asks_for_few_scales_on_both_sides(budget, scales):
+    winner, p = recipe("task_arithmetic", ["a", "b"], [1, 2], "base"), problem("task_arithmetic", budget=budget)
+    _, asked = talk(tune_scale(p, winner, .2), lambda c: .2)
+    assert [a.candidate.parameters["scale"] for a in asked] == scales and n_scales(p) == len(scales)
+    assert n_scales(problem(budget=budget)) == 0, "a mean has no scale"
+
+def test_a_soup_leaves_the_part_of_the_budget_that_scales_need():
+    def asked(budget): return len(talk(greedy(problem("task_arithmetic", "abc", budget=budget)), lambda c: .9)[1])
+    assert [asked(b) for b in (1, 4, 5, 12)] == [2, 2, 4, 4] # two soups per member, one value of λ to come
+
+@pytest.mark.parametrize("best", ["ac", "bd", "cd"])
+def test_members_leave_or_are_exchanged_while_that_gains(best):
+    p, start = problem(members="abcd", own=(.5, .4, .3, .2)), recipe("linear", list("abc"))
+    def score(c): return 1 - len(set(weights(c)) ^ set(best)) / 10
+    (inside, winner, top), _ = talk(exchanged(p, list("abc"), start, score(start)), score)
+    assert set(inside) == set(weights(winner)) == set(best) and top == 1
+
+def test_the_scale_that_was_found_stays_when_members_change():
+    start = recipe("ties", list("abc"), base="base", scale=.5)
+    _, asked = talk(exchanged(problem("ties", "abcd", (.5, .4, .3, .2)), list("abc"), start, .5), lambda c: .1)
+    assert asked and {a.candidate.parameters["scale"] for a in asked} == {.5}
 
 def test_coefficients_lie_inside_and_evenly():
     _, asked = talk(rounds(problem(members="ab"), lambda current, left: left[0], 3), lambda c: .1)
@@ -137,6 +160,15 @@ def test_a_race_keeps_half_rounded_up_where_nobody_is_certainly_behind():
     r = race(runners, (.5, 1.), .5)
     next(r)
     assert len(r.send([noisy() for _ in runners])) == 3
+
+@pytest.mark.parametrize("n_runners, stays", [(2, False), (6, False), (7, True), (12, True)])
+def test_a_race_asks_more_of_a_lead_the_more_could_have_led(n_runners, stays):
+    "Seven questions won and none lost: 1 in 128."
+    lead, behind_it = np.r_[np.ones(7), np.zeros(9)], np.zeros(16)
+    r = race([str(i) for i in range(n_runners)], (.5, 1.), 1.)
+    next(r)
+    told = [Answer(Items(dict(x=lead)))] + [Answer(Items(dict(x=behind_it)))] * (n_runners - 1)
+    assert len(r.send(told)) == (n_runners if stays else 1)
 
 def test_what_a_race_costs(): assert race_cost((.25, .5, 1.), .5) == .25 + .5 * .25 + .25 * .5
 

@@ -86,6 +86,23 @@ def test_scale_and_place_do_not_matter_for_scores_of_any_range():
 def test_one_question_per_task_leans_on_all_tasks():
     s = spread_of([np.array([v]) for v in (1., 0., 1., 1.)], np.full(4, .25)); assert s.variance == pytest.approx(.25) and s.n == 4
 
+def test_differences_are_known_to_their_formula():
+    "The ends of Tango's interval lie Student's t standard errors from what was seen, each under its own likeliest shares."
+    from scipy.optimize import minimize_scalar
+    wins, losses, n = 30, 10, 400
+    ours = dict(t=np.r_[np.ones(wins), np.zeros(losses), np.ones(n - wins - losses)])
+    theirs = dict(t=np.r_[np.zeros(wins), np.ones(losses), np.ones(n - wins - losses)])
+    g = paired_gain(ours, theirs)
+    assert g.mean == pytest.approx(.05)
+    for end, sign in ((g.low, 1), (g.high, -1)):
+        def unlikely(lost): # minus the logarithm of the likelihood, where `end` is the true difference
+            return -(wins * np.log(lost + end) + losses * np.log(lost) + (n - wins - losses) * np.log(1 - 2 * lost - end))
+        lost = minimize_scalar(unlikely, bounds=(1e-9, (1 - end) / 2 - 1e-9), method="bounded", options=dict(xatol=1e-9)).x
+        error = np.sqrt(n * (2 * lost + end * (1 - end)))
+        assert sign * (wins - losses - n * end) / error == pytest.approx(1.966, abs=.01)
+    tenfold = paired_gain(dict(t=10 * ours["t"]), dict(t=10 * theirs["t"]))
+    np.testing.assert_allclose([tenfold.low, tenfold.high], [10 * g.low, 10 * g.high], rtol=1e-3)
+
 def test_bad_answers_are_refused():
     for items, says in (({}, "no answers"), (dict(t=[]), "'t' has no questions"), (dict(t=[1., np.inf]), "not a number")):
         with pytest.raises(InputError, match=says): mean_interval({t: np.array(v) for t, v in items.items()})
@@ -105,6 +122,16 @@ def test_the_chance_of_a_lead_is_the_binomial_one():
         if len({*n.values()}) == 1: got = chance_of_lead({t: np.zeros(k) for t, k in n.items()}, leader)
         else: got = chance_of_lead(Items({t: np.zeros(k) for t, k in n.items()}), Items(leader, n)) # every question counts the same
         assert got == pytest.approx(binomtest(wins, wins + losses, alternative="greater").pvalue, rel=1e-9)
+
+def test_leads_of_unlike_questions_are_drawn():
+    "Tasks of two sizes: every question of the small one counts three times as much, counted out over all signs."
+    from itertools import product
+    leader = dict(large=np.array([1., 1., -1., 0., 1., 0.]), small=np.array([1., 0.]))
+    steps = np.array([1., 1., -1., 1., 3.])
+    exact = np.mean([np.dot(s, np.abs(steps)) >= steps.sum() for s in product((-1, 1), repeat=5)])
+    got = chance_of_lead({t: 0 * v for t, v in leader.items()}, leader)
+    assert got == pytest.approx(exact, abs=.01)
+    assert chance_of_lead(leader, {t: 0 * v for t, v in leader.items()}) == 1, "who does not lead"
 
 @pytest.mark.parametrize("n_runners", [2, 12])
 @pytest.mark.parametrize("per_task, n_tasks", [(1, 9), (8, 3), (60, 2)])

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 import pytest
 
 from model_glue_nb.core import InputError
-from model_glue_nb.harness import Keeper, answer_of, count_cut, cut_left, generate_each, generation_settings, grouped_by_arguments
+from model_glue_nb.harness import Keeper, count_cut, cut_left, generate_each, generation_settings, grouped_by_arguments
 from model_glue_nb.harness import last_tokens, request_key, respond, sampling_of, token_budget
+from model_glue_nb.judging import answer_of
 from model_glue_nb.store import Store
 
 def asked(text, kind="generate_until", repeats=1, doc=0, **how):
@@ -61,6 +62,40 @@ def test_each_request_keeps_its_own_arguments():
     assert generate_each(live, requests, lambda r, answer: kept.append((r.args[0], answer))) == ["a:3x", "b:5y", "c:3x"]
     assert live.calls == [(("a", "c"), 3, ("x",)), (("b",), 5, ("y",))] and sorted(kept) == [("a", "a:3x"), ("b", "b:5y"), ("c", "c:3x")]
 
+class Sampling(Echo):
+    "Takes a temperature too."
+    def generate(self, prompts, max_new_tokens, stop, temperature=None, do_sample=False):
+        self.calls.append((tuple(prompts), temperature, do_sample))
+        return list(prompts)
+
+def test_what_is_drawn_in_another_way_is_asked_apart():
+    requests = [asked("a", do_sample=True, temperature=.7), asked("b", until=["\n"]),
+                asked("c", do_sample=True, temperature=.2), asked("d", temperature=.7)]
+    live = Sampling()
+    assert generate_each(live, requests) == list("abcd")
+    assert live.calls == [(("a", "d"), .7, True), (("b",), None, False), (("c",), .2, True)]
+
+def test_what_a_model_cannot_do_is_refused_before_it_is_asked_anything():
+    requests, live = [asked("a"), asked("b", do_sample=True, temperature=.7)], Echo()
+    with pytest.raises(InputError, match="generates greedily only"): generate_each(live, requests)
+    assert not live.calls
+    requests[1] = asked("b", do_sample=False, temperature=.7)
+    assert len(generate_each(live, requests)) == 2, "a temperature says nothing of greedy decoding"
+
+@pytest.mark.parametrize("how, says", [(dict(until=[3]), "stops at"), (dict(max_gen_toks=0), "generates 0 tokens"),
+                                       (dict(max_gen_toks="many"), "Correct them in its YAML")])
+def test_a_request_that_asks_for_what_nobody_can_give_is_refused(how, says):
+    with pytest.raises(InputError, match=says): generation_settings(how)
+
+def test_answers_of_another_length_are_asked_apart():
+    requests = [asked("a", until=["x"], max_gen_toks=3), asked("b", until=["x"], max_gen_toks=4)]
+    assert generate_each(Echo(), requests) == ["a:3x", "b:4x"]
+
+def test_prompts_leave_the_tokens_that_an_answer_needs():
+    live = Echo()
+    live.tokenizer, live.model = Words(), SimpleNamespace(config=SimpleNamespace(max_position_embeddings=8))
+    assert generate_each(live, [asked("a b c d e f g", until=["x"], max_gen_toks=3)]) == ["d e f g:3x"]
+
 def test_the_end_of_a_prompt_is_what_stays():
     words = Words()
     assert last_tokens(words, "a b c d", 5) == "a b c d" and last_tokens(words, "a b c d e f", 4) == "d e f"
@@ -102,3 +137,4 @@ def test_the_likeliest_choice_is_the_answer():
     asked_of = [SimpleNamespace(doc={})]
     assert answer_of(SimpleNamespace(kind="multiple_choice"), loaded, asked_of, [(-3., False), (-1., False), (-2., True)]) == "y"
     assert answer_of(SimpleNamespace(kind="generate_until"), loaded, asked_of, ["said"]) == "said"
+    assert answer_of(SimpleNamespace(kind="loglikelihood_rolling"), loaded, asked_of, [-3.]) == ""

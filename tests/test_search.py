@@ -1,5 +1,5 @@
 "Strategies by toy scores and on real weights: laws, budgets, resuming after kills, what is remembered, what is refused."
-import math, os, random, signal, subprocess, sys, time
+import itertools, math, os, random, signal, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -129,16 +129,32 @@ def studies(run):
     file = f"sqlite:///{run/'trials.db'}"
     return [optuna.load_study(study_name=n, storage=file) for n in optuna.get_all_study_names(file)]
 
+def counting(each):
+    "Call `each` at every call that Python makes from now on; moments that are counted are the same on every machine."
+    def trace(frame, event, _): each() # gives nothing: lines are not followed
+    sys.settrace(trace)
+
+def calls_of(work):
+    "What some work gives, and of how many calls it consists."
+    n, was = itertools.count(), sys.gettrace()
+    counting(n.__next__)
+    try: out = work()
+    finally: sys.settrace(was)
+    return out, next(n)
+
 def killed(n, longest, work):
-    "Run some work in a child n times and kill it at a random moment; how often the kill came before the end."
+    "Run some work in a child n times, killed at one of its first `longest` calls, drawn; how often the kill came before the end."
     rng, kills = random.Random(7), 0
     for _ in range(n):
+        left = itertools.count(rng.randrange(longest), -1)
         if not (child := os.fork()):
-            try: work()
+            def each():
+                if not next(left): os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                counting(each)
+                work()
             finally: os._exit(0)
-        time.sleep(rng.uniform(0, longest))
-        try: os.kill(child, signal.SIGKILL)
-        finally: kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
     return kills
 
 def same_and_whole(run, resumed, whole):
@@ -149,9 +165,8 @@ def same_and_whole(run, resumed, whole):
 
 @pytest.mark.parametrize("strategy", ["evolution", "racing", "coefficient"])
 def test_killed_by_the_system_at_twenty_random_moments(strategy, tmp_path):
-    class Slow(Toy):
-        def items(self, c, share=1.0): time.sleep(.04 * (not isinstance(c, str))); return super().items(c, share)
-    kills = killed(20, .5, lambda: found(strategy, score=Slow(), run=tmp_path/"run"))
+    _, n_calls = calls_of(lambda: found(strategy, run=tmp_path/"undisturbed"))
+    kills = killed(20, n_calls // 4, lambda: found(strategy, run=tmp_path/"run"))
     same_and_whole(tmp_path/"run", found(strategy, run=tmp_path/"run"), found(strategy))
     assert kills >= 10
 
@@ -258,9 +273,8 @@ def test_real_merges(demo, strategy, method, tmp_path):
 
 def test_real_merges_killed_at_twenty_random_moments(demo, tmp_path):
     zoo, part = demo; once = lambda run, scorer: search(zoo.names, scorer, "task_arithmetic", "evolution", 24, "a-base", run=run)
-    began = time.perf_counter(); whole = once(None, CandidateScorer(zoo, part))
-    took = time.perf_counter() - began # on a fast machine the kills must come sooner, and a machine may get faster meanwhile
-    kills = killed(20, took / 10, lambda: once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))))
+    whole, n_calls = calls_of(lambda: once(None, CandidateScorer(zoo, part)))
+    kills = killed(20, n_calls // 10, lambda: once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))))
     same_and_whole(tmp_path/"run", once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))), whole)
     assert kills >= 5
 

@@ -7,7 +7,8 @@ import pytest
 
 from model_glue_nb import comparison
 from model_glue_nb.intervals import Items, mean_interval, mean_score, oracle_question, oracle_task, paired_gain, rank_models, task_weights
-from model_glue_nb.selection import by_question, by_task, greedy, held_out_scores, lab_row, load_facts, select_experts
+from model_glue_nb.selection import best_set, by_question, by_task, climb, held_out_scores, lab_row, load_facts
+from model_glue_nb.selection import neighbours, select_experts
 
 SHARES = dict(x=3., y=1.)
 
@@ -51,10 +52,35 @@ def test_questions_and_tasks_are_two_views():
     again = by_task(values[:, 1], A)
     assert again.weights == SHARES and all((again[t] == A[t]).all() for t in A)
 
-def test_a_small_addition_is_left_out():
-    value = {(0,): .5, (1,): .4, (2,): .3, (0, 1): .505, (0, 2): .502}
-    score = lambda S: value.get(tuple(sorted(S)), .6)
-    assert greedy(score, lambda S: True, 3, 3, .01) == [(0, .5)] and greedy(score, lambda S: True, 3, 3, .001)[:2] == [(0, .5), (1, .505)]
+VALUE = {(0,): .5, (1,): .4, (2,): .3, (0, 1): .505, (0, 2): .502, (1, 2): .45, (0, 1, 2): .508}
+
+def value_of(S):
+    "What a set of three candidates scores, in whatever order it is named."
+    return VALUE[tuple(sorted(S))]
+
+def always(S): return True
+
+@pytest.mark.parametrize("min_gain, taken", [(.01, [(0, .5)]), (.004, [(0, .5), (1, .505)]),
+                                             (.001, [(0, .5), (1, .505), (2, .508)])])
+def test_a_small_addition_is_left_out(min_gain, taken):
+    assert best_set(value_of, always, 3, min_gain) == taken
+    expected = tuple(i for i, _ in taken)
+    for start in VALUE: assert climb(value_of, always, 3, min_gain, start) == expected
+
+def test_a_gain_that_is_just_what_an_expert_must_bring_is_not_enough():
+    def score(S): return .5 + len(S) / 64 # in halves, so that sums are exact
+    assert len(best_set(score, always, 2, 1 / 64)) == 1
+    assert len(best_set(score, always, 2, 1 / 128)) == 2
+
+def test_a_set_changes_by_one_move():
+    assert sorted(neighbours((0, 2), 4)) == [(0,), (0, 1), (0, 1, 2), (0, 2, 3), (0, 3), (1, 2), (2,), (2, 3)]
+    assert (neighbours((1,), 2), neighbours((0,), 1)) == ([(0, 1), (0,)], [])
+
+def test_three_that_are_good_only_together_are_found():
+    def score(S): return .9 if set(S) == {1, 2, 3} else .5 * (0 in S)
+    assert {i for i, _ in best_set(score, always, 4, .01)} == {1, 2, 3}, "from all candidates downwards"
+    def few(S): return len(S) < 3
+    assert best_set(score, few, 4, .01) == [(0, .5)], "where all together do not fit, the best alone is the start"
 
 @pytest.fixture
 def skills():
