@@ -10,7 +10,8 @@ from pathlib import Path
 
 import typer
 
-from .terminal import AS_JSON, app, progress_bar, say, show, started, tell_skipped
+from .terminal import (AS_JSON, app, progress_bar, say, show, started, tell_skipped,
+                                    with_names)
 
 # %% ../nbs/14_commands_score.ipynb #5feb2179
 @app.command()
@@ -152,7 +153,7 @@ def import_scores(
     "Read scores that others measured, and take over their answers."
     from model_glue_nb.core import InputError, Run, machine_store
     from model_glue_nb.imports import import_samples, read_results, read_scores
-    if path.suffix == ".csv": return show(read_scores(path).reset_index(), f"{path.name}: scores", as_json)
+    if path.suffix == ".csv": return show(with_names(read_scores(path)), f"{path.name}: scores", as_json)
     if bool(model) != bool(suite):
         raise InputError("Give --model and --suite together: whose answers, and to which questions.")
     if not model: return show(read_results(path), f"{path.name}: what lm-eval printed", as_json)

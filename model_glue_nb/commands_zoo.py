@@ -10,7 +10,8 @@ from pathlib import Path
 
 import typer
 
-from .terminal import AS_JSON, ZOO, app, progress_bar, say, show, started, tell_skipped
+from .terminal import (AS_JSON, ZOO, app, progress_bar, say, show, started, tell_skipped,
+                                    with_names)
 
 # %% ../nbs/14_commands_zoo.ipynb #482a9e31
 @app.command()
@@ -70,7 +71,7 @@ def similarity(
     with progress_bar() as progress:
         found = compare_zoo(models, METRICS if by else (metric,), base, share, 0, run and run.store, progress)
     square = found.square(metric)
-    table = found.table(by) if by else square.rename_axis("model").reset_index()
+    table = found.table(by) if by else with_names(square)
     if run: run.write_table("similarity", square, index=True)
     if run and by: run.write_table(f"similarity_by_{by}", table)
     tell_skipped(models.skipped); tell_skipped(found.skipped)

@@ -206,7 +206,7 @@ def karcher(
     w = np.array(weights, float) / sum(weights); norms, cos = cosines(models.gram())
     if min(norms) == 0: return models.weighted(w)
     point = start_point(cos, w)
-    for _ in range(max_iter):
+    for _ in range(int(max_iter)): # in a recipe it may vary with depth
         further, length = tangent_step(point, cos, w)
         if length < tol: break
         point = further

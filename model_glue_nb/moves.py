@@ -11,10 +11,12 @@ import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Annotated
 
 import numpy as np
 
 from .problems import Candidate, Problem, Talk, layer_spans, patched, scores_of, weigh
+from .schemas import whole
 from .strategies import strategies
 
 # %% ../nbs/06_moves.ipynb #4b455b21
@@ -150,7 +152,7 @@ STEPS = (1.6, 1.25, 1.1) # Factors of λ and weights, the coarse ones first
 @strategies
 def stepwise(
     problem:Problem, # Members, best first
-    layer_groups:int=4, # Groups of consecutive layers that may be another's
+    layer_groups:Annotated[int, whole(1, 1000)]=4, # Groups of consecutive layers that may be another's
 )->Talk:
     "Greedy soup, then λ, members out or exchanged, weights, layers: the best use of a small budget."
     kinds, spans = kinds_of(problem), layer_spans(problem.layers, layer_groups) if problem.layers else []

@@ -23,8 +23,9 @@ from .flattery import corrected_score
 from .intervals import Items
 from .methods import merge_methods, method_info
 from .moves import stepwise
-from .problems import Answer, Ask, Candidate, Problem, Talk, first
+from .problems import Answer, Ask, Candidate, Problem, Talk, first, setting_kinds
 from .recipes import MergeRecipe, recipe_from_dict
+from .schemas import short
 from .strategies import strategies, undominated
 from .vocabulary_choice import TokenizerChoice
 from .workers import Outcome, executors
@@ -277,9 +278,11 @@ def check_options(
     strategy:str, # Name of a search strategy
     options:dict, # Its own settings
 )->list[str]: # Problems
-    "Options that the strategy does not have."
-    code = strategies[strategy].__code__; known = code.co_varnames[1:code.co_argcount]
-    return [str(unknown(f"option of '{strategy}'", k, known)) for k in options if k not in known]
+    "Options that the strategy does not have, and values that it cannot take."
+    known = setting_kinds(strategies[strategy])
+    out = [str(unknown(f"option of '{strategy}'", short(k), known)) for k in options if k not in known]
+    given = {k: v for k, v in options.items() if k in known}
+    return out + [p for k, v in given.items() for p in known[k].problems(v, f"`{k}` of '{strategy}'")]
 
 def needs_base(
     method:str, # Name of a merge method

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['metrics', 'SPLITS', 'STOP', 'VERSION', 'WEIGHT', 'COUNT', 'CHAT', 'OWN', 'EVAL', 'TASK', 'SUITE', 'QUESTIONS',
-           'ANSWER', 'QUESTION', 'exact_match', 'Question', 'Task', 'EvalQuestion', 'EvalTask', 'read_eval_task',
-           'chat_of', 'pick_metric', 'Suite', 'suites_path', 'suite_files', 'read_questions', 'load_suite',
-           'read_suite', 'read_task', 'said_for', 'shared_settings']
+           'ANSWER', 'QUESTION', 'TAKEN', 'exact_match', 'Question', 'Task', 'EvalQuestion', 'EvalTask',
+           'read_eval_task', 'chat_of', 'pick_metric', 'Suite', 'suites_path', 'suite_files', 'read_questions',
+           'load_suite', 'read_suite', 'read_task', 'said_for', 'shared_settings']
 
 # %% ../nbs/03_suites.ipynb #183e19b0
 import hashlib
@@ -325,9 +325,13 @@ def read_suite(
     for t in given["tasks"]:
         if "task" in t: t.setdefault("name", Path(t["task"]).stem)
     count = Counter(t["name"] for t in given["tasks"])
-    refuse([f"{where}: two tasks are called '{short(n)}'. Rename one." for n, k in count.items() if k > 1],
-           f"Cannot read suite '{plain(file)}'")
+    bad = [f"{where}: two tasks are called '{short(n)}'. Rename one." for n, k in count.items() if k > 1]
+    bad += [f"{where}: a task is called '{n}', as a column of result tables is. Rename it."
+            for n in count if n in TAKEN]
+    refuse(bad, f"Cannot read suite '{plain(file)}'")
     return given
+
+TAKEN = frozenset("model mean low high rank trial score front".split()) # Beside those of the tasks
 
 # %% ../nbs/03_suites.ipynb #514b32f7
 def read_task(
