@@ -9,19 +9,18 @@ __all__ = ['FLOPS', 'SHARE', 'is_here', 'parts_of_zoo', 'planned', 'seconds_per_
 
 # %% ../nbs/09_dry_run.ipynb #d4a03
 import os, time
-from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .benchmark import open_questions, work_of
 from .core import refuse
-from .mergeability import Cluster, cluster_by_similarity
+from .mergeability import Cluster
 from .moves import plan_reach
-from .plan import (GlueRecipe, Work, check_shared, router_of, shares_checkpoint,
-                                vocabularies_table)
+from .plan import GlueRecipe, Work, check_shared, router_of, shares_checkpoint
 from .reading import plain
 from .search import needs_base, read_budget
+from .stages import full_groups, vocabularies_of
 from .store import Store
 from .suites import Suite, load_suite
 from .zoo import Adapted, Zoo, is_hub_id, read_zoo, zoo_entries
@@ -101,7 +100,7 @@ def plan_run(
     clusters, compared = clusters_of(work)
     steps = [scoring(work, missing, store, speed)]
     for c in clusters: steps += searching(work, c, speed)
-    steps += [*merging(work, clusters, speed), *mixing(work, clusters, missing, speed)]
+    steps += [*merging(work, speed), *mixing(work, clusters, missing, speed)]
     steps += reporting(work, clusters, missing, store, speed)
     rows = [(s.step, s.what, s.questions, s.seconds / 60) for s in steps]
     far = {n: "it is not on this machine and would be fetched" for n in missing}
@@ -121,11 +120,9 @@ def clusters_of(
 def set_aside(work:Work, compared)->dict[str,str]: # Member → why
     "Members whose vocabulary does not fit their cluster's."
     if compared is None: return {}
-    near, how = work.nearness(compared), work.recipe.clusters
-    found = cluster_by_similarity(near, how["threshold"], how["linkage"])
-    table = vocabularies_table(found, work.zoo, work.recipe.merge.get("tokenizer"))
-    said = lambda t: t.why or f"merges with {t.merged_with} say tokenizer: {t.tokenizer}"
-    return {t.model: said(t) for t in table.itertuples()}
+    table = vocabularies_of(work, work.nearness(compared))
+    merged = lambda t: f"merges with {t.merged_with} say tokenizer: {t.tokenizer}" if t.tokenizer else ""
+    return {t.model: " ".join(filter(None, (t.why, merged(t)))) for t in table.itertuples()}
 
 # %% ../nbs/09_dry_run.ipynb #d4a11
 def cost(
@@ -183,13 +180,14 @@ def evidence_of(work:Work, cluster:Cluster, speed, groups:int=4)->Step:
     return Step("evidence", what, n, seconds)
 
 # %% ../nbs/09_dry_run.ipynb #d4a12
-def merging(work:Work, clusters:list[Cluster], speed)->list[Step]:
+def merging(work:Work, speed)->list[Step]:
     "The merges of everything, on *search*."
-    count = Counter(m.architecture for m in work.zoo)
-    groups = {m.architecture: m for m in work.zoo if count[m.architecture] > 1}
+    groups = full_groups(work)
     if not groups: return []
-    n, seconds = cost(work.search, list(groups.values()), speed)
-    return [Step("merge", f"{len(groups)} full merges on search", n, seconds)]
+    n, seconds = cost(work.search, [work.zoo[g.members[0]] for g in groups], speed)
+    said = [f", that of {len(g.members)} with tokenizer: {g.tokenizer}" for g in groups if g.tokenizer]
+    what = f"{len(groups)} full merge{'s' * (len(groups) > 1)} on search" + "".join(said)
+    return [Step("merge", what, n, seconds)]
 
 def mixing(work:Work, clusters:list[Cluster], missing, speed)->list[Step]:
     "The mixtures, and the choice among all systems."
