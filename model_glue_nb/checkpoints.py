@@ -224,6 +224,7 @@ def fit_places(
     parts:Parts, # Models to mix
     prompts:list[str]=(), # Search prompts
     values:np.ndarray|None=None, # (n, E): what each expert scored on them
+    weights:np.ndarray|None=None, # (n,): how much each prompt counts; None: all alike
 )->FittedRouter:
     "Fit, or read, the routers of all places."
     spec, router = parts.spec, dict(parts.spec.router)
@@ -239,7 +240,9 @@ def fit_places(
         nothing = np.zeros((0, effective_config(parts.base.config)["hidden_size"]), np.float32)
         seen = {str(i): nothing for i in layers}
     vectors = {p: seen.get(p, seen[str(layers[0])]) for p in parts.places}
-    return fit_router(router, vectors, values, spec.input != "token", [e.n_params for e in parts.experts])
+    costs = [e.n_params for e in parts.experts]
+    learned = None if router.get("positive") or not texts else weights # examples all count alike
+    return fit_router(router, vectors, values, spec.input != "token", costs, learned)
 
 # %% ../nbs/08_checkpoints.ipynb #c72d0fe2
 def n_active(

@@ -54,7 +54,8 @@ def tried_in(
     for c, g in zip(clusters, glued):
         merges = {scorer.key(t.candidate): t.candidate for s in g.searches for t in s.trials if is_merge(t)}
         items |= {key: scorer.items(candidate) for key, candidate in merges.items()}
-        n_params |= dict.fromkeys(merges, work.zoo[c.members[0]].n_params)
+        largest = max(work.zoo[m].n_params for m in c.members) # a union of vocabularies is no smaller
+        n_params |= dict.fromkeys(merges, largest)
         per_cluster.append([*c.members, *merges])
     items |= {n: ask_model(work.zoo[n], work.search, work.run.store) for n in full}
     n_params |= {n: work.zoo[n].n_params for n in full}

@@ -221,7 +221,7 @@ def fit_forecast(
     half = conformal(np.abs(y - t.forecast_new.to_numpy()))
     return Forecast(tuple(features), make().fit(x, y), n, t, *errors, half)
 
-LEVEL = 0.94 # Of intervals: measured on members never seen they hold in 90–97 %
+LEVEL = 0.94 # How often an interval shall hold; how often it does is for a measurement to tell
 
 def conformal(
     misses:np.ndarray, # Absolute errors of rows that the fit did not see

@@ -130,6 +130,7 @@ def two_layers(
     m = (MLPClassifier if right_or_wrong else MLPRegressor)(**how)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore") # it says that 300 rounds were used up, which is the intention
+        # scikit-learn before 1.7 takes no weights here
         m.fit(x, values > .5 if right_or_wrong else (values - middle) / scale, weights)
     (w, w2), (b, b2) = m.coefs_, m.intercepts_
     return dict(weight=w.T, bias=b, weight2=w2.T * scale, bias2=b2 * scale + middle), right_or_wrong

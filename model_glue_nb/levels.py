@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'CHOICES', 'SUPPORTED', 'SPARSE', 'MODEL_TYPES', 'ENDS', 'FLOATS', 'MixtureSpec', 'last_names', 'eyes_of',
-           'by_name', 'same_names', 'check_form', 'is_end', 'mixed_part', 'has_tied_head', 'Parts', 'find_parts',
-           'own_ends', 'check_shapes']
+           'by_name', 'same_names', 'reads_text', 'check_form', 'is_end', 'mixed_part', 'has_tied_head', 'Parts',
+           'find_parts', 'own_ends', 'check_shapes']
 
 # %% ../nbs/08_levels.ipynb #4cebafef
 import re
@@ -18,7 +18,8 @@ from .architectures import effective_config
 from .core import InputError, unknown
 from .jobs import find_model
 from .meanings import meaning_differs
-from .routers import FEATURES, check_router
+from .reading import read_json
+from .routers import FEATURES, check_router, seen_by
 from .zoo import Zoo, ZooModel
 
 # %% ../nbs/08_levels.ipynb #56883c33
@@ -100,6 +101,18 @@ SPARSE = dict(MixtralForCausalLM="mixtral", Qwen2MoeForCausalLM="qwen2_moe", Qwe
               OlmoeForCausalLM="olmoe", PhimoeForCausalLM="phimoe")
 MODEL_TYPES = SUPPORTED | SPARSE # what is sparse already is mixed by whole layers
 
+def reads_text(
+    spec:MixtureSpec, # What to mix
+)->str: # What reads it; empty where vectors of tokens are enough
+    "Does the router need the text of a prompt?"
+    name, file = spec.router.get("name"), spec.router.get("file")
+    if file: # one that is not there is told by who reads it
+        about = Path(file)/"router.json"
+        known = read_json(about).get("router", {}) if about.is_file() else {}
+        return f"The router in '{file}' reads texts" if {"terms", "encoder"} & set(known) else ""
+    if isinstance(name, str) and seen_by(name) in ("tfidf", "sentence"): return f"The router '{name}' reads texts"
+    return "`features: sentence` reads texts" if spec.features == "sentence" else ""
+
 def check_form(
     spec:MixtureSpec, # What to mix
 )->list[str]: # One problem per line
@@ -120,6 +133,9 @@ def check_form(
              (spec.eyes and spec.eyes not in (*spec.experts, *last_names(spec.experts)),
               str(unknown("expert to read the prompts", spec.eyes, spec.experts))),
              (spec.max_resident < 1, f"max_resident is {spec.max_resident}. Keep at least 1 expert loaded."),
+             (not alone and reads_text(spec),
+              f"{reads_text(spec)}, but routers in one checkpoint see hidden states, not texts. "
+              "Use another router, or mix at level 'model' without a base and without dense layers."),
              (spec.router.get("margin") and spec.top_k > 1,
               "A margin picks one cheap expert. Give top_k: 1, or leave the margin out.")]
     out = [str(unknown(k, v, known)) for k, known in CHOICES.items() if (v := getattr(spec, k)) not in known]

@@ -125,10 +125,12 @@ def mix(
     refuse(problems, "Cannot mix")
     prompts, values = search_values(spec, zoo, suite, items)
     about = dict(fitted_on=dict(suite=suite.name, prompts=len(prompts))) if prompts else {}
-    if parts: return mix_checkpoint(parts, out, fit_places(parts, prompts, values), overwrite, about, verify)
-    experts = [find_model(zoo, e) for e in spec.experts]
     counts = {t.name: len(t.questions) for t in suite.tasks} if prompts else {}
     weights = question_weights(suite.weights, counts) if prompts else None
+    if parts:
+        router = fit_places(parts, prompts, values, weights)
+        return mix_checkpoint(parts, out, router, overwrite, about, verify)
+    experts = [find_model(zoo, e) for e in spec.experts]
     router = fit_apart(spec, experts, prompts, values, weights)
     return mix_apart(spec, experts, out, router, overwrite, about)
 

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['CLUSTERS', 'MERGE', 'MIXTURE', 'COUNT', 'ROUTER', 'CLUSTER_KEYS', 'PARTS', 'DTYPES', 'OPENED', 'RUN', 'PASSED',
            'complete', 'GlueRecipe', 'router_of', 'read_recipe', 'shares_checkpoint', 'mixture_spec', 'check_recipe',
-           'Work', 'divided', 'base_first', 'vocabularies_table', 'check_shared', 'open_work', 'begin', 'small_models',
-           'shared_store', 'other_zoo', 'describe_run']
+           'Work', 'check_shared', 'open_work', 'begin', 'small_models', 'shared_store', 'other_zoo', 'describe_run']
 
 # %% ../nbs/09_plan.ipynb #d1a03
 import os, platform, sys
@@ -21,7 +20,7 @@ import numpy as np
 from .core import InputError, Run, machine_store, refuse, unknown
 from .harness import are_small, few_threads
 from .levels import MixtureSpec, check_form, find_parts
-from .mergeability import Cluster, cluster_by_similarity, describe, linkages
+from .mergeability import Cluster, cluster_by_similarity, divide, linkages
 from .methods import merge_methods
 from .reading import read_yaml
 from .routers import routers
@@ -31,7 +30,6 @@ from .search import check_options, read_budget, strategies
 from .similarity import METRICS, ROLES, Comparison, compare_zoo
 from .store import Store
 from .suites import Suite, load_suite
-from .vocabulary_choice import vocabulary_groups
 from .workers import executors
 from .zoo import Zoo, ZooModel, read_zoo
 
@@ -170,50 +168,12 @@ class Work:
         how, base = self.recipe.clusters, {n: self.zoo[n].base for n in self.singles}
         near = self.nearness(compared)
         found = cluster_by_similarity(near, how["threshold"], how["linkage"], base)
-        return divided(found, near, self.zoo, self.recipe.merge.get("tokenizer"))
+        return divide(found, near, self.zoo, self.recipe.merge.get("tokenizer"))
 
     def nearness(self, compared:Comparison): # DataFrame, models × models
         "What clusters are made of: the recipe's metric over the recipe's kinds of weights."
         how = self.recipe.clusters
         return compared.nearness(how["metric"], tuple(how["roles"]))
-
-# %% ../nbs/09_plan.ipynb #6628990e
-def divided(
-    clusters:list[Cluster], # By similarity
-    near, # DataFrame, models × models
-    zoo:Zoo, # With all members
-    wish:str|None=None, # "base", "union" or a name; None: the union where one vocabulary extends the other
-)->list[Cluster]: # Of models that can be merged with each other
-    "Clusters, cut where vocabularies do not fit or models compute otherwise."
-    bases, out = {m.name: m.base for m in zoo}, []
-    for c in clusters:
-        groups = vocabulary_groups(base_first(c, zoo), wish)
-        cut = [describe(list(g.members), near, bases) for g in groups]
-        out += cut if len(groups) > 1 else [c]
-    return out
-
-def base_first(
-    cluster:Cluster, # Any
-    zoo:Zoo, # With its members
-)->list[ZooModel]:
-    "A cluster's models, in an order that lets its base decide."
-    return [zoo[n] for n in dict.fromkeys([*([cluster.base] if cluster.base else []), *cluster.members])]
-
-def vocabularies_table(
-    clusters:list[Cluster], # By similarity, before they are divided
-    zoo:Zoo, # With all members
-    wish:str|None=None, # As for `divided`
-): # DataFrame: model, merged_with, tokenizer, why; only models whose vocabulary is no matter of course
-    "What merges say of their vocabulary, and who is set aside for it."
-    import pandas as pd
-    rows = []
-    for c in clusters:
-        first = vocabulary_groups(base_first(c, zoo), wish)[0]
-        for n in c.members:
-            why, fits = first.aside.get(n, ""), n in first.members
-            if not why and not fits: why = "it computes otherwise than the others"
-            if first.tokenizer or why: rows.append((n, c.name, first.tokenizer or "" if fits else "", why))
-    return pd.DataFrame(rows, columns="model merged_with tokenizer why".split())
 
 # %% ../nbs/09_plan.ipynb #d1a19
 def check_shared(

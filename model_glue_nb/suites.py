@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['metrics', 'SPLITS', 'STOP', 'VERSION', 'WEIGHT', 'COUNT', 'CHAT', 'OWN', 'EVAL', 'TASK', 'SUITE', 'QUESTIONS',
-           'ANSWER', 'QUESTION', 'TAKEN', 'exact_match', 'Question', 'Task', 'EvalQuestion', 'EvalTask',
+           'ANSWER', 'QUESTION', 'TAKEN', 'exact_match', 'Question', 'Task', 'EvalQuestion', 'EvalTask', 'source_of',
            'read_eval_task', 'chat_of', 'pick_metric', 'Suite', 'suites_path', 'suite_files', 'read_questions',
            'load_suite', 'read_suite', 'read_task', 'said_for', 'shared_settings']
 
@@ -124,15 +124,23 @@ class EvalTask(Task):
         return {"bits": -mean / np.log(2), "negative": -mean}.get(self.scale, mean)
 
 # %% ../nbs/03_suites.ipynb #99229f28
+def source_of(
+    given:dict, # One entry of a suite's `tasks` that names an lm-eval task
+    root:Path, # Folder that a task file is relative to
+    run_code:Callable|None=None, # (code, tests) → passed
+)->Source: # Which lm-eval task, and how it is asked
+    "What an entry of a suite asks of lm-eval."
+    task = str((root/given["task"]).resolve()) if is_file(str(given["task"])) else str(given["task"])
+    return Source(task, given.get("num_fewshot"), given.get("limit"), given.get("code", ""),
+                  given.get("tests", ""), chat_of(given), given.get("repeats"), run_code is not None)
+
 def read_eval_task(
     given:dict, # One entry of a suite's `tasks` that names an lm-eval task
     root:Path, # Folder that a task file is relative to
     run_code:Callable|None=None, # (code, tests) → passed
 )->EvalTask: # With its questions
     "Read one lm-eval task of a suite; its questions come from the cache folder when they were read before."
-    task = str((root/given["task"]).resolve()) if is_file(str(given["task"])) else str(given["task"])
-    source = Source(task, given.get("num_fewshot"), given.get("limit"), given.get("code", ""),
-                    given.get("tests", ""), chat_of(given), given.get("repeats"), run_code is not None)
+    source = source_of(given, root, run_code)
     found = describe(source); scales = found["metrics"] | ({"pass@1,none": "mean"} if source.code else {})
     metric = pick_metric(given.get("metric"), scales, given["name"], "pass@1"
                          if source.code else "acc_norm")
