@@ -76,7 +76,7 @@ def search(
     questions:int=typer.Option(0, help="At most so many search questions per task; 0: all."),
     option:list[str]=typer.Option([], help="A setting of the strategy, such as layer_groups=4; repeatable."),
     seed:int=typer.Option(0, help="Of strategies that draw."),
-    executor:str=typer.Option("local", help="local or ray."),
+    executor:str=typer.Option("auto", help="auto, local, processes or ray."),
     resume:bool=typer.Option(False, help="Accepted for clarity: a search always goes on where it was."),
     as_json:bool=AS_JSON,
 ):

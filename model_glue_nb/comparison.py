@@ -16,12 +16,14 @@ import numpy as np
 
 from .answers import check_answers, has_whole_experts
 from .benchmark import ask_lm_eval, ask_model, ask_zoo, asked_through, by_asker, scores_table
+from .candidates import CandidateScorer
 from .core import digest
 from .intervals import Items, mean_interval, oracle_question, oracle_task, paired_gain
 from .mixture import MixtureLM
-from .plan import Work
+from .plan import Work, executor_of
 from .sentences import encoder_folder
 from .suites import Task
+from .workers import ask_together
 from .zoo import ZooModel, open_model
 
 # %% ../nbs/09_comparison.ipynb #ec027237
@@ -235,8 +237,10 @@ def tell(
 ):
     "Score on the report split and write the tables of the run."
     import pandas as pd
-    singles = ask_zoo(work.zoo.subset(work.singles), work.report, work.run.store, work.progress)
     merged = [m for m in work.zoo if m.name not in work.singles and not (m.path/"router.json").exists()]
+    asked = [*work.singles, *(m.name for m in merged)]
+    ask_together(CandidateScorer(work.zoo, work.report, work.run.store), asked, executor_of(work.recipe))
+    singles = ask_zoo(work.zoo.subset(work.singles), work.report, work.run.store, work.progress)
     answers = singles | {m.name: ask_model(m, work.report, work.run.store) for m in merged}
     tables = scores_table(searched, "search"), scores_table(answers, "report")
     work.run.write_table("scores", pd.concat(tables))

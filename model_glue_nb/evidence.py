@@ -17,6 +17,7 @@ from .problems import Answer, Candidate, layer_spans, patched
 from .recipes import MergeSource, recipe
 from .search import SearchResult, Trial, label
 from .suites import Suite
+from .workers import ask_together
 
 # %% ../nbs/06_evidence.ipynb #655b712e
 def trial_row(
@@ -53,10 +54,13 @@ def honest_table(
     score:CandidateScorer, # That the search used
     report:Suite, # Questions for telling, the *report* part of the suite
     seed:int=0, # Of the resampling
+    executor:str="auto", # Who asks
 ): # DataFrame: system candidate search corrected report low high ahead ahead_low ahead_high bias n
     "The winner against the best single model, the uniform merge and its parents, on unseen questions."
     import pandas as pd
-    told, rows = score.on(report), []; ours = told.items(found.winner)
+    told, rows = score.on(report), []
+    ask_together(told, [c for _, c in contenders(found).values()], executor)
+    ours = told.items(found.winner)
     alone = corrected_score([a.items for a in found.own.values()], seed=seed)
     unchosen = dict(winner=found.corrected, best_single=alone)
     for system, (name, c) in contenders(found).items():
@@ -102,13 +106,16 @@ def attribution(
     report:Suite, # Questions for telling
     layer_groups:int=4, # Groups of consecutive layers
     seed:int=0, # Of the resampling
+    executor:str="auto", # Who asks
 ): # DataFrame: kind left_out task change low high n; task "mean" is the mean over tasks
     "What changes per task when a model, or a group of layers, is left out of the winner."
     import pandas as pd
     told, rows = score.on(report), []
     if not isinstance(found.winner, str):
+        parts = ablations(found, score, layer_groups)
+        ask_together(told, [found.winner, *(c for _, _, c in parts)], executor)
         whole = told.items(found.winner)
-        for kind, name, candidate in ablations(found, score, layer_groups):
+        for kind, name, candidate in parts:
             rest = told.items(candidate)
             for task, part in [*((t, [t]) for t in whole), ("mean", list(whole))]:
                 some = lambda x: Items({t: x[t] for t in part}, x.weights)

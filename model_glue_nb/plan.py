@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['CLUSTERS', 'MERGE', 'MIXTURE', 'COUNT', 'ROUTER', 'CLUSTER_KEYS', 'PARTS', 'DTYPES', 'OPENED', 'RUN', 'PASSED',
-           'complete', 'GlueRecipe', 'router_of', 'read_recipe', 'shares_checkpoint', 'mixture_spec', 'check_recipe',
-           'Work', 'check_shared', 'open_work', 'begin', 'small_models', 'shared_store', 'other_zoo', 'describe_run']
+           'complete', 'GlueRecipe', 'executor_of', 'router_of', 'read_recipe', 'shares_checkpoint', 'mixture_spec',
+           'check_recipe', 'Work', 'check_shared', 'open_work', 'begin', 'small_models', 'shared_store', 'other_zoo',
+           'describe_run']
 
 # %% ../nbs/09_plan.ipynb #d1a03
 import os, platform, sys
@@ -78,6 +79,12 @@ RUN = mapping(dict(zoo=either(path, listed(path, 1)), suite=either(path, OPENED)
                    evidence=whole(0, 10**9), dtype=name_in(DTYPES, "dtype"),
                    tasks=maybe(listed(name, 1)), search_questions=COUNT, **PARTS))
 
+def executor_of(
+    r:GlueRecipe, # As read
+)->str: # Name of an executor
+    "Who scores the models of a run."
+    return r.merge.get("executor", "auto")
+
 def router_of(
     r:GlueRecipe, # As read
 )->dict: # Name and settings
@@ -129,7 +136,7 @@ def check_recipe(
         return ["The recipe's router has no name. Write a name, or {name: knn, k: 8}."]
     named = [*((merge_methods, n) for n in m["methods"]), (strategies, m["strategy"]),
              (routers, router["name"]), (linkages, r.clusters["linkage"]),
-             (executors, m.get("executor", "local"))]
+             (executors, executor_of(r))]
     out = [str(unknown(registry.kind, n, registry)) for registry, n in named if n not in registry]
     if not m["methods"]: out.append("The recipe names no merge method. Give at least 'linear'.")
     try: read_budget(m["budget"])

@@ -358,7 +358,7 @@ def search(
     seed:int=0, # Of strategies that draw
     options:dict|None=None, # The strategy's own settings: steps, layer_groups, population, …
     run:str|Path|Run|None=None, # Run folder that keeps the trials; the same search goes on there
-    executor:str="local", # "local" or "ray"
+    executor:str="auto", # Who scores: "auto", "local", "processes" or "ray"
     tokenizer:str|None=None, # "base", "union" or a member; None: the union where one extends the other
 )->SearchResult: # The winner may be a member: then no merge was better
     "The best merge of a cluster that a strategy finds within a budget."

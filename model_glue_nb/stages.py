@@ -20,13 +20,14 @@ from .intervals import Items, mean_score
 from .merge import merge
 from .mergeability import Cluster, cluster_by_similarity, vocabularies_table
 from .mixture import mix
-from .plan import Work, describe_run, mixture_spec, shares_checkpoint
+from .plan import Work, describe_run, executor_of, mixture_spec, shares_checkpoint
 from .recipes import MergeRecipe, recipe
 from .search import CandidateScorer, SearchResult, needs_base, search
 from .selection import experts_for
 from .similarity import METRICS, groups_by_signature
 from .suites import Suite
 from .vocabulary_choice import TokenizerChoice, vocabulary_groups
+from .workers import ask_together
 from .zoo import Zoo, ZooModel, open_model
 
 # %% ../nbs/09_stages.ipynb #d2b06
@@ -70,6 +71,7 @@ def score_members(
 )->dict[str,Items]: # Name → scores on *search*, of those that answered
     "Ask members; those that fail are set aside."
     aside, some = {}, work.zoo if names is None else work.zoo.subset(names)
+    ask_together(scorer_of(work), some.names, executor_of(work.recipe))
     items = ask_zoo(some, work.search, work.run.store, work.progress, aside=aside)
     if not aside: return items
     left = tuple(m for m in work.zoo if m.name not in aside)
@@ -154,7 +156,7 @@ def glue_cluster(
     "The best single model of one cluster: a merge that was searched for, or its best member."
     if len(cluster.members) == 1: return Glued(cluster.members[0])
     scorer, rows, found = scorer_of(work), [], []
-    m = work.recipe.merge; how = dict(options=m.get("options"), executor=m.get("executor", "local"),
+    m = work.recipe.merge; how = dict(options=m.get("options"), executor=executor_of(work.recipe),
                                       tokenizer=tokenizer_for(work, cluster))
     for method in m["methods"]:
         if needs_base(method) and not cluster.base: continue
@@ -189,15 +191,15 @@ def tell_search(
     work.run.write_table("trials", pd.DataFrame(trials, columns=TRIAL_COLUMNS))
     tell_aside(work, clusters, glued)
     tables, parts, scorer = [], [], scorer_of(work)
-    n, seed = work.recipe.evidence, work.recipe.seed
+    n, seed, who = work.recipe.evidence, work.recipe.seed, executor_of(work.recipe)
     for i, (c, g) in enumerate(zip(clusters, glued)):
         if g.best is None: continue
         work.progress(i, len(clusters), f"evidence: {c.name}")
-        honest = lambda: honest_table(g.best, scorer, work.report, seed)
+        honest = lambda: honest_table(g.best, scorer, work.report, seed, who)
         tables.append(explained(work, "search", g.best, work.report, honest).assign(cluster=c.name))
         if not n: continue
         some = work.report.part("all", n)
-        owes = lambda: attribution(g.best, scorer, some, seed=seed)
+        owes = lambda: attribution(g.best, scorer, some, seed=seed, executor=who)
         parts.append(explained(work, "attribution", g.best, some, owes).assign(cluster=c.name))
     for name, found in (("search", tables), ("attribution", parts)):
         if found: work.run.write_table(name, pd.concat(found)[["cluster", *found[0].columns[:-1]]])

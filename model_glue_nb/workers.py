@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['executors', 'N_TRIES', 'IDLE_S', 'CACHED', 'START_S', 'Outcome', 'as_items', 'scored', 'local', 'WorkerDied',
-           'Worker', 'Pool', 'cannot_start', 'n_cores', 'work', 'Processes', 'processes', 'gains_by_processes', 'Auto',
-           'auto', 'ask_together', 'Actors', 'ray']
+           'Worker', 'Pool', 'cannot_start', 'n_cores', 'keep_models', 'work', 'Processes', 'processes',
+           'gains_by_processes', 'Auto', 'auto', 'ask_together', 'Actors', 'ray']
 
 # %% ../nbs/06_workers.ipynb #a57e7878
 import os, pickle, time
@@ -21,6 +21,7 @@ from itertools import chain
 import numpy as np
 
 from .core import InputError, Registry, digest
+from .endings import is_machine, reason
 from .harness import are_small
 from .intervals import Items, weights_of
 from .language_model import COMPUTED_IN, compute_dtype, pick_device
@@ -54,6 +55,10 @@ def scored(
         sound = all(np.isfinite(v).all() for v in items.values())
         if not sound: raise ArithmeticError("The score is not a number.")
     except (InputError, ArithmeticError) as e: items, failed = {}, str(e)
+    except Exception as e:
+        stranger = hasattr(score, "zoo") and isinstance(ask.candidate, str)
+        if not stranger or is_machine(e): raise
+        items, failed = {}, reason(e) # strangers' models fail in every way
     return Outcome(items, time.perf_counter() - began, failed)
 
 # %% ../nbs/06_workers.ipynb #593431dc
@@ -130,6 +135,11 @@ def n_cores()->int: # That this process may use
 IDLE_S = 60 # So long a process without work stays
 CACHED = OrderedDict() # In a worker: digest → Worker
 
+def keep_models():
+    "Tell loky that a live model is no leak of memory, for which it would end the process."
+    from joblib.externals.loky import process_executor
+    process_executor._USE_PSUTIL = False
+
 def work(
     sent:bytes, # The score function and the number type, pickled
     ask:Ask, # What to score
@@ -156,7 +166,8 @@ class Processes(Pool):
     def send(self, ask):
         from joblib.externals.loky import get_reusable_executor
         alone = dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")
-        return get_reusable_executor(self.n, timeout=IDLE_S, env=alone).submit(work, self.sent, ask)
+        pool = get_reusable_executor(self.n, timeout=IDLE_S, env=alone, initializer=keep_models)
+        return pool.submit(work, self.sent, ask)
 
     def wait(self, futures): return next(iter(futures_wait(futures, return_when=FIRST_COMPLETED).done))
 
@@ -209,13 +220,15 @@ def auto(
     yield Auto(score)
 
 def ask_together(
-    score, # With a store
+    score, # A `CandidateScorer`
     candidates:Iterable, # To be asked
     executor:str="auto", # Who asks
 ):
-    "Ask some candidates at once, so that each is remembered when it is wanted; one that fails will fail again then."
+    "Ask candidates at once, so that each is remembered when it is wanted; who fails, fails again then."
+    if score.store is None: return # nothing would be remembered
     with executors[executor](score) as evaluate:
-        for _ in evaluate(map(Ask, dict.fromkeys(candidates))): pass
+        once = {score.key(c): c for c in candidates}
+        for _ in evaluate(map(Ask, once.values())): pass
 
 # %% ../nbs/06_workers.ipynb #3231cc33
 class Actors(Pool):
