@@ -1,4 +1,5 @@
 "Who stays in memory, and whose words a conversation is routed on."
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from model_glue_nb.levels import MixtureSpec
 from model_glue_nb.mixture import mix
 from model_glue_nb.routers import read_router
 from model_glue_nb.suites import load_suite
-from model_glue_nb.zoo import tiny_zoo
+from model_glue_nb.zoo import open_model, tiny_zoo
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory):
@@ -55,6 +56,14 @@ def test_a_routers_lessons_count_as_their_tasks_do(tmp_path):
     made = mix(MixtureSpec(("a", "b"), dict(name="knn")), tmp_path/"m", zoo, suite, right)
     values = read_router(made.path).places["model"]["values"]
     np.testing.assert_allclose(values[:, 0], [1.5] * 2 + [.75] * 4, atol=1e-6)
+
+def test_an_expert_that_changed_since_is_refused(tmp_path):
+    zoo = tiny_zoo(tmp_path, ["a", "b"])
+    made = mix(MixtureSpec(("a", "b"), dict(name="random")), tmp_path/"m", zoo)
+    made.load(device="cpu")
+    file = zoo["b"].path/"config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(rms_norm_eps=.5)))
+    with pytest.raises(InputError, match="Expert 'b' has changed since 'm' was mixed"): open_model(tmp_path/"m").load(device="cpu")
 
 def test_each_prompt_is_answered_by_its_own_expert(live):
     prompts = [f"w{i} w{i + 1} w{i + 2}" for i in range(3, 40)]

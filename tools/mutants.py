@@ -568,7 +568,6 @@ WHY = {
     ("draws", "kept[j] = high > need + 1e-3; at[n] = j"): "same result: where it differs the entry stays open, and its rank decides afterwards",
     ("mixture", "tail.gather(1, said[:, None]).mean())"): "a gap: the continuations that are tried have one token",
     ("mixture", "pass"): "a gap: the copied experts that are tried keep their fingerprint",
-    ("experts", "ids = live.encode([messages[-1][\"content\"]])[0]"): "a gap: no conversation of several turns with a model that has no chat template",
     ("chosen", "known = items"): "a gap of the fast tests: none makes a mixture in one checkpoint anew on part of the questions",
     ("chosen", "held = cross_fitted(procedures_of(work, tried, experts, None), like, folds, seed)"): "a gap of the fast tests: as above",
     ("comparison", "score = float(right[t.name].mean())"): "a gap: no routing table whose experts score differently",
