@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from model_glue_nb.choice import best_of, cross_fitted, weights_at, routed, sign_flip, simplest
+from model_glue_nb.chosen import Tried, is_merge, procedures_of
 from model_glue_nb.intervals import Items, mean_score
+from model_glue_nb.recipes import recipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/"benchmarks"))
 
@@ -50,6 +52,35 @@ def test_every_fold_fits_its_own_router():
     rng = np.random.default_rng(0); x = np.eye(60, dtype=np.float32); values = rng.integers(0, 2, (60, 2)).astype(float)
     held = cross_fitted(dict(mixture=routed(dict(name="knn", k=1), x, values)), items(values[:, 0]))
     assert abs(mean_score(held["mixture"]) - values.mean()) < .15 < values.max(1).mean() - values.mean()
+
+LIKE = items(np.zeros(8), np.zeros(2)) # two tasks of unlike size, each half of the mean
+LOUD = np.array([[1., 0.]] * 8 + [[0., 1.]] * 2) - [[.2, 0.]] # the first is right where most is asked, the second on average
+EVERY = np.arange(10)
+
+def test_the_best_is_the_best_over_tasks():
+    assert best_of(LOUD, LIKE)(EVERY, EVERY).tolist() == LOUD[:, 1].tolist()
+
+def test_a_router_learns_what_counts_over_tasks():
+    one = dict(name="kmeans", clusters=1)
+    def picked(like): return routed(one, np.ones((10, 2), np.float32), LOUD, like=like)(EVERY, EVERY).tolist()
+    assert picked(LIKE) == LOUD[:, 1].tolist() and picked(None) == LOUD[:, 0].tolist()
+
+def test_experts_that_are_kept_keep_their_costs():
+    values, costs = np.tile([1., .9, .8], (10, 1)), [1., 9., 5.]
+    near = dict(name="kmeans", clusters=1, margin=.2)
+    held = routed(near, np.ones((10, 2), np.float32), values, costs, lambda learn: [1, 2])(EVERY, EVERY)
+    assert set(held) == {.8}, "the cheaper of the second and the third"
+
+def test_only_merges_that_answered_everything_are_compared():
+    from types import SimpleNamespace
+    merged = recipe("linear", ["a", "b"])
+    def tells(candidate, share=1, failed=""): return is_merge(SimpleNamespace(candidate=candidate, share=share, failed=failed))
+    assert tells(merged) and not tells(merged, .5) and not tells(merged, failed="NaN") and not tells("a")
+
+def test_a_mixture_of_one_is_not_a_system():
+    scores = items(np.ones(4), np.zeros(4))
+    tried = Tried(dict(a=scores), ["a"], [], [["a"]], dict(a=1))
+    assert list(procedures_of(None, tried, dict(model_glue=["a"]))) == ["best_single"]
 
 def test_sign_flips_agree_with_the_binomial():
     from scipy.stats import binomtest

@@ -8,7 +8,7 @@ from model_glue_nb.intervals import Items
 from model_glue_nb.problems import Answer, Ask, Problem, better, first, weigh
 from model_glue_nb.recipes import MergeRecipe, recipe
 from model_glue_nb.routers import fit_router, lessons
-from model_glue_nb.routing import choose, groups, pool, prompt_keys, prompt_mask, router_scores, token_keys
+from model_glue_nb.routing import Router, choose, groups, pool, prompt_keys, prompt_mask, router_scores, token_keys
 from model_glue_nb.strategies import at, average, behind, field_of, layerwise, moved, most_similar, race, race_cost
 from model_glue_nb.strategies import exchanged, greedy, n_scales, rounds, space_of, tune_scale, undominated
 
@@ -248,6 +248,23 @@ def test_weights_of_several_experts():
     told = {(g.expert, g.rank): (g.rows.tolist(), [round(x, 3) for x in g.weight.tolist()]) for g in there}
     assert told == {(1, 0): ([0, 2], [.7, .9]), (2, 0): ([1], [.6]), (0, 1): ([2], [.1]), (1, 1): ([1], [.4]), (2, 1): ([0], [.3])}
 
+def test_one_expert_counts_whole_and_its_share_has_a_gradient():
+    scores = torch.tensor([[1., 3., 2.]], requires_grad=True)
+    index, weight = choose(scores, 1, .5)
+    weight.sum().backward()
+    share = torch.softmax(scores.detach() / .5, -1)
+    assert index.tolist() == [[1]] and weight.tolist() == [[1.]]
+    assert torch.allclose(scores.grad, (torch.tensor([[0., 1., 0.]]) - share) / .5)
+    there = groups(torch.tensor([[1], [0]]), torch.tensor([[.7], [.6]], requires_grad=True))
+    assert {g.expert: g.weight.tolist() for g in there} == {0: [pytest.approx(.6)], 1: [pytest.approx(.7)]}
+    assert all(g.weight is None for g in groups(torch.tensor([[1], [0]]), torch.tensor([[.7], [.6]])))
+
+def test_a_router_tells_what_its_softmax_is_taken_of():
+    router = Router(dict(form="linear", unit=False, temperature=.5), dict(weight=(2, 3)))
+    with torch.no_grad(): router.weight.copy_(torch.tensor([[1., 0., 2.], [0., 3., 0.]]))
+    index, _, logits = router(torch.tensor([[1., 1., 1.5]]), torch.tensor([1]))
+    assert index.tolist() == [[0]] and logits.tolist() == [[8., 6.]]
+
 def test_only_the_prompt_is_read():
     x = torch.arange(24.).reshape(2, 4, 3)
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]]).bool()
@@ -299,6 +316,13 @@ def test_directions_point_away_from_the_others():
     x = np.float32([[1, 1, 0], [1, -1, 0], [1, 0, 1]])
     got = fit_router(dict(name="prompt"), dict(model=x), np.float32([[1, 0, .1], [0, 1, .2], [.3, 0, 1]]))
     assert (got.places["model"]["weight"][0, 0] < .5) and got.route(x).tolist() == [0, 1, 2]
+
+def test_a_prompt_that_counts_three_times_turns_a_direction_as_three_do():
+    x, values, three = np.float32([[1, 0], [0, 1], [.6, -.8]]), np.float32([[1, .2], [.4, .1], [0, 1]]), [0, 0, 0, 1, 2]
+    weighted = fit_router(dict(name="prompt"), dict(model=x), values, weights=[3, 1, 1])
+    repeated = fit_router(dict(name="prompt"), dict(model=x[three]), values[three])
+    np.testing.assert_allclose(weighted.places["model"]["weight"], repeated.places["model"]["weight"], atol=1e-6)
+    assert not np.allclose(weighted.places["model"]["weight"], fit_router(dict(name="prompt"), dict(model=x), values).places["model"]["weight"])
 
 def test_a_questions_difficulty_is_no_experts_kind():
     "Each kind of prompt comes easy and hard; only who is better on it tells whose it is."

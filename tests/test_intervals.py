@@ -103,6 +103,17 @@ def test_differences_are_known_to_their_formula():
     tenfold = paired_gain(dict(t=10 * ours["t"]), dict(t=10 * theirs["t"]))
     np.testing.assert_allclose([tenfold.low, tenfold.high], [10 * g.low, 10 * g.high], rtol=1e-3)
 
+def test_three_questions_that_decide_leave_three_degrees_of_freedom():
+    many, few = np.tile([1., 1., 1., 0.], 100), np.array([1., 0., 1.])
+    assert spread_of([many, few], np.array([.5, .5])).t == pytest.approx(3.18, abs=.1)
+    assert spread_of([many], np.ones(1)).t == pytest.approx(1.966, abs=.01)
+
+def test_few_graded_differences_say_little():
+    "Two of a hundred differ, as if three more had: the error is that of the mean, times the root of 1 + 3/2."
+    d = np.r_[.5, .25, np.zeros(98)]
+    g, s = paired_gain(dict(t=d), dict(t=0 * d)), spread_of([d], np.ones(1))
+    assert (g.high - g.low) / 2 == pytest.approx(s.t * np.sqrt(s.variance / 100 * 2.5), rel=.02)
+
 def test_bad_answers_are_refused():
     for items, says in (({}, "no answers"), (dict(t=[]), "'t' has no questions"), (dict(t=[1., np.inf]), "not a number")):
         with pytest.raises(InputError, match=says): mean_interval({t: np.array(v) for t, v in items.items()})

@@ -7,6 +7,7 @@ import pytest
 
 from model_glue_nb import comparison
 from model_glue_nb.intervals import Items, mean_interval, mean_score, oracle_question, oracle_task, paired_gain, rank_models, task_weights
+from model_glue_nb.learners import question_weights
 from model_glue_nb.selection import best_set, by_question, by_task, climb, held_out_scores, lab_row, load_facts
 from model_glue_nb.selection import neighbours, select_experts
 
@@ -108,6 +109,15 @@ def test_nobody_is_judged_by_what_was_learned():
     task = np.repeat([0, 1], 30)
     guess = held_out_scores(dict(name="knn", k=1), vectors, values, task)
     assert (np.abs(guess - values) < .01).mean() < .8, "learned by heart"
+
+def test_what_is_held_out_is_predicted_by_what_counts():
+    values, weights = np.tile([[1., 0.], [0., 1.]], (20, 1)), np.tile([3., 1.], 20)
+    guess = held_out_scores(dict(name="kmeans", clusters=1), np.ones((40, 2), np.float32), values, np.tile([0, 1], 20), weights=weights)
+    np.testing.assert_allclose(guess, np.tile([.75, .25], (40, 1)), atol=.01)
+
+def test_a_task_counts_the_same_however_many_questions_it_has():
+    shares = question_weights(dict(a=1., b=3.), dict(a=2, b=8))
+    np.testing.assert_allclose(shares, [1.25] * 2 + [.9375] * 8)
 
 def test_how_a_load_is_spread():
     values = np.array([[.9, .1, .2]] * 9 + [[0, 1, 0]])
