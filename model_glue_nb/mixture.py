@@ -16,7 +16,7 @@ import numpy as np
 
 from .benchmark import ask_model
 from .checkpoints import check_disk, copy_expert, fit_places, mix_checkpoint
-from .core import InputError, atomic_path, refuse
+from .core import InputError, atomic_path, file_name, refuse
 from .experts import MixtureLM, check_contexts, no_rolling
 from .harness import as_lm_eval, token_batches
 from .intervals import Items
@@ -82,7 +82,7 @@ def mix_apart(
 )->ZooModel:
     "Write a mixture whose experts stay whole models."
     if spec.copy: refuse(check_disk(out, sum(e.n_bytes for e in experts)), "Cannot mix")
-    home = lambda e: f"experts/{e.name}" if spec.copy else os.path.relpath(e.path.resolve(), out.resolve())
+    home = lambda e: f"experts/{file_name(e.name)}" if spec.copy else os.path.relpath(e.path.resolve(), out.resolve())
     about_expert = lambda e: dict(name=e.name, path=home(e), fingerprint=e.fingerprint(), n_params=e.n_params)
     known = [about_expert(e) for e in experts]
     reads = seen_by(router.settings["name"], spec.features)
