@@ -53,7 +53,8 @@ def unread_task(
     prompt = "?" * (characters * (1 + (given.get("num_fewshot") or 0))) # one text for all: it takes no room
     of = lambda i: Unread(prompt, "", f"{given['name']} {i}", (i + .5) / n, texts)
     known = "its usual size" if given["task"] in SIZES else "nothing is known of it"
-    say = f"its questions have not been read here; taken for {n} questions of {len(prompt):,} characters each ({known})"
+    say = (f"its questions have not been read here; taken for {n} questions of {len(prompt):,} characters "
+           f"each ({known})")
     return Task(given["name"], tuple(map(of, range(n))), tokens, weight=float(given.get("weight", 1.))), say
 
 def suite_by_name(
@@ -108,7 +109,8 @@ def unseen_models(
     said = {n: size_in_name(n) for n in names}
     sizes = [*known, *filter(None, said.values())] or [1e9]
     usual = sum(sizes) / len(sizes)
-    elsewhere = "as the others have in the mean" if known or any(said.values()) else "for want of a better guess"
+    others = known or any(said.values())
+    elsewhere = "as the others have in the mean" if others else "for want of a better guess"
     of = {n: said[n] or usual for n in names}
     tell = {n: "as its name says" if said[n] else elsewhere for n in names}
     assumed = {n: f"taken for {p:.3g} parameters, {tell[n]}" for n, p in of.items()}

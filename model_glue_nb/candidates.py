@@ -64,6 +64,7 @@ class CandidateScorer:
             if isinstance(candidate, str): return ask_model(self.zoo[candidate], suite, store)
             return ask(lambda: self.made(candidate), key, suite, store)
         if self.store is None: return asked(None)
+        if (known := known_items(self.store, key, suite)) is not None: return known
         if not isinstance(candidate, str): self.adopt(candidate, suite)
         return at_once(self.store, key, suite, asked)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAMPLE', 'Rows', 'ORDER', 'COLUMNS', 'size', 'encoder_size', 'ms_per_question', 'route_key', 'routes_of', 'own_rows',
            'routed_rows', 'experts_of', 'stays_whole', 'differing', 'answers_of', 'routed_answers', 'check_agreement',
-           'compare', 'routing_table', 'tell']
+           'asked_once', 'compare', 'routing_table', 'tell']
 
 # %% ../nbs/09_comparison.ipynb #d3c03
 import json, time
@@ -185,18 +185,23 @@ ORDER = ("best_single best_merge full_merge full_mixture model_glue chosen oracl
 COLUMNS = ("system model mean low high n params_total params_active gain gain_low gain_high "
            "ms_per_question").split() # and one per task
 
+def asked_once(work:Work, name:str, answered:dict[str,Items])->Items:
+    "A system's answers; systems may be one model, and several tables are about it."
+    if name not in answered: answered[name] = answers_of(work, name)
+    return answered[name]
+
 def compare(
     work:Work, # As `begin` gives it
     systems:dict[str,str], # System → name of its model
     singles:dict[str,Items], # Report answers of every single model
+    answered:dict[str,Items]|None=None, # Model → its answers, so far; filled
 ): # DataFrame, one row per system
     "The comparison table, on the report split, gains paired against the best single model."
     import pandas as pd
-    answers, seed = {}, work.recipe.seed
+    answers, seed, answered = {}, work.recipe.seed, {} if answered is None else answered
     for i, (system, name) in enumerate(systems.items()):
         work.progress(i, len(systems), f"lm-eval: {system}")
-        known = next((answers[s] for s in answers if systems[s] == name), None)
-        answers[system] = answers_of(work, name) if known is None else known
+        answers[system] = asked_once(work, name, answered)
     answers |= dict(oracle_task=oracle_task(singles), oracle_question=oracle_question(singles))
     def row(system, theirs):
         m, g = mean_interval(theirs, seed=seed), paired_gain(theirs, answers["best_single"], seed); cost = {}
@@ -213,15 +218,16 @@ def compare(
 def routing_table(
     work:Work, # As `begin` gives it
     systems:dict[str,str], # System → name of its model
+    answered:dict[str,Items]|None=None, # Model → its answers, so far; filled
 ): # DataFrame: system, expert, task, share, score, n
     "Where each mixture sends the report questions of each task, and how they fare there."
     import pandas as pd
-    rows = []
+    rows, answered = [], {} if answered is None else answered
     for system, name in systems.items():
         m = work.zoo[name]
         if m.kind != "mixture": continue
         experts = [e["name"] for e in json.loads((m.path/"mixture.json").read_text())["experts"]]
-        right = answers_of(work, name)
+        right = asked_once(work, name, answered)
         for t in work.report.tasks:
             route = routes_of(work, m, t)
             for i in np.unique(route):
@@ -244,5 +250,6 @@ def tell(
     answers = singles | {m.name: ask_model(m, work.report, work.run.store) for m in merged}
     tables = scores_table(searched, "search"), scores_table(answers, "report")
     work.run.write_table("scores", pd.concat(tables))
-    work.run.write_table("comparison", compare(work, systems, singles))
-    work.run.write_table("routing", routing_table(work, systems))
+    answered = {}
+    work.run.write_table("comparison", compare(work, systems, singles, answered))
+    work.run.write_table("routing", routing_table(work, systems, answered))

@@ -97,9 +97,12 @@ def report_suite(
 )->Suite|None: # The report part, or None when the suite is not on this machine
     "The questions that a run was told on."
     spec, tasks = data["recipe"].get("suite"), data["recipe"].get("tasks")
-    try: suite = load_suite(spec)
-    except (InputError, OSError, TypeError): return None
-    return (suite.only(tasks) if tasks else suite).part("report")
+    if "report_suite" not in data: # read once, for all tables
+        try: suite = load_suite(spec)
+        except (InputError, OSError, TypeError): suite = None
+        wanted = suite.only(tasks) if suite and tasks else suite
+        data["report_suite"] = wanted and wanted.part("report")
+    return data["report_suite"]
 
 def fingerprints(
     run:Run, # A run folder

@@ -110,7 +110,8 @@ def reads_text(
         about = Path(file)/"router.json"
         known = read_json(about).get("router", {}) if about.is_file() else {}
         return f"The router in '{file}' reads texts" if {"terms", "encoder"} & set(known) else ""
-    if isinstance(name, str) and seen_by(name) in ("tfidf", "sentence"): return f"The router '{name}' reads texts"
+    by_name = isinstance(name, str) and seen_by(name) in ("tfidf", "sentence")
+    if by_name: return f"The router '{name}' reads texts"
     return "`features: sentence` reads texts" if spec.features == "sentence" else ""
 
 def check_form(

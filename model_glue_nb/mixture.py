@@ -204,7 +204,7 @@ MIXTURE = mapping(dict(
     experts=listed(path, 1), router=ROUTER, level=name, base=maybe(path), dense_layers=COUNT,
     top_k=COUNT, input=name, pooling=name, ends=name, format=name, features=name, eyes=maybe(path),
     max_resident=COUNT, copy=flag, zoo=maybe(either(path, listed(path, 1))), suite=maybe(path),
-    search_questions=maybe(whole(1, 10**9))), ["experts"])
+    search_questions=maybe(whole(1, 10**9))))
 
 def read_mixture(
     file:str|Path, # A YAML file
@@ -212,12 +212,16 @@ def read_mixture(
     "Read a mixture's YAML; every unknown key is named."
     given, where = read_yaml(file, "mixture"), short(Path(file).name)
     require(given, MIXTURE, where, f"Cannot use {where}")
+    zoo = read_zoo(given["zoo"]) if given.get("zoo") else None
+    if "experts" not in given and zoo is None:
+        raise InputError(f"{where} names no experts. List them, or give a zoo: then all of it is mixed.")
+    if "experts" not in given: given["experts"] = [n for n in zoo.names if n != given.get("base")]
     if isinstance(given.get("router"), str): given["router"] = dict(name=given["router"])
     spec = MixtureSpec(**{k: tuple(v) if k == "experts" else v for k, v in given.items() if k not in MORE_KEYS})
     refuse(check_form(spec), f"Cannot use {where}")
     suite = load_suite(given["suite"]) if given.get("suite") else None
     if suite: suite = suite.part("search", given.get("search_questions"))
-    return spec, read_zoo(given["zoo"]) if given.get("zoo") else None, suite
+    return spec, zoo, suite
 
 def plan_mixture(
     spec:MixtureSpec, # What to mix

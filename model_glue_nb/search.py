@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -124,8 +125,10 @@ class SearchResult:
         return known[words][0]
 
 # %% ../nbs/06_search.ipynb #cbe0fc6f
+@lru_cache(maxsize=8) # the searches of a run share it
 def trials_storage(
     file:Path, # SQLite; its tables are made one by one where they are missing
+    inode:int=0, # Of the file: another one of the same name is opened anew
 ): # Optuna's storage
     "A database of trials, to be made aside: a kill between its tables would leave it without an index."
     import optuna
@@ -141,8 +144,9 @@ class TrialLog:
         import optuna
         optuna.logging.set_verbosity(optuna.logging.WARNING); self.optuna = optuna
         if not file.exists():
-            with atomic_path(file) as tmp: trials_storage(tmp).engine.dispose()
-        here = dict(storage=trials_storage(file), study_name=name, load_if_exists=True)
+            with atomic_path(file) as tmp: trials_storage.__wrapped__(tmp).engine.dispose()
+        storage = trials_storage(file.resolve(), file.stat().st_ino)
+        here = dict(storage=storage, study_name=name, load_if_exists=True)
         self.study = optuna.create_study(direction="maximize", **here)
         for k, v in about.items():
             if k not in self.study.user_attrs: self.study.set_user_attr(k, v)

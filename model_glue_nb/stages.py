@@ -9,6 +9,7 @@ __all__ = ['kept', 'free_name', 'made', 'score_members', 'RunScorer', 'scorer_of
 
 # %% ../nbs/09_stages.ipynb #d2b03
 from collections.abc import Callable
+from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -86,18 +87,33 @@ class RunScorer(CandidateScorer):
     "Scores the candidates of a run; what remembered answers belong to is looked up once per candidate."
     def __init__(self, zoo, suite, store=None):
         super().__init__(zoo, suite, store)
-        self.keys = {}
+        self.keys, self.prints, self.known_zoo = {}, {}, (None, None)
 
     def key(self, candidate)->str:
         "What remembered answers belong to."
-        words = candidate if isinstance(candidate, str) else repr(candidate)
-        if words not in self.keys: self.keys[words] = super().key(candidate)
+        if isinstance(candidate, str): return self.settled[candidate].fingerprint()
+        words = repr(candidate)
+        if words not in self.keys: self.keys[words] = candidate.canonical_fingerprint(self.settled)
         return self.keys[words]
+
+    @property
+    def settled(self)->Zoo:
+        "The zoo with its fingerprints: a run takes its models as they were when it first looked at them."
+        if self.known_zoo[0] is not self.zoo:
+            self.known_zoo = self.zoo, Zoo(tuple(map(self.settle, self.zoo)), self.zoo.skipped)
+        return self.known_zoo[1]
+
+    def settle(self, model:ZooModel)->ZooModel:
+        "A model whose files are not looked at again."
+        if model.path not in self.prints: self.prints[model.path] = model.fingerprint()
+        out = copy(model)
+        out.__dict__["fingerprint"] = lambda: self.prints[model.path]
+        return out
 
     def on(self, suite):
         "The same candidates on other questions."
         out = super().on(suite)
-        out.keys = self.keys
+        out.keys, out.prints = self.keys, self.prints
         return out
 
 def scorer_of(

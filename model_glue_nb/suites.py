@@ -68,12 +68,12 @@ class Task:
     weight: float = 1. # How much the task counts in the mean over tasks
     chat: Chat = Chat() # Asked in conversations?
 
-    @property
+    @cached_property
     def fingerprint(self)->str: # What a remembered value depends on beside model and question
         more = [] if self.chat == Chat() else [asdict(self.chat)]
         return digest(self.name, self.max_new_tokens, self.stop, self.metric, self.version, *more)
 
-    @property
+    @cached_property
     def asked(self)->Asked: return Asked(self.name, self.fingerprint, self.metric)
 
     @property
