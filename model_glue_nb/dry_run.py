@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FLOPS', 'SHARE', 'is_here', 'parts_of_zoo', 'Seen', 'planned', 'seconds_per_work', 'matrix_speed', 'Step', 'plan_run',
-           'clusters_of', 'set_aside', 'cost', 'scoring', 'searching', 'evidence_of', 'merging', 'mixing', 'reporting']
+           'clusters_of', 'vocabularies', 'cost', 'scoring', 'searching', 'evidence_of', 'merging', 'mixing',
+           'reporting']
 
 # %% ../nbs/09_dry_run.ipynb #d4a03
 import os, time
@@ -118,7 +119,7 @@ def plan_run(
     steps += [*merging(seen, speed), *mixing(seen, clusters, speed), *reporting(seen, store, speed)]
     rows = [(s.step, s.what, s.questions, s.seconds / 60) for s in steps]
     fetch = {m.name: "it is not on this machine and would be fetched" for m in seen.unseen}
-    told = {"assume": seen.assumed, "set aside": set_aside(work, compared), "fetch": fetch,
+    told = {"assume": seen.assumed, **vocabularies(work, compared), "fetch": fetch,
             "skip": {**work.zoo.skipped, **work.suite.skipped}}
     for step, reasons in told.items():
         rows += [(step, f"{plain(n)}: {plain(why)}", 0, 0.) for n, why in reasons.items()]
@@ -132,12 +133,17 @@ def clusters_of(
     compared = work.compare((work.recipe.clusters["metric"],))
     return work.clusters(compared), compared
 
-def set_aside(work:Work, compared)->dict[str,str]: # Member → why
-    "Members whose vocabulary does not fit their cluster's."
+def vocabularies(
+    work:Work, # What is here
+    compared, # As `clusters_of` gives it
+)->dict[str,dict[str,str]]: # Step → who → what is said
+    "What merges say of their vocabulary, and members that do not fit their cluster's."
     if compared is None: return {}
-    table = vocabularies_of(work, work.nearness(compared))
-    merged = lambda t: f"merges with {t.merged_with} say tokenizer: {t.tokenizer}" if t.tokenizer else ""
-    return {t.model: " ".join(filter(None, (t.why, merged(t)))) for t in table.itertuples()}
+    table = vocabularies_of(work, work.nearness(compared)).fillna("")
+    spoken = table[table.tokenizer != ""].groupby("merged_with").tokenizer.first()
+    aside = table[table.why != ""]
+    return {"vocabulary": {name: f"merges say tokenizer: {which}" for name, which in spoken.items()},
+            "set aside": dict(zip(aside.model, aside.why))}
 
 # %% ../nbs/09_dry_run.ipynb #d4a11
 def cost(
