@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .assumed import Unseen, suite_by_name, unseen_models
+from .budgets import read_budget
 from .benchmark import open_questions, work_of
 from .core import refuse
 from .mergeability import Cluster
 from .moves import plan_reach
 from .plan import GlueRecipe, Work, check_shared, router_of, shares_checkpoint
 from .reading import plain
-from .search import needs_base, read_budget
+from .search import needs_base
 from .stages import full_groups, vocabularies_of
 from .store import Store
 from .suites import Suite

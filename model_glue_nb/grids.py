@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .budgets import read_budget
 from .core import InputError, refuse, unknown
 from .levels import CHOICES, LEVELS
 from .mergeability import Cluster, linkages
@@ -21,7 +22,7 @@ from .reading import read_yaml
 from .routers import routers
 from .schemas import (either, is_path, listed, mapping, maybe, name, number, path, require, seed,
                                    short, whole)
-from .search import check_options, needs_base, read_budget, strategies
+from .search import check_options, needs_base, strategies
 from .suites import suites_path
 from .zoo import Zoo
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .budgets import read_budget
 from .core import InputError, Run, machine_store, refuse, unknown
 from .harness import are_small, few_threads
 from .levels import MixtureSpec, check_form, find_parts
@@ -27,7 +28,7 @@ from .reading import read_yaml
 from .routers import routers
 from .schemas import (Kind, either, listed, mapping, maybe, name, name_in, number, path, require,
                                    seed, short, whole)
-from .search import check_options, read_budget, strategies
+from .search import check_options, strategies
 from .similarity import METRICS, ROLES, Comparison, compare_zoo
 from .store import Store
 from .suites import Suite, load_suite

@@ -11,7 +11,8 @@ from model_glue_nb.intervals import Items, mean_score
 from model_glue_nb.methods import merge_methods, method_info
 from model_glue_nb.problems import Answer, Ask, Problem, first, weigh
 from model_glue_nb.recipes import check_form, coefficients, recipe
-from model_glue_nb.search import Budget, search
+from model_glue_nb.budgets import Budget
+from model_glue_nb.search import search
 from model_glue_nb.strategies import strategies, undominated
 from model_glue_nb.suites import load_suite
 from model_glue_nb.zoo import read_zoo, tiny_zoo

@@ -206,7 +206,7 @@ MUTANTS = dict(
     recipes=(["nbs/04_recipes.ipynb", "tests/test_recipes.py"], [
         ("given = {k: v for k, v in self.parameters.items() if k not in own or v != own[k]}", "given = {k: v for k, v in self.parameters.items() if k not in own}"),
         ("if v.get(\"filter\") in (None, \"*\") or v[\"filter\"] in name:", "if v.get(\"filter\") in (None, \"*\") or v[\"filter\"] == name:"),
-        ("float(np.interp(depth, np.linspace(0, 1, len(value)), value))", "float(np.interp(1 - depth, np.linspace(0, 1, len(value)), value))"),
+        ("float(np.interp(depth, np.linspace(0, 1, len(values)), values))", "float(np.interp(1 - depth, np.linspace(0, 1, len(values)), values))"),
         ("(v := value_at(level[key], name, depth)) is not None: return v", "(v := value_at(level[key], name, 0)) is not None: return v"),
         ("PART, LESS = (\"(0, 1]\", lambda v: 0 < v <= 1), (\"[0, 1)\", lambda v: 0 <= v < 1)", "PART, LESS = (\"(0, 1]\", lambda v: 0 <= v <= 1), (\"[0, 1)\", lambda v: 0 <= v < 1)"),
         ("PART, LESS = (\"(0, 1]\", lambda v: 0 < v <= 1), (\"[0, 1)\", lambda v: 0 <= v < 1)", "PART, LESS = (\"(0, 1]\", lambda v: 0 < v <= 1), (\"[0, 1)\", lambda v: 0 <= v <= 1)"),
