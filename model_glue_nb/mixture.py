@@ -85,7 +85,9 @@ def mix_apart(
 )->ZooModel:
     "Write a mixture whose experts stay whole models."
     if spec.copy: refuse(check_disk(out, sum(e.n_bytes for e in experts)), "Cannot mix")
-    home = lambda e: f"experts/{file_name(e.name)}" if spec.copy else os.path.relpath(e.path.resolve(), out.resolve())
+    def home(e):
+        if spec.copy: return f"experts/{file_name(e.name)}"
+        return os.path.relpath(e.path.resolve(), out.resolve())
     about_expert = lambda e: dict(name=e.name, path=home(e), fingerprint=e.fingerprint(), n_params=e.n_params)
     known = [about_expert(e) for e in experts]
     reads = seen_by(router.settings["name"], spec.features)
