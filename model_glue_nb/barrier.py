@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import InputError, atomic_path, refuse
+from .endings import blaming
 from .merge import merge_into, recipe
 from .suites import Suite
 from .writer import CheckpointWriter, copy_companions
@@ -72,10 +73,12 @@ def losses_between(
 )->np.ndarray: # (alphas, texts)
     "Loss of every text on the way from one model to another."
     refuse(check_way(models[a], models[b], alphas), "Cannot walk between the models")
-    live = live or models[a].load(); out = []
+    out = []
+    with blaming(a): live = live or models[a].load()
     for x in alphas:
-        merge_into(live, recipe("linear", [a, b], [1 - x, x]), models)
-        out.append(text_losses(live, texts))
+        with blaming(b if x else a):
+            merge_into(live, recipe("linear", [a, b], [1 - x, x]), models)
+            out.append(text_losses(live, texts))
     return np.array(out)
 
 def check_way(
@@ -305,16 +308,19 @@ def compare_activations(
     n_depths:int|None=None, # Depths to compare at; default: as many as the shallower model has
     progress:Callable=lambda done, total, what: None, # Called as work proceeds
 ): # DataFrame: a, b, depth (0: embeddings, 1: last layer), cka, reason
-    "CKA of every pair that shares a tokenizer; pairs that do not come last, with the reason."
+    "CKA of every pair that shares a tokenizer; pairs that cannot be compared come last, with the reason."
     import pandas as pd
     reads = {m.name: m.tokenizer_fingerprint for m in zoo if m.kind == "checkpoint"}
-    grams, rows, rest = {}, [], []
+    grams, rows, rest, aside = {}, [], [], {}
     for i, name in enumerate(reads):
         progress(i, len(reads), f"reading with {name}")
-        grams[name] = [gram_centred(x) for x in activations(zoo[name].load(), texts)]
+        with blaming(name, aside):
+            grams[name] = [gram_centred(x) for x in activations(zoo[name].load(), texts)]
     for a, b in [(a, b) for i, a in enumerate(zoo.names) for b in zoo.names[i + 1:]]:
         if reads.get(a) is None or reads[a] != reads.get(b):
             rest.append((a, b, "they read text by different tokenizers")); continue
+        if failed := [m for m in (a, b) if m in aside]:
+            rest.append((a, b, f"'{failed[0]}': {aside[failed[0]]}")); continue
         for d in np.linspace(0, 1, n_depths or min(len(grams[a]), len(grams[b]))):
             k, l = (grams[m][round(d * (len(grams[m]) - 1))] for m in (a, b))
             rows.append((a, b, d, alike(k, l)))

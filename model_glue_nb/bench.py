@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from .bench_tables import claimed, tidy, write_tables
-from .benchmark import ask, ask_zoo, known_items
+from .benchmark import ask, known_items
 from .candidates import leaves
 from .comparison import size
 from .controls import random_step, shuffled, shuffled_scorer
 from .core import InputError, Run, digest, refuse
+from .endings import is_machine, is_memory, reason
 from .grids import (Cell, Grid, best_of, largest_first, merging_cells, merging_sets,
                                  mixture_cells, read_grid)
 from .harness import are_small, few_threads
@@ -36,7 +37,7 @@ from .routers import routers
 from .sandbox import code_runner
 from .search import SearchResult, label, search
 from .selection import experts_for
-from .stages import find_clusters, made
+from .stages import find_clusters, made, score_members
 from .suites import Suite, load_suite
 from .zoo import ZooModel, open_model
 
@@ -72,7 +73,8 @@ def open_bench(
 )->Bench: # Without a run folder
     "Open the zoo and the questions of a benchmark."
     suite = load_suite(g.suite, run_code=code_runner(allow_code))
-    r = GlueRecipe(zoo, suite, g.tasks, g.search_questions, clusters=g.clusters, seed=g.seed)
+    clusters = GlueRecipe(zoo, suite).clusters | g.clusters
+    r = GlueRecipe(zoo, suite, g.tasks, g.search_questions, clusters=clusters, seed=g.seed)
     work = open_work(r, progress); work.report = work.suite.part("report", g.report_questions)
     few_threads(work.zoo)
     return Bench(work, g, allow_code)
@@ -255,7 +257,9 @@ def row_of(
     def measure():
         row = control_row if cell.control else merge_row if cell.benchmark == "merging" else mix_row
         try: return row(b, cell)
-        except InputError as e: return dict(failed=str(e))
+        except Exception as e: # strangers' models fail in every way
+            if is_machine(e) or is_memory(e): raise
+            return dict(failed=reason(e))
     about = dict(n_models=len(cell.members), members="+".join(cell.members))
     names = "benchmark set method strategy level router dense_layers input top_k control figure".split()
     about |= {k: getattr(cell, k) for k in names}
@@ -266,8 +270,8 @@ def plan_bench(
     b:Bench, # With a run
 )->list[Cell]: # Of both benchmarks
     "Find the clusters, score the models, choose the experts."
-    work, g = b.work, b.grid; describe_run(work); clusters = find_clusters(work)
-    items = ask_zoo(work.zoo, work.search, work.run.store, work.progress)
+    work, g = b.work, b.grid; describe_run(work)
+    items = score_members(work); clusters = find_clusters(work)
     own = {m: mean_score(v) for m, v in items.items()}
     cells = merging_cells(g, merging_sets(g, work.zoo, clusters, own)); ordered = largest_first(clusters)
     across = tuple(best_of(c.members, own.get) for c in ordered)

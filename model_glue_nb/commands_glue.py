@@ -19,15 +19,15 @@ def mix(
     out:Path=typer.Argument(help="Folder for the mixture."),
     dry_run:bool=typer.Option(False, help="Check everything and say what would be written."),
     overwrite:bool=typer.Option(False, help="Replace an existing folder."),
-    verify:bool=typer.Option(False, "--verify", help="Load the result with transformers before it is kept."),
+    verify:bool=typer.Option(None, "--verify/--no-verify",
+                             help="Compute with the result before it is kept; default: where it is small."),
     as_json:bool=AS_JSON,
 ):
     "Experts behind a router, at model, block or FFN level."
     from model_glue_nb.mixture import mix, plan_mixture, read_mixture
     spec, zoo, suite = read_mixture(mixture)
     if dry_run: return show(plan_mixture(spec, zoo), f"{mixture}: level {spec.level}", as_json)
-    options = dict(verify=True) if verify else {}
-    model = mix(spec, out, zoo, suite, overwrite=overwrite, **options)
+    model = mix(spec, out, zoo, suite, overwrite=overwrite, verify=verify)
     say(f"{model.path}: {len(spec.experts)} experts. Load it with {how_to_load(model.path)}.")
 
 def how_to_load(

@@ -30,7 +30,8 @@ def merge(
     shard_size:str=typer.Option("5GB", help="Most bytes per file of weights."),
     device:str=typer.Option("auto", help="Where to compute: auto, cpu, cpu-torch, cuda, …"),
     dry_run:bool=typer.Option(False, "--dry-run", help="Check everything and say what it would cost."),
-    verify:bool=typer.Option(False, "--verify", help="Load the result with transformers before it is kept."),
+    verify:bool=typer.Option(False, "--verify/--no-verify",
+                             help="Load the result with transformers before it is kept."),
     as_json:bool=AS_JSON,
 ):
     "One merge, streamed from disk to disk."
@@ -39,8 +40,7 @@ def merge(
     from model_glue_nb.merge import MergeRecipe, merge, plan
     r, limit = MergeRecipe.from_yaml(recipe), n_bytes(shard_size)
     if dry_run: return show_plan(plan(r, None, out, overwrite, device), as_json)
-    options = dict(overwrite=overwrite, allow_nan=allow_nan, device=device, shard_bytes=limit)
-    if verify: options |= dict(verify=True)
+    options = dict(overwrite=overwrite, allow_nan=allow_nan, device=device, shard_bytes=limit, verify=verify)
     with byte_bar() as progress: model = merge(r, None, out, progress=progress, note=tell_note, **options)
     found = dict(path=str(model.path), parameters=model.n_params, fingerprint=model.fingerprint())
     if as_json: return typer.echo(json.dumps(found, indent=1))

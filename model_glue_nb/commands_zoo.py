@@ -119,8 +119,8 @@ def barrier(
     from model_glue_nb.barrier import CANNOT_TELL, barrier, barrier_aligned, texts_of
     from model_glue_nb.suites import load_suite
     from model_glue_nb.zoo import read_zoo
-    texts = texts_of(load_suite(suite).part("search"), n)
-    table = (barrier_aligned if aligned else barrier)(read_zoo(zoo), a, b, texts)
+    models, texts = read_zoo(zoo), texts_of(load_suite(suite).part("search"), n); tell_skipped(models.skipped)
+    table = (barrier_aligned if aligned else barrier)(models, a, b, texts)
     show(table, f"From {a} to {b}: nats per token, {len(texts)} texts, half 95% intervals", as_json)
     if aligned: say(CANNOT_TELL, err=True)
 
@@ -157,5 +157,6 @@ def forecast(
         found, table = forecast_zoo(zoo, suite, run.store, n, remembered, progress, enough, method)
     run.write_table("pairs", found.table); run.write_table("forecast", table)
     plot_calibration(found.table, str(found)).write_html(run.path/"calibration.html")
+    tell_skipped(table.attrs["skipped"])
     show(table, f"{zoo}, {suite}: {found}", as_json)
     say(f"calibration: {run.path/'calibration.html'}", err=as_json)

@@ -9,6 +9,7 @@ __all__ = ['LOCK', 'TALK', 'MixtureLM', 'check_contexts', 'no_rolling', 'packed'
 import json
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 from threading import RLock
 
 import numpy as np
@@ -18,6 +19,7 @@ from .benchmark import said_to
 from .chats import render, routed_text
 from .core import InputError, MissingFile, digest, refuse
 from .harness import as_lm_eval
+from .reading import read_json
 from .routers import look, read_router
 from .sampling import answers, decoding
 from .sentences import open_encoder
@@ -31,10 +33,11 @@ class MixtureLM:
         source:ZooModel, # A mixture folder
         device:str="auto", # As for `ZooModel.load`
         dtype:str="auto", # As for `ZooModel.load`
+        root:Path|None=None, # Where the paths of its experts begin; default: its folder
     ):
         self.name, self.settings = source.name, (device, dtype)
-        self.manifest = json.loads((source.path/"mixture.json").read_text())
-        self.experts = [self._open(source.path, e) for e in self.manifest["experts"]]
+        self.manifest = read_json(source.path/"mixture.json")
+        self.experts = [self._open(root or source.path, e) for e in self.manifest["experts"]]
         self.router = read_router(source.path, self.manifest["experts"]); self.resident = OrderedDict()
 
     def _open(self, root, expert):

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from .barrier import activations, alike, encoded, gram_centred, texts_of
-from .benchmark import ask, ask_model, known_items
+from .benchmark import ask, ask_model, ask_zoo, known_items
 from .core import InputError, Store, unknown
+from .endings import blaming
 from .intervals import Items, mean_score, paired_gain
 from .merge import check_recipe, merge_into, recipe
 from .methods import method_info
@@ -62,6 +63,7 @@ def measure_pairs(
     remembered_only:bool=False, # Take only what is in the store, and merge nothing?
     progress:Callable=lambda done, total, what: None, # Called as work proceeds
     method:str="linear", # How they are merged
+    aside:dict[str,str]|None=None, # Filled with pair → why for merges that fail; None: a failure is raised
 ): # DataFrame: a, b, score_a, score_b, merged, change, low, high (95% interval of the change), n
     "What merging each pair changes against the better parent."
     import pandas as pd
@@ -76,8 +78,10 @@ def measure_pairs(
         known = [known_items(store, make(*p).fingerprint(zoo), suite) for p in ((a, b), (b, a))]
         items = next((k for k in known if k is not None), None)
         if items is None and remembered_only: continue
-        if items is None: items = ask(lambda: merged(a, b), make(a, b).fingerprint(zoo), suite, store)
-        own = [ask_model(zoo[m], suite, store) for m in (a, b)]; rows.append((a, b, *change(items, own)))
+        with blaming(f"{a} + {b}", aside):
+            if items is None: items = ask(lambda: merged(a, b), make(a, b).fingerprint(zoo), suite, store)
+            own = [ask_model(zoo[m], suite, store) for m in (a, b)]
+            rows.append((a, b, *change(items, own)))
     return pd.DataFrame(rows, columns="a b score_a score_b merged change low high n".split())
 
 def recipes_by(
@@ -134,18 +138,24 @@ def function_features(
     pairs:list[tuple[str,str]], # Names
     texts:list, # As for `barrier`
     progress:Callable=lambda done, total, what: None, # Called as work proceeds
-): # DataFrame: a, b, cka, divergence, barrier, barrier_error, ensemble
+    aside:dict[str,str]|None=None, # Filled with name → why for what fails; None: a failure is raised
+): # DataFrame: a, b, cka, divergence, barrier, barrier_error, ensemble; pairs that fail have no row
     "What each pair, and its merge halfway, do on a few texts."
     import pandas as pd
     known, grams, rows, live, shape = {}, {}, [], None, None
     for name in dict.fromkeys(m for p in pairs for m in p):
-        member = models[name].load()
-        known[name], grams[name] = predictions(member, texts), gram_centred(activations(member, texts)[-1])
+        with blaming(name, aside):
+            member = models[name].load()
+            known[name] = predictions(member, texts)
+            grams[name] = gram_centred(activations(member, texts)[-1])
     for i, (a, b) in enumerate(pairs):
         progress(i, len(pairs), f"reading with {a} + {b}")
-        if models[a].signature != shape: live, shape = models[a].load(), models[a].signature
-        (p, first), (q, second) = known[a], known[b]
-        r, middle = predictions(merge_into(live, pair_recipe(a, b), models), texts)
+        if a not in grams or b not in grams: continue
+        (p, first), (q, second), r = known[a], known[b], None
+        with blaming(f"{a} + {b}", aside):
+            if models[a].signature != shape: live, shape = models[a].load(), models[a].signature
+            r, middle = predictions(merge_into(live, pair_recipe(a, b), models), texts)
+        if r is None: continue
         over, n = middle - (first + second) / 2, len(texts)
         error = 1.96 * over.std(ddof=1) / n**.5 if n > 1 else np.nan
         apart, lost = (divergence(p, q) + divergence(q, p)) / 2, divergence(ensemble_of(p, q), r)
@@ -286,22 +296,26 @@ def forecast_zoo(
     progress:Callable=lambda done, total, what: None, # Called as work proceeds
     enough:float=0.03, # Error of a model left out at which measuring ends; 0 measures every pair
     method:str="linear", # How pairs are merged
-)->tuple: # `Forecast`; DataFrame as `foresee` gives it, of the pairs that were not measured
+)->tuple: # `Forecast`; as `foresee` gives it, pairs not measured; attrs["skipped"]: members set aside
     "Measure some pairs on the search split, learn from them, and foresee the rest."
     import pandas as pd
     zoo = zoo if isinstance(zoo, Zoo) else read_zoo(zoo); part = load_suite(suite).part("search", n)
+    items = ask_zoo(zoo, part, store, aside=(aside := {}))
+    own = {m: mean_score(x) for m, x in items.items()}
+    skipped, zoo = zoo.skipped | aside, zoo.subset(list(own))
     make = recipes_by(zoo, method, store); wanted = [p for p in mergeable_pairs(zoo) if make(*p) is not None]
-    own = {m.name: mean_score(ask_model(m, part, store)) for m in zoo}
     pairs = pd.DataFrame(wanted, columns=["a", "b"]).merge(weight_features(zoo, store), how="left")
     pairs["parent_gap"] = [abs(own[a] - own[b]) for a, b in zip(pairs.a, pairs.b)]
-    pairs = pairs.merge(function_features(zoo, wanted, texts_of(part), progress), on=["a", "b"])
+    pairs = pairs.merge(function_features(zoo, wanted, texts_of(part), progress, aside), how="left")
     order = spread_order(pairs[[*CHEAP]].to_numpy(float)); parts, found = [], None
     steps = [len(order)] if remembered_only else range(max(12, 4 * len(FEATURES)), len(order) + BATCH, BATCH)
     for stop in steps or [len(order)]:
         chosen = [wanted[i] for i in order[sum(map(len, parts)):stop]] if not remembered_only else wanted
-        parts.append(measure_pairs(zoo, part, store, chosen, remembered_only, progress, method))
+        parts.append(measure_pairs(zoo, part, store, chosen, remembered_only, progress, method, aside))
         measured = pd.concat(parts, ignore_index=True)
         found = fit_forecast(measured.merge(pairs, on=["a", "b"]))
         if found.model is not None and found.error_new <= enough: break
     known = set(zip(measured.a, measured.b)); open_ = [p not in known for p in zip(pairs.a, pairs.b)]
-    return found, foresee(found, pairs[open_])
+    table = foresee(found, pairs[open_])
+    table.attrs["skipped"] = skipped | aside
+    return found, table

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONFIGS', 'WORDS', 'TOKENIZERS', 'NOTICES', 'TEXTS', 'OF_CONFIG', 'OF_TOKENIZER', 'FOLDERS', 'CODE', 'finite',
            'overflow', 'belongs', 'companions', 'tokenizer_files', 'is_own', 'copy_companions', 'copy', 'without_code',
-           'strip_code', 'check_written', 'written_problems', 'small_problems', 'verify']
+           'strip_code', 'check_written', 'written_problems', 'small_problems', 'verify', 'loaded_whole']
 
 # %% ../nbs/02_outlet.ipynb #50ef4135
 import json, os, re
@@ -173,18 +173,30 @@ def verify(
     "Refuse a checkpoint that transformers does not load whole, or whose logits are not finite."
     import torch
     import transformers
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    named = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModelForCausalLM)
-    try: model, said = named.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
-    except Exception as e: # whatever keeps it from loading
-        raise InputError(f"transformers cannot load the result: {type(e).__name__}: {plain(e)}. Merge other "
-                         "models, or report it.") from None
-    keys = "missing_keys", "unexpected_keys", "mismatched_keys"
-    bad = [f"transformers finds {len(said[k])} {k.replace('_', ' ')} in the result, the first: "
-           f"'{plain(sorted(map(str, said[k]))[0])}'." for k in keys if said.get(k)]
-    refuse(bad, "The result does not load whole")
-    rows = min(len(model.get_input_embeddings().weight), 8)
-    with torch.inference_mode(): found = model.eval()(input_ids=torch.arange(rows)[None]).logits
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        causal = transformers.AutoModelForCausalLM
+        named = getattr(transformers, (config.architectures or [""])[0], causal)
+        model, bad = loaded_whole(named, folder)
+        if bad and named is not causal: model, bad = loaded_whole(causal, folder) # a headless class is named
+        refuse(bad, "The result does not load whole")
+        rows = min(len(model.get_input_embeddings().weight), 8)
+        with torch.inference_mode(): found = model.eval()(input_ids=torch.arange(rows)[None])[0]
+    except InputError: raise
+    except Exception as e: # whatever keeps it from loading or computing
+        raise InputError(f"transformers cannot load the result or compute with it: {type(e).__name__}: "
+                         f"{plain(e)}. Merge other models, or report it.") from None
     if not bool(torch.isfinite(found).all()):
         raise InputError("The logits of the result are not finite. Store it as float32 (out_dtype), or take "
                          "smaller weights.")
+
+def loaded_whole(
+    kind, # A class of transformers
+    folder:Path, # A checkpoint
+)->tuple: # The model, and what it lacks or has too much of
+    "A checkpoint as transformers loads it."
+    model, said = kind.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
+    keys = "missing_keys", "unexpected_keys", "mismatched_keys"
+    bad = [f"transformers finds {len(said[k])} {k.replace('_', ' ')} in the result, the first: "
+           f"'{plain(sorted(map(str, said[k]))[0])}'." for k in keys if said.get(k)]
+    return model, bad

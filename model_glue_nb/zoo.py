@@ -33,6 +33,7 @@ class Zoo:
     def __getitem__(self, name):
         for m in self.models:
             if m.name == name: return m
+        if name in self.skipped: raise InputError(f"'{plain(name)}' was set aside: {self.skipped[name]}")
         raise unknown("model in the zoo", name, self.names)
 
     @property
