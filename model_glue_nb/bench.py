@@ -73,8 +73,7 @@ def open_bench(
 )->Bench: # Without a run folder
     "Open the zoo and the questions of a benchmark."
     suite = load_suite(g.suite, run_code=code_runner(allow_code))
-    clusters = GlueRecipe(zoo, suite).clusters | g.clusters
-    r = GlueRecipe(zoo, suite, g.tasks, g.search_questions, clusters=clusters, seed=g.seed)
+    r = GlueRecipe(zoo, suite, g.tasks, g.search_questions, clusters=g.clusters, seed=g.seed)
     work = open_work(r, progress); work.report = work.suite.part("report", g.report_questions)
     few_threads(work.zoo)
     return Bench(work, g, allow_code)

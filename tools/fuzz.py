@@ -234,6 +234,7 @@ class Worker:
     def warm(self):
         "What every child needs is imported and compiled once, before the first fork, by running each command."
         sys.dont_write_bytecode = True # it would be a write outside
+        import torch, transformers.models.auto # what an odd config needs
         import typer.main
         from model_glue_nb.cli import main
         here, built = os.getcwd(), {}
