@@ -108,3 +108,45 @@ def test_image_and_text_models_continue_a_text(tmp_path):
 def test_half_precision_only_where_the_processor_has_it():
     assert pick_dtype("bfloat16", 1e9, "cpu", {"avx512f"}) == "float32" and pick_dtype("bfloat16", 1e9, "cpu", {"amx_bf16"}) == "bfloat16"
     assert pick_dtype("bfloat16", 1e9, "cuda", set()) == "bfloat16" and pick_dtype("float32", 1e9, "cpu", set()) == "float32"
+
+# Notes
+
+@pytest.fixture
+def with_extra(tmp_path):
+    "A suite and two members; one of them has two tensors that no class wants."
+    zoo = tiny_zoo(tmp_path/"zoo", ["a", "b"]); f = zoo["b"].path/"model.safetensors"
+    save_file(load_file(f) | {"model.extra": torch.ones(3), "model.more": torch.ones(3)}, f, dict(format="pt"))
+    (tmp_path/"q.jsonl").write_text("".join(json.dumps(dict(question=f"w{i}", answer=f"w{i + 2}")) + "\n" for i in range(3, 23)))
+    (tmp_path/"suite.yaml").write_text("name: s\nsearch_share: .5\ntasks: [{name: t, file: q.jsonl, max_new_tokens: 2}]\n")
+    return zoo
+
+def test_a_note_of_loading_is_a_warning_that_names_the_caller(with_extra):
+    from model_glue_nb.errors import Note
+    with pytest.warns(Note, match="2 tensors of 'b' have no place in a LlamaForCausalLM, the first: 'model.extra'") as told: with_extra["b"].load()
+    assert len(told) == 1 and told[0].filename == __file__
+
+@pytest.mark.parametrize("args", [("score", "zoo"), ("barrier", "zoo", "b", "b"), ("cka", "zoo")])
+def test_commands_say_each_note_once(with_extra, tmp_path, monkeypatch, capsys, args):
+    from model_glue_nb.cli import main
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path/"cache")); monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["model-glue", *args, "--suite", "suite.yaml"])
+    with pytest.raises(SystemExit): main()
+    lines = [l for l in capsys.readouterr().err.splitlines() if "no place" in l]
+    assert lines == ["note: 2 tensors of 'b' have no place in a LlamaForCausalLM, the first: 'model.extra'."]
+
+def test_a_merge_that_has_not_converged_says_so(tmp_path, monkeypatch, capsys):
+    from model_glue_nb.cli import main
+    tiny_zoo(tmp_path, ["a", "b", "c"], dtype="float32")
+    (tmp_path/"m.yaml").write_text("merge_method: karcher\nmodels: [a, b, c]\nparameters: {max_iter: 1, tol: 0}\n")
+    monkeypatch.chdir(tmp_path); monkeypatch.setattr(sys, "argv", ["model-glue", "merge", "m.yaml", "out"])
+    with pytest.raises(SystemExit) as e: main()
+    err = capsys.readouterr().err; assert not e.value.code and err.count("note: karcher has not converged") >= 1 and "Warning" not in err
+
+def test_modules_are_walked_once_per_model(tmp_path, monkeypatch):
+    live = tiny_zoo(tmp_path, ["a"])["a"].load()
+    from model_glue_nb import language_model
+    was = language_model.counts_itself; asked = []
+    monkeypatch.setattr(language_model, "counts_itself", lambda m: asked.append(1) or was(m))
+    for n in range(1, 5): live.generate(["w3 w4", "w5", "w6 w7 w8"], n)
+    assert len(asked) == 1
+    live.model.generation_config = GenerationConfig(repetition_penalty=5.); assert not takes_cache(live.model), "settings may change later"
