@@ -20,7 +20,7 @@ def written(kind, folder):
 
 @pytest.mark.parametrize("kind", CACHED + OWN)
 def test_generates_as_transformers_does(kind, tmp_path):
-    live = written(kind, tmp_path/"m").load(); prompts = ["w5 w6 w7", "w9 w8 w4"]
+    live = written(kind, tmp_path/"m").load("cpu"); prompts = ["w5 w6 w7", "w9 w8 w4"]
     got = live.generate(prompts, 6); ends = live.end_tokens(); x = torch.tensor(live.encode(prompts))
     live.model.generation_config = GenerationConfig()
     want = live.model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=6, do_sample=False, eos_token_id=ends or None, pad_token_id=(ends or [0])[0])
@@ -31,7 +31,7 @@ def test_both_ways_are_met(tmp_path):
 
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
 def test_ends_and_lengths(kind, tmp_path):
-    live = written(kind, tmp_path/"m").load(); prompts = ["w5 w6 w7", "w9 w8"]
+    live = written(kind, tmp_path/"m").load("cpu"); prompts = ["w5 w6 w7", "w9 w8"]
     live.model.generation_config.eos_token_id = None; live.model.config.eos_token_id = None
     whole = live.generate(prompts, 12); words = whole[0].split()
     assert live.generate(prompts, 0) == ["", ""] and live.generate([], 3) == []
@@ -101,7 +101,7 @@ def test_image_and_text_models_continue_a_text(tmp_path):
                   llava=T.LlavaForConditionalGeneration(T.LlavaConfig(text_config=text | dict(model_type="llama"), vision_config=sight | dict(model_type="clip_vision_model", projection_dim=16), image_token_index=60)))
     for name, model in models.items():
         model.save_pretrained(tmp_path/name); tiny_tokenizer(64).save_pretrained(tmp_path/name)
-        live = open_model(tmp_path/name).load(); x = torch.tensor(live.encode(["w5 w6 w7"]))
+        live = open_model(tmp_path/name).load("cpu"); x = torch.tensor(live.encode(["w5 w6 w7"]))
         want = model.eval().generate(x, attention_mask=torch.ones_like(x), max_new_tokens=5, do_sample=False, eos_token_id=1, pad_token_id=1)[:, x.shape[1]:]
         assert live.generate(["w5 w6 w7"], 5) == live.decode([want], torch.tensor([1]))
 
