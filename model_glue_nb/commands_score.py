@@ -137,7 +137,7 @@ def make_suite(
         with progress_bar() as progress: file = build_offline(out, without, overwrite, progress)
         n = len(read_suite(file, name)["tasks"])
         return say(f"{file}: {n} tasks. Use it by --suite {file if out else name}.")
-    rows = [(n, len(g["tasks"]), g.get("description", "")) for n, f in suite_files().items()
+    rows = [(n, len(g["tasks"]), g.get("description") or "") for n, f in suite_files().items()
             for g in [read_suite(f, n)]]
     show(pd.DataFrame(rows, columns=["suite", "tasks", "description"]), "Suites on this machine", as_json)
 

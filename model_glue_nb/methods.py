@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .core import InputError, Registry
+from .errors import Note
 from .kernels import EVERYTHING, NOTHING
 from .values import CODES
 from .streams import ArrayBlocks, Kernel, Marks, Stream, to_host
@@ -213,7 +214,7 @@ def karcher(
     else: not_converged(tangent_step(point, cos, w)[1], max_iter, tol)
     return models.weighted(point / norms * (w @ norms))
 
-class NotConverged(UserWarning): "An iteration ended before its last step was short enough."
+class NotConverged(Note): "An iteration ended before its last step was short enough."
 
 def not_converged(length:float, max_iter:int, tol:float):
     "Say how far from the mean an iteration ended; nothing when it ended close enough."

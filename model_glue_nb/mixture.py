@@ -214,7 +214,7 @@ def mixture(
     if not manifest.get("checkpoint"): return MixtureLM(source, device, dtype)
     import model_glue_nb.modeling # registers its class: our file is run, not the folder's
     live = loaders["checkpoint"](source, device, dtype)
-    return MixedLanguageModel(live.name, live.model, live.tokenizer)
+    return MixedLanguageModel(live.name, live.model, live.tokenizer, live.notes)
 
 # %% ../nbs/08_mixture.ipynb #36e27838
 MORE_KEYS = ("zoo", "suite", "search_questions")

@@ -6,7 +6,7 @@
 __all__ = ['app', 'AS_JSON', 'ZOO', 'DEBUG', 'ASKS', 'EXPONENT', 'commands', 'no_questions', 'show', 'with_names', 'one_line',
            'say', 'cell', 'progress_bar', 'byte_bar', 'n_bytes', 'settings', 'as_number', 'tell_skipped', 'started',
            'answer', 'run_command', 'without_debug', 'tell_ending', 'wrong_usage', 'reader_left', 'ended_by_signals',
-           'any_encoding', 'quiet_libraries']
+           'any_encoding', 'teller_of_notes', 'quiet_libraries']
 
 # %% ../nbs/14_terminal.ipynb #3994b923
 import logging, os, re, signal, sys, threading, time, warnings
@@ -16,6 +16,7 @@ from pathlib import Path
 import typer
 
 from .endings import Stopped, ending, first_sentence
+from .errors import Note
 from .reading import plain
 
 # %% ../nbs/14_terminal.ipynb #ea3dfcad
@@ -281,11 +282,20 @@ def any_encoding():
         for s, errors in zip(streams, before):
             if not s.closed: s.reconfigure(errors=errors)
 
+def teller_of_notes():
+    "A function as `warnings.showwarning` that says each note once, on standard error."
+    said = set()
+    def tell(message, category, *where):
+        text = one_line(message)
+        if text not in said: say(f"note: {text}", err=True)
+        said.add(text)
+    return tell
+
 @contextmanager
 def quiet_libraries(
     debug:bool, # Let them speak?
 ):
-    "Warnings and log lines of libraries don't drown what we say."
+    "Warnings and log lines of libraries don't drown what we say; our own notes are one line each."
     if debug: yield; return
     before = logging.root.manager.disable
     missing = [k for k in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY") if k not in os.environ]
@@ -293,6 +303,8 @@ def quiet_libraries(
     logging.disable(max(before, logging.WARNING))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.simplefilter("always", Note)
+        warnings.showwarning = teller_of_notes()
         try: yield
         finally:
             logging.disable(before)

@@ -146,3 +146,15 @@ def test_every_setting_of_a_strategy_refuses_what_it_cannot_take(strategy):
 def test_an_option_of_the_wrong_kind_is_one_line(refused, given, tmp_path):
     refused("search", "zoo", "--suite", "suite/suite.yaml", "--out", tmp_path/"run", "--option", given)
     assert not (tmp_path/"run").exists()
+
+# --- text in another encoding
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_chat_templates_in_another_encoding(room, command, file):
+    home = room/"zoo"/"b"; before = (home/"tokenizer_config.json").read_bytes()
+    text = "café {{ messages }}" if file.endswith("jinja") else json.dumps(fuzz.TOKENIZER_CONFIG | dict(chat_template="café"), ensure_ascii=False)
+    (home/file).write_bytes(text.encode("latin-1"))
+    (room/"x.yaml").write_text("merge_method: linear\nmodels: [zoo/a, zoo/b]\nchat_template: auto\n")
+    code, _, err = command("merge", "x.yaml", "out", "--overwrite")
+    (home/"tokenizer_config.json").write_bytes(before); (home/"chat_template.jinja").unlink(missing_ok=True)
+    assert code == 0 and (room/"out"/"chat_template.jinja").exists(), err
