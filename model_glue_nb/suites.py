@@ -339,7 +339,8 @@ def read_suite(
     refuse(bad, f"Cannot read suite '{plain(file)}'")
     return given
 
-TAKEN = frozenset("model mean low high rank trial score front".split()) # Beside those of the tasks
+TAKEN = frozenset("""model mean low high rank trial score front gain winner merged members
+failed""".split()) # Beside the columns of tasks
 
 # %% ../nbs/03_suites.ipynb #514b32f7
 def read_task(

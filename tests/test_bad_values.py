@@ -98,7 +98,7 @@ def test_large_numbers_spread_over_depth(room, command, odd):
 
 def test_a_task_is_not_called_as_our_columns(room, refused, command):
     file = room/"suite"/"suite.yaml"; valid = file.read_text()
-    for name in ("model", "mean", "rank", "low", "score"):
+    for name in ("model", "mean", "rank", "low", "score", "gain"):
         file.write_text(json.dumps(fuzz.SUITE | dict(tasks=[dict(name=name, file="q.jsonl")])))
         refused("score", "zoo", "--suite", "suite/suite.yaml", "--dry-run", says=f"called '{name}'")
     file.write_text(valid)
