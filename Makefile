@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help demo test install lab docs bench clean fuzz
+.PHONY: help demo test install lab docs bench clean fuzz mutate
 
 help: ## what can be asked for
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -42,3 +42,6 @@ certificate: $(STAMP) ## every causal language model of transformers: doctor, me
 
 fuzz: $(STAMP) ## 100,000 broken inputs through the command line; the figure goes to benchmarks/reliability.md
 	@$(BIN)/python tools/fuzz.py --inputs 100000 --report benchmarks/reliability.md $(ARGS)
+
+mutate: $(STAMP) ## do the tests bite? one-line changes that a test must notice; the table goes to benchmarks/mutation.md
+	@nice -n 5 $(BIN)/python tools/mutate.py --workers 2 --report benchmarks/mutation.md $(ARGS)

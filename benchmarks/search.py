@@ -2,6 +2,7 @@
 
     python benchmarks/search.py candidate [--rounds 12]         four random models of 135M parameters, in memory against write and reload
     python benchmarks/search.py table  [--methods linear ties …] [--strategies …] [--budget 40] --out nbs/recorded/demo_strategies.csv
+    python benchmarks/search.py landscapes [--real] [--budgets 10 20 60] [--seeds 12] --out nbs/recorded/search_landscapes.csv
     python benchmarks/search.py racing [--methods …] [--seeds 5] [--runners 40] --out nbs/recorded/demo_racing.csv
 
 Table and racing run on the embedded zoo. Cluster: the eight members of the embedded zoo's family A. Search: 60 questions per task; report: the whole report split. Trials and answers are kept in
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from common import SHAPES, record, show, write_models
 
-def rooms(run):
+def rooms(run, n=60):
     "The family, its scorer, the report questions and the run."
     import torch
     from model_glue_nb.core import Run
@@ -20,7 +21,7 @@ def rooms(run):
     from model_glue_nb.zoo import read_zoo
     torch.set_num_threads(1)
     zoo, suite = read_zoo("demo"), load_suite("demo"); family = [n for n in zoo.names if n.startswith("a-")]
-    probe = CandidateScorer(zoo.subset(family), suite.part("search", 60))
+    probe = CandidateScorer(zoo.subset(family), suite.part("search", n))
     run = Run.start(run, dict(command="search") | probe.identity()); probe.store = run.store
     return family, probe, suite.part("report"), run
 
@@ -138,12 +139,83 @@ def candidate(a):
     print("\n".join(f"{k:24}{v:.3g}" if isinstance(v, float) else f"{k:24}{v}" for k, v in row.items()))
     return [row]
 
+# Landscapes: scores by arithmetic with interactions, and the embedded zoo itself
+
+class Landscape:
+    "Questions whose chance of being answered depends on who is in a merge, how much, how far and by layers; report questions are others."
+    def __init__(self, kind, seed, n=40, tasks=4):
+        import numpy as np
+        rng = np.random.default_rng(1000 * seed + len(kind)); self.kind, self.n_layers = kind, 8
+        k = 7 if kind == "clashes" else 12; self.members = ["base"] + [f"m{i:02}" for i in range(1, k)]
+        self.skill = rng.normal(0, .5, (k, tasks)); self.skill[0] = -.6 # a member's pull on each task
+        clash = rng.normal(0, 1, (k, k)); self.clash = (clash + clash.T) / 2 * (rng.random((k, k)) < .5); self.clash = np.triu(self.clash, 1) + np.triu(self.clash, 1).T
+        self.depth = rng.random((k, self.n_layers)) * (rng.random((k, self.n_layers)) < .7); self.depth /= self.depth.mean(1, keepdims=True)
+        self.harm = rng.random((k, self.n_layers)) < (.25 if kind == "layers" else .05) # layers that fine-tuning spoilt
+        self.reach = rng.uniform(.6, 1.8); self.hard = {s: rng.logistic(0, 1, (tasks, n if s == "search" else 2000)) for s in ("search", "report")}
+        self.split = "search"
+
+    def layers(self, members): return tuple(f"model.layers.{i}." for i in range(self.n_layers))
+
+    def parts(self, c):
+        "(members, layers) of a candidate: what of each task vector is in each layer."
+        import numpy as np
+        from model_glue_nb.recipes import value_at
+        k, L = len(self.members), self.n_layers
+        if isinstance(c, str): out = np.zeros((k, L)); out[self.members.index(c)] = 1; return out
+        names = [f"model.layers.{i}.x" for i in range(L)]
+        w = np.array([[value_at(s.weight, n, 0) for n in names] for s in c.models], float)
+        t = c.parameters.get("t")
+        if t is not None: t = np.array([value_at(t, n, 0) for n in names]); w = np.stack([1 - t, t])
+        elif c.method in ("linear", "ties"): w = w / np.maximum(w.sum(0), 1e-9)
+        inner = np.stack([self.parts(s.model) for s in c.models])
+        return c.parameters.get("scale", 1.0) * (w[:, None] * inner).sum(0)
+
+    def items(self, c, share=1.0):
+        import numpy as np
+        from model_glue_nb.problems import first
+        p = self.parts(c); p[0] = 0 # the base has no task vector
+        amount = (p * self.depth).mean(1); gain = self.skill.T @ (3 * np.tanh(1.2 * amount))
+        clash = 4 * amount @ self.clash @ amount if self.kind != "layers" else amount @ self.clash @ amount
+        harm = 6 * (p * self.harm * self.depth).sum(0).mean(); far = .6 * (amount.sum() / self.reach)**2
+        level = gain - abs(clash) * (clash < 0) + .5 * max(clash, 0) - harm - far
+        return first({f"t{i}": (h < x).astype(float) for i, (h, x) in enumerate(zip(self.hard[self.split], level))}, share)
+
+def landscapes(a):
+    "Every strategy under small budgets: the embedded zoo, and two landscapes over several draws."
+    import numpy as np
+    from model_glue_nb.intervals import mean_score
+    from model_glue_nb.search import search
+    from model_glue_nb.strategies import strategies
+    rows, chosen = [], a.strategies or [s for s in strategies if not s.startswith("similarity")]
+    def add(zoo, method, budget, strategy, seed, found, told):
+        single = max(found.own, key=lambda m: found.own[m].mean)
+        rows.append(dict(zoo=zoo, method=method, budget=budget, strategy=strategy, seed=seed, search=found.score, corrected=found.corrected, report=mean_score(told(found.winner)),
+                         gain=mean_score(told(found.winner)) - mean_score(told(single)), evaluations=spent(found) / sum(map(len, found.own[single].items.values()))))
+    for kind in ("clashes", "layers"):
+        for seed in range(a.seeds):
+            for method in ("linear", "ties", "task_arithmetic"):
+                for budget in a.budgets:
+                    for strategy in chosen:
+                        land = Landscape(kind, seed); found = search(land.members, land, method, strategy, budget, "base", seed=seed)
+                        land.split = "report"; add(kind, method, budget, strategy, seed, found, land.items)
+    if a.real:
+        family, score, report, run = rooms(a.run, a.questions); told = score.on(report.part("all", 120)).items
+        for method in a.methods:
+            for budget in a.budgets[:2]:
+                for strategy in chosen:
+                    add("embedded", method, budget, strategy, 0, search(family, score, method, strategy, budget, "a-base"), told)
+                    print("embedded", method, budget, strategy, round(rows[-1]["report"], 4), flush=True)
+    import pandas as pd
+    t = pd.DataFrame(rows); mean = t.groupby(["zoo", "budget", "strategy"])[["search", "corrected", "report", "gain", "evaluations"]].mean()
+    print(mean.round(4).to_string())
+    return mean.reset_index().to_dict("records")
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", nargs="?", default="candidate", choices=["candidate", "table", "racing"]); p.add_argument("--methods", nargs="*", default=["linear", "task_arithmetic", "ties"])
+    p.add_argument("what", nargs="?", default="candidate", choices=["candidate", "table", "racing", "landscapes"]); p.add_argument("--methods", nargs="*", default=["linear", "task_arithmetic", "ties"])
     p.add_argument("--strategies", nargs="*"); p.add_argument("--budget", default=40, type=int); p.add_argument("--seeds", type=int, default=5)
-    p.add_argument("--runners", type=int, default=40); p.add_argument("--rounds", type=int, default=12); p.add_argument("--run", default="runs/strategies"); p.add_argument("--out", help="CSV file"); a = p.parse_args()
-    rows = dict(candidate=candidate, table=table, racing=racing)[a.what](a)
+    p.add_argument("--runners", type=int, default=40); p.add_argument("--rounds", type=int, default=12); p.add_argument("--budgets", type=int, nargs="*", default=[10, 20, 60]); p.add_argument("--questions", type=int, default=60); p.add_argument("--real", action="store_true", help="the embedded zoo too, under the two smallest budgets"); p.add_argument("--run", default="runs/strategies"); p.add_argument("--out", help="CSV file"); a = p.parse_args()
+    rows = dict(candidate=candidate, table=table, racing=racing, landscapes=landscapes)[a.what](a)
     record(rows, a.out, digits=6)
 
 if __name__ == "__main__": main()

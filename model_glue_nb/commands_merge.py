@@ -30,7 +30,8 @@ def merge(
     shard_size:str=typer.Option("5GB", help="Most bytes per file of weights."),
     device:str=typer.Option("auto", help="Where to compute: auto, cpu, cpu-torch, cuda, …"),
     dry_run:bool=typer.Option(False, "--dry-run", help="Check everything and say what it would cost."),
-    verify:bool=typer.Option(False, "--verify", help="Load the result with transformers before it is kept."),
+    verify:bool=typer.Option(False, "--verify/--no-verify",
+                             help="Load the result with transformers before it is kept."),
     as_json:bool=AS_JSON,
 ):
     "One merge, streamed from disk to disk."
@@ -39,8 +40,7 @@ def merge(
     from model_glue_nb.merge import MergeRecipe, merge, plan
     r, limit = MergeRecipe.from_yaml(recipe), n_bytes(shard_size)
     if dry_run: return show_plan(plan(r, None, out, overwrite, device), as_json)
-    options = dict(overwrite=overwrite, allow_nan=allow_nan, device=device, shard_bytes=limit)
-    if verify: options |= dict(verify=True)
+    options = dict(overwrite=overwrite, allow_nan=allow_nan, device=device, shard_bytes=limit, verify=verify)
     with byte_bar() as progress: model = merge(r, None, out, progress=progress, note=tell_note, **options)
     found = dict(path=str(model.path), parameters=model.n_params, fingerprint=model.fingerprint())
     if as_json: return typer.echo(json.dumps(found, indent=1))
@@ -76,7 +76,7 @@ def search(
     questions:int=typer.Option(0, help="At most so many search questions per task; 0: all."),
     option:list[str]=typer.Option([], help="A setting of the strategy, such as layer_groups=4; repeatable."),
     seed:int=typer.Option(0, help="Of strategies that draw."),
-    executor:str=typer.Option("local", help="local or ray."),
+    executor:str=typer.Option("auto", help="auto, local, processes or ray."),
     resume:bool=typer.Option(False, help="Accepted for clarity: a search always goes on where it was."),
     as_json:bool=AS_JSON,
 ):

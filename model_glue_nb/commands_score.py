@@ -10,7 +10,8 @@ from pathlib import Path
 
 import typer
 
-from .terminal import AS_JSON, app, progress_bar, say, show, started, tell_skipped
+from .terminal import (AS_JSON, app, progress_bar, say, show, started, tell_skipped,
+                                    with_names)
 
 # %% ../nbs/14_commands_score.ipynb #5feb2179
 @app.command()
@@ -23,6 +24,10 @@ def score(
     offline:str=typer.Option("refuse", help="Tasks whose data cannot be fetched: refuse or skip."),
     allow_code:bool=typer.Option(False, "--allow-code-execution", help="Run generated code, in a sandbox."),
     batch_size:str=typer.Option("auto", help="Requests per batch of lm-eval's tasks."),
+    chat:bool=typer.Option(None, "--apply-chat-template/--no-chat-template", help="Ask in conversations."),
+    system:str=typer.Option(None, "--system-instruction", help="First message, or first lines."),
+    multiturn:bool=typer.Option(None, "--fewshot-as-multiturn", help="Examples as turns of a conversation."),
+    repeats:int=typer.Option(None, min=1, help="Answers per question of lm-eval's tasks; scores are means."),
     as_json:bool=AS_JSON,
 ):
     "Score models on a suite; nothing is asked twice."
@@ -31,7 +36,9 @@ def score(
     from model_glue_nb.harness import few_threads
     from model_glue_nb.sandbox import code_runner
     from model_glue_nb.suites import load_suite
-    whole = load_suite(suite, offline, code_runner(allow_code)); part = whole.part(split)
+    asked = dict(apply_chat_template=chat, system_instruction=system, fewshot_as_multiturn=multiturn,
+                 repeats=repeats)
+    whole = load_suite(suite, offline, code_runner(allow_code), asked); part = whole.part(split)
     zoo = named_models(models)
     given = dict(zoo=models[0] if len(models) == 1 else models, suite=suite, split=split)
     run = None if dry_run else started(out, command="score", **given)
@@ -130,7 +137,7 @@ def make_suite(
         with progress_bar() as progress: file = build_offline(out, without, overwrite, progress)
         n = len(read_suite(file, name)["tasks"])
         return say(f"{file}: {n} tasks. Use it by --suite {file if out else name}.")
-    rows = [(n, len(g["tasks"]), g.get("description", "")) for n, f in suite_files().items()
+    rows = [(n, len(g["tasks"]), g.get("description") or "") for n, f in suite_files().items()
             for g in [read_suite(f, n)]]
     show(pd.DataFrame(rows, columns=["suite", "tasks", "description"]), "Suites on this machine", as_json)
 
@@ -146,7 +153,7 @@ def import_scores(
     "Read scores that others measured, and take over their answers."
     from model_glue_nb.core import InputError, Run, machine_store
     from model_glue_nb.imports import import_samples, read_results, read_scores
-    if path.suffix == ".csv": return show(read_scores(path).reset_index(), f"{path.name}: scores", as_json)
+    if path.suffix == ".csv": return show(with_names(read_scores(path)), f"{path.name}: scores", as_json)
     if bool(model) != bool(suite):
         raise InputError("Give --model and --suite together: whose answers, and to which questions.")
     if not model: return show(read_results(path), f"{path.name}: what lm-eval printed", as_json)

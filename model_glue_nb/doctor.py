@@ -21,7 +21,8 @@ from .jobs import layer_stacks
 from .mergeability import cluster_by_similarity
 from .reading import inside, plain, read_bytes, read_json
 from .similarity import similarity
-from .zoo import Adapted, Zoo, ZooModel, is_hub_id, open_model, read_card, zoo_entries
+from .zoo import (Adapted, Zoo, ZooModel, called, is_hub_id, open_model, read_card, refuse_twins,
+                               zoo_entries)
 
 # %% ../nbs/05_doctor.ipynb #d4d63a72
 SMALL = """config.json generation_config.json tokenizer.json tokenizer.model tokenizer_config.json vocab.json
@@ -157,8 +158,9 @@ def examine_zoo(
     cases, entries = [], zoo_entries(spec)
     if not entries:
         raise InputError(f"The zoo '{spec}' is empty. Give a folder whose sub-folders are checkpoints.")
+    refuse_twins(entries)
     for i, entry in enumerate(entries):
-        progress(i, len(entries), f"looking at {plain(entry if isinstance(entry, str) else entry.name)}")
+        progress(i, len(entries), f"looking at {plain(called(entry))}")
         cases.append(case := look_at(entry))
         if deep and case.room: case.notes.append("only headers were fetched: its weights were not read")
         elif deep and case.sound: case.problems += case.model.bad_weights()

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'FULL', 'CLOSED', 'ODD', 'MEMORY', 'REPORT', 'STOPPED', 'first_sentence', 'is_full', 'is_closed',
-           'is_memory', 'is_machine', 'outside', 'strerror', 'as_told', 'reason', 'Stopped', 'ending']
+           'is_memory', 'is_machine', 'outside', 'strerror', 'as_told', 'reason', 'blaming', 'Stopped', 'ending']
 
 # %% ../nbs/00_endings.ipynb #01be257b
 import errno, os, re, sqlite3
+from contextlib import contextmanager
 
 from .errors import InputError
 from .reading import plain
@@ -96,6 +97,19 @@ def reason(
     if isinstance(error, InputError): return as_told(error)
     if said := outside(error): return said
     return f"{first_sentence(error) or 'no reason was given'} ({type(error).__name__})."
+
+@contextmanager
+def blaming(
+    name:str, # A member, or what it is part of
+    aside:dict[str,str]|None=None, # Filled with name → why, and the block ends; None: it is raised
+):
+    "Whatever goes wrong within is this member's fault; strangers' models fail in every way."
+    try: yield
+    except Exception as e:
+        if is_machine(e) or is_memory(e): raise
+        if aside is not None: aside[name] = reason(e)
+        elif isinstance(e, InputError): raise
+        else: raise InputError(f"'{plain(name)}' cannot be used: {reason(e)}") from e
 
 # %% ../nbs/00_endings.ipynb #3ea48bd7
 REPORT = "This should not have happened. Give the same command with --debug to see where, and report it."

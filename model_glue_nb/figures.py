@@ -13,7 +13,8 @@ from collections.abc import Iterable
 # %% ../nbs/10_figures.ipynb #e988c43a
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#6A51A3",
            "#5B9BD5", "#B35806", "#66C2A5", "#9E3A6E", "#A6CEE3", "#8DA0CB", "#1B7837", "#E7A6C8")
-SYSTEMS = dict(best_single="#7F7F7F", full_merge="#D55E00", full_mixture="#56B4E9", model_glue="#0072B2",
+SYSTEMS = dict(best_single="#7F7F7F", best_merge="#E69F00", full_merge="#D55E00", full_mixture="#56B4E9",
+               model_glue="#0072B2", chosen="#009E73",
                oracle_task="#B8B8B8", oracle_question="#D4D4D4") # ours stands out, bounds recede
 
 def model_colours(
@@ -56,8 +57,9 @@ def finish(
     return fig.update_layout(look | layout, overwrite=True) # one call: each costs milliseconds
 
 # %% ../nbs/10_figures.ipynb #3dc31cd6
-NAMES = dict(best_single="best single model", full_merge="full merge", full_mixture="full mixture",
-             model_glue="model_glue", oracle_task="oracle per task",
+NAMES = dict(best_single="best single model", best_merge="best merge", full_merge="full merge",
+             full_mixture="full mixture", model_glue="model_glue", chosen="chosen",
+             oracle_task="oracle per task",
              oracle_question="oracle per question")
 
 def empty_figure(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILES', 'MORE', 'read_run', 'about', 'colours_of', 'report_suite', 'fingerprints', 'read_items', 'Answers',
-           'paired_gains', 'best_single', 'coefficients', 'read_coefficients', 'importances', 'read_routes',
-           'confusion', 'deepen']
+           'paired_gains', 'best_single', 'numbers_of', 'read_coefficients', 'importances', 'read_routes', 'confusion',
+           'deepen']
 
 # %% ../nbs/11_findings.ipynb #ecaa6a52
 from pathlib import Path
@@ -16,8 +16,11 @@ from .benchmark import asked_through
 from .comparison import route_key
 from .core import InputError, Run, file_name, unknown
 from .figures import model_colours
-from .intervals import Items, task_weights
+from .intervals import Items, paired_gain
 from .reading import plain, read_json, read_text, read_yaml
+from .recipes import MergeRecipe, coefficients, numbers_in, recipe_from_dict
+from .schemas import is_number
+from .search import needs_base
 from .suites import Suite, load_suite
 from .zoo import open_model
 
@@ -94,17 +97,20 @@ def report_suite(
 )->Suite|None: # The report part, or None when the suite is not on this machine
     "The questions that a run was told on."
     spec, tasks = data["recipe"].get("suite"), data["recipe"].get("tasks")
-    try: suite = load_suite(spec)
-    except (InputError, OSError, TypeError): return None
-    return (suite.only(tasks) if tasks else suite).part("report")
+    if "report_suite" not in data: # read once, for all tables
+        try: suite = load_suite(spec)
+        except (InputError, OSError, TypeError): suite = None
+        wanted = suite.only(tasks) if suite and tasks else suite
+        data["report_suite"] = wanted and wanted.part("report")
+    return data["report_suite"]
 
 def fingerprints(
     run:Run, # A run folder
 )->dict[str,str]: # Model → fingerprint: the zoo's, then those that the run made
     "What the store knows models by."
     found = {n: m["fingerprint"] for n, m in run.read_json("zoo", {}).get("models", {}).items()}
-    folders = sorted(p for p in (run.path/"models").glob("*") if (p/"config.json").exists()
-        or (p/"mixture.json").exists())
+    made = lambda p: not p.is_symlink() and ((p/"config.json").exists() or (p/"mixture.json").exists())
+    folders = sorted(p for p in (run.path/"models").glob("*") if made(p)) # a link is a second name
     return found | {p.name: open_model(p).fingerprint() for p in folders}
 
 # %% ../nbs/11_findings.ipynb #554d3b6d
@@ -167,24 +173,17 @@ class Answers:
 def paired_gains(
     answers:Answers, # Of all models
     best:str, # The best single model
-    seed:int=0, # Of the resampling
-    n_resamples:int=2000, # Bootstrap samples
     weights:dict[str,float]|None=None, # Task → share in the mean over tasks; None: all the same
 ): # DataFrame: model task gain low high n; the task "mean" is the mean over tasks
     "Gain of every model over one, per task and over tasks, with paired 95% intervals."
     import pandas as pd
     if best not in answers.models: return None
-    rng, rows, means, drawn = np.random.default_rng(seed), [], [], []
-    for v in answers.values.values():
-        d = np.stack([v[m] - v[best] for m in answers.models], 1); n = len(d)
-        counts = rng.multinomial(n, np.full(n, 1 / n), n_resamples).astype(np.float32)
-        means.append(d.mean(0)); drawn.append(counts @ d.astype(np.float32) / n)
-    sizes = [len(v[best]) for v in answers.values.values()]
-    w = task_weights(Items(answers.of(best), weights)); over = lambda x: np.tensordot(w, np.stack(x), 1)
-    parts = [*zip(answers.values, means, drawn, sizes), ("mean", over(means), over(drawn), sum(sizes))]
-    for task, mean, sample, n in parts:
-        low, high = np.percentile(sample, [2.5, 97.5], axis=0)
-        rows += [(m, task, *map(float, r), n) for m, *r in zip(answers.models, mean, low, high)]
+    parts = [*((t, [t]) for t in answers.values), ("mean", list(answers.values))]; rows = []
+    for task, names in parts:
+        some = lambda m: Items({t: answers.values[t][m] for t in names}, weights)
+        theirs = some(best); n = sum(map(len, theirs.values()))
+        gains = [paired_gain(some(m), theirs) for m in answers.models]
+        rows += [(m, task, g.mean, g.low, g.high, n) for m, g in zip(answers.models, gains)]
     return pd.DataFrame(rows, columns="model task gain low high n".split())
 
 # %% ../nbs/11_findings.ipynb #dafb6a74
@@ -204,19 +203,17 @@ def best_single(
     return str((t.score / t.weight).idxmax())
 
 # %% ../nbs/11_findings.ipynb #320eb9c6
-def coefficients(
-    recipe:dict|str, # A recipe as `MergeRecipe.to_dict` gives it, or the name of one model
-    share:float=1.0, # What the whole of it weighs
+def numbers_of(
+    candidate:MergeRecipe|str, # A recipe, or the name of one model
 )->dict[str,float]: # Model, or method.number → value
-    "What each model of a recipe weighs in the end."
-    if isinstance(recipe, str): return {recipe: share}
-    value = lambda v: float(np.mean([x["value"] for x in v])) if isinstance(v, list) else float(v)
+    "What a recipe consists of, in numbers: its models' coefficients and its methods' parameters."
+    if isinstance(candidate, str): return coefficients(candidate)
     out = {}
-    for s in recipe["models"]:
-        for name, v in coefficients(s["model"], share * value(s["weight"])).items():
-            out[name] = v if "." in name else out.get(name, 0.0) + v
-    numbers = {k: value(v) for k, v in recipe["parameters"].items() if not isinstance(v, (bool, str))}
-    return out | {f"{recipe['method']}.{k}": v for k, v in numbers.items()}
+    for s in candidate.sources:
+        if isinstance(s.model, MergeRecipe): out |= numbers_of(s.model)
+    mean = lambda value: float(np.mean(numbers_in(value)))
+    counted = {k: v for k, v in candidate.parameters.items() if is_number(numbers_in(v)[0])}
+    return out | {f"{candidate.method}.{k}": mean(v) for k, v in counted.items()} | coefficients(candidate)
 
 # %% ../nbs/11_findings.ipynb #ab9bc7de
 def read_coefficients(
@@ -229,14 +226,15 @@ def read_coefficients(
     import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING); storage = f"sqlite:///{run.path/'trials.db'}"
     home = {frozenset(c["members"]): str(c["name"]) for c in data["clusters"]}
+    of = lambda kept: kept if isinstance(kept, str) else recipe_from_dict(kept)
     for s in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=s, storage=storage); a = study.user_attrs
         cluster, method = home.get(frozenset(a["members"])), a["method"]
         for t in study.get_trials(deepcopy=False):
             u = t.user_attrs
             if cluster is None or u.get("failed") or u.get("share", 1) < 1: continue
-            told = {m: 0.0 for m in a["members"]} | coefficients(u["recipe"]) | {f"task {k}": v for k,
-                v in u["tasks"].items()}
+            told = {m: 0.0 for m in a["members"]} | numbers_of(of(u["recipe"]))
+            told |= {f"task {k}": v for k, v in u["tasks"].items()}
             rows += [(cluster, method, u["number"], t.value, k, v) for k, v in told.items()]
     return pd.DataFrame(rows, columns="cluster method trial score name value".split()) if rows else None
 
@@ -245,6 +243,7 @@ def importances(
     table, # DataFrame or None: cluster method trial score name value
     seed:int=0, # Of the forest
     least:int=8, # Fewer trials say nothing
+    bases:dict=(), # Cluster → its base, whose coefficient follows from the others'
 ): # DataFrame or None: cluster method name importance n
     "Share of the variance of the search score that each coefficient explains."
     import optuna, pandas as pd
@@ -256,7 +255,8 @@ def importances(
         sort=False):
         w = t.pivot(index="trial", columns="name",
             values="value").fillna(0.0); y = t.groupby("trial").score.first()
-        w = w.loc[:, w.nunique() > 1]
+        follows = dict(bases).get(cluster) if needs_base(method) else None
+        w = w.loc[:, (w.nunique() > 1) & (w.columns != follows)]
         if len(w) < least or not w.shape[1] or y.nunique() < 2: continue
         study = optuna.create_study(direction="maximize"); ends = {k: FloatDistribution(w[k].min(),
             w[k].max()) for k in w}
@@ -322,9 +322,10 @@ def deepen(
     "Add the tables that lie in the store and the log."
     weights = lambda d: suite.weights if d["run"] is not None and (suite := report_suite(d)) else None
     out = dict(data); seed = data["recipe"].get("seed") or 0
+    bases = lambda d: {str(c["name"]): c.get("base") for c in d["clusters"] or []}
     make = dict(items=read_items, routes=read_routes, coefficients=read_coefficients,
-                importance=lambda d: importances(d["coefficients"], seed),
-                gains=lambda d: paired_gains(Answers(d["items"]), best_single(d) or "", seed,
+                importance=lambda d: importances(d["coefficients"], seed, bases=bases(d)),
+                gains=lambda d: paired_gains(Answers(d["items"]), best_single(d) or "",
                                              weights=weights(d)))
     for name in wanted:
         if out[name] is None: out[name] = make[name](out)

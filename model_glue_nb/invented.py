@@ -132,9 +132,11 @@ def _comparison(tasks, best, rng):
                     params_active=active, gain=mean - .58, gain_low=mean - .60, gain_high=mean - .56,
                     ms_per_question=ms) | dict(zip(tasks, each))
     one = system("best_single", best, .58, 5e5, 5e5, 1.1) | dict(gain=0., gain_low=0., gain_high=0.)
-    return pd.DataFrame([one, system("full_merge", "all-0", .51, 5e5, 5e5, 1.1),
+    ours = system("model_glue", "model-glue", .81, 1.5e6, 5.2e5, 1.9)
+    return pd.DataFrame([one, system("best_merge", EXPERTS[0], .62, 5e5, 5e5, 1.1),
+        system("full_merge", "all-0", .51, 5e5, 5e5, 1.1),
         system("full_mixture", "full-mixture", .86, 5.5e6, 5.2e5, 2.9),
-        system("model_glue", "model-glue", .81, 1.5e6, 5.2e5, 1.9),
+        ours, ours | dict(system="chosen"),
         system("oracle_task", "", .93, 5.5e6, 5e5),
         system("oracle_question", "", .98, 5.5e6, 5.5e6)])
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NAMED', 'MOST_VALUES', 'FEWSHOT_SEED', 'AWAY', 'built_in_tasks', 'is_file', 'count_values', 'read_yaml',
            'read_config', 'beside', 'Source', 'Unreachable', 'quiet', 'rules_of', 'load_tasks', 'load_once',
-           'find_tasks', 'prepare', 'explain', 'metric_scales', 'version_of', 'question_key', 'by_document',
-           'list_questions', 'answer_text', 'describe']
+           'find_tasks', 'prepare', 'build', 'waiting', 'explain', 'metric_scales', 'version_of', 'question_key',
+           'by_document', 'list_questions', 'answer_text', 'describe']
 
 # %% ../nbs/03_lm_tasks.ipynb #7f061909
 import hashlib, importlib.util, io, json, logging, math, re
@@ -17,6 +17,7 @@ from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
+from .chats import Chat, routed_text
 from .core import InputError, MissingFile, cache_path, digest, unknown, write_text
 from .task_code import SWITCH, CodeRefused, check_code, code_rules
 from .task_code import forget_task_modules, guard_templates
@@ -103,13 +104,16 @@ class Source:
     limit: float|None = None # The first so many questions of each (sub)task, or a share below 1; None: all
     code: str = "" # Template of a program with the generated code, where running it tells whether it is right
     tests: str = "" # Template of the tests that it must pass
+    chat: Chat = Chat() # Asked in conversations?
+    repeats: int|None = None # Answers per question, whose values are averaged; None: as the task says
     allow_code: bool = False # May it run code? By --allow-code-execution; part of the key, so that no
                              # questions that were read with permission are found without
 
     @cached_property
     def key(self)->str: # 16 hexadecimal digits
         "Fingerprint of what the questions depend on."
-        given = [asdict(self), version("lm_eval")]
+        unsaid = dict(chat=asdict(Chat()), repeats=None) # came later; left unsaid they change no key
+        given = [{k: v for k, v in asdict(self).items() if v != unsaid.get(k, ...)}, version("lm_eval")]
         if not is_file(self.task): return digest(*given)
         file = Path(self.task); config = beside(read_config(file), file.parent)
         state = lambda f: [f, (s := Path(f).stat()).st_size, s.st_mtime_ns] if Path(f).exists() else [f]
@@ -192,10 +196,29 @@ def prepare(
         raise InputError(f"Task '{task.config.task}' is asked without examples by its own file; "
                          f"num_fewshot is {n}. Leave it out of the suite.")
     task.set_config(key="num_fewshot", value=(fixed or 0) if n is None else n)
-    task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    limit = source.limit
-    task.build_all_requests(limit=limit
-                            and (math.ceil(len(task.eval_docs) * limit) if limit < 1 else int(limit)))
+    if source.repeats is not None: task.set_config(key="repeats", value=source.repeats)
+    build(task, source, waiting)
+
+def build(
+    task, # An lm-eval task
+    source:Source, # How it is asked
+    template, # Messages → text, as lm-eval's `apply_chat_template`
+    name:str="", # Of the tokenizer
+):
+    "Build a task's requests, in conversations where the source asks so."
+    limit, chat = source.limit, source.chat
+    task.set_fewshot_seed(seed=FEWSHOT_SEED) # each build draws the same examples
+    how = dict(apply_chat_template=True, fewshot_as_multiturn=chat.multiturn, chat_template=template)
+    task.build_all_requests(
+        limit=limit and (math.ceil(len(task.eval_docs) * limit) if limit < 1 else int(limit)),
+        system_instruction=chat.system, tokenizer_name=name, **how if chat.template else {})
+
+def waiting(
+    messages:list[dict], # role and content each
+    add_generation_prompt:bool=True, # As lm-eval calls it
+)->str: # What a router reads, whatever model will answer
+    "The text that stands for a conversation before a model is known."
+    return routed_text(messages)
 
 # %% ../nbs/03_lm_tasks.ipynb #65a0151e
 AWAY = {"ConnectionError", "TimeoutError", "ConnectError", "LocalEntryNotFoundError", "HfHubHTTPError",
@@ -297,7 +320,10 @@ def describe(
     with quiet(), rules_of(source):
         questions = [q for n, t in tasks.items() for q in list_questions(n, t)]
     how = first.config.generation_kwargs or {}; until = how.get("until") or []
+    more = [asdict(source.chat)] if source.chat != Chat() else []
+    more += [source.repeats] if source.repeats is not None else []
     versions = {n: version_of(t.dump_config()) for n, t in tasks.items()}
+    if more: versions = {n: digest(v, *more) for n, v in versions.items()}
     found = dict(version=digest(source.code + source.tests, versions), versions=versions,
                  type=first.OUTPUT_TYPE,
                  metrics=metric_scales(first), max_new_tokens=how.get("max_gen_toks", 256 if until else 1),

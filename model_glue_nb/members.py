@@ -183,8 +183,8 @@ def find_model(
         base, adapter = name.split("+", 1)
         return with_adapter(find_model(models, base), adapter, known)
     if Path(name).is_dir(): return open_model(name)
+    if is_hub_id(name): return open_model(local_folder(name), name.split("/")[-1]) # members have no slash
     if known: raise unknown("model", name, known)
-    if is_hub_id(name): return open_model(local_folder(name), name.split("/")[-1])
     raise InputError(f"There is no model folder '{name}'. Correct the path in the recipe.")
 
 def with_adapter(

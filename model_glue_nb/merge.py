@@ -27,7 +27,7 @@ from .methods import merge_methods
 from .outlet import check_written, copy_companions, finite, small_problems
 from .outlet import verify as verify_written
 from .outputs import atomic_path, output_problems, write_text
-from .reading import read_json
+from .reading import inside, read_json, read_text
 from .recipes import MergeRecipe, MergeSlice, MergeSource, recipe, stack
 from .streams import compute_device, to_host
 from .values import CODES, ITEM_BYTES
@@ -110,9 +110,9 @@ def chat_template_of(
     folder:Path, # A model folder
 )->str|None: # Jinja text
     "A model's chat template, from its own file or its tokenizer's settings."
-    if (file := folder/"chat_template.jinja").exists(): return file.read_text(encoding="utf-8")
-    if not (file := folder/"tokenizer_config.json").exists(): return None
-    found = json.loads(file.read_text()).get("chat_template")
+    if (folder/"chat_template.jinja").exists(): return read_text(inside(folder, "chat_template.jinja"))
+    if not (folder/"tokenizer_config.json").exists(): return None
+    found = read_json(inside(folder, "tokenizer_config.json")).get("chat_template")
     return found if isinstance(found, str) else None
 
 def write_chat_template(
@@ -125,9 +125,8 @@ def write_chat_template(
     if t == "auto": t = Counter(found).most_common(1)[0][0] if found else None
     if t is None: return
     (out/"chat_template.jinja").write_text(t, encoding="utf-8"); file = out/"tokenizer_config.json"
-    settings = json.loads(file.read_text()) if file.exists() else {}
+    settings = read_json(file) if file.exists() else {}
     if settings.pop("chat_template", None): write_text(file, json.dumps(settings, indent=2, ensure_ascii=False))
-
 
 # %% ../nbs/04_merge.ipynb #fa316b32
 def write_weights(
@@ -173,7 +172,7 @@ def merge_to_folder(
     with atomic_path(out, overwrite) as tmp:
         tmp.mkdir()
         copy_companions(plan.lead.model.path, tmp, code)
-        save_tokenizer(plan.lead, tmp)
+        save_tokenizer(plan.lead, tmp, list(plan.leaves.values()))
         write_config(plan, tmp)
         write_chat_template(plan, tmp)
         refuse(small_problems(tmp), "Cannot write the result") # before hours of work

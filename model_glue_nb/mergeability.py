@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['linkages', 'average', 'first_fit', 'spread_from', 'likely_base', 'outliers', 'Cluster', 'describe',
-           'cluster_by_similarity', 'alike', 'divide', 'relations', 'threshold_sensitivity']
+           'cluster_by_similarity', 'divide', 'base_first', 'vocabularies_table', 'relations', 'threshold_sensitivity']
 
 # %% ../nbs/05_mergeability.ipynb #09078e3c
 from collections import Counter
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .checkpoint import ZooModel
-from .compatibility import compare_whole
 from .core import InputError, Registry
+from .vocabulary_choice import vocabulary_groups
 from .zoo import Zoo
 
 # %% ../nbs/05_mergeability.ipynb #5832ccc8
@@ -96,10 +96,12 @@ def describe(
     bases:dict[str,str|None], # Model name → name of its base
 )->Cluster: # With its name, base, medoid and outliers
     "A cluster from its members."
-    mine = similarity.loc[names, names]; medoid = str(mine.fillna(-1).mean().idxmax())
-    votes = Counter(b for n in names if (b := bases.get(n)) in names)
-    base = votes.most_common(1)[0][0] if votes else likely_base(mine)
-    return Cluster(base or medoid, tuple(names), base, medoid, tuple(outliers(mine.fillna(-1))))
+    ordered = sorted(names); mine = similarity.loc[ordered, ordered] # so that ties fall one way
+    medoid = str(mine.fillna(-1).mean().round(12).idxmax())
+    votes = Counter(b for n in ordered if (b := bases.get(n)) in names)
+    base = min(votes, key=lambda b: (-votes[b], b)) if votes else likely_base(mine)
+    far = outliers(mine.fillna(-1))
+    return Cluster(base or medoid, tuple(names), base, medoid, tuple(m for m in names if m in far))
 
 # %% ../nbs/05_mergeability.ipynb #2816f4e7
 def cluster_by_similarity(
@@ -113,35 +115,51 @@ def cluster_by_similarity(
         raise InputError("The similarity table is empty: nothing to cluster. Give at least one model.")
     if not -1 <= threshold <= 1:
         raise InputError(f"The threshold is {threshold}; a cosine lies in [-1, 1]. The paper uses 0.95.")
-    labels = linkages[linkage](similarity.fillna(-1).to_numpy(), threshold)
-    groups = {}
-    for name, label in zip(similarity.index, labels): groups.setdefault(label, []).append(name)
+    names = list(similarity.index) if linkage == "first_fit" else sorted(similarity.index) # ties fall one way
+    labels = linkages[linkage](similarity.loc[names, names].fillna(-1).to_numpy(), threshold)
+    label, groups = dict(zip(names, labels)), {}
+    for name in similarity.index: groups.setdefault(label[name], []).append(name)
     return [describe(names, similarity, bases or {}) for names in groups.values()]
 
 # %% ../nbs/05_mergeability.ipynb #2f5eb3be
-def alike(
-    models:list[ZooModel], # Members without problems
-)->list[list[ZooModel]]: # Each group merges as it is, by the verdict on its first model
-    "Groups of one vocabulary and one meaning, in the order given."
-    groups = []
-    for m in models:
-        home = next((g for g in groups if compare_whole(g[0], m).kind == "as is"), None)
-        if home is None: groups.append([m])
-        else: home.append(m)
-    return groups
-
 def divide(
     clusters:list[Cluster], # By similarity
     similarity, # n×n DataFrame
     zoo:Zoo, # With all members
-)->list[Cluster]: # Of models that merge as they are
-    "Clusters, cut where members read other tokens or compute otherwise."
+    wish:str|None=None, # "base", "union" or a name; None: the union where one vocabulary extends the other
+)->list[Cluster]: # Of models that can be merged with each other
+    "Clusters, cut where vocabularies do not fit or models compute otherwise."
     bases, out = {m.name: m.base for m in zoo}, []
     for c in clusters:
-        parts = alike([zoo[n] for n in c.members])
-        cut = [describe([m.name for m in p], similarity, bases) for p in parts]
-        out += cut if len(parts) > 1 else [c]
+        groups = vocabulary_groups(base_first(c, zoo), wish)
+        cut = [describe(list(g.members), similarity, bases) for g in groups]
+        out += cut if len(groups) > 1 else [c]
     return out
+
+def base_first(
+    cluster:Cluster, # Any
+    zoo:Zoo, # With its members
+)->list[ZooModel]:
+    "A cluster's models, in an order that lets its base decide."
+    return [zoo[n] for n in dict.fromkeys([*([cluster.base] if cluster.base else []), *cluster.members])]
+
+def vocabularies_table(
+    clusters:list[Cluster], # By similarity, before they are divided
+    zoo:Zoo, # With all members
+    wish:str|None=None, # As for `divide`
+): # DataFrame: model, merged_with, tokenizer, why; only models whose vocabulary is no matter of course
+    "What merges say of their vocabulary, and who is set aside from its cluster."
+    import pandas as pd
+    rows = []
+    for c in clusters:
+        first, *others = vocabulary_groups(base_first(c, zoo), wish)
+        for g in (first, *others):
+            home = c.name if g is first else g.members[0] if len(g.members) > 1 else ""
+            for n in g.members:
+                reason = first.aside.get(n, "it computes otherwise than the others")
+                why = "" if g is first else reason
+                if g.tokenizer or why: rows.append((n, home, g.tokenizer or "", why))
+    return pd.DataFrame(rows, columns="model merged_with tokenizer why".split())
 
 # %% ../nbs/05_mergeability.ipynb #1d8ded66
 def relations(

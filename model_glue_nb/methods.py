@@ -5,17 +5,19 @@
 # %% auto #0
 __all__ = ['merge_methods', 'PerModel', 'MergeMethods', 'exactly', 'MethodInfo', 'method_info', 'run_method', 'try_method',
            'linear', 'task_arithmetic', 'cosines', 'arc', 'slerp', 'nuslerp', 'tangent_step', 'start_point',
-           'multislerp', 'karcher', 'model_stock', 'nearswap', 'passthrough', 'consensus', 'ties', 'breadcrumbs',
-           'breadcrumbs_ties', 'dare_linear', 'dare_ties', 'della', 'della_linear', 'sce']
+           'multislerp', 'karcher', 'NotConverged', 'not_converged', 'model_stock', 'nearswap', 'passthrough',
+           'consensus', 'ties', 'breadcrumbs', 'breadcrumbs_ties', 'dare_linear', 'dare_ties', 'della', 'della_linear',
+           'sce']
 
 # %% ../nbs/04_methods.ipynb #01c6730f
-import inspect, re
+import inspect, re, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from .core import InputError, Registry
+from .errors import Note
 from .kernels import EVERYTHING, NOTHING
 from .values import CODES
 from .streams import ArrayBlocks, Kernel, Marks, Stream, to_host
@@ -205,11 +207,21 @@ def karcher(
     w = np.array(weights, float) / sum(weights); norms, cos = cosines(models.gram())
     if min(norms) == 0: return models.weighted(w)
     point = start_point(cos, w)
-    for _ in range(max_iter):
+    for _ in range(int(max_iter)): # in a recipe it may vary with depth
         further, length = tangent_step(point, cos, w)
         if length < tol: break
         point = further
+    else: not_converged(tangent_step(point, cos, w)[1], max_iter, tol)
     return models.weighted(point / norms * (w @ norms))
+
+class NotConverged(Note): "An iteration ended before its last step was short enough."
+
+def not_converged(length:float, max_iter:int, tol:float):
+    "Say how far from the mean an iteration ended; nothing when it ended close enough."
+    if length < tol: return
+    say = f"karcher has not converged after {max_iter} steps: the next would be {length:.0e} radians long, "
+    warnings.warn(f"{say}over {tol:.0e}. Give a larger max_iter, or merge inputs that are more alike.",
+                  NotConverged, stacklevel=2)
 
 # %% ../nbs/04_methods.ipynb #42e462d9
 @merge_methods

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BY_ROW', 'ALIKE', 'LEVELS', 'RowCache', 'room_for_choices', 'take', 'add_rows', 'Mixed', 'TokenMixed',
-           'MixtureConfig', 'new_router', 'several', 'mix_layers', 'mix_stacks', 'running', 'Routed', 'Prompted',
-           'Embedded', 'Generating', 'MixtureForCausalLM']
+           'MixtureConfig', 'new_router', 'several', 'mix_layers', 'mix_stacks', 'running', 'Told', 'Routed',
+           'Prompted', 'Embedded', 'Generating', 'MixtureForCausalLM']
 
 # %% ../nbs/07_modeling.ipynb #6e17a2a4
 import copy
@@ -16,6 +16,8 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
 from .routing import PROMPTS, ROUTES, Prompts, Router, Routes, forced_route, prompt_mask
 from .routing import PRIME, row_keys, tokens_behind
@@ -62,14 +64,17 @@ def add_rows(out, g, y): # (batch, …), changed in place; whose rows; their val
 # %% ../nbs/07_modeling.ipynb #51bb678d
 class Mixed(nn.Module):
     "Experts in the place of one module of the dense model; a sample goes through those of its route."
-    def __init__(self, experts, place, router=None, pooling="mean", n_layers=0, reader=0):
+    def __init__(self, experts, place, router=None, pooling="mean", n_layers=0, reader=0, named="experts"):
         super().__init__()
-        self.experts, self.router, self.place, self.pooling = nn.ModuleList(experts), router, place, pooling
-        self.n_layers, self.reader = n_layers, reader
+        self._modules[named] = nn.ModuleList(experts) # the first weight tells the dtype
+        self.router, self.place, self.pooling = router, place, pooling
+        self.n_layers, self.reader, self.named = n_layers, reader, named
+
+    @property
+    def experts(self): return self._modules[self.named]
 
     def __getattr__(self, name): # not every name: a wrapper of an expert would be taken for one of the whole
-        if name in ALIKE: return getattr(super().__getattr__("experts")[0], name)
-        return super().__getattr__(name)
+        return getattr(self.experts[0], name) if name in ALIKE else super().__getattr__(name)
 
     def plan(self, x):
         "Who takes which rows; an embedding that is asked alone routes the tokens it is given."
@@ -87,27 +92,28 @@ class Mixed(nn.Module):
             if cache is not None:
                 mine["past_key_values"] = RowCache(cache, g.rows, len(x), g.rank * self.n_layers, opened)
             y = self.experts[g.expert](take(x, g.rows, len(x)), *args, **mine)
-            if len(plan) == 1: return y
+            if len(plan) == 1 and g.weight is None: return y
             out = add_rows(y.new_zeros(len(x), *y.shape[1:]) if out is None else out, g, y)
         return out
 
 # %% ../nbs/07_modeling.ipynb #089d0935
 class TokenMixed(nn.Module):
     "Experts in the place of an MLP; every token chooses for itself."
-    def __init__(self, experts, router): # MLPs alike; a router that reads what they read
+    def __init__(self, experts, router, place): # MLPs alike; a router that reads what they read; its layer
         super().__init__()
-        self.experts, self.router = nn.ModuleList(experts), router
+        self.experts, self.router, self.place = nn.ModuleList(experts), router, place
 
     def forward(self, x):
         routes, flat = ROUTES.get(), x.reshape(-1, x.shape[-1])
-        if routes.forced is None: index, weight = self.router(flat, routes.tokens)
-        else: index = routes.forced.repeat_interleave(x.shape[1])[:, None]
-        if index.numel() == 1: return self.experts[int(index)](x)
+        if routes.forced is None: index, weight, routes.logits[self.place] = self.router(flat, routes.tokens)
+        else: index, weight = routes.forced.repeat_interleave(x.shape[1])[:, None], None
+        weighed = weight is not None and (index.shape[1] > 1 or weight.requires_grad)
+        if index.numel() == 1 and not weighed: return self.experts[int(index)](x)
         out = torch.zeros_like(flat)
         for e in index.unique().tolist():
             row, rank = (index == e).nonzero(as_tuple=True)
             y = self.experts[e](flat[row])
-            if index.shape[1] > 1: y = y * weight[row, rank, None].to(y.dtype)
+            if weighed: y = y * weight[row, rank, None].to(y.dtype)
             out.index_add_(0, row, y.to(out))
         return out.view_as(x)
 
@@ -119,11 +125,14 @@ class MixtureConfig(PretrainedConfig):
 
     def __init__(self,
         text_config=None, # Config of the dense model, or its dict
-        mixture=None, # level, n_experts, dense_layers, top_k, input, pooling, ends, reader, router, routers
+        mixture=None, # level, n_experts, dense_layers, top_k, input, pooling, ends, reader, named, router(s)
+        output_router_logits=False, # Give the routers' logits, and add their balance to the loss?
+        router_aux_loss_coef=.001, # Weight of that balance
         **kwargs, # As for every config
     ):
         if isinstance(text_config, dict): text_config = AutoConfig.for_model(**text_config)
         self.text_config, self.mixture = text_config, mixture or {}
+        self.output_router_logits, self.router_aux_loss_coef = output_router_logits, router_aux_loss_coef
         shown = "vocab_size hidden_size num_hidden_layers num_attention_heads max_position_embeddings"
         for k in shown.split(): kwargs.setdefault(k, getattr(text_config, k, None))
         if text_config is not None: kwargs["tie_word_embeddings"] = bool(text_config.tie_word_embeddings)
@@ -145,8 +154,8 @@ def mix_layers(dense, m, n_layers):
     for i in range(m["dense_layers"], n_layers):
         whole, router = m["level"] == "block", new_router(m, str(i))
         experts = several(layers[i] if whole else layers[i].mlp, m["n_experts"])
-        mixed = Mixed(experts, str(i), router, m["pooling"], n_layers)
-        if m["input"] == "token": mixed = TokenMixed(experts, router)
+        mixed = Mixed(experts, str(i), router, m["pooling"], n_layers, named=m.get("named", "experts"))
+        if m["input"] == "token": mixed = TokenMixed(experts, router, str(i))
         if whole: layers[i] = mixed
         else: layers[i].mlp = mixed
 
@@ -154,13 +163,14 @@ def mix_stacks(dense, m, n_layers):
     "Experts are stacks of layers, with embedding, norm and head of their own if `ends` is own; one router."
     body, first = dense.base_model, new_router(m, "model")
     def mixed(module, router=None):
-        return Mixed(several(module, m["n_experts"]), "model", router, m["pooling"], n_layers, m["reader"])
+        experts, named = several(module, m["n_experts"]), m.get("named", "experts")
+        return Mixed(experts, "model", router, m["pooling"], n_layers, m["reader"], named)
     if own := m["ends"] == "own":
         body.embed_tokens, first = mixed(body.embed_tokens, first), None
         body.norm, dense.lm_head = mixed(body.norm), mixed(dense.lm_head)
     for i in range(m["dense_layers"], n_layers): body.layers[i], first = mixed(body.layers[i], first), None
     if own and dense.config.tie_word_embeddings:
-        name = "{}.experts.{}.weight".format; E = m["n_experts"]
+        name, E = f"{{}}.{m.get('named', 'experts')}.{{}}.weight".format, m["n_experts"]
         dense._tied_weights_keys = {name("lm_head", e): name("model.embed_tokens", e) for e in range(E)}
         dense.all_tied_weights_keys = dense.get_expanded_tied_weights_keys()
 
@@ -178,14 +188,42 @@ def running(routes, body): # Of the batch; the dense model's body where hidden s
         if kept: kept[-1] = body.norm(kept[-1])
     finally: [h.remove() for h in hooks]; ROUTES.reset(token)
 
+# %% ../nbs/07_modeling.ipynb #059ce077
+class Told:
+    "What a mixture tells of its routers, and refuses to tell of its experts."
+    def refuse_attentions(self, asked): # None: what the config says
+        "Experts see different rows, so their attention weights are none of the batch."
+        asked = self.config.output_attentions if asked is None else asked
+        if asked and self.config.mixture["level"] != "ffn":
+            raise ValueError("Each expert attends to its own samples, so the batch has no attention weights. "
+                             "Leave output_attentions out, or ask an expert.")
+
+    def balance(self, logits, attention_mask, n_tokens): # (n, E) of each place; of the batch; tokens read
+        "How unevenly the experts are used, as transformers measures it; None where no router was asked."
+        from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+        m = self.config.mixture
+        if not logits: return None
+        fits = attention_mask is not None and m["input"] == "token" and attention_mask.shape[1] == n_tokens
+        return load_balancing_loss_func(logits, m["n_experts"], m["top_k"], attention_mask if fits else None)
+
+    def with_routers(self, out, routes, attention_mask):
+        "The dense model's output with the routers' logits and their balance."
+        logits, loss = tuple(routes.logits.values()), out.loss
+        balance = self.balance(logits, attention_mask, out.logits.shape[1])
+        if loss is not None and balance is not None:
+            loss = loss + self.config.router_aux_loss_coef * balance.to(loss.device)
+        said = dict(out.items()) | dict(loss=loss, aux_loss=balance, router_logits=logits)
+        return MoeCausalLMOutputWithPast(**said)
+
 # %% ../nbs/07_modeling.ipynb #122b3fde
 class Routed:
     "Forward of a mixture: a new batch is routed on its prompt, a cached one stays where it is."
     checkpointed = False # Is gradient checkpointing on?
 
+    @can_return_tuple
     def forward(self,
         input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-        labels=None, use_cache=None, output_hidden_states=None,
+        labels=None, use_cache=None, output_hidden_states=None, output_router_logits=None,
         logits_to_keep=0, # named, so that `generate` asks for the logits of the last token only
         prompt_lengths=None, # int64, (batch,): tokens of each sample that are its prompt; None: all
         route=None, # int64, (batch,) or one number: expert of each sample; None: the router decides
@@ -196,13 +234,16 @@ class Routed:
         use_cache = use_cache and not (self.training and self.checkpointed)
         if use_cache and cache is None: cache = DynamicCache(config=text)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        tell = self.config.output_router_logits if output_router_logits is None else output_router_logits
+        self.refuse_attentions(kwargs.get("output_attentions"))
         routes = self.routes(input_ids, inputs_embeds, attention_mask, cache, prompt_lengths, route)
         kwargs |= dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
                        inputs_embeds=inputs_embeds, labels=labels, past_key_values=cache, use_cache=use_cache,
-                       logits_to_keep=logits_to_keep)
+                       logits_to_keep=logits_to_keep, return_dict=True)
+        if hasattr(text, "output_router_logits"): kwargs["output_router_logits"] = False # an expert's own
         with running(routes, self.base_model if keep else None) as states: out = self.dense(**kwargs)
         if keep: out.hidden_states = tuple(states)
-        return out
+        return self.with_routers(out, routes, attention_mask) if tell else out
 
     def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=None, **kwargs):
         "As for every model; a layer that is computed again in the backward pass finds the routes again."
@@ -307,6 +348,10 @@ class Generating:
         try: return super().generate(inputs, generation_config, **kwargs)
         finally: PROMPTS.reset(token)
 
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, **kwargs): # names are read
+        "As the dense model's class has it: Phi-3 begins a new cache where its RoPE changes with the length."
+        return self.dense.prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
     @torch.no_grad()
     def route(self, input_ids, attention_mask=None, prompt_lengths=None):
         "Place → experts of each sample, int64 of shape (batch, k), the best first."
@@ -316,7 +361,7 @@ class Generating:
         return cache.routes.chosen
 
 # %% ../nbs/07_modeling.ipynb #9f4c1db4
-class MixtureForCausalLM(Generating, Embedded, Prompted, Routed, PreTrainedModel, GenerationMixin):
+class MixtureForCausalLM(Generating, Embedded, Prompted, Routed, Told, PreTrainedModel, GenerationMixin):
     "A dense model some modules of which are experts behind routers."
     config_class = MixtureConfig
     base_model_prefix = ""

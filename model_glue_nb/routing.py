@@ -59,12 +59,15 @@ def choose(
     margin:float=0.0, # The cheapest expert within this distance of the best score is taken
 )->tuple[torch.Tensor,torch.Tensor]: # Indices and weights, each (n, top_k); weights add up to 1
     "The experts of each row: softmax, top-k, weights that add up to 1."
+    allowed = scores
     if costs is not None and margin > 0:
         close = scores >= scores.max(1, keepdim=True).values - margin
         price = torch.where(close, costs.to(scores.device), torch.inf)
-        scores = torch.where(price == price.min(1, keepdim=True).values, scores, -torch.inf)
-    weight, index = torch.softmax(scores / temperature, -1).topk(top_k, dim=-1)
-    return index, weight / weight.sum(-1, keepdim=True)
+        allowed = torch.where(price == price.min(1, keepdim=True).values, scores, -torch.inf)
+    weight, index = torch.softmax(allowed / temperature, -1).topk(top_k, dim=-1)
+    if top_k > 1: return index, weight / weight.sum(-1, keepdim=True)
+    share = torch.log_softmax(scores / temperature, -1).gather(-1, index)
+    return index, (share - share.detach()).exp() # 1, with the gradient of the expert's share
 
 class Router(nn.Module):
     "A fitted router: its arrays are stored with the weights, its settings in the config."
@@ -72,13 +75,14 @@ class Router(nn.Module):
         super().__init__()
         self.settings, self.top_k = settings, top_k
         for name, shape in shapes.items():
-            array = nn.Parameter(torch.zeros(shape, dtype=torch.float32), requires_grad=False)
+            array = nn.Parameter(torch.zeros(shape, dtype=torch.float32))
             self.register_parameter(name, array)
 
     def forward(self, x, keys):
         s = self.settings; costs = torch.tensor(s["costs"]) if s.get("costs") else None
-        scores = router_scores(s, dict(self.named_parameters()), x, keys)
-        return choose(scores, self.top_k, s.get("temperature", 1.0), costs, s.get("margin", 0.0))
+        scores, heat = router_scores(s, dict(self.named_parameters()), x, keys), s.get("temperature", 1.0)
+        index, weight = choose(scores, self.top_k, heat, costs, s.get("margin", 0.0))
+        return index, weight, scores / heat # what the softmax is taken of comes last: its logits
 
 # %% ../nbs/07_routing.ipynb #7e3ce8f8
 def prompt_mask(
@@ -119,7 +123,7 @@ def groups(index, weight): # int64 and float, (batch, k): experts of each sample
     for rank in range(index.shape[1]):
         for e in index[:, rank].unique().tolist():
             rows = (index[:, rank] == e).nonzero()[:, 0]
-            share = weight[rows, rank] if index.shape[1] > 1 else None
+            share = weight[rows, rank] if index.shape[1] > 1 or weight.requires_grad else None
             out.append(Group(e, None if len(rows) == len(index) else rows, share, rank))
     return out
 
@@ -127,7 +131,7 @@ def groups(index, weight): # int64 and float, (batch, k): experts of each sample
 class Routes:
     "Where a batch goes: made on the prompt, place by place, and kept with the cache."
     def __init__(self, ids, mask, forced=None): # forced: (batch,), experts instead of the router's
-        self.mask, self.forced, self.plans, self.chosen = mask, forced, {}, {}
+        self.mask, self.forced, self.plans, self.chosen, self.logits = mask, forced, {}, {}, {}
         self.set_tokens(ids)
         self.keys = mask.long().sum(1) if ids is None else prompt_keys(ids, mask)
 
@@ -138,7 +142,7 @@ class Routes:
         "Groups of the batch at one place; decided once."
         if place not in self.plans:
             if self.forced is not None: index, weight = self.forced[:, None], torch.ones(len(self.forced), 1)
-            else: index, weight = router(pool(read(), self.mask, how), self.keys)
+            else: index, weight, self.logits[place] = router(pool(read(), self.mask, how), self.keys)
             self.chosen[place], self.plans[place] = index.cpu(), groups(index, weight)
         return self.plans[place]
 

@@ -79,16 +79,20 @@ def speak(
     max_new_tokens:int, # Most tokens
     pieces:Pieces, # Where the tokens go
     lock, # Held while the model works
+    how:dict|None=None, # Settings of transformers' `generate`; None: greedy
+    seed:int=0, # Of the draws, where some are made
 ):
     "Generate into a queue; ends with None, or with what went wrong."
     import torch
     try:
-        with lock, torch.no_grad():
+        with lock, torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(seed)
             x = torch.tensor([ids], device=live.model.device)
             end = live.model.generation_config.eos_token_id
             pad = (end[0] if isinstance(end, (list, tuple)) else end) or 0
             live.model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=max_new_tokens,
-                                pad_token_id=pad, streamer=pieces, stopping_criteria=[pieces], **GREEDY)
+                                pad_token_id=pad, streamer=pieces, stopping_criteria=[pieces],
+                                **GREEDY | (how or {}))
     except BaseException as e: pieces.queue.put(e)
     else: pieces.queue.put(None)
 
@@ -98,12 +102,14 @@ def stream_ids(
     max_new_tokens:int=32, # Most tokens
     stop:list[str]=(), # The answer ends before the first of these
     lock=nullcontext(), # Held while the model works
+    how:dict|None=None, # Settings of transformers' `generate`; None: greedy
+    seed:int=0, # Of the draws, where some are made
 ): # Yields pieces of text
-    "A greedy continuation, piece by piece."
+    "A continuation, piece by piece."
     check_length(live, [len(ids) + max_new_tokens])
     tokenizer, end, pieces = live.tokenizer, live.model.generation_config.eos_token_id, Pieces()
     ends = set(end if isinstance(end, (list, tuple)) else [end])
-    worker = Thread(target=speak, args=(live, ids, max_new_tokens, pieces, lock), daemon=True)
+    worker = Thread(target=speak, args=(live, ids, max_new_tokens, pieces, lock, how, seed), daemon=True)
     del live # it can be let go as soon as the worker has ended
     def tokens():
         while (x := pieces.queue.get()) is not None:

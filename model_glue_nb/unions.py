@@ -130,13 +130,15 @@ def copy_tokenizer(
 def save_tokenizer(
     view:View, # The view that leads
     out:Path, # Folder of the result, with the leading model's files
+    leaves:list[View]=(), # All models that take part, those of nested merges too
 ):
     "Write the tokenizer of the result, where it is not the leading model's own."
     words = view.vocabulary
     if not words or words.source == "base": return
     if words.source != "union": return copy_tokenizer(words.source.model.path, out)
     if words.tokens == view_tokens(words.views[0]): return # the leading model knows all of them
-    joined = join_tokenizers(words.tokens, [read_parts(v.model.path) for v in words.views])
+    folders = dict.fromkeys(v.model.path for v in (*words.views, *leaves))
+    joined = join_tokenizers(words.tokens, [read_parts(f) for f in folders])
     settings = read_json(out/"tokenizer_config.json") if (out/"tokenizer_config.json").exists() else {}
     for f in tokenizer_files(out): # of the slow one, and ids that are no longer so
         speaks = f.suffix == ".jinja" or f.name.startswith(("chat_template", "special_tokens_map"))

@@ -74,13 +74,16 @@ def compare_experts(
     own = mixture.config.model_type == "model_glue_mixture"
     n = parts.base.config.get("vocab_size") or dense.get_input_embeddings().num_embeddings
     ids = torch.randint(0, n, (2, 8), generator=torch.Generator().manual_seed(0))
-    mine = [n for n in parts.names() if parts.part(n)]
     whole, out = dense.state_dict(), []
-    stacks = [p for name, p in mixture.named_parameters() if ".experts." in name and p.dim() == 3]
+    mine = [n for n in whole if parts.part(n) and not (parts.tied and n == "lm_head.weight")]
+    fused = lambda name, p: not own and ".experts." in name and p.dim() == 3
+    stacks = [p for name, p in mixture.named_parameters() if fused(name, p)]
     kept = [p.detach().clone() for p in stacks]
     with torch.inference_mode():
         for i, e in enumerate(parts.experts):
-            for name in mine: whole[name].copy_(torch.from_numpy(np.array(e.values(name))))
+            stored = {n: torch.from_numpy(np.array(e.values(n))) for n in mine if n in e.tensors}
+            if len(stored) < len(mine): stored = load(e.path)[0].state_dict() # fused when loaded
+            for name in mine: whole[name].copy_(stored[name])
             for p, k in zip(stacks, kept): p.copy_(k[i:i + 1].expand_as(p))
             forced = dict(route=i) if own else {}
             want, got = dense(input_ids=ids).logits, mixture(input_ids=ids, **forced).logits

@@ -185,6 +185,69 @@ def test_a_system_of_one_model_scores_as_that_model(order, tmp_path):
     assert len(set(System.calls)) >= 6 and {n for n, _ in System.calls} == {1, 2, 3, 12, 256}
     assert len({json.dumps(r, sort_keys=True) for r in system}) >= 4, "the tasks' answers differ, so that a mix-up would show"
 
+TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}{% if add_generation_prompt %}={% endif %}"
+
+def chat_member(room, template=TEMPLATE):
+    "A copy of a member with a chat template, or without one."
+    import shutil
+    shutil.copytree(demo_zoo_path()/"a-sort", room)
+    if template: (room/"chat_template.jinja").write_text(template)
+    return read_zoo([room])
+
+@pytest.mark.parametrize("more", [{}, dict(apply_chat_template=True), dict(apply_chat_template=True, system_instruction="sort BA = AB"), dict(system_instruction="sort BA = AB")], ids=str)
+def test_a_mixture_of_one_scores_as_that_expert(more, tmp_path):
+    "Unlike generation tasks, a choice and an own task, bare and in conversations: every value and answer."
+    from model_glue_nb.harness import as_lm_eval, evaluate
+    from model_glue_nb.levels import MixtureSpec
+    from model_glue_nb.mixture import mix
+    generation_tasks(tmp_path/"t"); zoo = chat_member(tmp_path/"tuned"); member = next(iter(zoo))
+    tasks_folder(tmp_path/"u", 6); given = yaml.safe_load((tmp_path/"t/s.yaml").read_text())
+    given["tasks"] = [t for t in given["tasks"] if t["name"] not in ("unsaid", "none")] + [dict(name="choose", task=str(tmp_path/"u/choose.yaml"))]
+    (tmp_path/"t/s.yaml").write_text(yaml.safe_dump(given | more)); suite = load_suite(tmp_path/"t/s.yaml")
+    live = mix(MixtureSpec((member.name,), dict(name="random")), tmp_path/"m", zoo).load()
+    alone, _ = evaluate(as_lm_eval(member.load()), suite.tasks, "m"); mixed, _ = evaluate(as_lm_eval(live), suite.tasks, "x")
+    assert alone == mixed and len({json.dumps(r, sort_keys=True) for r in alone}) >= 4
+
+def test_conversations_are_asked_as_lm_eval_asks_them(tmp_path):
+    "The harness against lm-eval's own evaluation with the same switches."
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from model_glue_nb.harness import as_lm_eval, evaluate
+    tasks_folder(tmp_path/"t", 8); member = next(iter(chat_member(tmp_path/"tuned"))); live = member.load()
+    how = dict(apply_chat_template=True, system_instruction="sort BA = AB", fewshot_as_multiturn=True)
+    (tmp_path/"t/s.yaml").write_text(yaml.safe_dump(dict(tasks=[dict(name=n, task=f"{n}.yaml") for n in ("sort", "choose")]) | how))
+    suite = load_suite(tmp_path/"t/s.yaml"); found, _ = evaluate(as_lm_eval(live, 4), suite.tasks, "m")
+    plain = load_suite(dict_suite(tmp_path, ("sort", "choose")))
+    assert [t.fingerprint for t in plain.tasks] != [t.fingerprint for t in suite.tasks]
+    assert all(q.prompt == p.prompt.split("=")[-2].strip().split()[-1] or q.prompt.endswith("=") for t, u in zip(suite.tasks, plain.tasks) for q, p in zip(t.questions, u.questions))
+    said = lm_eval.simple_evaluate(HFLM(pretrained=live.model, tokenizer=live.tokenizer, batch_size=4), tasks=["sort", "choose"], bootstrap_iters=0,
+                                   task_manager=TaskManager(include_path=str(tmp_path/"t"), include_defaults=False), random_seed=None, numpy_random_seed=None, torch_random_seed=None, **how)["results"]
+    for t, rows in zip(suite.tasks, found):
+        for metric in ("exact_match,none", "acc,none", "acc_norm,none"):
+            if metric in rows: assert np.mean([v for v, _ in rows[metric].values()]) == pytest.approx(said[t.name][metric])
+
+def dict_suite(room, names):
+    (room/"t/plain.yaml").write_text(yaml.safe_dump(dict(tasks=[dict(name=n, task=f"{n}.yaml") for n in names]))); return room/"t/plain.yaml"
+
+def test_a_missing_template_is_one_line(tmp_path):
+    tasks_folder(tmp_path/"t", 6); (tmp_path/"t/s.yaml").write_text("apply_chat_template: true\ntasks: [{task: sort.yaml}]\n")
+    member = next(iter(chat_member(tmp_path/"bare", None)))
+    with pytest.raises(InputError, match="has no chat template, so it cannot be asked in conversations"): ask_model(member, load_suite(tmp_path/"t/s.yaml"))
+    own = load_suite("demo", asked=dict(apply_chat_template=True)).part("search", 2)
+    with pytest.raises(InputError, match="has no chat template"): ask_model(member, own)
+    (tmp_path/"t/s.yaml").write_text("fewshot_as_multiturn: true\ntasks: [{task: sort.yaml}]\n")
+    with pytest.raises(InputError, match="needs a conversation"): load_suite(tmp_path/"t/s.yaml")
+
+def test_repeats_are_averaged(tmp_path):
+    from model_glue_nb.harness import as_lm_eval, evaluate
+    tasks_folder(tmp_path/"t", 6); (tmp_path/"t/s.yaml").write_text("tasks: [{task: sort.yaml, repeats: 4}]\n"); suite = load_suite(tmp_path/"t/s.yaml")
+    right, asked = {q.prompt: q.answer for q in suite.tasks[0].questions}, []
+    class Sometimes:
+        def generate(self, prompts, max_new_tokens, stop): asked.extend(prompts); return [right[p] if i % 4 else "" for i, p in enumerate(prompts)]
+    (rows,), _ = evaluate(as_lm_eval(Sometimes()), suite.tasks, "m"); values = [v for v, _ in rows["exact_match,none"].values()]
+    assert len(asked) == 4 * len(right) and values == [.75] * len(right)
+
 def test_sampling_is_passed_on_or_refused():
     from types import SimpleNamespace
     from model_glue_nb.harness import as_lm_eval

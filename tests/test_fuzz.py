@@ -27,7 +27,13 @@ FOUND = dict( # Inputs that once ended badly, as small as they were found: forma
     suite_has_a_control=("suite", b'"\x0b"', 0), grid_is_deep=("grid", b"suite: " + b"{a: " * 900 + b"}" * 900, 0),
     store_lacks_columns=("store", fuzz.database(["a", "t"]), 0), list_holds_a_number=("zoo_list", b'["zoo/a", 3]', 0),
     list_is_utf16=("zoo_list", b'\xff\xfe[\x00"\x00z\x00"\x00', 0), list_is_cut=("zoo_list", b"[", 0), table_is_markup=("table", b"model,arc\n[/],0.5\n", 0),
-    results_name_markup=("results", b'{"results": {"arc": {"acc,none": 0.5}}, "model_name": "[/]"}', 0))
+    results_name_markup=("results", b'{"results": {"arc": {"acc,none": 0.5}}, "model_name": "[/]"}', 0),
+    results_are_deep=("results", b'{"results": {}, "x": ' + b"[" * 900 + b'"\\ud800"' + b"]" * 900 + b"}", 0),
+    adapter_is_deep=("adapter", b'{"r": 4, "x": ' + b"[" * 900 + b'"\\ud800"' + b"]" * 900 + b"}", 0),
+    adapter_is_endless=("adapter", b'{"r": 4, "target_modules": ["q_proj"], "lora_alpha": 1' + b"0" * 400 + b"}", 0),
+    config_is_endless=("config", b'{"rms_norm_eps": 1' + b"0" * 400 + b"}", 0), table_has_a_model=("table", b"model,task,score\na,model,0.5\n", 0),
+    list_repeats=("zoo_list", b'["zoo/a"' + b', "zoo/a"' * 9000 + b"]", 0),
+    recipe_is_endless=("merge", b"merge_method: linear\nmodels: [zoo/a, zoo/b]\nparameters: {weight: [1" + b"0" * 299 + b", 1]}\n", 0))
 
 @pytest.fixture(scope="module")
 def worker():

@@ -20,7 +20,7 @@ def written(kind, folder):
 
 @pytest.mark.parametrize("kind", CACHED + OWN)
 def test_generates_as_transformers_does(kind, tmp_path):
-    live = written(kind, tmp_path/"m").load(); prompts = ["w5 w6 w7", "w9 w8 w4"]
+    live = written(kind, tmp_path/"m").load("cpu"); prompts = ["w5 w6 w7", "w9 w8 w4"]
     got = live.generate(prompts, 6); ends = live.end_tokens(); x = torch.tensor(live.encode(prompts))
     live.model.generation_config = GenerationConfig()
     want = live.model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=6, do_sample=False, eos_token_id=ends or None, pad_token_id=(ends or [0])[0])
@@ -31,7 +31,7 @@ def test_both_ways_are_met(tmp_path):
 
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
 def test_ends_and_lengths(kind, tmp_path):
-    live = written(kind, tmp_path/"m").load(); prompts = ["w5 w6 w7", "w9 w8"]
+    live = written(kind, tmp_path/"m").load("cpu"); prompts = ["w5 w6 w7", "w9 w8"]
     live.model.generation_config.eos_token_id = None; live.model.config.eos_token_id = None
     whole = live.generate(prompts, 12); words = whole[0].split()
     assert live.generate(prompts, 0) == ["", ""] and live.generate([], 3) == []
@@ -101,10 +101,52 @@ def test_image_and_text_models_continue_a_text(tmp_path):
                   llava=T.LlavaForConditionalGeneration(T.LlavaConfig(text_config=text | dict(model_type="llama"), vision_config=sight | dict(model_type="clip_vision_model", projection_dim=16), image_token_index=60)))
     for name, model in models.items():
         model.save_pretrained(tmp_path/name); tiny_tokenizer(64).save_pretrained(tmp_path/name)
-        live = open_model(tmp_path/name).load(); x = torch.tensor(live.encode(["w5 w6 w7"]))
+        live = open_model(tmp_path/name).load("cpu"); x = torch.tensor(live.encode(["w5 w6 w7"]))
         want = model.eval().generate(x, attention_mask=torch.ones_like(x), max_new_tokens=5, do_sample=False, eos_token_id=1, pad_token_id=1)[:, x.shape[1]:]
         assert live.generate(["w5 w6 w7"], 5) == live.decode([want], torch.tensor([1]))
 
 def test_half_precision_only_where_the_processor_has_it():
     assert pick_dtype("bfloat16", 1e9, "cpu", {"avx512f"}) == "float32" and pick_dtype("bfloat16", 1e9, "cpu", {"amx_bf16"}) == "bfloat16"
     assert pick_dtype("bfloat16", 1e9, "cuda", set()) == "bfloat16" and pick_dtype("float32", 1e9, "cpu", set()) == "float32"
+
+# Notes
+
+@pytest.fixture
+def with_extra(tmp_path):
+    "A suite and two members; one of them has two tensors that no class wants."
+    zoo = tiny_zoo(tmp_path/"zoo", ["a", "b"]); f = zoo["b"].path/"model.safetensors"
+    save_file(load_file(f) | {"model.extra": torch.ones(3), "model.more": torch.ones(3)}, f, dict(format="pt"))
+    (tmp_path/"q.jsonl").write_text("".join(json.dumps(dict(question=f"w{i}", answer=f"w{i + 2}")) + "\n" for i in range(3, 23)))
+    (tmp_path/"suite.yaml").write_text("name: s\nsearch_share: .5\ntasks: [{name: t, file: q.jsonl, max_new_tokens: 2}]\n")
+    return zoo
+
+def test_a_note_of_loading_is_a_warning_that_names_the_caller(with_extra):
+    from model_glue_nb.errors import Note
+    with pytest.warns(Note, match="2 tensors of 'b' have no place in a LlamaForCausalLM, the first: 'model.extra'") as told: with_extra["b"].load()
+    assert len(told) == 1 and told[0].filename == __file__
+
+@pytest.mark.parametrize("args", [("score", "zoo"), ("barrier", "zoo", "b", "b"), ("cka", "zoo")])
+def test_commands_say_each_note_once(with_extra, tmp_path, monkeypatch, capsys, args):
+    from model_glue_nb.cli import main
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path/"cache")); monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["model-glue", *args, "--suite", "suite.yaml"])
+    with pytest.raises(SystemExit): main()
+    lines = [l for l in capsys.readouterr().err.splitlines() if "no place" in l]
+    assert lines == ["note: 2 tensors of 'b' have no place in a LlamaForCausalLM, the first: 'model.extra'."]
+
+def test_a_merge_that_has_not_converged_says_so(tmp_path, monkeypatch, capsys):
+    from model_glue_nb.cli import main
+    tiny_zoo(tmp_path, ["a", "b", "c"], dtype="float32")
+    (tmp_path/"m.yaml").write_text("merge_method: karcher\nmodels: [a, b, c]\nparameters: {max_iter: 1, tol: 0}\n")
+    monkeypatch.chdir(tmp_path); monkeypatch.setattr(sys, "argv", ["model-glue", "merge", "m.yaml", "out"])
+    with pytest.raises(SystemExit) as e: main()
+    err = capsys.readouterr().err; assert not e.value.code and err.count("note: karcher has not converged") >= 1 and "Warning" not in err
+
+def test_modules_are_walked_once_per_model(tmp_path, monkeypatch):
+    live = tiny_zoo(tmp_path, ["a"])["a"].load()
+    from model_glue_nb import language_model
+    was = language_model.counts_itself; asked = []
+    monkeypatch.setattr(language_model, "counts_itself", lambda m: asked.append(1) or was(m))
+    for n in range(1, 5): live.generate(["w3 w4", "w5", "w6 w7 w8"], n)
+    assert len(asked) == 1
+    live.model.generation_config = GenerationConfig(repetition_penalty=5.); assert not takes_cache(live.model), "settings may change later"

@@ -255,7 +255,7 @@ def test_a_dry_run_tells_the_truth(zoo, wide_zoo, tmp_path, monkeypatch, command
     preadv = os.preadv; monkeypatch.setattr(os, "preadv", lambda *a: (read.append(n := preadv(*a)), n)[1])
     for method in ("linear", "ties", "slerp", "della", "sce", "task_arithmetic"):
         info = method_info(method); names = ["a", "b", "c"][:info.n_models or 3]; p = dict(density=.4) if "density" in info.parameters else {}
-        r = recipe(method, names, base="base" if info.needs_base else None, **p); told = plan(r, wide_zoo, tmp_path/method); read.clear()
+        r = recipe(method, names, base="base" if info.needs_base else None, **p); told = plan(r, wide_zoo, tmp_path/method, device="cpu"); read.clear()
         out = merge(r, wide_zoo, tmp_path/method, device="cpu")
         assert told["write_bytes"] == out.n_bytes and told["tensors"] == 3 and told["problems"] == []
         assert abs(sum(read) / told["read_bytes"] - 1) < .25, (method, sum(read), told) # how far TIES reads depends on where the last kept entry lies
@@ -358,7 +358,7 @@ def test_adapters_as_peft_applies_them(tmp_path):
             if "lora_" in n: torch.nn.init.normal_(p, std=.1)
         model.save_pretrained(tmp_path/f"{name}-lora")
         right = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path/name), tmp_path/f"{name}-lora").merge_and_unload().state_dict()
-        ours = merge(recipe("linear", [f"{tmp_path/name}+{tmp_path/name}-lora"], options=dict(out_dtype="float32")), None, tmp_path/f"{name}-out").load().model.state_dict()
+        ours = merge(recipe("linear", [f"{tmp_path/name}+{tmp_path/name}-lora"], options=dict(out_dtype="float32")), None, tmp_path/f"{name}-out").load("cpu").model.state_dict()
         moved = AutoModelForCausalLM.from_pretrained(tmp_path/name).state_dict()
         assert max((ours[k] - right[k]).abs().max() for k in right) < 1e-5 and sum(bool((moved[k] - ours[k]).abs().max() > 1e-3) for k in right) >= 3, name
 

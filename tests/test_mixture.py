@@ -13,7 +13,7 @@ from model_glue_nb.levels import SUPPORTED, MixtureSpec
 from model_glue_nb.mixture import mix, score_continuations
 from model_glue_nb.zoo import Zoo, open_model, tiny_zoo
 
-ARCHITECTURES = [a.removesuffix("ForCausalLM") for a in SUPPORTED]
+ARCHITECTURES = [a.removesuffix("ForCausalLM") for a in SUPPORTED][:7] # all of them: test_mixture_architectures
 KINDS = dict(stacks=dict(level="model"), hybrid=dict(level="model", dense_layers=1), blocks=dict(level="block", dense_layers=1),
              two_blocks=dict(level="block", top_k=2), mlps=dict(level="ffn", top_k=2), mlps_by_token=dict(level="ffn", input="token", format="own"))
 PROMPTS = dict(name="prompt", positive=["w3 w4 w5", "w20 w21", "w40 w41 w42 w43"])

@@ -13,7 +13,8 @@ from model_glue_nb.core import InputError
 from model_glue_nb.harness import as_lm_eval
 from model_glue_nb.levels import MixtureSpec
 from model_glue_nb.mixture import mix
-from model_glue_nb.zoo import Zoo, open_model, read_zoo, tiny_zoo
+from model_glue_nb.outlet import companions
+from model_glue_nb.zoo import Zoo, ZooModel, open_model, read_zoo, tiny_zoo
 
 RANDOM, PROMPTS = dict(name="random"), dict(name="prompt", positive=["w3 w4 w5", "w20 w21"])
 WORDS = [f"w{i}" for i in range(3, 60)]
@@ -41,12 +42,14 @@ def test_requests_keep_their_arguments_behind_a_router(tmp_path):
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("more", ["router: {name: prompt, positive: [w3 w4, w20 w21]}\nmax_resident: 1\n", "base: {base}\nlevel: block\nrouter: random\n"])
 def test_the_command_takes_folders(tmp_path, relative, more):
-    tiny_zoo(tmp_path/"zoo", ["base", "a", "b"]); home = "zoo" if relative else tmp_path/"zoo"
-    (tmp_path/"m.yaml").write_text(f"experts: [{home}/a, {home}/b/]\n" + more.replace("{base}", f"{home}/base"))
-    run = subprocess.run([sys.executable, "-c", "from model_glue_nb.cli import main; main()", "mix", "m.yaml", "out"], cwd=tmp_path, capture_output=True, text=True)
+    room, moved = tmp_path/"here", tmp_path/"there"
+    tiny_zoo(room/"zoo", ["base", "a", "b"]); home = "zoo" if relative else room/"zoo"
+    (room/"m.yaml").write_text(f"experts: [{home}/a, {home}/b/]\n" + more.replace("{base}", f"{home}/base"))
+    run = subprocess.run([sys.executable, "-c", "from model_glue_nb.cli import main; main()", "mix", "m.yaml", "out"], cwd=room, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    about = json.loads((tmp_path/"out"/"mixture.json").read_text()); assert str(tmp_path) not in json.dumps(about) and about["eyes"] == "a"
-    shutil.move(tmp_path, tmp_path.with_name(tmp_path.name + "-moved")); m = open_model(tmp_path.with_name(tmp_path.name + "-moved")/"out")
+    about = json.loads((room/"out"/"mixture.json").read_text()); assert str(room) not in json.dumps(about) and about["eyes"] == "a"
+    room.rename(moved)
+    m = open_model(moved/"out")
     live = m.load(device="cpu"); assert len(live.generate(["w3 w4", "w20 w21"], 3)) == 2
     if hasattr(live, "resident"): assert len(live.resident) == 1, "the encoder of the router stays beside the expert"
 
@@ -120,6 +123,36 @@ def test_no_code_and_no_state_of_others_is_published(tmp_path, apart):
     assert [f.name for f in files if f.suffix in (".py", ".pkl", ".pt", ".bin", ".h5", ".gguf")] == ([] if apart else ["modeling.py"])
     assert not [f for f in files if "evil" in f.read_bytes().decode("latin-1")]
     m.load(device="cpu").generate(["w3 w4"], 2)
+
+@pytest.mark.parametrize("name", ["../../away", "/away", "x/../../../away", "a\\b", ".", "..", "con\n~x", "y" * 300])
+def test_the_name_of_an_expert_is_no_path(tmp_path, name):
+    zoo = tiny_zoo(tmp_path/"zoo", ["a", "b"]); odd = Zoo((ZooModel(name, zoo["a"].path), zoo["b"]))
+    before = {f for f in tmp_path.rglob("*")}
+    m = mix(MixtureSpec((name, "b"), RANDOM, copy=True), tmp_path/"in"/"m", odd)
+    assert not {f for f in tmp_path.rglob("*")} - before - {tmp_path/"in"} - set((tmp_path/"in").rglob("*"))
+    folders = [f.name for f in (m.path/"experts").iterdir()]; assert len(folders) == 2 and "b" in folders
+    assert m.load(device="cpu").experts[0].path.parent == (m.path/"experts").resolve() and json.loads((m.path/"mixture.json").read_text())["experts"][0]["name"] == name
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_companions_are_those_of_a_merge(tmp_path, apart):
+    zoo = tiny_zoo(tmp_path/"zoo", ["base", "a", "b"])
+    for m in zoo:
+        (m.path/"chat_templates").mkdir()
+        for name in ("preprocessor_config.json", "trainer_state.json", "chat_templates/tool.jinja", "USAGE POLICY.md"): (m.path/name).write_text("{}")
+        (m.path/"generation_config.json").write_text(json.dumps(dict(inner=dict(custom_generate="evil.py"), eos_token_id=1)))
+    spec = MixtureSpec(("a", "b"), RANDOM, copy=True) if apart else MixtureSpec(("a", "b"), RANDOM, "block", "base")
+    home = mix(spec, tmp_path/"m", zoo).path; home = home/"experts"/"a" if apart else home
+    for file in companions(zoo["a"].path): assert (home/file).exists(), file
+    assert (home/"chat_templates"/"tool.jinja").exists() and not (home/"trainer_state.json").exists()
+    assert json.loads((home/"generation_config.json").read_text()) == dict(inner={}, eos_token_id=1)
+
+def test_a_mixture_that_is_an_expert_brings_no_links_and_no_code(tmp_path):
+    zoo = tiny_zoo(tmp_path/"zoo", ["base", "a", "b"]); inner = mix(MixtureSpec(("a", "b"), RANDOM, "block", "base"), tmp_path/"zoo"/"inner", zoo)
+    secret = tmp_path/"secret"; secret.write_text("key"); (inner.path/"x.json").symlink_to(secret); (inner.path/"more").symlink_to(tmp_path)
+    os.mkfifo(inner.path/"pipe"); (inner.path/"evil.py").write_text("evil"); (inner.path/"modeling.py").write_text("evil")
+    m = mix(MixtureSpec(("inner", "b"), RANDOM, copy=True), tmp_path/"m", read_zoo([inner.path, zoo["b"].path]))
+    found = [f for f in m.path.rglob("*") if f.is_file()]
+    assert not [f for f in found if f.read_bytes() in (b"key", b"evil")] and {f.name for f in found if f.suffix == ".py"} == {"modeling.py"}
 
 def test_a_wrong_mixture_does_not_appear(tmp_path, monkeypatch):
     from model_glue_nb import checkpoints

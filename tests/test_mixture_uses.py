@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 from model_glue_nb import modeling # registers the class
 from model_glue_nb.levels import MixtureSpec
 from model_glue_nb.mixture import mix
+from model_glue_nb.routing import choose
 from model_glue_nb.zoo import tiny_zoo
 
 PROMPTS = dict(name="prompt", positive=["w3 w4 w5", "w20 w21"])
@@ -66,6 +67,106 @@ def test_a_trained_router_stays_trainable_under_checkpointing(folders):
     want, got = gradients(False), gradients(True)
     assert all(g.abs().max() > 0 for g in want.values())
     for n in want: close(got[n], want[n], 1e-6)
+
+# Routers
+
+LEARNING = dict(one=dict(level="model"), hybrid=dict(level="model", dense_layers=1), blocks=dict(level="block"), mlps=dict(level="ffn"),
+                by_token=dict(level="ffn", input="token", format="own"))
+@pytest.fixture(scope="module")
+def learning(folders, tmp_path_factory):
+    "Mixtures of one expert per sample or token, with a router that has weights."
+    root, zoo = tmp_path_factory.mktemp("learning"), folders.zoo()
+    def get(name):
+        if not (root/name).exists(): mix(MixtureSpec(("a", "b"), PROMPTS, base="base", **LEARNING[name]), root/name, zoo)
+        return load(root/name)
+    return get
+learners = pytest.mark.parametrize("name", LEARNING)
+
+@learners
+def test_a_router_of_one_choice_learns(learning, name):
+    "As it is loaded, without asking for gradients; the answers are those of one expert alone."
+    m, ids = learning(name).train(), tokens(8); router = [p for n, p in m.named_parameters() if "router" in n]
+    with torch.no_grad(): before = m(input_ids=ids).logits
+    out = m(input_ids=ids, labels=ids); out.loss.backward()
+    assert torch.equal(out.logits, before), "the weight of a single choice is 1"
+    assert router and all(p.requires_grad and p.grad.abs().max() > 0 for p in router)
+
+@learners
+def test_the_gradient_is_that_of_the_expert_weighed_by_its_share(learning, name):
+    "By hand: one sample, its expert's answer times the share of that expert, which is left at the value 1."
+    m, ids = learning(name), tokens(1)
+    router = next(p for n, p in m.named_parameters() if "router" in n)
+    out = m(input_ids=ids, output_router_logits=True); shares = out.router_logits[0].log_softmax(-1)
+    weight = shares.max(-1).values; expected = torch.autograd.grad(weight.sum(), router, retain_graph=True)[0]
+    got = torch.autograd.grad(out.logits.square().sum(), router, retain_graph=True)[0]
+    if len(weight) == 1 and len(out.router_logits) == 1: # one weight: both gradients lie on one line
+        cosine = torch.nn.functional.cosine_similarity(got.flatten(), expected.flatten(), 0); assert abs(cosine) > .9999
+    assert got.abs().max() > 0
+
+def test_a_share_has_the_gradient_of_its_logarithm():
+    "One-hot minus shares, over the temperature; a margin changes who is chosen, not the shares."
+    scores, costs = torch.tensor([[1., .9, -2.], [0., 3., 2.]], requires_grad=True), torch.tensor([9., 1., 5.])
+    index, weight = choose(scores, 1, 2., costs, .5); (weight * torch.tensor([[5.], [7.]])).sum().backward()
+    assert index.tolist() == [[1], [1]] and weight.tolist() == [[1.], [1.]]
+    want = (torch.tensor([[0., 1, 0], [0, 1, 0]]) - (scores.detach() / 2).softmax(-1)) / 2 * torch.tensor([[5.], [7.]])
+    close(scores.grad, want, 1e-6)
+
+def test_a_new_router_can_be_trained(learning):
+    assert all(p.requires_grad for n, p in modeling.MixtureForCausalLM(learning("blocks").config).named_parameters() if "router" in n)
+
+@learners
+def test_router_logits_are_told_and_their_balance_counts(learning, name):
+    m, ids = learning(name), tokens(5); rows = 45 if name == "by_token" else 5
+    plain, out = m(input_ids=ids, labels=ids), m(input_ids=ids, labels=ids, output_router_logits=True)
+    assert len(out.router_logits) == (1 if LEARNING[name]["level"] == "model" else 2) and all(x.shape == (rows, 2) for x in out.router_logits)
+    if name != "by_token":
+        for logits, chosen in zip(out.router_logits, m.route(ids).values()): assert torch.equal(logits.argmax(-1), chosen[:, 0])
+    share = torch.stack([torch.cat(out.router_logits).softmax(-1).mean(0), torch.nn.functional.one_hot(torch.cat(out.router_logits).argmax(-1), 2).float().mean(0)])
+    close(out.aux_loss, 2 * share.prod(0).sum(), 1e-6) # Switch transformers, equation 4
+    close(out.loss, plain.loss + .001 * out.aux_loss, 1e-6)
+    m.config.output_router_logits, m.config.router_aux_loss_coef = True, 10.
+    close(m(input_ids=ids, labels=ids).loss, plain.loss + 10 * out.aux_loss, 1e-5)
+    assert m(input_ids=ids, route=0).router_logits == () and m(input_ids=ids, route=0, labels=ids).aux_loss is None
+
+def test_logits_of_a_cached_batch_stay(learning):
+    m, ids = learning("blocks"), tokens(3); out = m(input_ids=ids, output_router_logits=True)
+    later = m(input_ids=ids[:, :1], past_key_values=out.past_key_values, output_router_logits=True)
+    for x, y in zip(out.router_logits, later.router_logits): assert torch.equal(x, y)
+
+def test_what_a_temperature_divides_is_told(learning):
+    m, ids = learning("blocks"), tokens(3); before = m(input_ids=ids, output_router_logits=True).router_logits[0]
+    for layer in m.base_model.layers: layer.router.settings = layer.router.settings | dict(temperature=4.)
+    close(m(input_ids=ids, output_router_logits=True).router_logits[0], before / 4)
+
+def test_outputs_as_tuples_and_attentions(learning):
+    m, ids = learning("blocks"), tokens(2); out = m(input_ids=ids, labels=ids, output_router_logits=True)
+    said = m(input_ids=ids, labels=ids, output_router_logits=True, return_dict=False); assert type(said) is tuple
+    loss, aux, logits = said[:3]
+    assert torch.equal(loss, out.loss) and torch.equal(aux, out.aux_loss) and torch.equal(logits, out.logits)
+    loss, logits = m(input_ids=ids, labels=ids, return_dict=False)[:2]; assert loss.dim() == 0 and torch.equal(logits, out.logits)
+    with pytest.raises(ValueError, match="Leave output_attentions out"): m(input_ids=ids, output_attentions=True)
+    own = learning("mlps"); own.set_attn_implementation("eager")
+    assert [tuple(x.shape) for x in own(input_ids=ids, output_attentions=True).attentions] == [(2, 4, 9, 9)] * 2
+
+@learners
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_routers_learn_the_same_under_checkpointing(learning, name, reentrant):
+    def gradients(checkpointed):
+        m = learning(name).train()
+        if checkpointed: m.gradient_checkpointing_enable(dict(use_reentrant=reentrant)); m.enable_input_require_grads()
+        m(input_ids=tokens(), labels=tokens()).loss.backward()
+        return {n: p.grad for n, p in m.named_parameters() if "router" in n}
+    want, got = gradients(False), gradients(True)
+    for n in want: close(got[n], want[n], 1e-6)
+
+def test_training_moves_a_router_and_saving_keeps_it(learning, tmp_path):
+    from safetensors.torch import load_file
+    m, ids = learning("one").train(), tokens(8); step = torch.optim.SGD([p for n, p in m.named_parameters() if "router" in n], 50.)
+    before = {n: p.detach().clone() for n, p in m.named_parameters() if "router" in n}
+    m(input_ids=ids, labels=ids).loss.backward(); step.step()
+    assert all((m.get_parameter(n) - p).abs().max() > 1e-4 for n, p in before.items())
+    m.save_pretrained(tmp_path); again = load(tmp_path)
+    for (n, p), q in zip(m.named_parameters(), again.parameters()): assert torch.equal(p, q), n
 
 # Decoding
 

@@ -1,17 +1,18 @@
 "Strategies by toy scores and on real weights: laws, budgets, resuming after kills, what is remembered, what is refused."
-import math, os, random, signal, subprocess, sys, time
+import itertools, math, os, random, signal, subprocess, sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from model_glue_nb.candidates import CandidateScorer, coefficients, leaves
+from model_glue_nb.candidates import CandidateScorer, leaves
 from model_glue_nb.core import InputError, Run, Store, UnknownName, digest
 from model_glue_nb.intervals import Items, mean_score
 from model_glue_nb.methods import merge_methods, method_info
 from model_glue_nb.problems import Answer, Ask, Problem, first, weigh
-from model_glue_nb.recipes import check_form, recipe
-from model_glue_nb.search import Budget, search
+from model_glue_nb.recipes import check_form, coefficients, recipe
+from model_glue_nb.budgets import Budget
+from model_glue_nb.search import search
 from model_glue_nb.strategies import strategies, undominated
 from model_glue_nb.suites import load_suite
 from model_glue_nb.zoo import read_zoo, tiny_zoo
@@ -129,16 +130,32 @@ def studies(run):
     file = f"sqlite:///{run/'trials.db'}"
     return [optuna.load_study(study_name=n, storage=file) for n in optuna.get_all_study_names(file)]
 
+def counting(each):
+    "Call `each` at every call that Python makes from now on; moments that are counted are the same on every machine."
+    def trace(frame, event, _): each() # gives nothing: lines are not followed
+    sys.settrace(trace)
+
+def calls_of(work):
+    "What some work gives, and of how many calls it consists."
+    n, was = itertools.count(), sys.gettrace()
+    counting(n.__next__)
+    try: out = work()
+    finally: sys.settrace(was)
+    return out, next(n)
+
 def killed(n, longest, work):
-    "Run some work in a child n times and kill it at a random moment; how often the kill came before the end."
+    "Run some work in a child n times, killed at one of its first `longest` calls, drawn; how often the kill came before the end."
     rng, kills = random.Random(7), 0
     for _ in range(n):
+        left = itertools.count(rng.randrange(longest), -1)
         if not (child := os.fork()):
-            try: work()
+            def each():
+                if not next(left): os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                counting(each)
+                work()
             finally: os._exit(0)
-        time.sleep(rng.uniform(0, longest))
-        try: os.kill(child, signal.SIGKILL)
-        finally: kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
     return kills
 
 def same_and_whole(run, resumed, whole):
@@ -149,9 +166,8 @@ def same_and_whole(run, resumed, whole):
 
 @pytest.mark.parametrize("strategy", ["evolution", "racing", "coefficient"])
 def test_killed_by_the_system_at_twenty_random_moments(strategy, tmp_path):
-    class Slow(Toy):
-        def items(self, c, share=1.0): time.sleep(.04 * (not isinstance(c, str))); return super().items(c, share)
-    kills = killed(20, .5, lambda: found(strategy, score=Slow(), run=tmp_path/"run"))
+    _, n_calls = calls_of(lambda: found(strategy, run=tmp_path/"undisturbed"))
+    kills = killed(20, n_calls // 4, lambda: found(strategy, run=tmp_path/"run"))
     same_and_whole(tmp_path/"run", found(strategy, run=tmp_path/"run"), found(strategy))
     assert kills >= 10
 
@@ -258,9 +274,8 @@ def test_real_merges(demo, strategy, method, tmp_path):
 
 def test_real_merges_killed_at_twenty_random_moments(demo, tmp_path):
     zoo, part = demo; once = lambda run, scorer: search(zoo.names, scorer, "task_arithmetic", "evolution", 24, "a-base", run=run)
-    began = time.perf_counter(); whole = once(None, CandidateScorer(zoo, part))
-    took = time.perf_counter() - began # on a fast machine the kills must come sooner, and a machine may get faster meanwhile
-    kills = killed(20, took / 10, lambda: once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))))
+    whole, n_calls = calls_of(lambda: once(None, CandidateScorer(zoo, part)))
+    kills = killed(20, n_calls // 10, lambda: once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))))
     same_and_whole(tmp_path/"run", once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))), whole)
     assert kills >= 5
 
@@ -318,3 +333,55 @@ def test_nan_weights_fail_one_trial(demo):
     try: r = search(zoo.names, score, "linear", "average", 6)
     finally: zoo["a-reverse"].__dict__.pop("bad_weights")
     assert r.failed and all("holds NaN" in t.failed for t in r.failed)
+
+def test_a_kill_within_a_candidate_leaves_none_of_its_answers(demo, tmp_path, monkeypatch):
+    from dataclasses import replace
+    from model_glue_nb.zoo import LanguageModel
+    zoo, part = demo; one, two = part.tasks
+    part = replace(part, tasks=(one, replace(two, max_new_tokens=one.max_new_tokens + 1))) # asked in two pieces
+    store = Store(tmp_path/"store.sqlite"); score = CandidateScorer(zoo, part, store); c = recipe("linear", ["a-sort", "a-reverse"], [.6, .4])
+    generate, left = LanguageModel.generate, [1]
+    def fragile(self, *args):
+        if not left[0]: raise Killed
+        left[0] -= 1; return generate(self, *args)
+    monkeypatch.setattr(LanguageModel, "generate", fragile)
+    with pytest.raises(Killed): score.items(c)
+    assert [store.items(score.key(c), t.asked) for t in part.tasks] == [{}, {}]
+    left[0] = 9; whole = score.items(c)
+    assert left[0] == 7 and all(len(store.items(score.key(c), t.asked)) == 10 for t in part.tasks) and Answer(whole).mean == score(c)
+
+def test_stores_of_older_versions_are_read_and_twins_are_asked_once(demo, tmp_path):
+    zoo, part = demo; store = Store(tmp_path/"store.sqlite"); score = CandidateScorer(zoo, part, store)
+    c = recipe("linear", ["a-sort", "a-reverse"], [.6, .4])
+    for t in part.tasks: store.add_items(c.fingerprint(zoo), t.asked, {q.key: (.25, "old") for q in t.questions})
+    score.made = None # a model cannot be made any more
+    assert score(c) == .25 and score(recipe("linear", ["a-reverse", "a-sort"], [2, 3])) == .25
+
+def test_twins_are_not_asked_twice_and_cost_nothing():
+    asked = []
+    def score(c): asked.append(c); return .5
+    from model_glue_nb.search import Ledger, converse
+    def talk():
+        yield [Ask(recipe("linear", ["a", "b"])), Ask(recipe("linear", ["b", "a"], [.5, .5])), Ask(recipe("linear", ["a", "b"], [1, 2]))]
+    from model_glue_nb.workers import scored
+    own = {m: Answer(Items({"score": np.array([.1])})) for m in "ab"}
+    ledger = Ledger(score, own, Budget(evaluations=9), None, lambda t: None)
+    converse(talk(), ledger, lambda asks: ((a, scored(score, a)) for a in asks))
+    assert len(asked) == len(ledger.trials) == 2 and ledger.spent == 2
+
+def test_every_kind_of_move_is_reached_by_a_small_budget():
+    "Seven members and a budget of ten: λ, someone left out or exchanged, weights and layers are all tried."
+    members = list("bcdefgz")
+    class Seven(Toy):
+        def shares(self, c): return {m: 1. for m in [c]} if isinstance(c, str) else super().shares(c)
+    r = search(members, Seven(), "ties", "stepwise", 10, "z"); tried = [t.candidate for t in r.trials]
+    assert len(tried) == 10
+    flat = [c for c in tried if c.method == "ties"]
+    assert any(c.parameters.get("scale", 1) != 1 for c in flat), "λ"
+    assert any(c.method == "linear" for c in tried), "layers"
+    assert any(len({s.weight for s in c.models}) > 1 for c in flat), "weights"
+
+@pytest.mark.parametrize("budget, strategy", [("100q", "stepwise"), (.5, "average"), ("10q", "racing")])
+def test_a_budget_that_no_candidate_fits_is_one_line(budget, strategy):
+    with pytest.raises(InputError, match="the cheapest candidate asks") as e: found(strategy, budget=budget)
+    assert len(str(e.value).splitlines()) == 1

@@ -72,3 +72,16 @@ def test_real_merges_and_answers_come_home(cluster, tmp_path):
     with executors["ray"](home) as evaluate: # what is remembered is not sent out
         (_, outcome), = evaluate([Ask(there.trials[0].candidate)])
         assert not evaluate.actors and outcome.items
+
+@pytest.mark.parametrize("strategy", ["stepwise", "average", "racing"])
+def test_workers_never_change_what_is_found(cluster, strategy):
+    class Many:
+        "Three members, forty questions; answers come back in another order than they were asked for."
+        def items(self, c, share=1.0):
+            from model_glue_nb.problems import first
+            w = {c: 1.0} if isinstance(c, str) else {s.model: s.weight for s in c.models}
+            level = .9 - (w.get("b", 0) - .3)**2 - w.get("c", 0) * .5
+            time.sleep(.02 * (hash(repr(c)) % 3))
+            return first({"x": (np.random.default_rng(1).random(40) < level).astype(float)}, share)
+    here, there = (search(["a", "b", "c"], Many(), "linear", strategy, 12, executor=e) for e in ("local", "ray"))
+    assert trials(here) == trials(there) and here.winner == there.winner and here.corrected == there.corrected

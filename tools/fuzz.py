@@ -234,6 +234,7 @@ class Worker:
     def warm(self):
         "What every child needs is imported and compiled once, before the first fork, by running each command."
         sys.dont_write_bytecode = True # it would be a write outside
+        import torch, transformers.models.auto # what an odd config needs
         import typer.main
         from model_glue_nb.cli import main
         here, built = os.getcwd(), {}
@@ -367,15 +368,17 @@ def tried(name, n_inputs, seed):
 def main():
     p = argparse.ArgumentParser(); p.add_argument("--inputs", type=int, default=100_000); p.add_argument("--formats", nargs="*", default=list(FORMATS))
     p.add_argument("--seed", type=int, default=0); p.add_argument("--findings"); p.add_argument("--report")
-    p.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="formats tried at once")
+    p.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes that try at once")
     a = p.parse_args(); total, began, bad = Counter(), time.monotonic(), {}
     pool = ProcessPoolExecutor(a.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
-    tasks = [pool.submit(tried, name, a.inputs // len(a.formats), a.seed) for name in a.formats]
+    each = a.inputs // len(a.formats); parts = max(1, min(each // 1000, -(-4 * a.jobs // len(a.formats)))) # what is slow must not be last
+    tasks = [pool.submit(tried, name, each // parts + (i < each % parts), a.seed * 1000 + i) for i in range(parts) for name in a.formats]
     for task in as_completed(tasks):
         name, counts, failed, spent = task.result(); total += counts
         print(f"{name:17} {sum(counts.values()):7,} inputs  accepted {counts['exit 0']:6,}  refused {counts['exit 2']:6,}"
               f"  bad {counts['bad']:5,}  {sum(counts.values()) / spent:6.0f}/s", flush=True)
         for kind, made, command in failed.values():
+            if (name, kind) in bad: continue
             bad[name, kind] = made
             print(f"    {kind[:200]!r}  {' '.join(FORMATS[name][3][command % len(FORMATS[name][3])])}  {made[:120]!r}", flush=True)
             if a.findings:
