@@ -17,7 +17,7 @@ STAGES = dict(
     nbdev   = ("notebook tests", ["nbdev_test", "--n_workers", "2", "--timing"]),
     docs    = ("docs site: every link and page", run + ["tools/build_docs.py", "--check"]),
     browser = ("JupyterLab, report and site in a real browser", pytest + ["-m", "browser"]),
-    pytest  = ("laws and faults", pytest + ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]), # a file's tests share what is dear to make
+    pytest  = ("laws and faults", pytest + ["-n", "2", "--dist", "loadfile"]), # a file's tests share what is dear to make
 )
 
 def main():
