@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'SIGNALS', 'Limits', 'Outcome', 'shown', 'a_user', 'settings_of', 'launch', 'check_way', 'run_program',
-           'printable', 'signal_name', 'reason', 'remove_of', 'open_home', 'way_in', 'impossible_test', 'try_code',
-           'passes', 'code_runner', 'CodeEval', 'is_code_eval', 'sandboxed_code_eval']
+           'printable', 'signal_name', 'reason', 'remove_of', 'remove_owned', 'open_home', 'way_in', 'impossible_test',
+           'try_code', 'passes', 'code_runner', 'CodeEval', 'is_code_eval', 'sandboxed_code_eval']
 
 # %% ../nbs/03_sandbox.ipynb #ef063001
-import json, os, random, shutil, signal, socket, subprocess, sys, tempfile
+import json, os, random, shutil, signal, socket, stat, subprocess, sys, tempfile
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib import resources
@@ -166,14 +166,26 @@ def reason(
 def remove_of(
     uid:int, # Whom nobody else is
 ):
-    "Remove what a user left in the folders that everybody may write to."
-    for top in {"/tmp", "/var/tmp", "/dev/shm", tempfile.gettempdir()}:
-        for folder, names, files in os.walk(top, topdown=False):
-            for path in (Path(folder)/n for n in (*files, *names)):
-                try:
-                    if path.lstat().st_uid != uid: continue
-                    path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-                except OSError: pass # not empty: holds what others own
+    "Remove what a user left where everybody may write; folders that it could not enter are not looked into."
+    folders = [*{"/tmp", "/var/tmp", "/dev/shm", tempfile.gettempdir()}]
+    while folders:
+        try: found = list(os.scandir(folders.pop()))
+        except OSError: continue # gone meanwhile
+        for f in found:
+            try: about = f.stat(follow_symlinks=False)
+            except OSError: continue
+            folder = stat.S_ISDIR(about.st_mode)
+            if about.st_uid == uid: remove_owned(f.path, folder)
+            elif folder and about.st_mode & stat.S_IXOTH: folders.append(f.path)
+
+def remove_owned(
+    path:str, # Of a file or folder
+    folder:bool, # Which of the two
+):
+    "Remove what is there; `rm` has no limit of depth."
+    if folder: subprocess.run(["rm", "-rf", "--one-file-system", "--", path], stderr=subprocess.DEVNULL)
+    else:
+        with suppress(OSError): os.unlink(path)
 
 # %% ../nbs/03_sandbox.ipynb #e894fbd6
 def open_home()->str: # A complaint, or empty
