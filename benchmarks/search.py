@@ -93,7 +93,7 @@ def floor(zoo):
     "A function that moves as many bytes as a candidate does, on all processors, and computes nothing: half of them are read, half written."
     from concurrent.futures import ThreadPoolExecutor
     import numpy as np
-    from model_glue_nb.merge import Mapped
+    from model_glue_nb.stored import Mapped
     from model_glue_nb.streams import n_workers
     files, step, jobs, n = Mapped(), 2**20, [], sum(t.stop - t.start for m in zoo for t in m.tensors.values()) * (len(zoo) + 1) // len(zoo) // 2
     for m in zoo:

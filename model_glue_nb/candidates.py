@@ -18,15 +18,17 @@ from .canonical import lead_name, lead_print
 from .compatibility import n_rows
 from .core import InputError, Store, digest, refuse
 from .intervals import Items
-from .jobs import LAYER, jobs_of
-from .engine import Files, Mapped, open_input
+from .jobs import jobs_of
+from .engine import open_input
 from .live import merge_into
 from .merge import merge
 from .problems import Answer, Candidate, Problem, first, weigh
 from .recipes import MergeRecipe, coefficients, is_sum, recipe
 from .similarity import role
 from .store import whole
+from .stored import Files, Mapped
 from .suites import Suite
+from .tensor_names import LAYER
 from .vocabulary_choice import TokenizerChoice, choose_tokenizer, reads_alike
 from .zoo import Zoo
 

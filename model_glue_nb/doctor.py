@@ -17,7 +17,7 @@ from .checkpoint import card_of, reason_of
 from .compatibility import Verdict, chat_template, compare_whole, heads, n_rows, norm_eps, rope
 from .core import InputError, MissingFile
 from .inputs import adapter_problems
-from .jobs import layer_stacks
+from .tensor_names import layer_stacks
 from .mergeability import cluster_by_similarity
 from .reading import inside, plain, read_bytes, read_json
 from .similarity import similarity

@@ -15,10 +15,11 @@ import numpy as np
 
 from .architectures import effective_config
 from .core import InputError, refuse
-from .engine import Files, run_jobs
+from .engine import run_jobs
 from .inputs import embedding_names
 from .jobs import STORED, Planner, jobs_of
 from .recipes import MergeRecipe
+from .stored import Files
 from .zoo import LanguageModel
 
 # %% ../nbs/04_live.ipynb #9fb117e0

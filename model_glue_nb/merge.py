@@ -17,7 +17,7 @@ import numpy as np
 
 from .architectures import written_config
 from .core import AlreadyThere, InputError, refuse
-from .engine import Files, Mapped, open_input, run_jobs
+from .engine import run_jobs
 from .estimates import plan
 from .inputs import embedding_names, save_tokenizer
 from .jobs import Planner, check_recipe, jobs_of, recipe_print

@@ -19,7 +19,7 @@ import numpy as np
 from .core import digest
 from .kernels import dot, spanning
 from .values import ITEM_BYTES, widen
-from .engine import Files, Mapped, open_input
+from .stored import Files, Mapped, open_stored
 from .native import native
 from .streams import MappedBlocks
 from .subspaces import overlap_table, top_directions
@@ -283,7 +283,7 @@ def compare_weight(
     strip = min(shape[1], max(TILE, tile_bytes // (4 * n * (n + 1))) // TILE * TILE); n_read = 0
     groups = row_groups(shape[0], share, int(digest(name, seed), 16)); sums = [[] for _ in [0, *groups]]
     with nullcontext(files) if files else files_for(share, models) as files:
-        inputs = [open_input(m.tensors[name], files, True, "cpu") for m in models]
+        inputs = [open_stored(m.tensors[name], files) for m in models]
         for start in range(0, shape[1], strip):
             columns = slice(start, min(start + strip, shape[1]))
             fresh = n, columns.stop - start, base, metrics; every = Sums(*fresh)
@@ -303,7 +303,7 @@ def compare_weight(
 # %% ../nbs/05_pairs.ipynb #c12a8772
 def add_rows(
     sums:Sums, # Added to
-    inputs:list, # What `open_input` gave, one per model
+    inputs:list, # What `open_stored` gave, one per model
     rows:np.ndarray, # Row numbers, ascending
     shape:tuple[int,int], # Of the weight
     columns:slice, # Which columns
@@ -334,7 +334,7 @@ def bounds(
 
 # %% ../nbs/05_pairs.ipynb #82c4a36a
 def task_vector(
-    inputs:list, # What `open_input` gave, one per model
+    inputs:list, # What `open_stored` gave, one per model
     i:int, # Whose
     base:np.ndarray, # Per model the position of its base, or −1
     rows:np.ndarray, # Row numbers, ascending
@@ -349,7 +349,7 @@ def task_vector(
     return own - values(inputs[base[i]]) if base[i] >= 0 else own
 
 def compare_subspaces(
-    inputs:list, # What `open_input` gave, one per model
+    inputs:list, # What `open_stored` gave, one per model
     groups:list[np.ndarray], # Rows that are read, in one group or in samples
     shape:tuple[int,int], # Of the weight
     base:np.ndarray, # Per model the position of its base, or −1

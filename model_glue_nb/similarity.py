@@ -18,7 +18,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .core import InputError, Store, digest, unknown
-from .jobs import LAYER
+from .tensor_names import LAYER
 from .mergeability import cluster_by_similarity
 from .values import CODES
 from .pairs import METRICS, compare_weight, files_for

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from model_glue_nb import engine
 from model_glue_nb.core import InputError
-from model_glue_nb.engine import Files, Mapped, in_groups, moved_bytes, read_whole, run_job, run_jobs
+from model_glue_nb.engine import in_groups, moved_bytes, run_job, run_jobs
+from model_glue_nb.stored import Files, Mapped, read_whole
 from model_glue_nb.jobs import jobs_of
 from model_glue_nb.recipes import recipe
 from model_glue_nb.zoo import open_model, tiny_zoo

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_glue_nb.core import AlreadyThere, InputError, atomic_path
-from model_glue_nb.engine import Mapped, run_jobs
+from model_glue_nb.engine import run_jobs
+from model_glue_nb.stored import Mapped
 from model_glue_nb.jobs import jobs_of
 from model_glue_nb.merge import merge, recipe
 from model_glue_nb.zoo import open_model, tiny_zoo

@@ -8,7 +8,8 @@ import pytest
 from model_glue_nb.canonical import canonical_print
 from model_glue_nb.candidates import CandidateScorer
 from model_glue_nb.core import Store
-from model_glue_nb.engine import Files, open_input
+from model_glue_nb.engine import open_input
+from model_glue_nb.stored import Files
 from model_glue_nb.jobs import jobs_of
 from model_glue_nb.methods import method_info
 from model_glue_nb.recipes import MergeRecipe, MergeSlice, MergeSource, check_form, recipe

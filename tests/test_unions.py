@@ -83,7 +83,8 @@ def adapter(home, base, **tensors):
     return adapted(base, home)
 
 def test_an_adapter_may_bring_the_weight_that_it_changes(tmp_path):
-    from model_glue_nb.engine import Files, open_input
+    from model_glue_nb.engine import open_input
+    from model_glue_nb.stored import Files
     base = tiny_zoo(tmp_path, ["a"], dtype="float32")["a"]
     rows, width = base.tensors["model.embed_tokens.weight"].shape
     torch.manual_seed(0)

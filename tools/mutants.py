@@ -232,11 +232,13 @@ MUTANTS = dict(
         ("return [done[i % len(parts)][i // len(parts)] for i in range(len(items))]", "return [x for part in done for x in part]"),
         ("return x.n_bytes + sum(map(moved_bytes, x.all_inputs))", "return sum(map(moved_bytes, x.all_inputs))"),
         ("share = moved_bytes(job) / max(job.n_bytes, 1)", "share = 1"),
+        ("[[j for j in jobs if (j.n_values >= LARGE) == big] for big in (False, True)]", "[[j for j in jobs if (j.n_values > 10**9) == big] for big in (False, False)]"),
+    ]),
+    stored=(["nbs/04_stored.ipynb", "tests/test_engine.py"], [
         ("return ArrayBlocks(read_whole(x, files).view(np.float64))", "return ArrayBlocks(read_whole(x, files).view(np.float32))"),
         ("if self.state(os.fstat(self.file.fileno())) != self.mark: raise", "if False: raise"),
         ("if found != self.mark: raise InputError(changed(self.path))", "if found is None: raise InputError(changed(self.path))"),
         ("return MappedBlocks(stored, CODES[t.dtype], t.n_values, found.check)", "return MappedBlocks(stored, CODES[t.dtype], t.n_values)"),
-        ("[[j for j in jobs if (j.n_values >= LARGE) == big] for big in (False, True)]", "[[j for j in jobs if (j.n_values > 10**9) == big] for big in (False, False)]"),
     ]),
     unions=(["nbs/04_unions.ipynb", "tests/test_unions.py", "tests/test_tokenizers.py::test_a_union_with_a_fine_tune_reads_as_both_did", "tests/test_tokenizers.py::test_a_union_of_bytes_loads_and_reads_the_base_as_it_did", "tests/test_tokenizers.py::test_other_kinds_join_by_added_tokens_only"], [
         ("for x in t[\"added_tokens\"]: added.setdefault(x[\"content\"], BARE | x)", "for x in t[\"added_tokens\"]: added[x[\"content\"]] = BARE | x"),
