@@ -63,7 +63,7 @@ def run(
     from model_glue_nb.pipeline import glue
     with progress_bar() as progress: done = glue(r, out, progress, shared)
     from model_glue_nb.dashboard import write_report
-    report = write_report(done); tell_skipped(done.read_json("zoo")["skipped"])
+    report = write_report(done, renew=False); tell_skipped(done.read_json("zoo")["skipped"])
     table = done.read_table("comparison")
     title = f"Report split, {int(table.n.iloc[0])} questions, 95% intervals"
     show(table if as_json else in_words(table), title, as_json)

@@ -99,7 +99,7 @@ def test_debug_shows_where(failing, command):
     assert "in fail" in command("--debug", "doctor", "demo")[2] and "--debug" in command("--help")[1]
 
 @pytest.mark.parametrize("args,said", [(["merg"], "No such command"), (["merge"], "Missing argument"), (["doctor", "demo", "--no"], "No such option"),
-                                       (["score", "demo", "--split"], "requires an argument"), (["bench", "demo", "--out", "x", "--workers", "0"], "greater than or equal to 1"),
+                                       (["score", "demo", "--split"], "requires an argument"), (["bench", "demo", "--out", "x", "--workers", "0"], "'--workers': 0 is not in the range x>=1"),
                                        (["doctor\x1b[2J"], r"doctor\x1b[2J")])
 def test_wrong_options_are_one_line_with_the_way_to_help(command, args, said):
     code, out, err = command(*args)
