@@ -131,10 +131,10 @@ def parse_json(
     bounded(found, where, "Fetch it again.")
     return mended(found) if SURROGATE.search(text) else found
 
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+SURROGATE = re.compile(r"\\(?:u|U0000)[dD][89a-fA-F]") # As JSON and YAML write one
 
 def mended(value):
-    "A JSON value whose text can be written to a file: halves of surrogate pairs become �."
+    "A value whose text can be written to a file: halves of surrogate pairs become �."
     if isinstance(value, str): return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list): return [mended(x) for x in value]
     if isinstance(value, dict): return {mended(k): mended(v) for k, v in value.items()}
@@ -168,7 +168,8 @@ def parse_yaml(
         if written_out(node, {}) > YAML_NODES:
             raise InputError(f"'{name}' has aliases that stand for more than {YAML_NODES:,} values. "
                              "Write it without them.")
-        return bounded(loader.construct_document(node), where, "Correct it.")
+        found = bounded(loader.construct_document(node), where, "Correct it.")
+        return mended(found) if SURROGATE.search(text) else found
     except InputError: raise
     except RecursionError: raise too_deep(where, "Write it flatter.") from None
     except Exception as e: # the constructors of YAML raise a dozen kinds

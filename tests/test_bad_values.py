@@ -158,3 +158,18 @@ def test_chat_templates_in_another_encoding(room, command, file):
     code, _, err = command("merge", "x.yaml", "out", "--overwrite")
     (home/"tokenizer_config.json").write_bytes(before); (home/"chat_template.jinja").unlink(missing_ok=True)
     assert code == 0 and (room/"out"/"chat_template.jinja").exists(), err
+
+@pytest.mark.parametrize("text,said", [(r'"\ud902x"', "\ufffdx"), (r'"\U0000dd7f"', "\ufffd"), (r'"\ud83d\ude42"', "\U0001f642"), (r'{"\udc00": 1}', {"\ufffd": 1})])
+def test_half_characters_are_mended_in_yaml_as_in_json(text, said):
+    "Found by the fuzzer in a card's licence: the merged card could not be written."
+    from model_glue_nb.reading import parse_json, parse_yaml
+    assert parse_yaml(text, "card") == said
+    if "U" not in text: assert parse_json(text, "card", object) == said
+
+def test_a_card_with_half_a_character_merges(tmp_path):
+    from model_glue_nb.merge import merge, recipe
+    from model_glue_nb.zoo import tiny_zoo
+    zoo = tiny_zoo(tmp_path/"zoo", ["a", "b"])
+    for m in zoo: (m.path/"README.md").write_text('---\n{"license": "\\ud902\\u00de"}\n---\n')
+    out = merge(recipe("linear", ["a", "b"], [.3, .7]), zoo, tmp_path/"out")
+    assert "\ufffd\u00de" in (out.path/"README.md").read_text()
