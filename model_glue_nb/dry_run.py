@@ -111,7 +111,7 @@ def plan_run(
     import pandas as pd
     seen = planned(r); work = seen.work
     speed = seconds_per_work(store)
-    clusters, compared = clusters_of(work)
+    clusters, near = clusters_of(work)
     groups = [(c, [work.zoo[n] for n in c.members]) for c in clusters]
     far = Cluster("models to fetch", tuple(m.name for m in seen.unseen), "a base")
     if seen.unseen: groups.append((far, seen.unseen))
@@ -120,7 +120,7 @@ def plan_run(
     steps += [*merging(seen, speed), *mixing(seen, clusters, speed), *reporting(seen, store, speed)]
     rows = [(s.step, s.what, s.questions, s.seconds / 60) for s in steps]
     fetch = {m.name: "it is not on this machine and would be fetched" for m in seen.unseen}
-    told = {"assume": seen.assumed, **vocabularies(work, compared), "fetch": fetch,
+    told = {"assume": seen.assumed, **vocabularies(work, near), "fetch": fetch,
             "skip": {**work.zoo.skipped, **work.suite.skipped}}
     for step, reasons in told.items():
         rows += [(step, f"{plain(n)}: {plain(why)}", 0, 0.) for n, why in reasons.items()]
@@ -128,19 +128,19 @@ def plan_run(
 
 def clusters_of(
     work:Work, # What is here
-)->tuple[list[Cluster],object]: # Clusters, and what was compared; None where nothing could be
+)->tuple[list[Cluster],object]: # Clusters, and how near models are; None where nothing could be compared
     "Clusters of the models that are here."
     if not len(work.zoo): return [], None
-    compared = work.compare((work.recipe.clusters["metric"],))
-    return work.clusters(compared), compared
+    near = work.nearness(work.compare((work.recipe.clusters["metric"],)))
+    return work.clusters(near), near
 
 def vocabularies(
     work:Work, # What is here
-    compared, # As `clusters_of` gives it
+    near, # As `clusters_of` gives it
 )->dict[str,dict[str,str]]: # Step → who → what is said
     "What merges say of their vocabulary, and members that do not fit their cluster's."
-    if compared is None: return {}
-    table = vocabularies_of(work, work.nearness(compared)).fillna("")
+    if near is None: return {}
+    table = vocabularies_of(work, near).fillna("")
     spoken = table[table.tokenizer != ""].groupby("merged_with").tokenizer.first()
     aside = table[table.why != ""]
     return {"vocabulary": {name: f"merges say tokenizer: {which}" for name, which in spoken.items()},

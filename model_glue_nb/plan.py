@@ -171,10 +171,9 @@ class Work:
         "Every pair of the given models, each byte read once."
         return compare_zoo(self.zoo.subset(self.singles), metrics, store=store, progress=self.progress)
 
-    def clusters(self, compared:Comparison)->list[Cluster]:
+    def clusters(self, near)->list[Cluster]: # `near` as `nearness` gives it
         "The sets within which merging is searched."
         how, base = self.recipe.clusters, {n: self.zoo[n].base for n in self.singles}
-        near = self.nearness(compared)
         found = cluster_by_similarity(near, how["threshold"], how["linkage"], base)
         return divide(found, near, self.zoo, self.recipe.merge.get("tokenizer"))
 

@@ -129,8 +129,8 @@ def find_clusters(
     work:Work, # As `begin` gives it
 )->list[Cluster]: # The sets within which merging is searched
     "Similarity and clusters of the zoo."
-    compared = work.compare(METRICS, work.run.store); found = work.clusters(compared)
-    near = work.nearness(compared)
+    compared = work.compare(METRICS, work.run.store)
+    near = work.nearness(compared); found = work.clusters(near)
     work.run.write_table("similarity", near, index=True)
     table = vocabularies_of(work, near)
     if len(table): work.run.write_table("vocabulary", table)
