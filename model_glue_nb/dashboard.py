@@ -269,9 +269,10 @@ def report_sources(
     run:Run, # A run
 )->str: # Fingerprint
     "What a report is made from: the run's tables and answers, and the code that shows them."
-    tables = sorted(f for f in run.path.iterdir() if f.suffix in (".csv", ".json", ".yaml") and f.name != "stages.csv")
-    code = resources.files("model_glue_nb")
-    code = sorted((f.name, f.stat().st_mtime_ns) for d in (code, code/"data") for f in d.iterdir() if f.is_file())
+    kinds, package = (".csv", ".json", ".yaml"), resources.files("model_glue_nb")
+    tables = sorted(f for f in run.path.iterdir() if f.suffix in kinds and f.name != "stages.csv")
+    files = [f for folder in (package, package/"data") for f in folder.iterdir() if f.is_file()]
+    code = sorted((f.name, f.stat().st_mtime_ns) for f in files)
     ask = "select count(*), total(value), total(length(answer)) from results"
     answers = run.store.db.execute(ask).fetchone() if (run.path/"store.sqlite").exists() else ()
     return digest(code, answers, *(x for f in tables for x in (f.name, f.read_bytes())))

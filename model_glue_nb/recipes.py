@@ -20,6 +20,7 @@ from .methods import merge_methods, method_info
 from .reading import parse_yaml, read_yaml
 from .recipe_files import RECIPE, loosely, read_setting
 from .schemas import brief, is_number, mapping, maybe, name, path, require, seed, short, text, whole
+from . import spectra # its methods join the registry
 
 # %% ../nbs/04_recipes.ipynb #63ea6a34
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def varies_with_depth(value)->bool: # A list of numbers, at any depth
 # %% ../nbs/04_recipes.ipynb #737622db
 PART, LESS = ("(0, 1]", lambda v: 0 < v <= 1), ("[0, 1)", lambda v: 0 <= v < 1)
 ALL, STEPS = ("[0, 1]", lambda v: 0 <= v <= 1), ("[1, 10000], whole", lambda v: v in range(1, 10_001))
-RANGES = dict(density=PART, select_topk=PART, gamma=LESS, epsilon=LESS, max_iter=STEPS, tol=ALL)
+RANGES = dict(density=PART, select_topk=PART, gamma=LESS, epsilon=LESS, max_iter=STEPS, tol=ALL, common=ALL)
 
 def check_value(
     method:str, # Name of the method
@@ -180,8 +181,7 @@ def check_value(
     if isinstance(method_info(method).parameters.get(key), bool):
         wrong = [v for v in values if isinstance(v, str)]
         return [f"{method}: {key} is {brief(v)}. Give true or false." for v in wrong[:1]]
-    words, good = RANGES.get(key, ("a number", lambda v: True))
-    if key == "t" and method == "slerp": words, good = ALL
+    words, good = ALL if key == "t" and method == "slerp" else RANGES.get(key, ("a number", lambda v: True))
     hint = "Keeping nothing would erase the models." if key == "density" else "Correct the value."
     wrong = [v for v in values if isinstance(v, str) or not good(v)]
     return [f"{method}: {key} is {brief(v)}, expected {words}. {hint}" for v in wrong[:1]]

@@ -234,6 +234,16 @@ MUTANTS = dict(
         ("share = moved_bytes(job) / max(job.n_bytes, 1)", "share = 1"),
         ("[[j for j in jobs if (j.n_values >= LARGE) == big] for big in (False, True)]", "[[j for j in jobs if (j.n_values > 10**9) == big] for big in (False, False)]"),
     ]),
+    spectra=(["nbs/04_spectra.ipynb", "tests/test_spectra.py"], [
+        ("each = max(1, min(matrices[0].shape) // len(matrices))", "each = min(matrices[0].shape)"),
+        ("return left * np.concatenate(s) @ right.T", "return np.concatenate(u, 1) * np.concatenate(s) @ np.concatenate(vt)"),
+        ("return s.mean() * u @ vt", "return s.max() * u @ vt"),
+        ("parts = [float(w) * d for w, d in zip(weights, deltas) if w]", "parts = [d for w, d in zip(weights, deltas) if w]"),
+        ("if parts[0].ndim < 2: return scale * sum(parts) / len(parts)", "if parts[0].ndim < 2: return scale * sum(parts)"),
+        ("n_common = int(common * room + 1e-6)", "n_common = int((1 - common) * room + 1e-6)"),
+        ("(s[0] if length is None else length)", "s[0]"),
+        ("mean = np.concatenate(lengths).mean()", "mean = s.mean()"),
+    ]),
     stored=(["nbs/04_stored.ipynb", "tests/test_engine.py"], [
         ("return ArrayBlocks(read_whole(x, files).view(np.float64))", "return ArrayBlocks(read_whole(x, files).view(np.float32))"),
         ("if self.state(os.fstat(self.file.fileno())) != self.mark: raise", "if False: raise"),
