@@ -14,7 +14,7 @@ def exported(file):
     cells = ["".join(c["source"]) for c in json.loads(file.read_text())["cells"] if c["cell_type"] == "code"]
     code = "\n".join(c for c in cells if re.match(r"#\|\s*(export|exporti|exports|default_exp)\b", c))
     made = re.search(r"#\|\s*default_exp\s+(\w+)", code)
-    return made and made[1], set(re.findall(r"model_glue_nb\.(\w+) import", code))
+    return made and made[1], set(re.findall(r"from model_glue_nb(?:\.| import )(\w+)", code))
 
 def in_reading_order(files, folder):
     "By number; among notebooks of one number, what is imported stands before what imports it."
