@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEXT_PARTS', 'write_config', 'set_where_read', 'layers_in_config', 'write_card', 'chat_template_of',
-           'write_chat_template', 'write_weights', 'merge_to_folder', 'merge', 'MergeRecipe', 'MergeSlice',
+           'write_chat_template', 'write_weights', 'merge_to_folder', 'merge', 'Mapped', 'MergeRecipe', 'MergeSlice',
            'MergeSource', 'check_recipe', 'merge_methods', 'plan', 'recipe', 'stack']
 
 # %% ../nbs/04_merge.ipynb #7f4a94d6
@@ -29,13 +29,14 @@ from .outlet import verify as verify_written
 from .outputs import atomic_path, output_problems, write_text
 from .reading import inside, read_json, read_text
 from .recipes import MergeRecipe, MergeSlice, MergeSource, recipe, stack
+from .stored import Mapped
 from .streams import compute_device, to_host
 from .values import CODES, ITEM_BYTES
 from .writer import CheckpointWriter
 from .zoo import ZooModel, open_model, read_card
 
 # %% ../nbs/04_merge.ipynb #3bead59a
-_all_ = ["MergeRecipe", "MergeSlice", "MergeSource", "check_recipe", "merge_methods", "plan", "recipe", "stack"] # too
+_all_ = ["Mapped", "MergeRecipe", "MergeSlice", "MergeSource", "check_recipe", "merge_methods", "plan", "recipe", "stack"] # too
 
 # %% ../nbs/04_merge.ipynb #2053704b
 def write_config(
