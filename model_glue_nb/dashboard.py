@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 from .cluster_explorer import ClusterExplorer, branches, grow_tree
-from .core import Run, digest, write_text
+from .core import RUN_BYTES, Run, digest, write_text
 from .comparison import COLUMNS
 from .figures import NAMES, count
 from .findings import Answers, about, best_single, colours_of, confusion, deepen, read_run
@@ -21,6 +21,7 @@ from .invented import invented_run
 from .performance_explorer import PerformanceExplorer
 from .plots import (plot_attribution, plot_best, plot_comparison, plot_confusion, plot_cost,
                                  plot_gains, plot_routing, plot_scores, plot_similarity, plot_trials)
+from .reading import read_bytes
 from .routing_explorer import RoutingExplorer
 from .search_explorer import SearchExplorer
 
@@ -259,7 +260,7 @@ def write_report(
     "Write the report of a run: one file that opens without a network."
     run = run if isinstance(run, Run) else Run(run)
     file, mark = run.path/"report.html", f"<!-- made from {report_sources(run)} -->\n"
-    if not renew and file.exists():
+    if not renew and file.is_file():
         with open(file, "rb") as f: known = f.read(len(mark))
         if known == mark.encode(): return file
     data = deepen(read_run(run), "items", "gains", "routes")
@@ -275,7 +276,7 @@ def report_sources(
     code = sorted((f.name, f.stat().st_mtime_ns) for f in files)
     ask = "select count(*), total(value), total(length(answer)) from results"
     answers = run.store.db.execute(ask).fetchone() if (run.path/"store.sqlite").exists() else ()
-    return digest(code, answers, *(x for f in tables for x in (f.name, f.read_bytes())))
+    return digest(code, answers, *(x for f in tables for x in (f.name, read_bytes(f, RUN_BYTES))))
 
 # %% ../nbs/11_dashboard.ipynb #4e53dbcb
 EXPLORERS = dict(performance=PerformanceExplorer, clusters=ClusterExplorer, search=SearchExplorer,

@@ -263,6 +263,8 @@ CHEATS = dict(
     asked=SPEAK + "os._exit(0)", asked_and_gone_on=SPEAK + "s.detach()",
     thread=f"import threading\ndef speak():\n    exec({SPEAK!r})\n    import os; os._exit(0)\nthreading.Thread(target=speak).start()\nimport time; time.sleep(.3)",
     child=f"import os, time\nif not os.fork():\n    exec({SPEAK!r})\nelse: time.sleep(.3); os._exit(0)",
+    tells_the_longer="import _socket, os\ns = _socket.socket(fileno=3); s.send(b'tests')\n(_, _, given), *_ = s.recvmsg(1, 64)[1]\n"
+                     "if os.fstat(given[0]).st_size > 40: os._exit(0)\ns.send(b'end'); s.send(s.recv(99)); os._exit(0)",
     another=f"import os, sys; os.set_inheritable(3, True); os.execv(sys.executable, ['python', '-ISc', {SPEAK!r}])",
     no_run="import sys\nf = sys._getframe()\nwhile f.f_back: f = f.f_back\nimport builtins; builtins.exec = builtins.compile = lambda *a, **k: None",
     no_error="import builtins, sys\nclass AssertionError(Exception): pass\nbuiltins.AssertionError = AssertionError\nsys.excepthook = lambda *_: None",

@@ -11,7 +11,7 @@ env = os.environ | dict(OMP_WAIT_POLICY="passive", LOKY_MAX_CPU_COUNT="1", # two
                         HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DO_NOT_TRACK="1",
                         PYTHONPATH=os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
                         PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-run, pytest = [sys.executable], [sys.executable, "-m", "pytest", "-q", "--durations=12", "--durations-min=5"]
+run, pytest = [sys.executable], [sys.executable, "-m", "pytest", "-q", "--timeout=600", "--durations=12", "--durations-min=5"]
 STAGES = dict(
     sync    = ("notebooks are clean and exported", run + ["tools/check_notebooks.py"]),
     nbdev   = ("notebook tests", run + ["tools/notebook_tests.py"]),
