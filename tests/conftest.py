@@ -3,7 +3,8 @@ import os
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1"); os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive"); os.environ.setdefault("MODEL_GLUE_STORE", "none") # runs share no answers
+os.environ.setdefault("OMP_WAIT_POLICY", "passive"); os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1") # tests run side by side, each on one core
+os.environ.setdefault("MODEL_GLUE_STORE", "none") # runs share no answers
 MARKS = dict(slow="minutes of computing", gpu="needs a CUDA device", browser="drives a real Chromium")
 
 def pytest_configure(config):

@@ -277,6 +277,7 @@ class Worker:
         from model_glue_nb.cli import main
         while line := ask.readline():
             args, outside[:] = json.loads(line), []
+            signal.signal(signal.SIGALRM, signal.SIG_DFL) # not that of whoever started us
             signal.alarm(SECONDS)
             kind, text = self.command(main, args)
             signal.alarm(0)
