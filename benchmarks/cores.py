@@ -15,21 +15,21 @@ TABLES = ("comparison.csv", "scores.csv", "search.csv", "routing.csv", "attribut
 
 def run_on(cores, recipe, out):
     "Seconds of one run by stage, the whole included."
-    known = dict(MODEL_GLUE_STORE="none", OMP_WAIT_POLICY="passive", HF_HUB_OFFLINE="1")
+    alone = dict(MODEL_GLUE_STORE="none", HF_HUB_OFFLINE="1")
     command = [sys.executable, "-c", "from model_glue_nb.cli import main; main()", "run", str(recipe), "--out", str(out)]
     began = time.perf_counter()
-    done = subprocess.run(command, env=os.environ | known, text=True, capture_output=True, preexec_fn=lambda: os.sched_setaffinity(0, cores))
+    done = subprocess.run(command, env=os.environ | alone, text=True, capture_output=True, preexec_fn=lambda: os.sched_setaffinity(0, cores))
     whole = time.perf_counter() - began
     if done.returncode: sys.exit(f"The run failed:\n{done.stderr[-2000:]}")
     stages = pd.read_csv(out/"stages.csv")
     return dict(zip(stages.stage, stages.seconds)) | dict(whole=whole)
 
-def same(a, b):
+def differing(a, b):
     "Which tables two runs tell differently, times aside."
-    timed = lambda t: t.drop(columns=[c for c in t if c.startswith(("ms_", "seconds", "began"))])
+    told = lambda file: pd.read_csv(file, usecols=lambda c: not c.startswith(("ms_", "seconds", "began")))
     for name in TABLES:
         there = [(d/name).exists() for d in (a, b)]
-        if any(there) and not (all(there) and timed(pd.read_csv(a/name)).equals(timed(pd.read_csv(b/name)))): yield name
+        if any(there) and not (all(there) and told(a/name).equals(told(b/name))): yield name
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -43,7 +43,7 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         for n in a.cores: times[n] = run_on(mine[:n], a.recipe, Path(tmp)/str(n))
         first, *others = (Path(tmp)/str(n) for n in a.cores)
-        wrong = [f"{t} ({o.name} cores)" for o in others for t in same(first, o)]
+        wrong = [f"{t} ({o.name} cores)" for o in others for t in differing(first, o)]
     for stage in times[a.cores[0]]:
         row = dict(zoo=a.name or a.recipe.stem, stage=stage) | {f"cores_{n}_s": round(times[n][stage], 1) for n in a.cores}
         rows.append(row | dict(ratio=times[a.cores[0]][stage] / times[a.cores[-1]][stage]))

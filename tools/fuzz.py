@@ -275,9 +275,9 @@ class Worker:
                 if p != os.devnull and not (os.path.realpath(p) + os.sep).startswith(home): outside.append(f"{event} {p}")
         sys.addaudithook(hook)
         from model_glue_nb.cli import main
+        signal.signal(signal.SIGALRM, signal.SIG_DFL) # not that of whoever started us
         while line := ask.readline():
             args, outside[:] = json.loads(line), []
-            signal.signal(signal.SIGALRM, signal.SIG_DFL) # not that of whoever started us
             signal.alarm(SECONDS)
             kind, text = self.command(main, args)
             signal.alarm(0)
