@@ -11,7 +11,7 @@ __all__ = ['SMALL', 'FLAGS', 'COMPUTED_IN', 'SAFE', 'KINDS', 'CHANGES', 'pick_de
 # %% ../nbs/01_language_model.ipynb #f3730e7f
 import inspect, os, warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from .checkpoint import ZooModel, loaders
 from .errors import InputError, Note, refuse
 from .reading import plain
+from .threads import n_side_by_side, side_by_side, twin
 
 # %% ../nbs/01_language_model.ipynb #1bce7295
 def pick_device(
@@ -256,10 +257,20 @@ def generate(self:LanguageModel,
            [f"Prompt {i} is empty. Give at least one token." for i, x in enumerate(ids) if not x],
            "Cannot generate")
     if max_new_tokens == 0: return out
-    for group in batches_by_length(ids):
-        answers = self.continue_batch([ids[i] for i in group], max_new_tokens, stop)
+    def size(group): return len(group) * len(ids[group[0]])
+    groups = sorted(batches_by_length(ids), key=size, reverse=True) # no thread is left with the longest
+    def ask(live, group): return live.continue_batch([ids[i] for i in group], max_new_tokens, stop)
+    n = n_side_by_side(self.model, list(map(size, groups)))
+    if n == 1: answered = (ask(self, group) for group in groups)
+    else: answered = side_by_side(ask, [self, *map(self.with_twin, range(n - 1))], groups)
+    for group, answers in zip(groups, answered):
         for i, answer in zip(group, answers): out[i] = answer
     return out
+
+@patch
+def with_twin(self:LanguageModel, number:int)->LanguageModel: # For another thread
+    "The same model, to be asked beside it."
+    return replace(self, model=twin(self.model))
 
 def checked_request(prompts, max_new_tokens, stop)->list[str]: # Stop strings
     "What `generate` was given, refused where it would be misread."

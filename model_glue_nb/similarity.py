@@ -122,6 +122,7 @@ def one_blas_thread(
 ): # A context
     "BLAS keeps to one thread where it is used at all: its own threads beside ours only spin."
     if "subspace_overlap" not in metrics: return nullcontext()
+    import scipy.linalg # brings a BLAS of its own, which is held only once it is loaded
     from threadpoolctl import threadpool_limits
     return threadpool_limits(1)
 

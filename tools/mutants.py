@@ -493,7 +493,18 @@ MUTANTS = dict(
         ("if repr(c) in tried: continue", "pass"),
         ("if len(out) == most: break", "pass"),
     ]),
+    threads=(["nbs/01_threads.ipynb", "tests/test_side_by_side.py"], [
+        ("return deepcopy(model, {id(p): p for p in model.parameters()})", "return deepcopy(model)"),
+        ("return deepcopy(model, {id(p): p for p in model.parameters()})", "return model"),
+        ("TOKENS_AT_ONCE // max(sizes)", "TOKENS_AT_ONCE // min(1, *sizes)"),
+        ("torch.set_num_threads(max(1, n // len(workers)))", "torch.set_num_threads(n)"),
+        ("        torch.set_num_threads(n) # what", "        torch.set_num_threads(1) # what"),
+        ("finally: free.put(worker)", "finally: free.put(workers[0])"),
+    ]),
     harness=(["nbs/03_harness.ipynb", "tests/test_requests.py"], [
+        ("return -n_tokens[row[0]], row[0]", "return n_tokens[row[0]], row[0]", ["tests/test_side_by_side.py"]),
+        ("if n == 1 or sampled: return", "if n == 1: return", ["tests/test_side_by_side.py"]),
+        ("return [[i for *_, i in batch] for batch in", "return [sorted(i for *_, i in batch) for batch in", ["tests/test_side_by_side.py"]),
         ("return max(256, min(2048 if on_cpu else 16384, 2**28 // max(vocab, 1)))", "return max(256, min(2048 if on_cpu else 16384, 2**24 // max(vocab, 1)))"),
         ("if \"\" in stop: most = 1", "if \"\" in stop: pass"),
         ("if not (greedy and k in OF_SAMPLING)}", "if not greedy}"),
