@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['kept', 'free_name', 'made', 'score_members', 'RunScorer', 'scorer_of', 'find_clusters', 'vocabularies_of',
-           'shapes_of', 'Glued', 'glue_cluster', 'tokenizer_for', 'tell_search', 'tell_aside', 'explained',
-           'search_clusters', 'full_groups', 'full_merges', 'choose_experts', 'dense_model', 'mixture_of']
+           'shapes_of', 'Glued', 'glue_cluster', 'tokenizer_for', 'tell_search', 'ask_for_evidence', 'tell_aside',
+           'explained', 'search_clusters', 'full_groups', 'full_merges', 'choose_experts', 'dense_model', 'mixture_of']
 
 # %% ../nbs/09_stages.ipynb #d2b03
 from collections.abc import Callable
@@ -16,14 +16,15 @@ from typing import NamedTuple
 
 from .benchmark import ask_model, ask_zoo
 from .core import digest, file_name
-from .evidence import TRIAL_COLUMNS, attribution, honest_table, trial_row
+from .evidence import (LAYER_GROUPS, TRIAL_COLUMNS, ablations, attribution, contenders, honest_table,
+                                    trial_row)
 from .intervals import Items, mean_score
 from .merge import merge
 from .mergeability import Cluster, cluster_by_similarity, vocabularies_table
 from .mixture import mix
 from .plan import Work, describe_run, executor_of, mixture_spec, shares_checkpoint
 from .recipes import MergeRecipe, recipe
-from .search import CandidateScorer, SearchResult, needs_base, search
+from .search import CandidateScorer, SearchResult, needs_base, search_each
 from .selection import experts_for
 from .similarity import METRICS, groups_by_signature
 from .suites import Suite
@@ -171,21 +172,21 @@ def glue_cluster(
 )->Glued:
     "The best single model of one cluster: a merge that was searched for, or its best member."
     if len(cluster.members) == 1: return Glued(cluster.members[0])
-    scorer, rows, found = scorer_of(work), [], []
-    m = work.recipe.merge; how = dict(options=m.get("options"), executor=executor_of(work.recipe),
-                                      tokenizer=tokenizer_for(work, cluster))
-    for method in m["methods"]:
-        if needs_base(method) and not cluster.base: continue
-        def on_trial(t):
-            total = m["budget"] if isinstance(m["budget"], int) else None
-            work.progress(t.number + 1, total, f"{cluster.name}: {method}, best {t.best:.3f}")
-            rows.append(trial_row(cluster.name, method, m["strategy"], t, rows))
-        args = cluster.members, scorer, method, m["strategy"], m["budget"], cluster.base, on_trial
-        found.append(search(*args, seed=work.recipe.seed, run=work.run, **how))
-    best = max(found, key=lambda f: f.score, default=None)
-    if best is None: return Glued(max(cluster.members, key=scorer))
-    if isinstance(best.winner, str): return Glued(best.winner, rows, best, tuple(found))
-    return Glued(made(best.winner, work, f"{cluster.name}-merged"), rows, best, tuple(found))
+    m, scorer = work.recipe.merge, scorer_of(work)
+    methods = [name for name in m["methods"] if cluster.base or not needs_base(name)]
+    if not methods: return Glued(max(cluster.members, key=scorer))
+    rows = {method: [] for method in methods}
+    def on_trial(method, t):
+        total = m["budget"] if isinstance(m["budget"], int) else None
+        work.progress(t.number + 1, total, f"{cluster.name}: {method}, best {t.best:.3f}")
+        rows[method].append(trial_row(cluster.name, method, m["strategy"], t, rows[method]))
+    args = cluster.members, scorer, methods, m["strategy"], m["budget"], cluster.base, on_trial
+    found = search_each(*args, seed=work.recipe.seed, options=m.get("options"), run=work.run,
+                        executor=executor_of(work.recipe), tokenizer=tokenizer_for(work, cluster))
+    searches = tuple(found.values())
+    best, rows = max(searches, key=lambda f: f.score), sum(rows.values(), [])
+    if isinstance(best.winner, str): return Glued(best.winner, rows, best, searches)
+    return Glued(made(best.winner, work, f"{cluster.name}-merged"), rows, best, searches)
 
 def tokenizer_for(
     work:Work, # As `begin` gives it
@@ -208,6 +209,7 @@ def tell_search(
     tell_aside(work, clusters, glued)
     tables, parts, scorer = [], [], scorer_of(work)
     n, seed, who = work.recipe.evidence, work.recipe.seed, executor_of(work.recipe)
+    ask_for_evidence(work, [g.best for g in glued if g.best])
     for i, (c, g) in enumerate(zip(clusters, glued)):
         if g.best is None: continue
         work.progress(i, len(clusters), f"evidence: {c.name}")
@@ -219,6 +221,19 @@ def tell_search(
         parts.append(explained(work, "attribution", g.best, some, owes).assign(cluster=c.name))
     for name, found in (("search", tables), ("attribution", parts)):
         if found: work.run.write_table(name, pd.concat(found)[["cluster", *found[0].columns[:-1]]])
+
+def ask_for_evidence(
+    work:Work, # As `begin` gives it
+    found:list[SearchResult], # The best search of each cluster
+):
+    "Ask what the tables of all clusters want at once: one cluster alone would leave workers idle."
+    scorer, n, who = scorer_of(work), work.recipe.evidence, executor_of(work.recipe)
+    wanted = [c for f in found for _, c in contenders(f).values()]
+    ask_together(scorer.on(work.report), wanted, who)
+    if not n: return
+    merges = [f for f in found if not isinstance(f.winner, str)]
+    parts = [c for f in merges for c in (f.winner, *(c for *_, c in ablations(f, scorer, LAYER_GROUPS)))]
+    ask_together(scorer.on(work.report.part("all", n)), parts, who)
 
 def tell_aside(work:Work, clusters:list[Cluster], glued:list[Glued]):
     "Add whom a search set aside to the table of vocabularies."

@@ -1,5 +1,7 @@
 "Strategies by toy scores and on real weights: laws, budgets, resuming after kills, what is remembered, what is refused."
 import itertools, math, os, random, signal, subprocess, sys
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ from model_glue_nb.methods import merge_methods, method_info
 from model_glue_nb.problems import Answer, Ask, Problem, first, weigh
 from model_glue_nb.recipes import check_form, coefficients, recipe
 from model_glue_nb.budgets import Budget
-from model_glue_nb.search import search
+from model_glue_nb.search import search, search_each
 from model_glue_nb.strategies import strategies, undominated
 from model_glue_nb.suites import load_suite
+from model_glue_nb.workers import executors, scored
 from model_glue_nb.zoo import read_zoo, tiny_zoo
 
 MEMBERS = ["a", "b", "c", "d", "spoiler"]
@@ -360,13 +363,14 @@ def test_stores_of_older_versions_are_read_and_twins_are_asked_once(demo, tmp_pa
 def test_twins_are_not_asked_twice_and_cost_nothing():
     asked = []
     def score(c): asked.append(c); return .5
-    from model_glue_nb.search import Ledger, converse
+    from model_glue_nb.conversations import converse
+    from model_glue_nb.search import Ledger
     def talk():
         yield [Ask(recipe("linear", ["a", "b"])), Ask(recipe("linear", ["b", "a"], [.5, .5])), Ask(recipe("linear", ["a", "b"], [1, 2]))]
     from model_glue_nb.workers import scored
     own = {m: Answer(Items({"score": np.array([.1])})) for m in "ab"}
     ledger = Ledger(score, own, Budget(evaluations=9), None, lambda t: None)
-    converse(talk(), ledger, lambda asks: ((a, scored(score, a)) for a in asks))
+    converse([(talk(), ledger)], lambda asks: ((a, scored(score, a)) for a in asks))
     assert len(asked) == len(ledger.trials) == 2 and ledger.spent == 2
 
 def test_every_kind_of_move_is_reached_by_a_small_budget():
@@ -385,3 +389,30 @@ def test_every_kind_of_move_is_reached_by_a_small_budget():
 def test_a_budget_that_no_candidate_fits_is_one_line(budget, strategy):
     with pytest.raises(InputError, match="the cheapest candidate asks") as e: found(strategy, budget=budget)
     assert len(str(e.value).splitlines()) == 1
+
+def test_searches_at_once_are_each_what_they_are_alone(tmp_path):
+    "Three methods on workers that answer late and in another order."
+    members, methods = list("abcd"), ["linear", "slerp", "ties"]
+    @contextmanager
+    def late(score): # three asks are out; the last that was sent is answered first
+        def answer(asks):
+            asks, out = iter(asks), []
+            while True:
+                while len(out) < 3 and (ask := next(asks, "end")) not in (None, "end"): out.append(ask)
+                if not out: return
+                ask = out.pop()
+                at_once.append(len({c.method for c in [ask.candidate, *(o.candidate for o in out)] if not isinstance(c, str)}))
+                yield ask, scored(score, ask)
+        yield answer
+    executors["late"], at_once, trials = late, [], []
+    try: found = search_each(members, Toy(), methods, "coefficient", 30, "a", lambda m, t: trials.append((m, t.number)), seed=1, run=tmp_path, executor="late")
+    finally: del executors["late"]
+    assert list(found) == methods and max(at_once) > 1
+    for m in methods:
+        alone = search(members, Toy(), m, "coefficient", 30, "a", seed=1)
+        assert found[m].score == alone.score and found[m].winner == alone.winner and found[m].corrected == alone.corrected
+        timeless = [replace(t, seconds=0) for t in found[m].trials]
+        assert timeless == [replace(t, seconds=0) for t in alone.trials] and [n for k, n in trials if k == m] == list(range(len(timeless)))
+    with pytest.raises(InputError, match="(?s)nosuch|method"): search_each(members, Toy(), ["linear", "nosuch"])
+    with pytest.raises(InputError, match="needs the base.*") as e: search_each(members, Toy(), ["ties", "linear", "task_arithmetic"])
+    assert "'ties'" in str(e.value) and "'task_arithmetic'" in str(e.value) # all at once
