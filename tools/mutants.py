@@ -493,6 +493,19 @@ MUTANTS = dict(
         ("if repr(c) in tried: continue", "pass"),
         ("if len(out) == most: break", "pass"),
     ]),
+    conversations=(["nbs/06_conversations.ipynb", "tests/test_search.py::test_searches_at_once_are_each_what_they_are_alone"], [
+        ("if self.held is not None and self.name(self.held) in busy: return None", "pass"),
+        ("if self.out: return None", "pass"),
+        ("if None not in answers: return self.hear(answers)", "if answers: return self.hear(answers)"),
+        ("answers = [self.ledger.answer(a) for a in self.round]", "answers = [self.ledger.answer(a) for a in self.round[::-1]]"),
+        ("turn.out -= 1", "turn.out = 0"),
+        ("_, turn = out.pop(id(ask))", "_, turn = out.pop(next(iter(out)))"),
+    ]),
+    subspaces=(["nbs/05_subspaces.ipynb"], [
+        ("return values[:k][::-1], vectors[:, ::-1]", "return values[:k], vectors[:, ::-1]"),
+        ("number(n - k + 1), number(n), real(0)", "number(1), number(k), real(0)"),
+        ("a = np.array(a, np.float64, order=\"F\")", "a = np.asarray(a, np.float64)"),
+    ]),
     threads=(["nbs/01_threads.ipynb", "tests/test_side_by_side.py"], [
         ("return deepcopy(model, {id(p): p for p in model.parameters()})", "return deepcopy(model)"),
         ("return deepcopy(model, {id(p): p for p in model.parameters()})", "return model"),
