@@ -274,12 +274,13 @@ def known(self:CandidateScorer, candidate, share)->bool: # Nothing left to ask?
 @patch
 def rows(self:CandidateScorer, candidate, share)->dict: # What was asked → question → (value, answer)
     "What a worker was answered."
-    self.store = self.store or Store(":memory:"); self.items(candidate, share)
-    return {t.asked: self.store.items(self.key(candidate), t.asked) for t in self.suite.tasks}
+    self.store, key = self.store or Store(":memory:"), self.key(candidate)
+    self.items(candidate, share)
+    return {t.asked: self.store.items(key, t.asked) for t in self.suite.tasks}
 
 @patch
 def take(self:CandidateScorer, candidate, share, rows)->Items:
     "Remember what a worker was answered."
-    if self.store is None: self.store = Store(":memory:")
-    for task, answers in rows.items(): self.store.add_items(self.key(candidate), task, answers)
+    self.store, key = self.store or Store(":memory:"), self.key(candidate)
+    for task, answers in rows.items(): self.store.add_items(key, task, answers)
     return self.items(candidate, share)

@@ -160,13 +160,18 @@ class Ledger:
         on_trial:Callable, # Called after every trial
     ):
         self.score, self.budget, self.log, self.on_trial = score, budget, log, on_trial
+        self.keys = {} # Identity of a candidate → (the candidate, its fingerprint)
         self.answers = {(self.key(m), 1.0): a for m, a in own.items()} # (candidate, share) → answer
         known = next(a.items for a in own.values() if a.items)
         self.lengths, self.weights = {t: len(v) for t, v in known.items()}, known.weights
         self.winner = max(own, key=lambda m: own[m].mean); self.best = own[self.winner].mean
         self.spent, self.seconds, self.n, self.waiting, self.trials = 0, 0.0, 0, {}, []
 
-    def key(self, candidate)->str:
+    def key(self, candidate)->str: # Found once per candidate: its models are looked at on disk
+        if id(candidate) not in self.keys: self.keys[id(candidate)] = candidate, self.key_of(candidate)
+        return self.keys[id(candidate)][1]
+
+    def key_of(self, candidate)->str:
         if hasattr(self.score, "key"): return self.score.key(candidate)
         return candidate if isinstance(candidate, str) else canonical_print(candidate)
 
