@@ -46,7 +46,7 @@ def main():
         wrong = [f"{t} ({o.name} cores)" for o in others for t in differing(first, o)]
     for stage in times[a.cores[0]]:
         row = dict(zoo=a.name or a.recipe.stem, stage=stage) | {f"cores_{n}_s": round(times[n][stage], 1) for n in a.cores}
-        rows.append(row | dict(ratio=times[a.cores[0]][stage] / times[a.cores[-1]][stage]))
+        rows.append(row | dict(ratio=times[min(a.cores)][stage] / times[max(a.cores)][stage]))
         show(rows[-1])
     record(rows, a.out)
     if wrong: sys.exit(f"Not the same results: {', '.join(wrong)}")

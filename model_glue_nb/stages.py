@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from .benchmark import ask_model, ask_zoo
 from .core import digest, file_name
-from .evidence import (LAYER_GROUPS, TRIAL_COLUMNS, ablations, attribution, contenders, honest_table,
-                                    trial_row)
+from .evidence import (LAYER_GROUPS, TRIAL_COLUMNS, ablations, attribution, contenders,
+                                    honest_table, trial_row)
 from .intervals import Items, mean_score
 from .merge import merge
 from .mergeability import Cluster, cluster_by_similarity, vocabularies_table
