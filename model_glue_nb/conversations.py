@@ -59,12 +59,16 @@ def asks_of(
     out:dict, # Filled: identity of an ask → (its name, who asked); emptied by who hears the answer
 )->Iterator[Ask|None]: # None: nothing can be asked before an answer comes
     "What is asked next, by whoever has something to ask."
-    while not all(t.over for t in turns):
+    while True:
         busy = {name for name, _ in out.values()}
-        found = next(((t, a) for t in turns if (a := t.take(busy)) is not None), None)
-        if found is None and all(t.over for t in turns): return
-        if found is not None: out[id(found[1])] = found[0].name(found[1]), found[0]
-        yield found and found[1]
+        for turn in turns:
+            if (ask := turn.take(busy)) is not None: break
+        else:
+            if all(t.over for t in turns): return
+            yield None
+            continue
+        out[id(ask)] = turn.name(ask), turn
+        yield ask
 
 def converse(
     talks:list[tuple], # Strategies at work, and who pays and keeps for each

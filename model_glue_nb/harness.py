@@ -95,13 +95,14 @@ def token_batches()->type: # A kind of HFLM
             with no_grad(): return self.model(inps, logits_to_keep=self.wanted).logits
         def _detect_batch_size(self, requests=None, pos=0): return self.size
         def generate_until(self, requests, disable_tqdm=False):
-            room = max(generation_settings(r.args[1]).max_new_tokens for r in requests)
+            settings = [generation_settings(r.args[1]) for r in requests]
+            room = max(s.max_new_tokens for s in settings)
             n_tokens = {r.args[0]: len(self.tok_encode(r.args[0])) for r in requests}
             self.size = self.fitting(min(max(n_tokens.values()) + room, self.max_length))
             size = self.size if self.batch_size == "auto" else self.batch_size
             pieces = pieces_of(requests, n_tokens, size)
             n = n_side_by_side(self.model, [size * max(n_tokens.values())] * len(pieces))
-            sampled = any(generation_settings(r.args[1]).sampling for r in requests) # by one generator
+            sampled = any(s.sampling for s in settings) # by one generator
             if n == 1 or sampled: return super().generate_until(requests, disable_tqdm)
             return self.generate_pieces(requests, pieces, n)
         def generate_pieces(self, requests, pieces, n): # As HFLM would one after another

@@ -262,13 +262,13 @@ def generate(self:LanguageModel,
     def ask(live, group): return live.continue_batch([ids[i] for i in group], max_new_tokens, stop)
     n = n_side_by_side(self.model, list(map(size, groups)))
     if n == 1: answered = (ask(self, group) for group in groups)
-    else: answered = side_by_side(ask, [self, *map(self.with_twin, range(n - 1))], groups)
+    else: answered = side_by_side(ask, [self, *(self.beside() for _ in range(n - 1))], groups)
     for group, answers in zip(groups, answered):
         for i, answer in zip(group, answers): out[i] = answer
     return out
 
 @patch
-def with_twin(self:LanguageModel, number:int)->LanguageModel: # For another thread
+def beside(self:LanguageModel)->LanguageModel: # For another thread
     "The same model, to be asked beside it."
     return replace(self, model=twin(self.model))
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['kept', 'free_name', 'made', 'score_members', 'RunScorer', 'scorer_of', 'find_clusters', 'vocabularies_of',
            'shapes_of', 'Glued', 'glue_cluster', 'tokenizer_for', 'tell_search', 'ask_for_evidence', 'tell_aside',
-           'explained', 'search_clusters', 'full_groups', 'full_merges', 'choose_experts', 'dense_model', 'mixture_of']
+           'explained', 'table_key', 'search_clusters', 'full_groups', 'full_merges', 'choose_experts', 'dense_model',
+           'mixture_of']
 
 # %% ../nbs/09_stages.ipynb #d2b03
 from collections.abc import Callable
@@ -226,14 +227,17 @@ def ask_for_evidence(
     work:Work, # As `begin` gives it
     found:list[SearchResult], # The best search of each cluster
 ):
-    "Ask what the tables of all clusters want at once: one cluster alone would leave workers idle."
+    "Ask what the open tables of all clusters want at once: one cluster alone would leave workers idle."
     scorer, n, who = scorer_of(work), work.recipe.evidence, executor_of(work.recipe)
-    wanted = [c for f in found for _, c in contenders(f).values()]
-    ask_together(scorer.on(work.report), wanted, who)
+    def is_open(name, f, told):
+        return work.run.store.remembered("evidence", table_key(work, name, f, told)) is None
+    tables = [f for f in found if is_open("search", f, work.report)]
+    ask_together(scorer.on(work.report), [c for f in tables for _, c in contenders(f).values()], who)
     if not n: return
-    merges = [f for f in found if not isinstance(f.winner, str)]
+    some = work.report.part("all", n)
+    merges = [f for f in found if not isinstance(f.winner, str) and is_open("attribution", f, some)]
     parts = [c for f in merges for c in (f.winner, *(c for *_, c in ablations(f, scorer, LAYER_GROUPS)))]
-    ask_together(scorer.on(work.report.part("all", n)), parts, who)
+    ask_together(scorer.on(some), parts, who)
 
 def tell_aside(work:Work, clusters:list[Cluster], glued:list[Glued]):
     "Add whom a search set aside to the table of vocabularies."
@@ -254,11 +258,15 @@ def explained(
 ): # DataFrame
     "A table about a search; it follows from answers, so it is remembered like them."
     import pandas as pd
+    key = table_key(work, name, found, told)
+    return pd.DataFrame(work.run.store.remembered("evidence", key, lambda: make().to_dict("list")))
+
+def table_key(work:Work, name:str, found:SearchResult, told:Suite)->str: # As for `explained`
+    "What a table about a search is remembered under."
     scorer = scorer_of(work)
     asked = [(t.fingerprint, [q.key for q in t.questions]) for s in (work.search, told) for t in s.tasks]
     models = [scorer.key(c) for c in (found.winner, *sorted(found.own))]
-    key = digest(name, models, asked, found.score, found.corrected, work.recipe.seed)
-    return pd.DataFrame(work.run.store.remembered("evidence", key, lambda: make().to_dict("list")))
+    return digest(name, models, asked, found.score, found.corrected, work.recipe.seed)
 
 # %% ../nbs/09_stages.ipynb #c21d1e27
 def search_clusters(
