@@ -45,14 +45,14 @@ def climb(zoo, rng, tries=60):
     return tried
 
 def items_of(values, task):
-    from model_glue_nb.intervals import Items
+    from model_glue_nb.benchmarking.intervals import Items
     return Items({f"t{t}": values[task == t] for t in np.unique(task)})
 
 def outcome(seed, signal, router=dict(name="knn")):
     "What is chosen in one zoo, and how it fares on *report* against the best single model."
-    from model_glue_nb.choice import best_of, cross_fitted, routed, simplest
-    from model_glue_nb.intervals import paired_gain
-    from model_glue_nb.routers import fit_router
+    from model_glue_nb.benchmarking.intervals import paired_gain
+    from model_glue_nb.gluing.choice import best_of, cross_fitted, routed, simplest
+    from model_glue_nb.mixing.routers import fit_router
     zoo, rng = draw_zoo(seed, signal); search, report = zoo["search"], zoo["report"]
     alone = {p: (zoo[p]["mean"] + zoo[p]["luck"] > 0).astype(float) for p in ("search", "report")}
     tried = climb(zoo, rng); pool = np.stack([v for _, v in tried], 1); like = items_of(alone["search"][:, 0], search["task"])

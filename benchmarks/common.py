@@ -20,7 +20,7 @@ def tensors(s):
 def write_models(room, s, names=("base", "a", "b"), dtype="bfloat16"):
     "A base and fine-tunes of it, random, in bfloat16 or float32."
     import numpy as np
-    from model_glue_nb.writer import CheckpointWriter
+    from model_glue_nb.zoo.writer import CheckpointWriter
     config = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=s["hidden"], intermediate_size=s["inner"], dtype=dtype,
                   num_hidden_layers=s["layers"], num_attention_heads=s["heads"], num_key_value_heads=s["kv"], vocab_size=s["vocab"], tie_word_embeddings=s["tied"])
     vocab = json.dumps(dict(version="1.0", added_tokens=[], model=dict(type="WordLevel", vocab={"a": 0}, unk_token="a")))

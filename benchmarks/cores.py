@@ -16,7 +16,7 @@ TABLES = ("comparison.csv", "scores.csv", "search.csv", "routing.csv", "attribut
 def run_on(cores, recipe, out):
     "Seconds of one run by stage, the whole included."
     alone = dict(MODEL_GLUE_STORE="none", HF_HUB_OFFLINE="1")
-    command = [sys.executable, "-c", "from model_glue_nb.cli import main; main()", "run", str(recipe), "--out", str(out)]
+    command = [sys.executable, "-c", "from model_glue_nb.cli.program import main; main()", "run", str(recipe), "--out", str(out)]
     began = time.perf_counter()
     done = subprocess.run(command, env=os.environ | alone, text=True, capture_output=True, preexec_fn=lambda: os.sched_setaffinity(0, cores))
     whole = time.perf_counter() - began

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 def moves(tables):
     "Name → (change a control, draw the same figure without the explorer)."
-    from model_glue_nb.dashboard import ClusterExplorer, PerformanceExplorer, RoutingExplorer, SearchExplorer
-    from model_glue_nb.invented import EXPERTS
+    from model_glue_nb.reporting.dashboard import ClusterExplorer, PerformanceExplorer, RoutingExplorer, SearchExplorer
+    from model_glue_nb.reporting.example_run import EXPERTS
     c, p, s = ClusterExplorer(**tables), PerformanceExplorer(**tables), SearchExplorer(**tables)
     r = RoutingExplorer(**tables, mixture=SimpleNamespace(experts=EXPERTS, route=lambda x: [0]))
     turn = lambda control, values: (lambda it=itertools.cycle(values): setattr(control, "value", next(it)))
@@ -36,7 +36,7 @@ def main():
     a.add_argument("--models", type=int, default=16); a.add_argument("--tasks", type=int, default=8); a.add_argument("--rounds", type=int, default=15)
     a.add_argument("--limit", type=float, default=150, help="milliseconds"); a.add_argument("--out", help="CSV file"); a = a.parse_args()
     import pandas as pd
-    from model_glue_nb.invented import invented_tables
+    from model_glue_nb.reporting.example_run import invented_tables
     rows = []
     for what, move, draw in moves(invented_tables(a.models, a.tasks)):
         move(); took = [ms(move) for _ in range(a.rounds)]; alone = [ms(draw) for _ in range(a.rounds)] if draw else [float("nan")]

@@ -13,7 +13,7 @@ from common import record, run, show
 SECOND = """
 import sys, time
 from pathlib import Path
-from model_glue_nb.checkpoint import ZooModel
+from model_glue_nb.checkpoints.checkpoint import ZooModel
 start = time.perf_counter(); print(ZooModel("m", Path(sys.argv[1])).fingerprint()); print("WORK", time.perf_counter() - start)
 """
 
@@ -38,7 +38,7 @@ def seconds(f, *args):
 
 def unnoticed(folder, n_edits):
     "How many random edits leave the fingerprint as it was."
-    from model_glue_nb.checkpoint import ZooModel
+    from model_glue_nb.checkpoints.checkpoint import ZooModel
     model, file, rng = ZooModel("m", folder), folder/"model.safetensors", random.Random(0)
     size, seen, missed = file.stat().st_size, model.fingerprint(), 0
     for _ in range(n_edits):
@@ -54,7 +54,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--gb", type=float, default=2.2); p.add_argument("--rounds", type=int, default=5); p.add_argument("--out", help="CSV file")
     p.add_argument("--edits", type=int, default=1000); p.add_argument("--mb", type=int, default=64); a = p.parse_args()
-    from model_glue_nb.content import hash_file
+    from model_glue_nb.checkpoints.content import hash_file
     with tempfile.TemporaryDirectory() as d:
         os.environ["XDG_CACHE_HOME"] = d + "/cache"
         folder = write_member(Path(d)/"m", int(a.gb * 1e9)); file, buffer = folder/"model.safetensors", bytearray(2**20)

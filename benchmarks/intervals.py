@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import betaincinv
 
 from common import record, show
-from model_glue_nb.intervals import Items, behind, mean_interval, mean_score, paired_gain, task_weights
+from model_glue_nb.benchmarking.intervals import Items, behind, mean_interval, mean_score, paired_gain, task_weights
 
 def answers(luck, p, graded):
     "What a system of accuracy p says to questions with such luck."

@@ -28,7 +28,7 @@ def generation(models, prompt, new, batch, rounds):
 
 def building(room, spec, rounds):
     "Seconds of writing a mixture, and of copying its bytes, in turns."
-    from model_glue_nb.mixture import mix
+    from model_glue_nb.mixing.mixture import mix
     ours, copy = [], []
     for i in range(rounds + 1):
         start = time.perf_counter(); mix(spec, room/"built"); ours.append(time.perf_counter() - start)
@@ -43,9 +43,9 @@ def main():
     p.add_argument("--out", help="CSV file"); a = p.parse_args()
     import torch
     from transformers import AutoModelForCausalLM
-    from model_glue_nb import modeling # registers our class
-    from model_glue_nb.levels import MixtureSpec
-    from model_glue_nb.mixture import mix
+    from model_glue_nb.mixing import modeling # registers our class
+    from model_glue_nb.mixing.mixture import mix
+    from model_glue_nb.mixing.spec import MixtureSpec
     torch.set_num_threads(a.threads); rows = []
     def tell(what, ours, reference, tokens=None):
         mid = statistics.median; row = dict(what=what, ours_s=mid(ours), reference_s=mid(reference), ratio=mid(x / y for x, y in zip(ours, reference)))

@@ -21,14 +21,14 @@ def timed(f):
         try: return f(*a, **k)
         finally: spent[0] += time.perf_counter() - began
     return g
-import model_glue_nb.harness as h
+import model_glue_nb.benchmarking.harness as h
 make = h.token_batches
 def batches():
     cls = make()
     if not hasattr(cls, "is_timed"): cls._model_call, cls._model_generate, cls.is_timed = timed(cls._model_call), timed(cls._model_generate), True
     return cls
 h.token_batches = batches
-from model_glue_nb.cli import main
+from model_glue_nb.cli.program import main
 try: main()
 finally: print("FORWARD", spent[0], file=sys.stderr)
 """
@@ -73,7 +73,7 @@ def round_of(room, names, batches, i):
     cache = dict(XDG_CACHE_HOME=str(room/f"cache{i}"), HF_HUB_OFFLINE="1"); model = room/"base"
     ours = [sys.executable, "-c", CODE, "score", model, "--suite", room/"tasks/suite.yaml", "--split", "all", "--out", room/f"run{i}", "--json"]
     took, done = clock(ours, **cache, HF_DATASETS_CACHE=str(room/f"data{i}")); forward = float(done.stderr.rsplit("FORWARD", 1)[1])
-    again, _ = clock([sys.executable, "-c", "from model_glue_nb.cli import main; main()", *ours[3:]], **cache)
+    again, _ = clock([sys.executable, "-c", "from model_glue_nb.cli.program import main; main()", *ours[3:]], **cache)
     row = dict(ours_s=took, forward_s=forward, overhead_s=took - forward, again_s=again)
     scores = {r["task"]: r["score"] for r in json.loads(done.stdout)}
     for b in batches:

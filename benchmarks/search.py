@@ -15,10 +15,10 @@ from common import SHAPES, record, show, write_models
 def rooms(run, n=60):
     "The family, its scorer, the report questions and the run."
     import torch
+    from model_glue_nb.benchmarking.suites import load_suite
     from model_glue_nb.core import Run
-    from model_glue_nb.search import CandidateScorer
-    from model_glue_nb.suites import load_suite
-    from model_glue_nb.zoo import read_zoo
+    from model_glue_nb.searching.search import CandidateScorer
+    from model_glue_nb.zoo.zoo import read_zoo
     torch.set_num_threads(1)
     zoo, suite = read_zoo("demo"), load_suite("demo"); family = [n for n in zoo.names if n.startswith("a-")]
     probe = CandidateScorer(zoo.subset(family), suite.part("search", n))
@@ -29,10 +29,10 @@ def spent(found): return sum(t.questions for t in found.trials)
 
 def table(a):
     "Strategy × method."
-    from model_glue_nb.intervals import mean_interval, paired_gain
-    from model_glue_nb.methods import merge_methods
-    from model_glue_nb.search import label, search
-    from model_glue_nb.strategies import strategies
+    from model_glue_nb.benchmarking.intervals import mean_interval, paired_gain
+    from model_glue_nb.merging.methods import merge_methods
+    from model_glue_nb.searching.search import label, search
+    from model_glue_nb.searching.strategies import strategies
     family, score, report, run = rooms(a.run); told = score.on(report); rows = []
     for method in a.methods:
         for strategy in a.strategies or strategies:
@@ -47,8 +47,8 @@ def table(a):
 
 def racing(a):
     "The race against the full evaluation of the same runners."
-    from model_glue_nb.intervals import mean_score, paired_gain
-    from model_glue_nb.search import search
+    from model_glue_nb.benchmarking.intervals import mean_score, paired_gain
+    from model_glue_nb.searching.search import search
     family, score, report, run = rooms(a.run); told = score.on(report); rows = []
     mean = lambda found: mean_score(told.items(found.winner))
     for method in a.methods:
@@ -66,8 +66,8 @@ def words(n, seed):
 
 def candidate_room(room, n_models=4):
     "Random models of 135M parameters with a small tokenizer, and 20 questions."
-    from model_glue_nb.suites import Question, Suite, Task
-    from model_glue_nb.zoo import read_zoo, tiny_tokenizer
+    from model_glue_nb.benchmarking.suites import Question, Suite, Task
+    from model_glue_nb.zoo.zoo import read_zoo, tiny_tokenizer
     names = [f"m{i}" for i in range(n_models)]; write_models(room, SHAPES["135m"], names)
     for n in names: (room/n/"tokenizer.json").unlink(); tiny_tokenizer().save_pretrained(room/n)
     tasks = tuple(Task(f"t{t}", tuple(Question(words(24, 100 * t + q), "w1") for q in range(5)), 8) for t in range(4))
@@ -93,8 +93,8 @@ def floor(zoo):
     "A function that moves as many bytes as a candidate does, on all processors, and computes nothing: half of them are read, half written."
     from concurrent.futures import ThreadPoolExecutor
     import numpy as np
-    from model_glue_nb.stored import Mapped
-    from model_glue_nb.streams import n_workers
+    from model_glue_nb.tensors.streams import n_workers
+    from model_glue_nb.zoo.stored import Mapped
     files, step, jobs, n = Mapped(), 2**20, [], sum(t.stop - t.start for m in zoo for t in m.tensors.values()) * (len(zoo) + 1) // len(zoo) // 2
     for m in zoo:
         x = np.frombuffer(files[next(m.path.glob("*.safetensors"))], np.uint8)
@@ -107,8 +107,8 @@ def floor(zoo):
 
 def ways(zoo, score, mixes, d):
     "Seconds per candidate in memory, through a folder by our own engine, and through a folder by mergekit; in turns, in one process."
-    from model_glue_nb.merge import merge
-    from model_glue_nb.zoo import open_model
+    from model_glue_nb.merging.merge import merge
+    from model_glue_nb.zoo.zoo import open_model
     ours = lambda m: merge(m, zoo, f"{d}/out", overwrite=True).load()
     def published(m): shutil.rmtree(f"{d}/kit", ignore_errors=True); return written_by_mergekit(m, zoo, f"{d}/kit") and open_model(f"{d}/kit").load()
     for f in (score.made, ours, published): there = f(mixes[0]) # first: load, look for NaN, page cache, imports
@@ -121,9 +121,9 @@ def ways(zoo, score, mixes, d):
 def candidate(a):
     "Time per candidate in memory, against writing and reloading in the same process, and what a search adds to the evaluation."
     from model_glue_nb.core import Run
-    from model_glue_nb.recipes import recipe
-    from model_glue_nb.search import CandidateScorer, search
-    from model_glue_nb.zoo import LanguageModel
+    from model_glue_nb.merging.recipes import recipe
+    from model_glue_nb.searching.search import CandidateScorer, search
+    from model_glue_nb.zoo.zoo import LanguageModel
     with tempfile.TemporaryDirectory() as d:
         zoo, suite = candidate_room(Path(d)); mixes = [recipe("linear", zoo.names, [.4 + .01 * i, .3, .2, .1 - .01 * i]) for i in range(a.rounds)]
         times = ways(zoo, CandidateScorer(zoo, suite), mixes, d); asked, generate = [0.0], LanguageModel.generate
@@ -159,7 +159,7 @@ class Landscape:
     def parts(self, c):
         "(members, layers) of a candidate: what of each task vector is in each layer."
         import numpy as np
-        from model_glue_nb.recipes import value_at
+        from model_glue_nb.merging.recipes import value_at
         k, L = len(self.members), self.n_layers
         if isinstance(c, str): out = np.zeros((k, L)); out[self.members.index(c)] = 1; return out
         names = [f"model.layers.{i}.x" for i in range(L)]
@@ -172,7 +172,7 @@ class Landscape:
 
     def items(self, c, share=1.0):
         import numpy as np
-        from model_glue_nb.problems import first
+        from model_glue_nb.searching.protocol import first
         p = self.parts(c); p[0] = 0 # the base has no task vector
         amount = (p * self.depth).mean(1); gain = self.skill.T @ (3 * np.tanh(1.2 * amount))
         clash = 4 * amount @ self.clash @ amount if self.kind != "layers" else amount @ self.clash @ amount
@@ -183,9 +183,9 @@ class Landscape:
 def landscapes(a):
     "Every strategy under small budgets: the embedded zoo, and two landscapes over several draws."
     import numpy as np
-    from model_glue_nb.intervals import mean_score
-    from model_glue_nb.search import search
-    from model_glue_nb.strategies import strategies
+    from model_glue_nb.benchmarking.intervals import mean_score
+    from model_glue_nb.searching.search import search
+    from model_glue_nb.searching.strategies import strategies
     rows, chosen = [], a.strategies or [s for s in strategies if not s.startswith("similarity")]
     def add(zoo, method, budget, strategy, seed, found, told):
         single = max(found.own, key=lambda m: found.own[m].mean)

@@ -16,9 +16,9 @@ import os, sys, time
 import pandas
 import numpy as np
 from pathlib import Path
-from model_glue_nb.pairs import compare_weight
-from model_glue_nb.similarity import METRICS, compare_zoo, weights_of
-from model_glue_nb.zoo import read_zoo
+from model_glue_nb.mergeability.pairs import compare_weight
+from model_glue_nb.mergeability.similarity import METRICS, compare_zoo, weights_of
+from model_glue_nb.zoo.zoo import read_zoo
 fetched = lambda: int(next(l for l in open("/proc/self/io") if l.startswith("read_bytes")).split()[1])
 zoo = read_zoo(sys.argv[2:]); metrics = METRICS if sys.argv[1] == "all" else ("column_cosine",)
 compare_weight(list(zoo)[:2], weights_of(zoo.models[0])[0], np.zeros(2, int) - 1) # loads the compiled kernels

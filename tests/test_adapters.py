@@ -3,10 +3,10 @@ import json, random, sys
 from pathlib import Path
 import pytest, torch
 from transformers import AutoModelForCausalLM
-from model_glue_nb.adapters import adapted, is_simple
 from model_glue_nb.core import InputError
-from model_glue_nb.merge import merge, recipe
-from model_glue_nb.zoo import open_model, tiny_tokenizer
+from model_glue_nb.merging.merge import merge, recipe
+from model_glue_nb.zoo.adapters import adapted, is_simple
+from model_glue_nb.zoo.zoo import open_model, tiny_tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/"tools"))
 import certificate

@@ -4,13 +4,13 @@ import json, subprocess, sys
 import pytest
 import yaml
 
-from model_glue_nb.benchmark import asked_through
-from model_glue_nb.comparison import check_agreement
+from model_glue_nb.benchmarking.scores import asked_through
+from model_glue_nb.benchmarking.suites import load_suite
 from model_glue_nb.core import InputError
-from model_glue_nb.pipeline import glue
-from model_glue_nb.plan import begin, read_recipe
-from model_glue_nb.suites import load_suite
-from model_glue_nb.zoo import demo_zoo_path, open_model
+from model_glue_nb.gluing.comparison import check_agreement
+from model_glue_nb.gluing.pipeline import glue
+from model_glue_nb.gluing.recipe import begin, read_recipe
+from model_glue_nb.zoo.zoo import demo_zoo_path, open_model
 
 def recipe_of(room, names, mixture):
     "Two experts, and a report of few questions."
@@ -43,7 +43,7 @@ def test_a_wrong_answer_stops_the_run(apart, tmp_path):
     undo = asked_otherwise(run, recipe, "full-mixture", 5)
     with pytest.raises(InputError, match="answers 5 of .* questions of 'sort' otherwise than the expert it sends them to"): glue(recipe, run.path)
     (tmp_path/"r.yaml").write_text(yaml.safe_dump(recipe))
-    done = subprocess.run([sys.executable, "-c", "from model_glue_nb.cli import main; main()", "run", tmp_path/"r.yaml", "--out", run.path], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", "from model_glue_nb.cli.program import main; main()", "run", tmp_path/"r.yaml", "--out", run.path], capture_output=True, text=True)
     assert done.returncode == 2 and "Its scores would be wrong" in done.stderr and "Traceback" not in done.stderr
     undo()
     assert glue(recipe, run.path).read_table("comparison").equals(before)

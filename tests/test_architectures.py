@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from model_glue_nb.architectures import all_facts, architecture, effective_config, written_config
-from model_glue_nb.meanings import meaning_differs
+from model_glue_nb.checkpoints.architectures import all_facts, architecture, effective_config, written_config
+from model_glue_nb.checkpoints.meanings import meaning_differs
 
 ROOT = Path(__file__).parent.parent
 # What classes do with a config of a form that is not theirs (one RoPE where they have one per kind of layer, sizes that
@@ -50,7 +50,7 @@ def test_a_sample_of_the_file_is_what_transformers_says(classes):
 
 def test_it_is_small_and_read_without_torch():
     assert (ROOT/"model_glue_nb/data/architectures.tsv").stat().st_size < 1_000_000
-    code = ("import sys; from model_glue_nb.architectures import effective_config; effective_config({'model_type': 'llama'});"
+    code = ("import sys; from model_glue_nb.checkpoints.architectures import effective_config; effective_config({'model_type': 'llama'});"
             "sys.exit(bool({'torch', 'transformers', 'pandas'} & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 

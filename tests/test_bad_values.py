@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from model_glue_nb.core import InputError
-from model_glue_nb.problems import setting_kinds
 from model_glue_nb.reading import parse_json, parse_yaml
-from model_glue_nb.search import check_options, strategies
+from model_glue_nb.searching.protocol import setting_kinds
+from model_glue_nb.searching.search import check_options, strategies
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/"tools"))
 import fuzz
@@ -26,7 +26,7 @@ def room(tmp_path_factory):
 def command(room, monkeypatch, capsys):
     "Run one command in the room: exit code, standard output, standard error."
     def run(*args):
-        from model_glue_nb.cli import main
+        from model_glue_nb.cli.program import main
         monkeypatch.chdir(room); monkeypatch.setattr(sys, "argv", ["model-glue", *map(str, args)])
         with pytest.raises(SystemExit) as e: main()
         out, err = capsys.readouterr()
@@ -167,8 +167,8 @@ def test_half_characters_are_mended_in_yaml_as_in_json(text, said):
     if "U" not in text: assert parse_json(text, "card", object) == said
 
 def test_a_card_with_half_a_character_merges(tmp_path):
-    from model_glue_nb.merge import merge, recipe
-    from model_glue_nb.zoo import tiny_zoo
+    from model_glue_nb.merging.merge import merge, recipe
+    from model_glue_nb.zoo.zoo import tiny_zoo
     zoo = tiny_zoo(tmp_path/"zoo", ["a", "b"])
     for m in zoo: (m.path/"README.md").write_text('---\n{"license": "\\ud902\\u00de"}\n---\n')
     out = merge(recipe("linear", ["a", "b"], [.3, .7]), zoo, tmp_path/"out")

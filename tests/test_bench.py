@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from model_glue_nb import bench as module
-from model_glue_nb.bench import bench, open_bench, row_of
-from model_glue_nb.bench_tables import claims, latex, laid_out, markdown, tidy
+from model_glue_nb.benchmarking.intervals import mean_score
+from model_glue_nb.benchmarking.suites import load_suite
 from model_glue_nb.core import InputError, Run
-from model_glue_nb.grids import Cell, Grid, check_grid, read_grid
-from model_glue_nb.intervals import mean_score
-from model_glue_nb.suites import load_suite
-from model_glue_nb.zoo import demo_zoo_path, read_zoo, tiny_zoo
+from model_glue_nb.experiments import bench as module
+from model_glue_nb.experiments.bench import bench, open_bench, row_of
+from model_glue_nb.experiments.grids import Cell, Grid, check_grid, read_grid
+from model_glue_nb.experiments.tables import claims, latex, laid_out, markdown, tidy
+from model_glue_nb.zoo.zoo import demo_zoo_path, read_zoo, tiny_zoo
 
 root = Path(__file__).resolve().parents[1]
 TABLES = [f"{n}.{end}" for n in ("merging", "mixture") for end in ("csv", "md", "tex")] + ["claims.csv", "claims.md", "claims.tex", "controls.csv"]
@@ -93,13 +93,13 @@ def test_claims_of_a_gain_are_tried_against_controls(undisturbed):
     for r in told.to_dict("records"): assert (f"~~{r['claim']}~~" in md) == r["struck"] == (rf"\sout{{{r['claim']}}}" in tex)
 
 def test_a_control_is_what_it_is_called(undisturbed):
-    from model_glue_nb.intervals import paired_gain
+    from model_glue_nb.benchmarking.intervals import paired_gain
     b = open_bench(ZOO, GRID); b.work.run = undisturbed
     cell = Cell("merging", "a-base: 3", ("a-sort", "a-reverse", "a-shift"), "a-base", "linear", "average", budget=4)
     single = module.best_of(cell.members, b.scorer)
     base = row_of(b, replace(cell, control="base", figure="gain"))
     assert base["gain"] == pytest.approx(paired_gain(b.told.items("a-base"), b.told.items(single)).mean)
-    from model_glue_nb.controls import shuffled_scorer
+    from model_glue_nb.experiments.controls import shuffled_scorer
     own = b.scorer.items(single); dealt = shuffled_scorer(b.scorer, own, 0)
     merges = [module.recipe("linear", ["a-sort", "a-reverse"], [1, w]) for w in range(1, 40)]
     scores = [mean_score(dealt.items(c)) for c in merges]
@@ -117,7 +117,7 @@ def test_axes_of_a_mixture(tmp_path):
 
 def test_nothing_is_asked_twice(undisturbed, monkeypatch):
     def refuse(*a, **k): raise AssertionError("a model was loaded")
-    from model_glue_nb.zoo import LanguageModel
+    from model_glue_nb.zoo.zoo import LanguageModel
     before = {n: (undisturbed.path/n).read_bytes() for n in TABLES}
     monkeypatch.setattr(LanguageModel, "generate", refuse); undisturbed._store = None
     bench(ZOO, GRID, undisturbed.path, workers=1)
@@ -205,7 +205,7 @@ def test_command(tmp_path):
     (zoo := tmp_path/"zoo.yaml").write_text(yaml.safe_dump(members("a-base", "a-sort", "a-reverse")))
     (grid := tmp_path/"grid.yaml").write_text(yaml.safe_dump(dict(tasks=["sort", "reverse"], search_questions=4, report_questions=4,
         merging=dict(methods=["linear"], strategies=["average"], sizes=[2], budget=2), mixture=dict(levels=["ffn"], routers=["linear"], experts=2))))
-    call = lambda *a: subprocess.run([sys.executable, "-c", "from model_glue_nb.cli import main; main()", "bench", *map(str, a)],
+    call = lambda *a: subprocess.run([sys.executable, "-c", "from model_glue_nb.cli.program import main; main()", "bench", *map(str, a)],
                                      cwd=tmp_path, text=True, capture_output=True, env=os.environ | dict(PYTHONPATH=str(root)))
     bad = call(zoo, "--grid", "smal", "--out", "run"); assert bad.returncode == 2 and "Did you mean 'small'?" in bad.stderr
     assert not (tmp_path/"run").exists()
@@ -231,8 +231,8 @@ def test_recorded_claims_follow_from_the_recorded_tables():
     assert held["selective merging beats the uniform merge"] and held["mixing adds across clusters"]
 
 def test_tasks_that_run_code_are_skipped_by_name_or_run_in_the_sandbox(tmp_path, monkeypatch):
-    from model_glue_nb import sandbox
-    from model_glue_nb.bench_tables import write_tables
+    from model_glue_nb.benchmarking import sandbox
+    from model_glue_nb.experiments.tables import write_tables
     suite = replace(load_suite("demo").only(["sort"]), skipped=dict(programs="runs generated code; allow it by --allow-code-execution"))
     asked = []
     monkeypatch.setattr(module, "load_suite", lambda spec, run_code=None: asked.append(run_code) or suite)

@@ -3,15 +3,15 @@ import json, os, re, signal, sqlite3, subprocess, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 import numpy as np, pytest, yaml
-from model_glue_nb.benchmark import ask_model, lm_eval_task, plan_scores, scores_table
+from model_glue_nb.benchmarking.import_scores import published_scores, read_results
+from model_glue_nb.benchmarking.intervals import Items, rank_models
+from model_glue_nb.benchmarking.scores import ask_model, lm_eval_task, plan_scores, scores_table
+from model_glue_nb.benchmarking.suites import EvalTask, load_suite
 from model_glue_nb.core import InputError
-from model_glue_nb.imports import published_scores, read_results
-from model_glue_nb.intervals import Items, rank_models
 from model_glue_nb.store import Asked, Store
-from model_glue_nb.suites import EvalTask, load_suite
-from model_glue_nb.zoo import demo_zoo_path, read_zoo, tiny_zoo
+from model_glue_nb.zoo.zoo import demo_zoo_path, read_zoo, tiny_zoo
 
-MAIN = "from model_glue_nb.cli import main; main()"
+MAIN = "from model_glue_nb.cli.program import main; main()"
 ASKED = Asked("sums", "v1", "exact_match")
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_scores_agree_with_lm_evals_command_line(theirs):
 def test_logits_of_the_last_positions_score_like_all(limit, tmp_path, monkeypatch):
     "Random requests, with shared contexts and one-token continuations, some longer than the context."
     from lm_eval.models.huggingface import HFLM
-    from model_glue_nb.harness import as_lm_eval
+    from model_glue_nb.benchmarking.harness import as_lm_eval
     live = tiny_zoo(tmp_path)["a"].load(); lm = as_lm_eval(live); rng = np.random.default_rng(0); asked = []
     theirs = HFLM(pretrained=live.model, tokenizer=live.tokenizer, batch_size=1); lm._max_length = theirs._max_length = limit
     context = lambda: rng.integers(5, 60, rng.integers(1, 20)).tolist()
@@ -76,7 +76,7 @@ def test_logits_of_the_last_positions_score_like_all(limit, tmp_path, monkeypatc
                 for j, n in enumerate((1, 1, 1, *rng.integers(1, 5, 2)))]
     forward = live.model.forward
     def watched(*a, logits_to_keep=None, **k): asked.append((a[0].numel(), logits_to_keep)); return forward(*a, logits_to_keep=logits_to_keep, **k)
-    monkeypatch.setattr("model_glue_nb.harness.keeps_logits", lambda model: True); monkeypatch.setattr(live.model, "forward", watched)
+    monkeypatch.setattr("model_glue_nb.benchmarking.harness.keeps_logits", lambda model: True); monkeypatch.setattr(live.model, "forward", watched)
     ours = lm._loglikelihood_tokens(requests, disable_tqdm=True); assert asked and all(kept for _, kept in asked) and sum(n for n, _ in asked) > len(requests)
     monkeypatch.setattr(live.model, "forward", forward); expected = theirs._loglikelihood_tokens(requests, disable_tqdm=True)
     for (x, same), (y, other) in zip(ours, expected, strict=True): assert x == pytest.approx(y, abs=1e-4) and same == other
@@ -172,7 +172,7 @@ def generation_tasks(room):
 
 @pytest.mark.parametrize("order", ["forwards", "backwards"])
 def test_a_system_of_one_model_scores_as_that_model(order, tmp_path):
-    from model_glue_nb.harness import as_lm_eval, evaluate
+    from model_glue_nb.benchmarking.harness import as_lm_eval, evaluate
     tasks = generation_tasks(tmp_path/"t").tasks[::1 if order == "forwards" else -1]; live = read_zoo("demo")["a-sort"].load()
     live.model.config.max_position_embeddings = 300 # a request that names no length wants 256
     class System:
@@ -197,9 +197,9 @@ def chat_member(room, template=TEMPLATE):
 @pytest.mark.parametrize("more", [{}, dict(apply_chat_template=True), dict(apply_chat_template=True, system_instruction="sort BA = AB"), dict(system_instruction="sort BA = AB")], ids=str)
 def test_a_mixture_of_one_scores_as_that_expert(more, tmp_path):
     "Unlike generation tasks, a choice and an own task, bare and in conversations: every value and answer."
-    from model_glue_nb.harness import as_lm_eval, evaluate
-    from model_glue_nb.levels import MixtureSpec
-    from model_glue_nb.mixture import mix
+    from model_glue_nb.benchmarking.harness import as_lm_eval, evaluate
+    from model_glue_nb.mixing.mixture import mix
+    from model_glue_nb.mixing.spec import MixtureSpec
     generation_tasks(tmp_path/"t"); zoo = chat_member(tmp_path/"tuned"); member = next(iter(zoo))
     tasks_folder(tmp_path/"u", 6); given = yaml.safe_load((tmp_path/"t/s.yaml").read_text())
     given["tasks"] = [t for t in given["tasks"] if t["name"] not in ("unsaid", "none")] + [dict(name="choose", task=str(tmp_path/"u/choose.yaml"))]
@@ -213,7 +213,7 @@ def test_conversations_are_asked_as_lm_eval_asks_them(tmp_path):
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
-    from model_glue_nb.harness import as_lm_eval, evaluate
+    from model_glue_nb.benchmarking.harness import as_lm_eval, evaluate
     tasks_folder(tmp_path/"t", 8); member = next(iter(chat_member(tmp_path/"tuned"))); live = member.load()
     how = dict(apply_chat_template=True, system_instruction="sort BA = AB", fewshot_as_multiturn=True)
     (tmp_path/"t/s.yaml").write_text(yaml.safe_dump(dict(tasks=[dict(name=n, task=f"{n}.yaml") for n in ("sort", "choose")]) | how))
@@ -240,7 +240,7 @@ def test_a_missing_template_is_one_line(tmp_path):
     with pytest.raises(InputError, match="needs a conversation"): load_suite(tmp_path/"t/s.yaml")
 
 def test_repeats_are_averaged(tmp_path):
-    from model_glue_nb.harness import as_lm_eval, evaluate
+    from model_glue_nb.benchmarking.harness import as_lm_eval, evaluate
     tasks_folder(tmp_path/"t", 6); (tmp_path/"t/s.yaml").write_text("tasks: [{task: sort.yaml, repeats: 4}]\n"); suite = load_suite(tmp_path/"t/s.yaml")
     right, asked = {q.prompt: q.answer for q in suite.tasks[0].questions}, []
     class Sometimes:
@@ -250,7 +250,7 @@ def test_repeats_are_averaged(tmp_path):
 
 def test_sampling_is_passed_on_or_refused():
     from types import SimpleNamespace
-    from model_glue_nb.harness import as_lm_eval
+    from model_glue_nb.benchmarking.harness import as_lm_eval
     ask = lambda text, **how: SimpleNamespace(args=(text, how)); got = []
     class Greedy:
         def generate(self, prompts, max_new_tokens, stop): got.append("asked"); return ["x"] * len(prompts)
@@ -337,8 +337,8 @@ class Writer:
 def test_programs_of_a_model_run_in_the_sandbox(when, tmp_path):
     "Whenever a task loads code_eval: with its module, or when it judges."
     import evaluate
-    from model_glue_nb.harness import as_lm_eval, evaluate as evaluate_tasks
-    from model_glue_nb.sandbox import code_runner
+    from model_glue_nb.benchmarking.harness import as_lm_eval, evaluate as evaluate_tasks
+    from model_glue_nb.benchmarking.sandbox import code_runner
     python = PROGRAMS if when == "import" else PROGRAMS.replace("\npass_at_k = evaluate.load(\"code_eval\")", "").replace("return pass_at_k", "return evaluate.load('code_eval')")
     how = dict(unsafe_code=True, filter_list=[dict(name="programs", filter=[dict(function="custom", filter_fn="!function utils.programs")])],
                metric_list=[dict(metric="!function utils.score", aggregation="mean", higher_is_better=True)])
@@ -350,7 +350,7 @@ def test_programs_of_a_model_run_in_the_sandbox(when, tmp_path):
     assert not [p for p in (Path("/tmp/escaped"), Path("/var/tmp/escaped"), tmp_path/"escaped") if p.exists()], "it ran outside"
 
 def test_tasks_that_run_programs_by_their_own_means_are_refused_always(tmp_path):
-    from model_glue_nb.lm_tasks import built_in_tasks
+    from model_glue_nb.benchmarking.lm_tasks import built_in_tasks
     for folder in ("cruxeval", "longproc"):
         name = next(n for n, f in built_in_tasks().items() if f.parent.name == folder)
         (tmp_path/"s.yaml").write_text(f"tasks: [{{task: {name}}}]")

@@ -71,11 +71,11 @@ def with_sentinel(source, target):
 def small(target):
     "A notebook that explores an invented run, and asks a real mixture of two of the demo zoo's models."
     code = ["""from tempfile import mkdtemp
-from model_glue_nb.dashboard import explore, invented_run
-from model_glue_nb.invented import invented_tables
-from model_glue_nb.mixture import MixtureSpec, mix
-from model_glue_nb.suites import load_suite
-from model_glue_nb.zoo import read_zoo
+from model_glue_nb.benchmarking.suites import load_suite
+from model_glue_nb.mixing.mixture import MixtureSpec, mix
+from model_glue_nb.reporting.dashboard import explore, invented_run
+from model_glue_nb.reporting.example_run import invented_tables
+from model_glue_nb.zoo.zoo import read_zoo
 zoo = read_zoo("demo"); part = load_suite("demo").only(["reverse", "swap"]).part("search", 16)
 spec = MixtureSpec(("a-reverse", "b-swap"), dict(name="linear"), eyes="a-reverse")
 mixed = mix(spec, mkdtemp() + "/mixed", zoo, part).load()
@@ -156,7 +156,7 @@ def test_walkthrough_in_jupyterlab(chromium, lab):
 
 @pytest.mark.parametrize("scheme, width", [("light", 1280), ("dark", 400)])
 def test_report(chromium, tmp_path, scheme, width):
-    from model_glue_nb.dashboard import invented_run, write_report
+    from model_glue_nb.reporting.dashboard import invented_run, write_report
     file = write_report(invented_run(tmp_path/"run")).absolute()
     with watched(chromium, file.as_uri(), color_scheme=scheme) as page:
         page.set_viewport_size(dict(width=width, height=900))

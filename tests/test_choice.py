@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_glue_nb.choice import best_of, cross_fitted, weights_at, routed, sign_flip, simplest
-from model_glue_nb.chosen import Tried, is_merge, procedures_of
-from model_glue_nb.intervals import Items, mean_score
-from model_glue_nb.recipes import recipe
+from model_glue_nb.benchmarking.intervals import Items, mean_score
+from model_glue_nb.gluing.choice import best_of, cross_fitted, weights_at, routed, sign_flip, simplest
+from model_glue_nb.gluing.chosen import Tried, is_merge, procedures_of
+from model_glue_nb.merging.recipes import recipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/"benchmarks"))
 

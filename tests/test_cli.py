@@ -45,7 +45,7 @@ def test_cells_are_never_formulas_and_come_back(tmp_path):
 @pytest.fixture
 def command(monkeypatch, capsys):
     "Runs `model-glue` in this process: exit code, standard output, standard error."
-    from model_glue_nb.cli import main
+    from model_glue_nb.cli.program import main
     def run(*args):
         monkeypatch.setattr(sys, "argv", ["model-glue", *map(str, args)]); capsys.readouterr()
         with pytest.raises(SystemExit) as end: main()
@@ -56,9 +56,9 @@ def command(monkeypatch, capsys):
 def failing(monkeypatch, command):
     "Runs `model-glue doctor demo`, in which something goes wrong."
     def run(error, *more):
-        import model_glue_nb.doctor
+        import model_glue_nb.mergeability.doctor
         def fail(*args): raise error
-        monkeypatch.setattr(model_glue_nb.doctor, "examine_zoo", fail)
+        monkeypatch.setattr(model_glue_nb.mergeability.doctor, "examine_zoo", fail)
         return command("doctor", "demo", *more)
     return run
 
@@ -107,14 +107,14 @@ def test_wrong_options_are_one_line_with_the_way_to_help(command, args, said):
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_ends_as_ctrl_c_does(monkeypatch, command, tmp_path, name):
-    import signal, model_glue_nb.doctor
+    import signal, model_glue_nb.mergeability.doctor
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN: signal.signal(signal.SIGHUP, signal.SIG_DFL) # nohup around the tests
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
     from model_glue_nb.core import atomic_path
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)}
     def busy(*args):
         with atomic_path(tmp_path/"out") as tmp: tmp.mkdir(); signal.raise_signal(getattr(signal, name))
-    monkeypatch.setattr(model_glue_nb.doctor, "examine_zoo", busy)
+    monkeypatch.setattr(model_glue_nb.mergeability.doctor, "examine_zoo", busy)
     code, out, err = command("doctor", "demo")
     assert code == 130 and "What was done is kept; the same command goes on from here." in err and err.count("\n") == 1
     assert not any(tmp_path.iterdir()), "temporary folders are gone"
@@ -122,25 +122,25 @@ def test_a_signal_ends_as_ctrl_c_does(monkeypatch, command, tmp_path, name):
 
 def test_a_reader_that_leaves_is_no_error():
     import subprocess
-    code = "import sys; sys.argv = ['model-glue', 'doctor', 'demo', '--json']; from model_glue_nb.cli import main; main()"
+    code = "import sys; sys.argv = ['model-glue', 'doctor', 'demo', '--json']; from model_glue_nb.cli.program import main; main()"
     p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE); p.stdout.close()
     assert (p.stderr.read().decode(), p.wait()) == ("", 141)
 
 def test_nobody_is_asked(monkeypatch, command):
-    import io, model_glue_nb.doctor
+    import io, model_glue_nb.mergeability.doctor
     said = []
     def ask(*args):
         said.append(os.read(0, 9))
         return input("run it? [y/N] ")
-    monkeypatch.setattr(model_glue_nb.doctor, "examine_zoo", ask); monkeypatch.setattr(sys, "stdin", yes := io.StringIO("y\n"))
+    monkeypatch.setattr(model_glue_nb.mergeability.doctor, "examine_zoo", ask); monkeypatch.setattr(sys, "stdin", yes := io.StringIO("y\n"))
     code, _, err = command("doctor", "demo")
     assert code == 2 and said == [b""] and yes.read() == "y\n" and sys.stdin is yes and "--yes" in err
 
 def test_libraries_are_quiet_but_for_debug(monkeypatch, command):
-    import logging, warnings, model_glue_nb.doctor
+    import logging, warnings, model_glue_nb.mergeability.doctor
     def noisy(*args):
         warnings.warn("old"); logging.getLogger("lib").warning("loud"); raise InputError("bad")
-    monkeypatch.setattr(model_glue_nb.doctor, "examine_zoo", noisy)
+    monkeypatch.setattr(model_glue_nb.mergeability.doctor, "examine_zoo", noisy)
     before = os.environ.get("TRANSFORMERS_VERBOSITY"), logging.root.manager.disable
     assert command("doctor", "demo")[2] == "bad\n"
     assert (os.environ.get("TRANSFORMERS_VERBOSITY"), logging.root.manager.disable) == before
@@ -149,7 +149,7 @@ def test_libraries_are_quiet_but_for_debug(monkeypatch, command):
 
 def test_names_never_act_on_the_terminal(capsys):
     import pandas as pd
-    from model_glue_nb.terminal import say, show, tell_skipped
+    from model_glue_nb.cli.app import say, show, tell_skipped
     name = "x\x1b[2J\x1b]0;t\x07\x9b\u202e[red]y[/red]"; table = pd.DataFrame({"model": [name], name: [name], "n": [1]})
     for step in (lambda: show(table, name, False), lambda: show(table, name, True), lambda: say(name), lambda: tell_skipped({name: name})):
         step(); text = "".join(capsys.readouterr())
@@ -160,7 +160,7 @@ def test_names_never_act_on_the_terminal(capsys):
 def test_a_terminal_of_few_characters():
     import subprocess
     for code in ("utf-8", "ascii", "latin-1"):
-        run = "from model_glue_nb.terminal import *; import sys; from model_glue_nb import terminal; @app.command()\ndef x(): say('é…模')\nsys.exit(terminal.answer(app, ['x']))"
+        run = "from model_glue_nb.cli.app import *; import sys; @app.command()\ndef x(): say('é…模')\nsys.exit(answer(app, ['x']))"
         run = run.replace("; @app", "\n@app")
         p = subprocess.run([sys.executable, "-c", run], capture_output=True, env=os.environ | dict(PYTHONIOENCODING=code))
         assert (p.returncode, p.stderr) == (0, b""), p.stderr
@@ -169,12 +169,12 @@ def test_a_terminal_of_few_characters():
 
 @pytest.mark.parametrize("size", [".", "1.2.3", "1e400", "0", "-5GB", "nan", "", "1e-9", "5XB", "1e99T"])
 def test_odd_sizes(size):
-    from model_glue_nb.terminal import n_bytes
+    from model_glue_nb.cli.app import n_bytes
     with pytest.raises(InputError, match="is no size"): n_bytes(size)
 
 @pytest.mark.parametrize("option", ["steps=[[", "steps", "a=!!python/object:os.system x", "x=&a [*a]", "a=" + "[" * 9000])
 def test_odd_settings(option):
-    from model_glue_nb.terminal import settings
+    from model_glue_nb.cli.app import settings
     with pytest.raises(InputError): settings([option])
 
 @pytest.mark.parametrize("name,text", [("recipe.yaml", "[1, 2]"), ("recipe.yaml", "a: [["), ("recipe.yaml", "\xff\xfe"), ("recipe.yaml", "x"), ("clusters.json", "[" * 9999), ("clusters.json", "{"),
@@ -213,7 +213,7 @@ def test_facts_that_are_not_ours_are_unknown(tmp_path):
 
 def test_members_that_fail_are_set_aside(tmp_path, command):
     "One that cannot be loaded, and one that fails when it is asked; with nothing left, one clear error."
-    from model_glue_nb.zoo import tiny_zoo
+    from model_glue_nb.zoo.zoo import tiny_zoo
     zoo = tiny_zoo(tmp_path/"zoo", ["good", "odd", "rope"])
     def change(name, **settings):
         file = zoo[name].path/"config.json"; file.write_text(json.dumps(json.loads(file.read_text()) | settings))
@@ -227,9 +227,9 @@ def test_members_that_fail_are_set_aside(tmp_path, command):
     assert code == 2 and err.splitlines()[-1].startswith("odd: ") and "--debug" not in err
 
 def test_a_full_disk_is_no_members_fault(tmp_path, monkeypatch):
-    import errno, model_glue_nb.benchmark as b
-    from model_glue_nb.suites import load_suite
-    from model_glue_nb.zoo import tiny_zoo
+    import errno, model_glue_nb.benchmarking.scores as b
+    from model_glue_nb.benchmarking.suites import load_suite
+    from model_glue_nb.zoo.zoo import tiny_zoo
     zoo, part = tiny_zoo(tmp_path, ["a"]), load_suite("demo").part("search", 2)
     for error, raised in ((OSError(errno.ENOSPC, "full"), True), (MemoryError(), False), (RuntimeError("shapes"), False)):
         def ask(*args): raise error

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from model_glue_nb.adapters import adapted
 from model_glue_nb.core import InputError
-from model_glue_nb.live import head_is_apart
-from model_glue_nb.jobs import jobs_of
-from model_glue_nb.recipes import recipe
-from model_glue_nb.similarity import Comparison, layer, role, weights_of
-from model_glue_nb.zoo import Zoo, tiny_zoo
+from model_glue_nb.merging.live import head_is_apart
+from model_glue_nb.zoo.adapters import adapted
+from model_glue_nb.mergeability.similarity import Comparison, layer, role, weights_of
+from model_glue_nb.merging.planner import jobs_of
+from model_glue_nb.merging.recipes import recipe
+from model_glue_nb.zoo.zoo import Zoo, tiny_zoo
 
 WEIGHTS = [f"model.layers.{k}" for k in ("0.self_attn.q", "0.mlp.up", "0.mlp.down", "1.mlp.up", "1.adapter.w")]
 
@@ -47,7 +47,7 @@ def test_tables_by_role_and_layer():
     assert c.table("all").reason.dropna().tolist() == ["'b': it is alone"] * 2
 
 def test_vectors_are_no_weights(tmp_path):
-    from model_glue_nb.zoo import open_model
+    from model_glue_nb.zoo.zoo import open_model
     home = tmp_path/"m"
     home.mkdir()
     save_file({k: np.ones(s, np.float32) for k, s in {"model.layers.0.mlp.up.weight": (3, 2), "model.layers.0.mlp.up.bias": (3,), "model.norm.weight": (2, 2)}.items()}, home/"model.safetensors")

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from model_glue_nb.intervals import Items
-from model_glue_nb.problems import Answer, Ask, Problem, better, first, weigh
-from model_glue_nb.recipes import MergeRecipe, recipe
-from model_glue_nb.routers import fit_router, lessons
-from model_glue_nb.routing import Router, choose, groups, pool, prompt_keys, prompt_mask, router_scores, token_keys
-from model_glue_nb.strategies import at, average, behind, field_of, layerwise, moved, most_similar, race, race_cost
-from model_glue_nb.strategies import exchanged, greedy, n_scales, rounds, space_of, tune_scale, undominated
+from model_glue_nb.benchmarking.intervals import Items
+from model_glue_nb.merging.recipes import MergeRecipe, recipe
+from model_glue_nb.mixing.routers import fit_router, lessons
+from model_glue_nb.mixing.routing import Router, choose, groups, pool, prompt_keys, prompt_mask, router_scores, token_keys
+from model_glue_nb.searching.protocol import Answer, Ask, Problem, better, first, weigh
+from model_glue_nb.searching.strategies import at, average, behind, field_of, layerwise, moved, most_similar, race, race_cost
+from model_glue_nb.searching.strategies import exchanged, greedy, n_scales, rounds, space_of, tune_scale, undominated
 
 NAMES = "a", "b", "c"
 

@@ -4,7 +4,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from model_glue_nb.zoo import demo_zoo_path
+from model_glue_nb.zoo.zoo import demo_zoo_path
 
 MODELS = {f"org/{n}": demo_zoo_path()/n for n in ("a-base", "a-sort", "c-base")}
 
@@ -45,7 +45,7 @@ def hub():
 
 def ask(hub, tmp_path, *args):
     env = os.environ | dict(HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}", HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path/"cache"), NO_PROXY="127.0.0.1", HF_HUB_DISABLE_TELEMETRY="1")
-    return subprocess.run([sys.executable, "-c", "from model_glue_nb.cli import main; main()", "doctor", *map(str, args)], env=env, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", "from model_glue_nb.cli.program import main; main()", "doctor", *map(str, args)], env=env, capture_output=True, text=True)
 
 def test_hub_ids_are_judged_by_their_headers(hub, tmp_path):
     zoo = tmp_path/"zoo.yaml"; zoo.write_text(f"- org/a-base\n- org/c-base\n- {demo_zoo_path()/'a-sort'}\n")

@@ -10,7 +10,7 @@ RECIPE = Path(__file__).parent.parent/"recipes"/"paper.yaml"
 def plan(recipe, out):
     "Rows of a dry run; the machine's caches are empty."
     env = dict(PATH="/usr/bin:/bin", HF_HUB_OFFLINE="1", HF_HOME=str(out/"hub"), XDG_CACHE_HOME=str(out/"cache"), MODEL_GLUE_STORE="none", PYTHONPATH=str(RECIPE.parent.parent))
-    done = subprocess.run([sys.executable, "-c", "from model_glue_nb.cli import main; main()", "run", recipe, "--out", out/"run", "--dry-run", "--json"], capture_output=True, text=True, env=env)
+    done = subprocess.run([sys.executable, "-c", "from model_glue_nb.cli.program import main; main()", "run", recipe, "--out", out/"run", "--dry-run", "--json"], capture_output=True, text=True, env=env)
     assert not (out/"run").exists()
     return done
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model_glue_nb import engine
 from model_glue_nb.core import InputError
-from model_glue_nb.engine import in_groups, moved_bytes, run_job, run_jobs
-from model_glue_nb.stored import Files, Mapped, read_whole
-from model_glue_nb.jobs import jobs_of
-from model_glue_nb.recipes import recipe
-from model_glue_nb.zoo import open_model, tiny_zoo
+from model_glue_nb.merging import engine
+from model_glue_nb.merging.engine import in_groups, moved_bytes, run_job, run_jobs
+from model_glue_nb.zoo.stored import Files, Mapped, read_whole
+from model_glue_nb.merging.planner import jobs_of
+from model_glue_nb.merging.recipes import recipe
+from model_glue_nb.zoo.zoo import open_model, tiny_zoo
 
 SHAPES = dict(w=(90, 401), v=(33, 7), s=(5,))
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from model_glue_nb.core import InputError
-from model_glue_nb.kernels import EVERYTHING, NOTHING
-from model_glue_nb.methods import arc, merge_methods, method_info, run_method, try_method
-from model_glue_nb.streams import ArrayBlocks, FileBlocks, MappedBlocks, Stream, to_host
-from model_glue_nb.values import CODES, narrow
+from model_glue_nb.merging.methods import arc, merge_methods, method_info, run_method, try_method
+from model_glue_nb.tensors.dtypes import CODES, narrow
+from model_glue_nb.tensors.kernels import EVERYTHING, NOTHING
+from model_glue_nb.tensors.streams import ArrayBlocks, FileBlocks, MappedBlocks, Stream, to_host
 
 SHAPE, KINDS = (211, 443), ("BF16", "F16", "F32")
 WEIGHTS, DENSITY, GAMMA = (.5, 1.75, .625), (.3, .55, .8), (.02, .11, .004)

@@ -57,7 +57,7 @@ def test_any_input_is_accepted_or_refused_in_words(name, worker):
 def test_the_watch_sees_what_it_is_there_for(tmp_path, worker, monkeypatch):
     "A child that hangs, takes a gigabyte, fails or writes outside is noticed."
     import time
-    import model_glue_nb.cli as cli
+    import model_glue_nb.cli.program as cli
     deeds = dict(HANG=lambda: time.sleep(60), TRACEBACK=lambda: bytearray(2 * 10**9), WRITES=lambda: (tmp_path/"x").write_text("x"),
                  FAULT=lambda: sys.exit(1), ESCAPE=lambda: print("\x1b[31m"))
     for kind, deed in deeds.items():

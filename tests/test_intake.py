@@ -7,13 +7,13 @@ import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from model_glue_nb import content
-from model_glue_nb.checkpoint import ZooModel, open_model
-from model_glue_nb.compatibility import compare
+from model_glue_nb.checkpoints import content
+from model_glue_nb.checkpoints.checkpoint import ZooModel, open_model
+from model_glue_nb.checkpoints.headers import read_header
 from model_glue_nb.core import InputError
-from model_glue_nb.doctor import examine_zoo, members_table, pairs_table
-from model_glue_nb.headers import read_header
-from model_glue_nb.zoo import read_zoo
+from model_glue_nb.mergeability.doctor import examine_zoo, members_table, pairs_table
+from model_glue_nb.zoo.compatibility import compare
+from model_glue_nb.zoo.zoo import read_zoo
 
 H, I, V = 8, 12, 16
 WORDS = {"<s>": 0, "</s>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, V)}
@@ -73,7 +73,7 @@ def test_no_header_is_read_that_the_library_refuses(tmp_path):
     assert 50 < read < 1400, "both outcomes were tried"
 
 def test_own_rules_are_as_strict_where_a_file_cannot_be_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr("model_glue_nb.headers.judge", lambda file: "")
+    monkeypatch.setattr("model_glue_nb.checkpoints.headers.judge", lambda file: "")
     entry = dict(dtype="F32", shape=[2], data_offsets=[0, 8])
     assert list(read_header(file_with(tmp_path/"w", {"a": entry}, bytes(8)))) == ["a"]
     for change in (dict(data_offsets=[0, 4]), dict(data_offsets=[4, 12]), dict(data_offsets=[-8, 0]), dict(shape=[2.0]), dict(shape=[True, 2]), dict(dtype=3)):
@@ -171,7 +171,7 @@ def test_an_unforeseen_error_is_a_reason(tmp_path, monkeypatch):
     def fails_for_one(weights):
         if weights.files[0].parent.name == "a": raise ZeroDivisionError("odd")
         return read_header(weights.files[0])
-    monkeypatch.setattr("model_glue_nb.checkpoint.stored_tensors", fails_for_one)
+    monkeypatch.setattr("model_glue_nb.checkpoints.checkpoint.stored_tensors", fails_for_one)
     assert "ZeroDivisionError" in read_zoo(tmp_path).skipped["a"] and read_zoo(tmp_path).names == ["b"]
 
 def test_names_only_show(tmp_path):
@@ -263,7 +263,7 @@ def test_a_file_that_shrinks_is_an_error_and_not_the_end(tmp_path):
 
 def test_similarity_is_the_same_where_memory_is_limited(tmp_path):
     for i, n in enumerate("abc"): member(tmp_path/n, i)
-    code = ("import resource, sys\nfrom model_glue_nb.zoo import read_zoo\nfrom model_glue_nb.similarity import similarity\nfrom model_glue_nb import pairs\nimport pandas\n"
+    code = ("import resource, sys\nfrom model_glue_nb.zoo.zoo import read_zoo\nfrom model_glue_nb.mergeability.similarity import similarity\nfrom model_glue_nb.mergeability import pairs\nimport pandas\n"
             f"zoo = read_zoo({str(tmp_path)!r}); free = similarity(zoo)\npairs.address_space = lambda: 1000\n"
             "assert type(pairs.files_for(1, list(zoo))).__name__ == 'Files'\ntight = similarity(zoo)\nassert (free.values == tight.values).all() and free.notna().all().all()")
     p = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

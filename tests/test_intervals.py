@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, binomtest
 
+from model_glue_nb.benchmarking.intervals import Items, behind, chance_of_lead, mean_interval, mean_score, paired_gain, rank_models, spread_of
 from model_glue_nb.core import InputError
-from model_glue_nb.intervals import Items, behind, chance_of_lead, mean_interval, mean_score, paired_gain, rank_models, spread_of
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/"benchmarks"))

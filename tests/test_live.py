@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_glue_nb.core import InputError
-from model_glue_nb.live import Conversion, LiveSink, fill, merge_into, runs
-from model_glue_nb.merge import merge
-from model_glue_nb.recipes import recipe
-from model_glue_nb.zoo import open_model, tiny_zoo
+from model_glue_nb.merging.live import Conversion, LiveSink, fill, merge_into, runs
+from model_glue_nb.merging.merge import merge
+from model_glue_nb.merging.recipes import recipe
+from model_glue_nb.zoo.zoo import open_model, tiny_zoo
 
 def test_pieces_lie_where_they_begin():
     for dtype in (torch.float32, torch.bfloat16):

@@ -5,8 +5,8 @@ import pytest, torch
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 from model_glue_nb.core import InputError
-from model_glue_nb.language_model import pick_dtype, takes_cache
-from model_glue_nb.zoo import open_model, tiny_tokenizer, tiny_zoo
+from model_glue_nb.zoo.language_model import pick_dtype, takes_cache
+from model_glue_nb.zoo.zoo import open_model, tiny_tokenizer, tiny_zoo
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/"tools"))
 import certificate
@@ -127,7 +127,7 @@ def test_a_note_of_loading_is_a_warning_that_names_the_caller(with_extra):
 
 @pytest.mark.parametrize("args", [("score", "zoo"), ("barrier", "zoo", "b", "b"), ("cka", "zoo")])
 def test_commands_say_each_note_once(with_extra, tmp_path, monkeypatch, capsys, args):
-    from model_glue_nb.cli import main
+    from model_glue_nb.cli.program import main
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path/"cache")); monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["model-glue", *args, "--suite", "suite.yaml"])
     with pytest.raises(SystemExit): main()
@@ -135,7 +135,7 @@ def test_commands_say_each_note_once(with_extra, tmp_path, monkeypatch, capsys, 
     assert lines == ["note: 2 tensors of 'b' have no place in a LlamaForCausalLM, the first: 'model.extra'."]
 
 def test_a_merge_that_has_not_converged_says_so(tmp_path, monkeypatch, capsys):
-    from model_glue_nb.cli import main
+    from model_glue_nb.cli.program import main
     tiny_zoo(tmp_path, ["a", "b", "c"], dtype="float32")
     (tmp_path/"m.yaml").write_text("merge_method: karcher\nmodels: [a, b, c]\nparameters: {max_iter: 1, tol: 0}\n")
     monkeypatch.chdir(tmp_path); monkeypatch.setattr(sys, "argv", ["model-glue", "merge", "m.yaml", "out"])
@@ -144,7 +144,7 @@ def test_a_merge_that_has_not_converged_says_so(tmp_path, monkeypatch, capsys):
 
 def test_modules_are_walked_once_per_model(tmp_path, monkeypatch):
     live = tiny_zoo(tmp_path, ["a"])["a"].load()
-    from model_glue_nb import language_model
+    from model_glue_nb.zoo import language_model
     was = language_model.counts_itself; asked = []
     monkeypatch.setattr(language_model, "counts_itself", lambda m: asked.append(1) or was(m))
     for n in range(1, 5): live.generate(["w3 w4", "w5", "w6 w7 w8"], n)

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from model_glue_nb.core import InputError
-from model_glue_nb.merge import MergeRecipe, check_recipe, merge, merge_into, merge_methods, plan, recipe, stack
-from model_glue_nb.methods import method_info, try_method
-from model_glue_nb.zoo import open_model, tiny_zoo
+from model_glue_nb.merging.merge import MergeRecipe, check_recipe, merge, merge_into, merge_methods, plan, recipe, stack
+from model_glue_nb.merging.methods import method_info, try_method
+from model_glue_nb.zoo.zoo import open_model, tiny_zoo
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 METHODS = sorted(merge_methods)
@@ -72,7 +72,7 @@ def test_density_is_the_share_that_is_kept(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_chunks_do_not_show(method, monkeypatch):
-    from model_glue_nb.streams import Stream
+    from model_glue_nb.tensors.streams import Stream
     base, models = arrays(shape=(64, 129)); n = method_info(method).n_models or 3; p = dict(density=.3) if method in SPARSE else {}
     if method == "sce": p = dict(select_topk=.3)
     args = models[:n], base if method_info(method).reads != "models" else None
@@ -207,7 +207,7 @@ def test_a_full_disk_is_seen_before_work(zoo, tmp_path, monkeypatch):
 
 LIGHT = """
 import sys
-from model_glue_nb.cli import main
+from model_glue_nb.cli.program import main
 sys.argv[1:] = sys.argv[1:]
 try: main()
 except SystemExit as e: code = e.code
@@ -228,13 +228,13 @@ def test_help_comes_at_once():
             p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL); _, status, used = os.wait4(p.pid, 0); p.returncode = status
             assert not status; return used.ru_utime + used.ru_stime
         return min(once() for _ in range(5))
-    ours = "import sys; from model_glue_nb.cli import main; sys.argv = ['model-glue', '--help']; main()"
+    ours = "import sys; from model_glue_nb.cli.program import main; sys.argv = ['model-glue', '--help']; main()"
     assert cost(ours) < 3.4 * cost("import typer, rich.table"), "beside what every such command line imports"
 
 @pytest.fixture
 def command(monkeypatch, capsys):
     "Runs `model-glue` in this process: exit code, standard output, standard error."
-    from model_glue_nb.cli import main
+    from model_glue_nb.cli.program import main
     def run(*args):
         monkeypatch.setattr(sys, "argv", ["model-glue", *map(str, args)]); capsys.readouterr()
         try: main(); code = 0
@@ -249,7 +249,7 @@ def written(path, zoo, **more):
 
 def test_a_dry_run_tells_the_truth(zoo, wide_zoo, tmp_path, monkeypatch, command):
     "What is read and written is what the plan said; every problem comes at once, with exit code 2."
-    from model_glue_nb import content
+    from model_glue_nb.checkpoints import content
     monkeypatch.setattr(content, "SETTLED_HERE", 0) # fingerprints are read once for good, here before anything is counted
     for m in wide_zoo.values(): m.fingerprint()
     read = []
@@ -348,7 +348,7 @@ def test_adapters_as_peft_applies_them(tmp_path):
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
-    from model_glue_nb.zoo import tiny_tokenizer
+    from model_glue_nb.zoo.zoo import tiny_tokenizer
     torch.manual_seed(0); tiny_zoo(tmp_path, ["llama"], dtype="float32")
     GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64)).save_pretrained(tmp_path/"gpt2"); tiny_tokenizer(64).save_pretrained(tmp_path/"gpt2")
     settings = dict(llama=dict(r=4, lora_alpha=8, target_modules=["q_proj", "embed_tokens"], rank_pattern={r"layers\.0\.self_attn\.q_proj": 2}, use_rslora=True),
@@ -406,9 +406,9 @@ def test_a_hub_id_is_looked_for_on_the_hub():
 
 def test_nested_recipes_are_planned_once(monkeypatch):
     "A recipe in a recipe in a recipe: as many plans as recipes, however many tensors look at them."
-    from model_glue_nb.jobs import Planner, jobs_of
-    from model_glue_nb.recipes import recipe
-    from model_glue_nb.zoo import read_zoo
+    from model_glue_nb.merging.planner import Planner, jobs_of
+    from model_glue_nb.merging.recipes import recipe
+    from model_glue_nb.zoo.zoo import read_zoo
     nested = "a-sort"
     for name in ("a-shift", "a-rotate", "a-double"): nested = recipe("slerp", [nested, name])
     jobs, plans = Planner.jobs, []

@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from model_glue_nb.barrier import align, barrier, texts_of
+from model_glue_nb.benchmarking.suites import load_suite
 from model_glue_nb.core import InputError
-from model_glue_nb.mergeability import cluster_by_similarity, linkages, relations
-from model_glue_nb.pairs import METRICS, compare_weight
-from model_glue_nb.similarity import compare_zoo, role, similarity
-from model_glue_nb.suites import load_suite
-from model_glue_nb.writer import CheckpointWriter, copy_companions
-from model_glue_nb.zoo import Zoo, read_zoo, tiny_zoo
+from model_glue_nb.mergeability.clusters import cluster_by_similarity, linkages, relations
+from model_glue_nb.mergeability.pairs import METRICS, compare_weight
+from model_glue_nb.mergeability.similarity import compare_zoo, role, similarity
+from model_glue_nb.merging.barrier import align, barrier, texts_of
+from model_glue_nb.zoo.writer import CheckpointWriter, copy_companions
+from model_glue_nb.zoo.zoo import Zoo, read_zoo, tiny_zoo
 
 @pytest.fixture(scope="module")
 def demo(): return read_zoo("demo")

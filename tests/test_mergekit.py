@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import yaml
 
-from model_glue_nb.inputs import tokens_of
-from model_glue_nb.merge import MergeRecipe, merge
-from model_glue_nb.methods import merge_methods
-from model_glue_nb.zoo import open_model, tiny_zoo
+from model_glue_nb.merging.merge import MergeRecipe, merge
+from model_glue_nb.merging.methods import merge_methods
+from model_glue_nb.zoo.sources import tokens_of
+from model_glue_nb.zoo.zoo import open_model, tiny_zoo
 
 pytest.importorskip("mergekit")
 F32 = dict(dtype="float32", out_dtype="bfloat16")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model_glue_nb import modeling
 from model_glue_nb.core import InputError
-from model_glue_nb.levels import SUPPORTED, MixtureSpec
-from model_glue_nb.mixture import mix, score_continuations
-from model_glue_nb.zoo import Zoo, open_model, tiny_zoo
+from model_glue_nb.mixing import modeling
+from model_glue_nb.mixing.mixture import mix, score_continuations
+from model_glue_nb.mixing.spec import SUPPORTED, MixtureSpec
+from model_glue_nb.zoo.zoo import Zoo, open_model, tiny_zoo
 
 ARCHITECTURES = [a.removesuffix("ForCausalLM") for a in SUPPORTED][:7] # all of them: test_mixture_architectures
 KINDS = dict(stacks=dict(level="model"), hybrid=dict(level="model", dense_layers=1), blocks=dict(level="block", dense_layers=1),
@@ -158,9 +158,9 @@ def test_bf16_device_map_and_saving_again(zoos, tmp_path, kind):
     close(load(tmp_path/"again", trust_remote_code=True)(input_ids=ids).logits, whole)
 
 def test_shards_and_hidden_states(zoos, tmp_path, monkeypatch):
-    from model_glue_nb import checkpoints
-    small = checkpoints.write_tensors
-    monkeypatch.setattr(checkpoints, "write_tensors", lambda out, tensors, extra=None, **k: small(out, tensors, extra, shard_bytes=20_000, **k))
+    from model_glue_nb.mixing import one_checkpoint
+    small = one_checkpoint.write_tensors
+    monkeypatch.setattr(one_checkpoint, "write_tensors", lambda out, tensors, extra=None, **k: small(out, tensors, extra, shard_bytes=20_000, **k))
     m = made(zoos(), tmp_path/"m", level="block"); one = load(m); assert len(list(m.path.glob("model-*.safetensors"))) > 2
     monkeypatch.undo(); ids = tokens(); close(one(input_ids=ids).logits, load(made(zoos(), tmp_path/"n", level="block"))(input_ids=ids).logits)
     states = one(input_ids=ids, output_hidden_states=True).hidden_states
@@ -230,7 +230,7 @@ def test_empty_long_and_moved(zoos, strangers, tmp_path):
     with pytest.raises(InputError, match="Expert 'q' of mixture 'm' is not at"): m.load()
 
 def test_the_command_mixes_plans_and_refuses(zoos, tmp_path):
-    zoo = zoos(); file = tmp_path/"m.yaml"; command = [sys.executable, "-c", "from model_glue_nb.cli import main; main()", "mix", str(file), str(tmp_path/"out")]
+    zoo = zoos(); file = tmp_path/"m.yaml"; command = [sys.executable, "-c", "from model_glue_nb.cli.program import main; main()", "mix", str(file), str(tmp_path/"out")]
     run = lambda *more: subprocess.run([*command, *more], capture_output=True, text=True)
     text = "level: block\ndense_layers: 1\nexperts: [{a}, {b}]\nbase: {base}\nrouter: {{name: random}}\n"
     file.write_text(text.format(**{m.name: m.path for m in zoo}))

@@ -6,11 +6,11 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from model_glue_nb import modeling # registers the class
 from model_glue_nb.core import InputError
-from model_glue_nb.levels import SPARSE, SUPPORTED, MixtureSpec
-from model_glue_nb.mixture import mix
-from model_glue_nb.zoo import open_model, read_zoo, tiny_tokenizer
+from model_glue_nb.mixing import modeling # registers the class
+from model_glue_nb.mixing.mixture import mix
+from model_glue_nb.mixing.spec import SPARSE, SUPPORTED, MixtureSpec
+from model_glue_nb.zoo.zoo import open_model, read_zoo, tiny_tokenizer
 
 SIZES = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
              max_position_embeddings=128, tie_word_embeddings=False, bos_token_id=0, eos_token_id=1, pad_token_id=1)

@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 from model_glue_nb.core import InputError
-from model_glue_nb.mixture import plan_mixture, read_mixture
-from model_glue_nb.zoo import open_model, tiny_zoo
+from model_glue_nb.mixing.mixture import plan_mixture, read_mixture
+from model_glue_nb.zoo.zoo import open_model, tiny_zoo
 
 @pytest.fixture(scope="module")
 def room(tmp_path_factory):
@@ -22,7 +22,7 @@ def room(tmp_path_factory):
 def mixed(room, name, given):
     "Mix by the command line, with that hub cache and no network."
     file = room/f"{name}.yaml"; file.write_text(yaml.safe_dump(given))
-    code = f"import os; os.environ.update(HF_HOME={str(room/'hub')!r}, HF_HUB_OFFLINE='1'); from model_glue_nb.cli import main; main()"
+    code = f"import os; os.environ.update(HF_HOME={str(room/'hub')!r}, HF_HUB_OFFLINE='1'); from model_glue_nb.cli.program import main; main()"
     return subprocess.run([sys.executable, "-c", code, "mix", file, room/name], capture_output=True, text=True)
 
 @pytest.mark.parametrize("more", [{}, dict(zoo="zoo")], ids=["no zoo", "beside a zoo"])

@@ -8,13 +8,13 @@ from lm_eval.api.instance import Instance
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from model_glue_nb import verified
+from model_glue_nb.benchmarking.harness import as_lm_eval
 from model_glue_nb.core import InputError
-from model_glue_nb.harness import as_lm_eval
-from model_glue_nb.levels import MixtureSpec
-from model_glue_nb.mixture import mix
-from model_glue_nb.outlet import companions
-from model_glue_nb.zoo import Zoo, ZooModel, open_model, read_zoo, tiny_zoo
+from model_glue_nb.mixing import verified
+from model_glue_nb.mixing.mixture import mix
+from model_glue_nb.mixing.spec import MixtureSpec
+from model_glue_nb.zoo.outlet import companions
+from model_glue_nb.zoo.zoo import Zoo, ZooModel, open_model, read_zoo, tiny_zoo
 
 RANDOM, PROMPTS = dict(name="random"), dict(name="prompt", positive=["w3 w4 w5", "w20 w21"])
 WORDS = [f"w{i}" for i in range(3, 60)]
@@ -45,7 +45,7 @@ def test_the_command_takes_folders(tmp_path, relative, more):
     room, moved = tmp_path/"here", tmp_path/"there"
     tiny_zoo(room/"zoo", ["base", "a", "b"]); home = "zoo" if relative else room/"zoo"
     (room/"m.yaml").write_text(f"experts: [{home}/a, {home}/b/]\n" + more.replace("{base}", f"{home}/base"))
-    run = subprocess.run([sys.executable, "-c", "from model_glue_nb.cli import main; main()", "mix", "m.yaml", "out"], cwd=room, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", "from model_glue_nb.cli.program import main; main()", "mix", "m.yaml", "out"], cwd=room, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     about = json.loads((room/"out"/"mixture.json").read_text()); assert str(room) not in json.dumps(about) and about["eyes"] == "a"
     room.rename(moved)
@@ -155,11 +155,11 @@ def test_a_mixture_that_is_an_expert_brings_no_links_and_no_code(tmp_path):
     assert not [f for f in found if f.read_bytes() in (b"key", b"evil")] and {f.name for f in found if f.suffix == ".py"} == {"modeling.py"}
 
 def test_a_wrong_mixture_does_not_appear(tmp_path, monkeypatch):
-    from model_glue_nb import checkpoints
-    zoo = tiny_zoo(tmp_path/"zoo", ["base", "a", "b"], dtype="float32"); right = checkpoints.layout
+    from model_glue_nb.mixing import one_checkpoint
+    zoo = tiny_zoo(tmp_path/"zoo", ["base", "a", "b"], dtype="float32"); right = one_checkpoint.layout
     def swapped(parts, kind): # an expert's tensors under another's name
         out = right(parts, kind); return {k: out[k.replace("experts.0", "experts.9").replace("experts.1", "experts.0").replace("experts.9", "experts.1")] for k in out}
-    monkeypatch.setattr(checkpoints, "layout", swapped)
+    monkeypatch.setattr(one_checkpoint, "layout", swapped)
     for spec in (dict(level="block"), dict(level="ffn", input="token", router=PROMPTS)):
         with pytest.raises(InputError, match="logits differ"): mix(MixtureSpec(("a", "b"), **dict(router=RANDOM, base="base") | spec), tmp_path/"m", zoo)
         assert not (tmp_path/"m").exists()

@@ -7,11 +7,11 @@ import torch
 from lm_eval.api.instance import Instance
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model_glue_nb import modeling # registers the class
-from model_glue_nb.harness import as_lm_eval
-from model_glue_nb.levels import MixtureSpec
-from model_glue_nb.mixture import mix
-from model_glue_nb.zoo import Zoo, open_model, read_zoo, tiny_zoo
+from model_glue_nb.benchmarking.harness import as_lm_eval
+from model_glue_nb.mixing import modeling # registers the class
+from model_glue_nb.mixing.mixture import mix
+from model_glue_nb.mixing.spec import MixtureSpec
+from model_glue_nb.zoo.zoo import Zoo, open_model, read_zoo, tiny_zoo
 
 LINEAR = dict(name="prompt", positive=["w3 w4 w5", "w20 w21"])
 MLPS = dict(level="ffn", input="token", top_k=2, base="base")

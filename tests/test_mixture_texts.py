@@ -4,14 +4,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from model_glue_nb.comparison import size
+from model_glue_nb.benchmarking.intervals import Items
+from model_glue_nb.benchmarking.suites import Question, Suite, Task
 from model_glue_nb.core import InputError
-from model_glue_nb.intervals import Items
-from model_glue_nb.levels import MixtureSpec, check_form
-from model_glue_nb.mixture import mix
-from model_glue_nb.plan import read_recipe
-from model_glue_nb.suites import Question, Suite, Task
-from model_glue_nb.zoo import Zoo, tiny_tokenizer, tiny_zoo
+from model_glue_nb.gluing.comparison import size
+from model_glue_nb.gluing.recipe import read_recipe
+from model_glue_nb.mixing.mixture import mix
+from model_glue_nb.mixing.spec import MixtureSpec, check_form
+from model_glue_nb.zoo.zoo import Zoo, tiny_tokenizer, tiny_zoo
 
 WORDS = ["w3 w4 w5", "w20 w21 w22"]
 
@@ -66,7 +66,7 @@ def test_a_tasks_weight_counts_at_every_level(zoo, tmp_path, where):
         assert (route == wanted).all(), (weight, route)
 
 def test_the_encoder_counts_among_the_parameters(zoo, encoder, tmp_path):
-    from model_glue_nb.sentences import open_encoder
+    from model_glue_nb.mixing.sentences import open_encoder
     items = {"a": values(1, 0), "b": values(0, 1)}; own = {n: zoo[n].n_params for n in "ab"}
     router = dict(name="sentence_kmeans", clusters=2, encoder=str(encoder))
     reading = mix(MixtureSpec(("a", "b"), router), tmp_path/"reading", zoo, suite(), items)

@@ -4,11 +4,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from model_glue_nb import modeling # registers the class
-from model_glue_nb.levels import MixtureSpec
-from model_glue_nb.mixture import mix
-from model_glue_nb.routing import choose
-from model_glue_nb.zoo import tiny_zoo
+from model_glue_nb.mixing import modeling # registers the class
+from model_glue_nb.mixing.mixture import mix
+from model_glue_nb.mixing.routing import choose
+from model_glue_nb.mixing.spec import MixtureSpec
+from model_glue_nb.zoo.zoo import tiny_zoo
 
 PROMPTS = dict(name="prompt", positive=["w3 w4 w5", "w20 w21"])
 KINDS = dict(stacks=dict(level="model"), hybrid=dict(level="model", dense_layers=1), blocks=dict(level="block", top_k=2),

@@ -4,10 +4,10 @@ import math
 import numpy as np
 import pytest
 
-from model_glue_nb.intervals import Items
-from model_glue_nb.moves import Place, divided, drop_moves, kinds_of, layer_moves, moved, placed, plan_reach, reach
-from model_glue_nb.moves import scale_moves, stepwise, swap_moves, weight_moves
-from model_glue_nb.problems import Answer, Problem, layer_spans
+from model_glue_nb.benchmarking.intervals import Items
+from model_glue_nb.searching.moves import Place, divided, drop_moves, kinds_of, layer_moves, moved, placed, plan_reach, reach
+from model_glue_nb.searching.moves import scale_moves, stepwise, swap_moves, weight_moves
+from model_glue_nb.searching.protocol import Answer, Problem, layer_spans
 
 def answer(score): return Answer(Items(dict(x=np.full(4, float(score)))))
 

@@ -12,7 +12,7 @@ from mutants import MUTANTS, WHY
 def test_every_change_is_of_a_line_that_is_there_once():
     found = list(mutate.mutants())
     assert not list(mutate.out_of_step(found)), "renew tools/mutants.py"
-    assert len(found) >= 150 and {"kernels", "methods", "strategies", "routers", "intervals", "harness"} <= set(MUTANTS)
+    assert len(found) >= 150 and {"tensors.kernels", "merging.methods", "searching.strategies", "mixing.routers", "benchmarking.intervals", "benchmarking.harness"} <= set(MUTANTS)
     known = {(m.room, m.new) for m in found}
     assert set(WHY) <= known, "reasons for changes that are no longer tried"
 
@@ -21,7 +21,7 @@ def test_every_change_is_of_a_line_that_is_there_once():
     ("return 1 - t, t", "return 1 - t, t", ("tests/test_mutants.py",), "isn't a change"), ("return 1 - t, t", "x", ("tests/none.py",), "there is no tests/none.py"),
     ("return 1 - t, t", "x", ("tests/test_mutants.py::test_none",), "there is no tests/test_mutants.py::test_none")])
 def test_a_list_out_of_step_is_said(old, new, tests, says):
-    assert any(says in text for text in mutate.out_of_step([mutate.Mutant("methods", old, new, tests)]))
+    assert any(says in text for text in mutate.out_of_step([mutate.Mutant("merging.methods", old, new, tests)]))
 
 def test_each_change_compiles():
     "A change that is no Python would be noticed by whatever imports it, and say nothing about tests."
@@ -29,16 +29,16 @@ def test_each_change_compiles():
         compile(mutate.module_of(m.room).read_text().replace(m.old, m.new), m.room, "exec")
 
 def test_the_table_counts_what_survived():
-    def result(old, verdict, said=""): return mutate.Result(mutate.Mutant("methods", old, "x | y", ()), verdict, said, 1.)
-    text, share = mutate.report([result("a", "killed", "04_methods.ipynb cell 3"), result("b", "hung", "hung"), result("c", "survived"), result("d", "killed", "tests/x.py")], 4)
-    assert share == .75 and "| methods | 4 | 3 | 1 |" in text and "1 by a notebook, 2 by pytest" in text
-    assert "| methods | `c` | `x \\| y` | not looked into |" in text
+    def result(old, verdict, said=""): return mutate.Result(mutate.Mutant("merging.methods", old, "x | y", ()), verdict, said, 1.)
+    text, share = mutate.report([result("a", "killed", "06_merging/01_methods.ipynb cell 3"), result("b", "hung", "hung"), result("c", "survived"), result("d", "killed", "tests/x.py")], 4)
+    assert share == .75 and "| merging.methods | 4 | 3 | 1 |" in text and "1 by a notebook, 2 by pytest" in text
+    assert "| merging.methods | `c` | `x \\| y` | not looked into |" in text
 
 def test_a_change_is_taken_back(tmp_path):
-    (tmp_path/mutate.PACKAGE).mkdir()
-    file = tmp_path/mutate.PACKAGE/"methods.py"
+    file = mutate.module_of("merging.methods", tmp_path)
+    file.parent.mkdir(parents=True)
     file.write_text("x = 1\n")
     mutate.compile_all(tmp_path)
-    with mutate.changed(tmp_path, mutate.Mutant("methods", "1", "2", ())):
+    with mutate.changed(tmp_path, mutate.Mutant("merging.methods", "1", "2", ())):
         assert file.read_text() == "x = 2\n" and not mutate.bytecode(file).exists(), "old byte code would hide the change"
     assert file.read_text() == "x = 1\n" and mutate.bytecode(file).exists()

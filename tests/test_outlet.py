@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_glue_nb.core import AlreadyThere, InputError, atomic_path
-from model_glue_nb.engine import run_jobs
-from model_glue_nb.stored import Mapped
-from model_glue_nb.jobs import jobs_of
-from model_glue_nb.merge import merge, recipe
-from model_glue_nb.zoo import open_model, tiny_zoo
+from model_glue_nb.merging.engine import run_jobs
+from model_glue_nb.zoo.stored import Mapped
+from model_glue_nb.merging.merge import merge, recipe
+from model_glue_nb.merging.planner import jobs_of
+from model_glue_nb.zoo.zoo import open_model, tiny_zoo
 
 NORM, UP = "model.layers.0.post_attention_layernorm.weight", "model.layers.0.mlp.up_proj.weight"
 

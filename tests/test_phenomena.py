@@ -9,12 +9,12 @@ RECORDED = Path(__file__).parents[1]/"nbs"/"recorded"
 
 def measure():
     "Phenomena (a)-(c) on the report split, from the shipped weights; (d) is in the comparison table of the demo run."
-    from model_glue_nb.benchmark import ask_model
-    from model_glue_nb.intervals import mean_interval, paired_gain
-    from model_glue_nb.recipes import recipe
-    from model_glue_nb.search import CandidateScorer, search
-    from model_glue_nb.suites import load_suite
-    from model_glue_nb.zoo import read_zoo
+    from model_glue_nb.benchmarking.intervals import mean_interval, paired_gain
+    from model_glue_nb.benchmarking.scores import ask_model
+    from model_glue_nb.benchmarking.suites import load_suite
+    from model_glue_nb.merging.recipes import recipe
+    from model_glue_nb.searching.search import CandidateScorer, search
+    from model_glue_nb.zoo.zoo import read_zoo
     zoo, suite = read_zoo("demo"), load_suite("demo")
     family = [n for n in zoo.names if n.startswith("a-")]; hot = [n for n in family if "hot" in n]; calm = [n for n in family if n not in hot]
     told = CandidateScorer(zoo, suite.part("report")); uniform = lambda names: recipe("linear", names, [1 / len(names)] * len(names))

@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from model_glue_nb.benchmark import ask_lm_eval, ask_model
+from model_glue_nb.benchmarking.scores import ask_lm_eval, ask_model
+from model_glue_nb.benchmarking.suites import Suite, load_suite
 from model_glue_nb.core import InputError, Run
-from model_glue_nb.suites import Suite, load_suite
-from model_glue_nb.zoo import demo_zoo_path, read_zoo
+from model_glue_nb.zoo.zoo import demo_zoo_path, read_zoo
 
 MEMBERS = ("a-base", "a-sort", "a-reverse", "b-base", "c-complement")
-COMMAND = [sys.executable, "-c", "from model_glue_nb.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from model_glue_nb.cli.program import main; main()"]
 
 def command(*args, **kwargs): return subprocess.run([*COMMAND, *map(str, args)], capture_output=True, text=True, **kwargs)
 
@@ -73,7 +73,7 @@ def touched(event, args):
     left -= 1
     if left == 0: os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(touched)
-from model_glue_nb.cli import main; main()
+from model_glue_nb.cli.program import main; main()
 """
 
 def test_killed_at_random_moments_it_ends_with_the_same_table(done, recipe, tmp_path):
@@ -97,7 +97,7 @@ BROKEN = ("nan-weights", "truncated", "no-tokenizer")
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    from model_glue_nb.demo_zoo import build_broken_zoo
+    from model_glue_nb.zoos.demo import build_broken_zoo
     out = tmp_path_factory.mktemp("broken")/"zoo"; build_broken_zoo(out)
     return out
 
@@ -123,7 +123,7 @@ FAMILY = dict(zoo=[str(demo_zoo_path()/m) for m in ("a-base", "a-sort", "a-rever
     (dict(level="ffn", router="linear", input="token", top_k=2, max_experts=2), "checkpoint"), # plain Mixtral
 ])
 def test_one_family_is_mixed_at_every_level(mixture, kind, tmp_path, monkeypatch):
-    from model_glue_nb.pipeline import glue
+    from model_glue_nb.gluing.pipeline import glue
     part = Suite.part; monkeypatch.setattr(Suite, "part", lambda s, name, n=None: part(s, name, n or 80)) # a quick report
     run = glue(FAMILY | dict(mixture=mixture), tmp_path/"run"); t = run.read_table("comparison").set_index("system")
     full = read_zoo(str(run.path/"models"))["full-mixture"]; alone = read_zoo(FAMILY["zoo"])["a-base"].n_params

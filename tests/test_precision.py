@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from model_glue_nb import draws, kernels, torch_kernels
-from model_glue_nb.values import CODES
+from model_glue_nb.tensors import masks, kernels, torch_kernels
+from model_glue_nb.tensors.dtypes import CODES
 
 @pytest.mark.parametrize("module, near", [(torch_kernels, 1e-12), (kernels, 1e-5)], ids=["torch", "compiled"])
 def test_inner_products_of_long_vectors(module, near):
@@ -23,19 +23,19 @@ def test_cuts_at_the_ends_of_bins():
 
 def test_draws_are_compared_exactly_and_go_on_from_row_to_row():
     kept = np.zeros(3, np.uint8)
-    draws.decide(np.array([3, 4, 5], np.uint32), 4, kept)
-    assert kept.tolist() == [1, 0, 0] and draws.cut_at(.5 + 2.0**-26) == 2**23 + 1
+    masks.decide(np.array([3, 4, 5], np.uint32), 4, kept)
+    assert kept.tolist() == [1, 0, 0] and masks.cut_at(.5 + 2.0**-26) == 2**23 + 1
     x = np.ones((2, 64), np.float32)
-    draws.drop_by_rank(x, 0, 7, .5, .2)
+    masks.drop_by_rank(x, 0, 7, .5, .2)
     assert ((x[0] != 0) != (x[1] != 0)).any()
 
 def test_every_entry_is_decided_by_the_chance_of_its_rank():
     r = np.random.default_rng(1)
     n, keep, spread = 4096, .5, .3
     x = np.stack([np.zeros(n), r.normal(size=n)]).astype(np.float32)
-    bits, _ = draws.mark(x.view(np.uint8), np.full(2, CODES["F32"]), n, 0, n, np.array([9], np.uint64), np.array([keep]), np.array([spread]))
+    bits, _ = masks.mark(x.view(np.uint8), np.full(2, CODES["F32"]), n, 0, n, np.array([9], np.uint64), np.array([keep]), np.array([spread]))
     numbers = np.empty(n, np.uint32)
-    draws.draw(9, 0, numbers)
+    masks.draw(9, 0, numbers)
     rank = np.abs(x[1]).argsort(kind="stable").argsort()
     chance = keep - spread + 2 * spread / (n - 1) * rank
     assert np.array_equal(np.unpackbits(bits[0], bitorder="little")[:n], numbers < np.ceil(chance * 2**24))

@@ -3,16 +3,16 @@ import os
 
 import pytest
 
-from model_glue_nb import workers
-from model_glue_nb.candidates import CandidateScorer
+from model_glue_nb.benchmarking.suites import load_suite
 from model_glue_nb.core import InputError, Store
-from model_glue_nb.language_model import COMPUTED_IN
-from model_glue_nb.problems import Ask
-from model_glue_nb.recipes import recipe
-from model_glue_nb.search import search
-from model_glue_nb.suites import load_suite
-from model_glue_nb.workers import N_TRIES, Auto, ask_together, executors, scored
-from model_glue_nb.zoo import read_zoo, tiny_zoo
+from model_glue_nb.merging.recipes import recipe
+from model_glue_nb.searching import executors as executors_room
+from model_glue_nb.searching.candidates import CandidateScorer
+from model_glue_nb.searching.executors import N_TRIES, Auto, ask_together, executors, scored
+from model_glue_nb.searching.protocol import Ask
+from model_glue_nb.searching.search import search
+from model_glue_nb.zoo.language_model import COMPUTED_IN
+from model_glue_nb.zoo.zoo import read_zoo, tiny_zoo
 
 def weight(c): return c if isinstance(c, str) else round({s.model: s.weight for s in c.models}.get("a", 0), 3)
 
@@ -76,29 +76,29 @@ def test_workers_compute_in_the_type_of_the_run(monkeypatch):
         with executors["processes"](types) as evaluate: assert [o.items["score"][0] for _, o in evaluate([Ask("a")])] == [n]
 
 def test_auto_begins_here_and_goes_on_in_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "gains_by_processes", lambda score: True)
+    monkeypatch.setattr(executors_room, "gains_by_processes", lambda score: True)
     monkeypatch.setattr(Auto, "spent", 0.)
-    monkeypatch.setattr(workers, "n_cores", lambda: 2)
+    monkeypatch.setattr(executors_room, "n_cores", lambda: 2)
     score = toy(tmp_path)
     with executors["auto"](score) as evaluate: assert len(list(evaluate([Ask("a"), Ask("b")]))) == 2
     assert pids(tmp_path) == {os.getpid()}, "starting processes would take longer"
-    monkeypatch.setattr(Auto, "spent", workers.START_S + 1)
+    monkeypatch.setattr(Auto, "spent", executors_room.START_S + 1)
     with executors["auto"](score) as evaluate: assert {a.candidate for a, _ in evaluate([Ask("c"), Ask("d"), Ask("e")])} == set("cde")
     assert len(pids(tmp_path)) >= 2
 
 def test_only_small_models_on_several_cores_gain_by_processes(tmp_path, monkeypatch):
     score = CandidateScorer(read_zoo("demo"), load_suite("demo").part("search", 2))
-    monkeypatch.setattr(workers, "n_cores", lambda: 2)
-    monkeypatch.setattr(workers, "pick_device", lambda: "cpu")
-    assert workers.gains_by_processes(score) and not workers.gains_by_processes(lambda c: 1)
-    monkeypatch.setattr(workers, "pick_device", lambda: "cuda:0")
-    assert not workers.gains_by_processes(score)
-    monkeypatch.setattr(workers, "pick_device", lambda: "cpu")
-    monkeypatch.setattr(workers, "are_small", lambda zoo: False)
-    assert not workers.gains_by_processes(score)
+    monkeypatch.setattr(executors_room, "n_cores", lambda: 2)
+    monkeypatch.setattr(executors_room, "pick_device", lambda: "cpu")
+    assert executors_room.gains_by_processes(score) and not executors_room.gains_by_processes(lambda c: 1)
+    monkeypatch.setattr(executors_room, "pick_device", lambda: "cuda:0")
+    assert not executors_room.gains_by_processes(score)
+    monkeypatch.setattr(executors_room, "pick_device", lambda: "cpu")
+    monkeypatch.setattr(executors_room, "are_small", lambda zoo: False)
+    assert not executors_room.gains_by_processes(score)
     monkeypatch.undo()
-    monkeypatch.setattr(workers, "n_cores", lambda: 1)
-    assert not workers.gains_by_processes(score)
+    monkeypatch.setattr(executors_room, "n_cores", lambda: 1)
+    assert not executors_room.gains_by_processes(score)
 
 def test_a_member_that_fails_in_any_way_is_a_failed_outcome(tmp_path):
     zoo = tiny_zoo(tmp_path, ["a", "b"])

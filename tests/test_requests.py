@@ -3,10 +3,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from model_glue_nb.benchmarking.harness import Keeper, count_cut, cut_left, generate_each, generation_settings, grouped_by_arguments
+from model_glue_nb.benchmarking.harness import last_tokens, request_key, respond, sampling_of, token_budget
+from model_glue_nb.benchmarking.judging import answer_of
 from model_glue_nb.core import InputError
-from model_glue_nb.harness import Keeper, count_cut, cut_left, generate_each, generation_settings, grouped_by_arguments
-from model_glue_nb.harness import last_tokens, request_key, respond, sampling_of, token_budget
-from model_glue_nb.judging import answer_of
 from model_glue_nb.store import Store
 
 def asked(text, kind="generate_until", repeats=1, doc=0, **how):

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from model_glue_nb.benchmarking.intervals import Items
+from model_glue_nb.benchmarking.suites import load_suite
 from model_glue_nb.core import InputError
-from model_glue_nb.experts import Translated
-from model_glue_nb.intervals import Items
-from model_glue_nb.levels import MixtureSpec
-from model_glue_nb.mixture import mix
-from model_glue_nb.routers import read_router
-from model_glue_nb.suites import load_suite
-from model_glue_nb.zoo import open_model, tiny_zoo
+from model_glue_nb.mixing.experts import Translated
+from model_glue_nb.mixing.mixture import mix
+from model_glue_nb.mixing.routers import read_router
+from model_glue_nb.mixing.spec import MixtureSpec
+from model_glue_nb.zoo.zoo import open_model, tiny_zoo
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory):

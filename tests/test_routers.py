@@ -2,13 +2,13 @@
 import numpy as np
 import pytest
 
+from model_glue_nb.benchmarking.intervals import Items, mean_score
 from model_glue_nb.core import InputError
-from model_glue_nb.intervals import Items, mean_score
-from model_glue_nb.learners import question_weights, routers, usable_routers
-from model_glue_nb.routers import check_router, fit_router, fit_texts, look, read_router, write_router
-from model_glue_nb.selection import PREDICTS, by_question, rank_pairs, select_experts, shares_of
-from model_glue_nb.terms import fit_terms, term_vectors
-from model_glue_nb.zoo import tiny_zoo
+from model_glue_nb.mixing.learners import question_weights, routers, usable_routers
+from model_glue_nb.mixing.routers import check_router, fit_router, fit_texts, look, read_router, write_router
+from model_glue_nb.mixing.selection import PREDICTS, by_question, rank_pairs, select_experts, shares_of
+from model_glue_nb.mixing.terms import fit_terms, term_vectors
+from model_glue_nb.zoo.zoo import tiny_zoo
 
 LEARNED = [r for r in usable_routers() if r != "random"]
 

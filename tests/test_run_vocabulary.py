@@ -4,13 +4,13 @@ import json
 import pytest
 from test_search_vocabulary import member
 
-from model_glue_nb.dry_run import plan_run
-from model_glue_nb.mergeability import Cluster
-from model_glue_nb.pipeline import glue
-from model_glue_nb.plan import begin, read_recipe
-from model_glue_nb.stages import Glued, tell_aside
-from model_glue_nb.search import SearchResult
-from model_glue_nb.zoo import open_model
+from model_glue_nb.gluing.dry_run import plan_run
+from model_glue_nb.gluing.pipeline import glue
+from model_glue_nb.gluing.recipe import begin, read_recipe
+from model_glue_nb.gluing.steps import Glued, tell_aside
+from model_glue_nb.mergeability.clusters import Cluster
+from model_glue_nb.searching.search import SearchResult
+from model_glue_nb.zoo.zoo import open_model
 
 MEMBERS = dict(base=(0, {}), plain=(1, {}), chat=(2, dict(added=["<im>", "</im>"])), odd=(3, dict(swapped=True)))
 

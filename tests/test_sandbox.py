@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from model_glue_nb import sandbox
-from model_glue_nb.confine import NAME, Cgroup, own_group
+from model_glue_nb.benchmarking import sandbox
+from model_glue_nb.benchmarking.confine import NAME, Cgroup, own_group
+from model_glue_nb.benchmarking.jail import ending
+from model_glue_nb.benchmarking.sandbox import CodeEval, Limits, Outcome, a_user, printable, reason, sandboxed_code_eval, try_code, way_in
 from model_glue_nb.core import InputError
-from model_glue_nb.jail import ending
-from model_glue_nb.sandbox import CodeEval, Limits, Outcome, a_user, printable, reason, sandboxed_code_eval, try_code, way_in
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 root, site = Path(__file__).resolve().parents[1], Path(pytest.__file__).resolve().parents[1]
@@ -31,7 +31,7 @@ def ways():
 
 def as_stranger(pairs, limits, guard=""):
     "What try_code says to somebody who is not root; None where only root can make namespaces."
-    script = ("import json, sys; from model_glue_nb.sandbox import *; pairs, l, g = json.load(sys.stdin); "
+    script = ("import json, sys; from model_glue_nb.benchmarking.sandbox import *; pairs, l, g = json.load(sys.stdin); "
               "print(json.dumps([vars(try_code(c, t, Limits(**l), way='user', guard=g)) for c, t in pairs]))")
     env = dict(HOME="/tmp", PATH="/usr/bin:/bin", PYTHONPATH=f"{root}:{site}", PYTHONDONTWRITEBYTECODE="1")
     done = subprocess.run([SYSTEM, "-c", script], input=json.dumps([pairs, limits, guard]), text=True, capture_output=True, env=env,
@@ -185,7 +185,7 @@ def test_all_files_together(way):
 def test_a_run_that_is_killed_leaves_no_program(way):
     before = left()
     how = f"way={way!r}" + f", python={SYSTEM!r}" * (way == "uid")
-    code = f"from model_glue_nb.sandbox import *; try_code({FORKS!r}, '', Limits(seconds=60, cpu_s=60, n_processes=4), {how})"
+    code = f"from model_glue_nb.benchmarking.sandbox import *; try_code({FORKS!r}, '', Limits(seconds=60, cpu_s=60, n_processes=4), {how})"
     run = subprocess.Popen([sys.executable, "-c", code], cwd=root, env=os.environ | dict(PYTHONPATH=str(root)))
     for _ in range(300):
         if any(f.startswith("/proc") for f in left() - before): break
@@ -414,7 +414,7 @@ def test_lm_eval_is_given_the_sandbox_and_evaluate_is_left_as_it_was():
 def test_what_a_user_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
     "Files, links and folders deeper than Python recurses, where this user could write; a closed folder is not even read."
     if os.geteuid(): pytest.skip("only root can give files away")
-    from model_glue_nb.sandbox import remove_of
+    from model_glue_nb.benchmarking.sandbox import remove_of
     uid, place = STRANGER, Path(tempfile.mkdtemp(prefix="removal_")); place.chmod(0o755)
     monkeypatch.setattr(tempfile, "tempdir", str(place))
     shared, closed, deep = place/"shared", place/"closed", place/"deep"

@@ -2,13 +2,13 @@
 import json, os
 import pytest
 
+from model_glue_nb.benchmarking.import_scores import ROWS, read_results, read_samples, read_scores
+from model_glue_nb.benchmarking.suites import load_suite
 from model_glue_nb.core import InputError
-from model_glue_nb.grids import read_grid
-from model_glue_nb.imports import ROWS, read_results, read_samples, read_scores
-from model_glue_nb.mixture import read_mixture
-from model_glue_nb.plan import mixture_spec, read_recipe
-from model_glue_nb.recipes import MergeRecipe, MergeSource, check_form
-from model_glue_nb.suites import load_suite
+from model_glue_nb.experiments.grids import read_grid
+from model_glue_nb.gluing.recipe import mixture_spec, read_recipe
+from model_glue_nb.merging.recipes import MergeRecipe, MergeSource, check_form
+from model_glue_nb.mixing.mixture import read_mixture
 
 ODD = (None, True, -1, 1.5, 10**400, float("nan"), "", "x", "a\0b", "\ud800", "y" * 5000, [], [1], [[]], {}, {"x": 1}, {"x": [None]})
 MERGE = dict(merge_method="ties", base_model="a", models=["b", dict(model="c", parameters=dict(weight=.5, density=[.1, 1]))],

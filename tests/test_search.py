@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_glue_nb.candidates import CandidateScorer, leaves
+from model_glue_nb.benchmarking.intervals import Items, mean_score
 from model_glue_nb.core import InputError, Run, Store, UnknownName, digest
-from model_glue_nb.intervals import Items, mean_score
-from model_glue_nb.methods import merge_methods, method_info
-from model_glue_nb.problems import Answer, Ask, Problem, first, weigh
-from model_glue_nb.recipes import check_form, coefficients, recipe
-from model_glue_nb.budgets import Budget
-from model_glue_nb.search import search, search_each
-from model_glue_nb.strategies import strategies, undominated
-from model_glue_nb.suites import load_suite
-from model_glue_nb.workers import executors, scored
-from model_glue_nb.zoo import read_zoo, tiny_zoo
+from model_glue_nb.merging.methods import merge_methods, method_info
+from model_glue_nb.merging.recipes import check_form, coefficients, recipe
+from model_glue_nb.searching.candidates import CandidateScorer, leaves
+from model_glue_nb.searching.protocol import Answer, Ask, Problem, first, weigh
+from model_glue_nb.benchmarking.suites import load_suite
+from model_glue_nb.searching.budgets import Budget
+from model_glue_nb.searching.executors import executors, scored
+from model_glue_nb.searching.search import search, search_each
+from model_glue_nb.searching.strategies import strategies, undominated
+from model_glue_nb.zoo.zoo import read_zoo, tiny_zoo
 
 MEMBERS = ["a", "b", "c", "d", "spoiler"]
 METHODS = [m for m in merge_methods if method_info(m).n_models != 1]
@@ -78,7 +78,7 @@ def test_the_budget_is_respected_and_nothing_is_asked_twice(strategy):
 
 @every
 def test_seconds_end_a_search(strategy, monkeypatch):
-    clock = [0.]; monkeypatch.setattr("model_glue_nb.workers.time.perf_counter", lambda: clock[0])
+    clock = [0.]; monkeypatch.setattr("model_glue_nb.searching.executors.time.perf_counter", lambda: clock[0])
     class Slow(Toy):
         def items(self, c, share=1.0): clock[0] += 1.5 * (not isinstance(c, str)); return super().items(c, share)
     r = found(strategy, budget="4s", score=Slow())
@@ -295,7 +295,7 @@ def test_answers_are_shared_by_strategies_and_runs(demo, tmp_path):
 
 def test_one_live_model_serves_all_candidates(demo, monkeypatch):
     zoo, part = demo; loads = []
-    from model_glue_nb.zoo import ZooModel
+    from model_glue_nb.zoo.zoo import ZooModel
     load = ZooModel.load
     monkeypatch.setattr(ZooModel, "load", lambda self, *a, **k: loads.append(self.name) or load(self, *a, **k))
     score = CandidateScorer(zoo, part); search(zoo.names, score, "linear", "coefficient", 8)
@@ -304,8 +304,8 @@ def test_one_live_model_serves_all_candidates(demo, monkeypatch):
 @pytest.mark.parametrize("method, dtype", [("linear", "bfloat16"), ("linear", "float32"), ("task_arithmetic", "bfloat16"), ("slerp", "float16"), ("ties", "bfloat16")])
 def test_mapped_files_give_the_same_bits_as_files_that_are_read(method, dtype, tmp_path, monkeypatch):
     import torch
-    from model_glue_nb.merge import merge_into
-    from model_glue_nb.streams import FileBlocks
+    from model_glue_nb.merging.merge import merge_into
+    from model_glue_nb.tensors.streams import FileBlocks
     zoo = tiny_zoo(tmp_path, ["base", "x", "y"], dtype=dtype); base = "base" if method_info(method).needs_base else None
     nested = recipe(method, [recipe("linear", ["x", "y"], [.3, .7]), "y"], base=base) # a merge of a merge
     score, live = CandidateScorer(zoo, load_suite("demo").part("search", 1)), zoo["x"].load()
@@ -339,7 +339,7 @@ def test_nan_weights_fail_one_trial(demo):
 
 def test_a_kill_within_a_candidate_leaves_none_of_its_answers(demo, tmp_path, monkeypatch):
     from dataclasses import replace
-    from model_glue_nb.zoo import LanguageModel
+    from model_glue_nb.zoo.zoo import LanguageModel
     zoo, part = demo; one, two = part.tasks
     part = replace(part, tasks=(one, replace(two, max_new_tokens=one.max_new_tokens + 1))) # asked in two pieces
     store = Store(tmp_path/"store.sqlite"); score = CandidateScorer(zoo, part, store); c = recipe("linear", ["a-sort", "a-reverse"], [.6, .4])
@@ -363,11 +363,11 @@ def test_stores_of_older_versions_are_read_and_twins_are_asked_once(demo, tmp_pa
 def test_twins_are_not_asked_twice_and_cost_nothing():
     asked = []
     def score(c): asked.append(c); return .5
-    from model_glue_nb.conversations import converse
-    from model_glue_nb.search import Ledger
+    from model_glue_nb.searching.conversations import converse
+    from model_glue_nb.searching.search import Ledger
     def talk():
         yield [Ask(recipe("linear", ["a", "b"])), Ask(recipe("linear", ["b", "a"], [.5, .5])), Ask(recipe("linear", ["a", "b"], [1, 2]))]
-    from model_glue_nb.workers import scored
+    from model_glue_nb.searching.executors import scored
     own = {m: Answer(Items({"score": np.array([.1])})) for m in "ab"}
     ledger = Ledger(score, own, Budget(evaluations=9), None, lambda t: None)
     converse([(talk(), ledger)], lambda asks: ((a, scored(score, a)) for a in asks))

@@ -5,16 +5,16 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from model_glue_nb.canonical import canonical_print
-from model_glue_nb.candidates import CandidateScorer
+from model_glue_nb.merging.canonical import canonical_print
 from model_glue_nb.core import Store
-from model_glue_nb.engine import open_input
-from model_glue_nb.stored import Files
-from model_glue_nb.jobs import jobs_of
-from model_glue_nb.methods import method_info
-from model_glue_nb.recipes import MergeRecipe, MergeSlice, MergeSource, check_form, recipe
-from model_glue_nb.suites import load_suite
-from model_glue_nb.zoo import read_zoo, tiny_zoo
+from model_glue_nb.merging.engine import open_input
+from model_glue_nb.searching.candidates import CandidateScorer
+from model_glue_nb.zoo.stored import Files
+from model_glue_nb.benchmarking.suites import load_suite
+from model_glue_nb.merging.methods import method_info
+from model_glue_nb.merging.planner import jobs_of
+from model_glue_nb.merging.recipes import MergeRecipe, MergeSlice, MergeSource, check_form, recipe
+from model_glue_nb.zoo.zoo import read_zoo, tiny_zoo
 
 NOISE = 1e-5 # Of the largest weight: sums of float32 in another order
 

@@ -6,14 +6,14 @@ import pytest
 
 ray = pytest.importorskip("ray")
 
-from model_glue_nb.candidates import CandidateScorer
+from model_glue_nb.benchmarking.suites import load_suite
 from model_glue_nb.core import InputError, Store
-from model_glue_nb.problems import Ask
-from model_glue_nb.recipes import recipe
-from model_glue_nb.search import search
-from model_glue_nb.suites import load_suite
-from model_glue_nb.workers import N_TRIES, executors
-from model_glue_nb.zoo import read_zoo
+from model_glue_nb.merging.recipes import recipe
+from model_glue_nb.searching.candidates import CandidateScorer
+from model_glue_nb.searching.executors import N_TRIES, executors
+from model_glue_nb.searching.protocol import Ask
+from model_glue_nb.searching.search import search
+from model_glue_nb.zoo.zoo import read_zoo
 
 @pytest.fixture(scope="module")
 def cluster():
@@ -78,7 +78,7 @@ def test_workers_never_change_what_is_found(cluster, strategy):
     class Many:
         "Three members, forty questions; answers come back in another order than they were asked for."
         def items(self, c, share=1.0):
-            from model_glue_nb.problems import first
+            from model_glue_nb.searching.protocol import first
             w = {c: 1.0} if isinstance(c, str) else {s.model: s.weight for s in c.models}
             level = .9 - (w.get("b", 0) - .3)**2 - w.get("c", 0) * .5
             time.sleep(.02 * (hash(repr(c)) % 3))

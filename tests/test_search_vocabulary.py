@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_glue_nb.candidates import CandidateScorer
+from model_glue_nb.benchmarking.suites import Question, Suite, Task
 from model_glue_nb.core import InputError, Store
-from model_glue_nb.evidence import ablations, attribution, honest_table
-from model_glue_nb.merge import merge
-from model_glue_nb.recipes import recipe
-from model_glue_nb.search import search
-from model_glue_nb.suites import Question, Suite, Task
-from model_glue_nb.zoo import read_zoo, tiny_tokenizer
+from model_glue_nb.merging.merge import merge
+from model_glue_nb.merging.recipes import recipe
+from model_glue_nb.searching.candidates import CandidateScorer
+from model_glue_nb.searching.evidence import ablations, attribution, honest_table
+from model_glue_nb.searching.search import search
+from model_glue_nb.zoo.zoo import read_zoo, tiny_tokenizer
 
 def member(room, name, seed, words=64, added=(), swapped=False):
     "A fine-tune of one random base, with tokens of its own."

@@ -4,7 +4,7 @@ import json, sys
 import pandas as pd
 import pytest
 
-from model_glue_nb.zoo import read_zoo, tiny_zoo
+from model_glue_nb.zoo.zoo import read_zoo, tiny_zoo
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
@@ -23,7 +23,7 @@ def change(folder, **settings):
 @pytest.fixture
 def command(home, monkeypatch, capsys):
     def run(*args):
-        from model_glue_nb.cli import main
+        from model_glue_nb.cli.program import main
         monkeypatch.chdir(home); monkeypatch.setattr(sys, "argv", ["model-glue", *map(str, args)])
         with pytest.raises(SystemExit) as e: main()
         out, err = capsys.readouterr(); assert "Traceback" not in out + err
@@ -53,7 +53,7 @@ def test_bench_goes_on(command, home, tmp_path):
     assert again[0] == 0 and told(again[2], "cut", "odd", "weak")
 
 def test_a_cell_that_fails_in_any_way_says_why(command, home, tmp_path, monkeypatch):
-    import model_glue_nb.bench as benching
+    import model_glue_nb.experiments.bench as benching
     def fail(b, cell): raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     monkeypatch.setattr(benching, "mix_row", fail)
     (home/"grid.yaml").write_text(GRID)

@@ -2,11 +2,12 @@
 import pytest, torch
 from lm_eval.api.instance import Instance
 
-from model_glue_nb import harness, language_model
-from model_glue_nb.harness import as_lm_eval, pieces_of
-from model_glue_nb import threads as threads_room
-from model_glue_nb.threads import n_side_by_side, side_by_side, twin
-from model_glue_nb.zoo import tiny_zoo
+from model_glue_nb.benchmarking import harness
+from model_glue_nb.benchmarking.harness import as_lm_eval, pieces_of
+from model_glue_nb.zoo import language_model
+from model_glue_nb.zoo import threads as threads_room
+from model_glue_nb.zoo.threads import n_side_by_side, side_by_side, twin
+from model_glue_nb.zoo.zoo import tiny_zoo
 
 PROMPTS = ["hello", "a", "to be or not", "hello there", "b", "one two three four five", "why", "x y z"] * 2
 

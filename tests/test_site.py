@@ -38,7 +38,7 @@ def home():
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page(chromium, home, scheme): # noqa: F811
     pages = sorted(str(p.relative_to(site)) for p in site.rglob("*.html")); wrong = []
-    assert {"index.html", "start.html", "gallery.html", "faq.html", "how_it_compares.html", "changelog.html", "merge.html"} <= set(pages)
+    assert {"index.html", "start.html", "gallery.html", "faq.html", "how_it_compares.html", "changelog.html", "06_merging/merge.html"} <= set(pages)
     with watched(chromium, home, color_scheme=scheme) as page:
         for name in pages:
             page.set_viewport_size(dict(width=1280, height=900)); page.goto(f"{home}/{name}")

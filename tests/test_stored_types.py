@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 import torch
 
-from model_glue_nb import adapters
-from model_glue_nb.float8 import FLOAT8, TABLES, Float8Blocks, block_sizes
-from model_glue_nb.streams import ArrayBlocks
-from model_glue_nb.values import CODES, ITEM_BYTES, add_halves, first_bad, n_bad, narrow, open_block, widen
+from model_glue_nb.tensors.dtypes import CODES, ITEM_BYTES, add_halves, first_bad, n_bad, narrow, open_block, widen
+from model_glue_nb.tensors.float8 import FLOAT8, TABLES, Float8Blocks, block_sizes
+from model_glue_nb.tensors.streams import ArrayBlocks
+from model_glue_nb.zoo import adapters
 
 TYPES = dict(BF16=torch.bfloat16, F16=torch.float16, F32=torch.float32)
 

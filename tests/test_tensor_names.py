@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_glue_nb.architectures import all_facts
+from model_glue_nb.checkpoints.architectures import all_facts
+from model_glue_nb.checkpoints.headers import TensorInfo, read_header
+from model_glue_nb.checkpoints.tensor_names import canonical_tensors, naming, to_file, to_memory
 from model_glue_nb.errors import InputError
-from model_glue_nb.headers import TensorInfo, read_header
-from model_glue_nb.tensor_names import canonical_tensors, naming, to_file, to_memory
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/"tools"))
@@ -93,7 +93,7 @@ def test_our_steps_are_transformers_steps():
     from transformers.core_model_loading import WeightRenaming
     for i, (kind, sources, targets, *_) in all_facts()["steps"].items():
         if kind != "rename": continue
-        from model_glue_nb.tensor_names import Step, renamed
+        from model_glue_nb.checkpoints.tensor_names import Step, renamed
         ours, theirs = Step("rename", sources, targets), WeightRenaming(list(sources), list(targets))
         for text in ("model.layers.3.attn.proj.weight", "visual.blocks.1.norm1.bias", *sources, *targets):
             name = text.replace("\\.", ".").replace("^", "").replace("(\\d+)", "7").replace("\\d+", "7")

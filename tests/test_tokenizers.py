@@ -3,10 +3,10 @@ import json, random, shutil
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from model_glue_nb.checkpoints.vocabularies import difference, tokenizer_identity
 from model_glue_nb.core import InputError
-from model_glue_nb.merge import merge, recipe
-from model_glue_nb.vocabularies import difference, tokenizer_identity
-from model_glue_nb.zoo import tiny_zoo
+from model_glue_nb.merging.merge import merge, recipe
+from model_glue_nb.zoo.zoo import tiny_zoo
 
 TEXTS = ["the quick brown fox jumps over the lazy dog", "merging models is averaging weights", "naïve café, 12 boxes!"]
 OTHER = ["def merge(a, b): return a + b", "numbers: 314 159 265", "the weights of quick dogs"]
@@ -166,7 +166,7 @@ def random_text(rng, known): return "".join(rng.choice(known) + rng.choice([" ",
 
 def test_a_union_of_bytes_loads_and_reads_the_base_as_it_did(tmp_path):
     "A member's own words stay its own; whatever is read can be written again."
-    from model_glue_nb.zoo import open_model
+    from model_glue_nb.zoo.zoo import open_model
     base, other = byte_level(TEXTS), byte_level(OTHER); pair = members(tmp_path, (base, ("<x>", "<y>")), (other, ("<z>", "<x>")))
     merge(recipe("linear", pair, options=dict(tokenizer="union")), None, tmp_path/"out")
     new, old = AutoTokenizer.from_pretrained(tmp_path/"out"), [AutoTokenizer.from_pretrained(p) for p in pair]
@@ -213,7 +213,7 @@ def test_kinds_that_differ_are_refused_and_named(tmp_path):
 
 def test_swapped_added_tokens_are_refused_or_put_right(tmp_path):
     import numpy as np
-    from model_glue_nb.zoo import open_model
+    from model_glue_nb.zoo.zoo import open_model
     t = byte_level(TEXTS); pair = members(tmp_path, (t, ("<x>", "<y>")), (t, ("<y>", "<x>"))); n = t.get_vocab_size()
     with pytest.raises(InputError, match="tokenizer"): merge(recipe("linear", pair), None, tmp_path/"no")
     a, b = (open_model(p).values("model.embed_tokens.weight") for p in pair)

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from model_glue_nb.adapters import adapted
 from model_glue_nb.core import InputError
-from model_glue_nb.merge import merge, recipe
-from model_glue_nb.unions import copy_tokenizer, join_tokenizers, joinable, letters, read_parts
-from model_glue_nb.zoo import tiny_zoo
+from model_glue_nb.merging.merge import merge, recipe
+from model_glue_nb.zoo.adapters import adapted
+from model_glue_nb.zoo.unions import copy_tokenizer, join_tokenizers, joinable, letters, read_parts
+from model_glue_nb.zoo.zoo import tiny_zoo
 
 def part(vocab, merges=(), **added):
     "A tokenizer.json of letters; added tokens with an id and whether they are special."
@@ -83,8 +83,8 @@ def adapter(home, base, **tensors):
     return adapted(base, home)
 
 def test_an_adapter_may_bring_the_weight_that_it_changes(tmp_path):
-    from model_glue_nb.engine import open_input
-    from model_glue_nb.stored import Files
+    from model_glue_nb.merging.engine import open_input
+    from model_glue_nb.zoo.stored import Files
     base = tiny_zoo(tmp_path, ["a"], dtype="float32")["a"]
     rows, width = base.tensors["model.embed_tokens.weight"].shape
     torch.manual_seed(0)

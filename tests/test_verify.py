@@ -5,18 +5,18 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from model_glue_nb.core import InputError
-from model_glue_nb.levels import MixtureSpec
-from model_glue_nb.merge import merge
-from model_glue_nb.mixture import mix
-from model_glue_nb.recipes import recipe
-from model_glue_nb.zoo import open_model, read_zoo, tiny_zoo
+from model_glue_nb.merging.merge import merge
+from model_glue_nb.merging.recipes import recipe
+from model_glue_nb.mixing.mixture import mix
+from model_glue_nb.mixing.spec import MixtureSpec
+from model_glue_nb.zoo.zoo import open_model, read_zoo, tiny_zoo
 
 RANDOM = dict(name="random")
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     def run(*args):
-        from model_glue_nb.cli import main
+        from model_glue_nb.cli.program import main
         monkeypatch.chdir(tmp_path); monkeypatch.setattr(sys, "argv", ["model-glue", *map(str, args)])
         with pytest.raises(SystemExit) as e: main()
         return e.value.code or 0, capsys.readouterr().err
@@ -24,14 +24,14 @@ def command(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("said,want", [((), False), (("--verify",), True), (("--no-verify",), False)])
 def test_merge_does_what_is_said(command, tmp_path, monkeypatch, said, want):
-    import model_glue_nb.merge as merging
+    import model_glue_nb.merging.merge as merging
     tiny_zoo(tmp_path, ["a", "b"]); (tmp_path/"m.yaml").write_text("merge_method: linear\nmodels: [a, b]\n"); seen = []
     real = merging.verify_written; monkeypatch.setattr(merging, "verify_written", lambda folder: seen.append(real(folder)))
     assert command("merge", "m.yaml", "out", *said)[0] == 0 and bool(seen) == want
 
 @pytest.mark.parametrize("said,want", [((), True), (("--verify",), True), (("--no-verify",), False)])
 def test_mix_does_what_is_said(command, tmp_path, monkeypatch, said, want):
-    from model_glue_nb import verified
+    from model_glue_nb.mixing import verified
     tiny_zoo(tmp_path, ["base", "a", "b"]); seen = []
     (tmp_path/"m.yaml").write_text("experts: [a, b]\nbase: base\nlevel: block\nrouter: random\n")
     monkeypatch.setattr(verified, "compare_experts", lambda *args: seen.append(1) or [])

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from model_glue_nb import comparison
-from model_glue_nb.intervals import Items, mean_interval, mean_score, oracle_question, oracle_task, paired_gain, rank_models, task_weights
-from model_glue_nb.learners import question_weights
-from model_glue_nb.selection import best_set, by_question, by_task, climb, held_out_scores, lab_row, load_facts
-from model_glue_nb.selection import neighbours, select_experts
+from model_glue_nb.benchmarking.intervals import Items, mean_interval, mean_score, oracle_question, oracle_task, paired_gain, rank_models, task_weights
+from model_glue_nb.gluing import comparison
+from model_glue_nb.mixing.learners import question_weights
+from model_glue_nb.mixing.selection import best_set, by_question, by_task, climb, held_out_scores, lab_row, load_facts
+from model_glue_nb.mixing.selection import neighbours, select_experts
 
 SHARES = dict(x=3., y=1.)
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import wild_zoo
-from model_glue_nb.cli import main
+from model_glue_nb.cli.program import main
 
 BROKEN = ("climber zero3 cut-short overlapping list-config deep-config pickled points-outside empty half-fetched").split()
 SOUND = ("base sharded latin1-card consolidated stale-index saved-by-4 fp16 padded chatml chatml_swapped bpe-old bpe-new mixtral "

@@ -4,7 +4,7 @@
     python tools/build_docs.py --check    the same, and fails on a broken link or an outside resource; README.md is compared, not written
     python tools/build_docs.py --readme   only README.md and the lists of notebooks, at once
 """
-import argparse, json, os, re, shutil, subprocess, sys
+import argparse, json, os, posixpath, re, shutil, subprocess, sys
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
@@ -28,7 +28,12 @@ def process():
         if not found: return head(self, read, cell)
         self.fm.update(dict(title=found["title"]) | (dict(description=found["quote"]) if found["quote"] else {}))
         cell.source = cell.source[found.end():].strip() or None
-    steps._do_eval, FrontmatterProc._update = only_definitions, keep_prose
+    qualified = nbdev.doclinks._qual_syms
+    def by_stage(index): # a name that two modules have leads to the stage that is read first, not to the first in the alphabet
+        page = lambda module: min((page for page, _ in index["syms"][module].values()), default="")
+        ours = index["settings"].get("lib_path") == "model_glue_nb"
+        return qualified(index | dict(syms={m: index["syms"][m] for m in sorted(index["syms"], key=page)}) if ours else index)
+    steps._do_eval, FrontmatterProc._update, nbdev.doclinks._qual_syms = only_definitions, keep_prose, by_stage
     nbdev.doclinks._build_modidx()
     shutil.rmtree(root/"_proc", ignore_errors=True)
     return Path(proc_nbs(force=True, n_workers=0))
@@ -51,13 +56,16 @@ def final_names(out):
         if name and name[1] != f.stem: found[str(f.relative_to(out))] = str(f.with_name(name[1] + ".ipynb").relative_to(out))
     return found
 
-def relink(text, up, names, host):
-    "Links of one page: between notebooks under their final names, to our own site relative, none inside code."
+def relink(text, folder, names, host):
+    "Links of one page in a folder of the site: between notebooks under their final names, to our own site relative, none inside code."
+    def final(link):
+        file = posixpath.normpath(posixpath.join(folder, link[1]))
+        return posixpath.relpath(names.get(file, file), folder or ".")
     text = re.sub(r"output-file: [\w.-]+\.html(\\n)?", "", text)
-    text = re.sub(r"(?<=[(/])(\w+\.ipynb)(?=[)#])", lambda m: names.get(m[1], m[1]), text)
+    text = re.sub(r"(?<=\()((?:\.\./)*(?:\w+/)?\w+\.ipynb)(?=[)#])", final, text)
     code = lambda m: re.sub(r"\[`([^`\]]+)`\]\([^)\s]+\)", r"\1", m[0]) # a link in a signature's comment
     text = re.sub(r"```python.*?```", code, text, flags=re.S)
-    return text.replace(host, up)
+    return text.replace(host, "../" * len(Path(folder).parts))
 
 def configure(out):
     "Give pages their final names and links, and list the pages that exist in the menus."
@@ -70,7 +78,7 @@ def configure(out):
     site["navbar"]["left"] = entries(site["navbar"]["left"], out, names, set())
     for old, new in names.items(): (out/old).rename(out/new)
     for f in [*out.rglob("*.ipynb"), *out.rglob("*.qmd")]:
-        f.write_text(relink(f.read_text(), "../" * (len(f.relative_to(out).parts) - 1), names, host))
+        f.write_text(relink(f.read_text(), f.relative_to(out).parent.as_posix().removeprefix("."), names, host))
     config["project"]["resources"] = ["assets/*"]
     (out/"_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False))
 
@@ -112,7 +120,7 @@ def readme():
     nb.metadata["language_info"] = dict(name="python") # names the language of code blocks
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = re.sub(r"```python\s*```", "", text) # a cell that shows its output only
-    text = re.sub(r"\]\(((?:tutorials/)?\w+\.ipynb|assets/)", r"](nbs/\1", text) # README stands one folder higher than the notebook
+    text = re.sub(r"\]\(((?:\w+/)?\w+\.ipynb|assets/)", r"](nbs/\1", text) # README stands one folder higher than the notebook
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 def build():

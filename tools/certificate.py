@@ -107,7 +107,7 @@ def tiny_model(kind, seed):
 
 def write_pair(kind, folder):
     "Two random members of one architecture with a tokenizer, as folders `a` and `b`; how many parameters each has."
-    from model_glue_nb.zoo import tiny_tokenizer
+    from model_glue_nb.zoo.zoo import tiny_tokenizer
     for seed, name in enumerate("ab"):
         model = tiny_model(kind, seed)
         n = sum(p.numel() for p in model.parameters())
@@ -172,9 +172,9 @@ def judge(step, row, key):
 
 def certify(kind, folder):
     "One row: every check of one architecture, on a pair of random members."
-    from model_glue_nb.doctor import examine_zoo, pairs_table
-    from model_glue_nb.merge import merge, recipe
-    from model_glue_nb.zoo import read_zoo
+    from model_glue_nb.mergeability.doctor import examine_zoo, pairs_table
+    from model_glue_nb.merging.merge import merge, recipe
+    from model_glue_nb.zoo.zoo import read_zoo
     names = causal_types()[kind]
     row = dict.fromkeys(COLUMNS, "") | dict(architecture=names if isinstance(names, str) else names[0], model_type=kind)
     row["parameters"] = write_pair(kind, folder)

@@ -3,7 +3,7 @@ import shutil, subprocess, sys, tempfile, os
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
-WATCHED = ("nbs/**/*.ipynb", "model_glue_nb/*.py")
+WATCHED = ("nbs/**/*.ipynb", "model_glue_nb/**/*.py")
 
 def files(at): return {str(p.relative_to(at)): p.read_bytes() for g in WATCHED for p in at.glob(g) if ".ipynb_checkpoints" not in p.parts}
 

@@ -236,7 +236,7 @@ class Worker:
         sys.dont_write_bytecode = True # it would be a write outside
         import torch, transformers.models.auto # what an odd config needs
         import typer.main
-        from model_glue_nb.cli import main
+        from model_glue_nb.cli.program import main
         here, built = os.getcwd(), {}
         build = typer.main.get_command # typer builds all commands anew at each call, which takes longer than most of them
         typer.main.get_command = lambda app: built.setdefault(id(app), build(app))
@@ -274,7 +274,7 @@ class Worker:
             for p in map(os.fsdecode, paths):
                 if p != os.devnull and not (os.path.realpath(p) + os.sep).startswith(home): outside.append(f"{event} {p}")
         sys.addaudithook(hook)
-        from model_glue_nb.cli import main
+        from model_glue_nb.cli.program import main
         signal.signal(signal.SIGALRM, signal.SIG_DFL) # not that of whoever started us
         while line := ask.readline():
             args, outside[:] = json.loads(line), []

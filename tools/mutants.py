@@ -8,16 +8,16 @@ SURE = [f"tests/test_intervals.py::test_{name}" for name in (
     "an_uncertain_task_counts_by_its_weight", "tasks_that_differ_are_no_noise", "pairs_know_more_than_two_means", "one_question_per_task_leans_on_all_tasks",
     "scale_and_place_do_not_matter_for_scores_of_any_range", "no_interval_is_a_point", "differences_are_known_to_their_formula", "ranks_of_equals_are_ties",
     "three_questions_that_decide_leave_three_degrees_of_freedom", "few_graded_differences_say_little", "one_task_is_covered_exactly[100]", "coverage_by_simulation")]
-RACES = ["nbs/03_intervals.ipynb", "tests/test_decisions.py", *(f"tests/test_intervals.py::test_{name}" for name in (
+RACES = ["nbs/04_benchmarking/01_intervals.ipynb", "tests/test_decisions.py", *(f"tests/test_intervals.py::test_{name}" for name in (
     "the_chance_of_a_lead_is_the_binomial_one", "the_larger_the_field_the_more_must_be_shown", "leads_of_unlike_questions_are_drawn"))]
 LOGITS = ["tests/test_benchmark.py::test_logits_of_the_last_positions_score_like_all"]
-CHOOSING = ["nbs/08_selection.ipynb", *(f"tests/test_routers.py::test_{name}" for name in (
+CHOOSING = ["nbs/08_mixing/14_selection.ipynb", *(f"tests/test_routers.py::test_{name}" for name in (
     "a_set_is_worth_the_weighted_mean", "a_task_without_weight_chooses_nobody", "budgets_hold_after_every_move"))]
-ROUTES = ["nbs/08_routers.ipynb", *(f"tests/test_routers.py::test_{name}" for name in (
+ROUTES = ["nbs/08_mixing/06_routers.ipynb", *(f"tests/test_routers.py::test_{name}" for name in (
     "a_text_router_is_written_and_read_again", "a_task_without_weight_teaches_nothing", "a_weight_counts_as_that_many_prompts", "graded_scores_teach"))]
 
-MUTANTS = dict(
-    values=(["nbs/01_values.ipynb", "tests/test_stored_types.py"], [
+MUTANTS = {
+    "tensors.dtypes": (["nbs/01_tensors/02_dtypes.ipynb", "tests/test_stored_types.py"], [
         ("v = np.uint32((h & 0x7fff) << 13).view(np.float32) * up", "v = np.uint32((h & 0x7fff) << 13).view(np.float32)"),
         ("0x7f800000 | ((h & 0x3ff) << 13)", "0x7f800000"),
         ("out[j] = -v if h & 0x8000 else v", "out[j] = v"),
@@ -32,7 +32,7 @@ MUTANTS = dict(
         ("if has_base and i: subtract(x[i, :m], x[0, :m])", "if has_base: subtract(x[i, :m], x[0, :m])"),
         ("if n_bad(raw[i], codes[i], n): return i", "if n_bad(raw[i], codes[0], n): return i"),
     ]),
-    draws=(["nbs/01_draws.ipynb"], [
+    "tensors.masks": (["nbs/01_tensors/03_masks.ipynb"], [
         ("z = mix(key ^ mix(np.uint64(page)))", "z = mix(key)"),
         ("np.uint32(start + s), out[s:e]); s = e", "np.uint32(s), out[s:e]); s = e"),
         ("for j in range(drawn.size): kept[j] = drawn[j] < below", "for j in range(drawn.size): kept[j] = drawn[j] <= below",
@@ -51,7 +51,7 @@ MUTANTS = dict(
         ("draw(keys[i], start + s, numbers)", "draw(keys[i], start, numbers)"),
         ("sums[0] += all_of; sums[1] += rest", "sums[0] += all_of; sums[1] += all_of"),
     ]),
-    kernels=(["nbs/01_kernels.ipynb", "tests/test_formulas.py"], [
+    "tensors.kernels": (["nbs/01_tensors/04_kernels.ipynb", "tests/test_formulas.py"], [
         ("total[j] += c * (x[j] - base[j])", "total[j] += c * x[j] - base[j]"),
         ("if divisor != 1:", "if divisor > 1:"),
         ("for j in range(m): total[j] += base[j]", "for j in range(m): total[j] -= base[j]"),
@@ -98,7 +98,7 @@ MUTANTS = dict(
         ("keep_bits(x[i + 1, :m], bits[i, s >> 3:(s >> 3) + end], gains[i]", "keep_bits(x[i + 1, :m], bits[0, s >> 3:(s >> 3) + end], gains[i]"),
         ("for j in range(x.size): s += np.float64(x[j]) * x[j]", "for j in range(x.size): s += np.float64(abs(x[j])) "),
     ]),
-    torch_kernels=(["nbs/02_torch_kernels.ipynb", "tests/test_formulas.py"], [
+    "tensors.torch_kernels": (["nbs/01_tensors/05_torch_kernels.ipynb", "tests/test_formulas.py"], [
         ("narrow(acc + rows[0] if has_base else acc, out_code, out)", "narrow(acc, out_code, out)"),
         ("acc.add_(x - rows[0] if has_base else x, alpha=float(c))", "acc.add_(x, alpha=float(c))"),
         ("if divisor != 1: acc /=", "if divisor > 1: acc /="),
@@ -119,7 +119,7 @@ MUTANTS = dict(
         ("d.mul_(float(gains[i])).masked_fill_", "d.mul_(float(gains[0])).masked_fill_"),
         ("x.copy_(torch.where(kept, x.double() / p, 0))", "x.copy_(torch.where(kept, x.double() / keep, 0))"),
     ]),
-    float8=(["nbs/02_float8.ipynb", "tests/test_stored_types.py"], [
+    "tensors.float8": (["nbs/01_tensors/06_float8.ipynb", "tests/test_stored_types.py"], [
         ("bias = (1 << exponent_bits - 1) - 1", "bias = 1 << exponent_bits - 1"),
         ("small = fraction * 2.0**(1 - bias)", "small = fraction * 2.0**(-bias)"),
         ("values[top & (mantissa == (1 << mantissa_bits) - 1)] = np.nan", "values[top] = np.nan"),
@@ -132,7 +132,7 @@ MUTANTS = dict(
         ("np.repeat(self.scales[rows], self.sizes[-1], axis=1)[:, :self.width]", "np.repeat(self.scales[rows], self.sizes[0], axis=1)[:, :self.width]"),
         ("return wide.reshape(-1)[start - first * self.width:][:n]", "return wide.reshape(-1)[:n]"),
     ]),
-    streams=(["nbs/02_streams.ipynb", "tests/test_formulas.py"], [
+    "tensors.streams": (["nbs/01_tensors/07_streams.ipynb", "tests/test_formulas.py"], [
         ("at = self.at + start * self.item", "at = self.at + start"),
         ("view, at = view[got:], at + got", "view = view[got:]"),
         ("return self.bytes[start * self.item:(start + n) * self.item]", "return self.bytes[start * self.item:(start + n + 1) * self.item]"),
@@ -155,7 +155,7 @@ MUTANTS = dict(
          "if not self.has_base: base = self.kernels.room(\"base\", (n,), self.device); base[:] = x[0]"),
         ("self.kernels.first_bad(raw, self.codes, n)) >= 0", "self.kernels.first_bad(raw, self.codes, n)) > 0"),
     ]),
-    methods=(["nbs/04_methods.ipynb", "tests/test_formulas.py"], [
+    "merging.methods": (["nbs/06_merging/01_methods.ipynb", "tests/test_formulas.py"], [
         ("return models.weighted(weights, sum(weights) if normalize else 1)", "return models.weighted(weights, len(weights) if normalize else 1)"),
         ("return models.weighted(weights, sum(weights) if normalize else 1)", "return models.weighted(weights, sum(weights))"),
         ("deltas.weighted(scale * np.asarray(weights), sum(weights) if normalize else 1)", "deltas.weighted(np.asarray(weights), sum(weights) if normalize else 1)"),
@@ -203,7 +203,7 @@ MUTANTS = dict(
         ("select(d, start); return deltas.kernels.magnitudes(d, True)", "return deltas.kernels.magnitudes(d, True)"),
         ("select_topk *= deltas.total(lambda d, _: int((variance(d) != 0).sum())) / deltas.n", "pass"),
     ]),
-    recipes=(["nbs/04_recipes.ipynb", "tests/test_recipes.py"], [
+    "merging.recipes": (["nbs/06_merging/04_recipes.ipynb", "tests/test_recipes.py"], [
         ("given = {k: v for k, v in self.parameters.items() if k not in own or v != own[k]}", "given = {k: v for k, v in self.parameters.items() if k not in own}"),
         ("if v.get(\"filter\") in (None, \"*\") or v[\"filter\"] in name:", "if v.get(\"filter\") in (None, \"*\") or v[\"filter\"] == name:"),
         ("float(np.interp(depth, np.linspace(0, 1, len(values)), values))", "float(np.interp(1 - depth, np.linspace(0, 1, len(values)), values))"),
@@ -225,7 +225,7 @@ MUTANTS = dict(
         ("raise InputError(f\"{len(weights)} weights came with {len(models)} models. Give one weight per model.\")", "pass"),
         ("seed=d.get(\"seed\") or 0,", "seed=0,"),
     ]),
-    engine=(["nbs/04_engine.ipynb", "tests/test_engine.py"], [
+    "merging.engine": (["nbs/06_merging/08_engine.ipynb", "tests/test_engine.py"], [
         ("names = job.parents[-1:] * (job.base is not None) + job.parents", "names = job.parents"),
         ("stream = Stream(inputs, job.shape, base, job.keys, each,", "stream = Stream(inputs, job.shape, base, (), each,"),
         ("None if allow_nan else bad, device)", "None, device)"),
@@ -234,7 +234,7 @@ MUTANTS = dict(
         ("share = moved_bytes(job) / max(job.n_bytes, 1)", "share = 1"),
         ("[[j for j in jobs if (j.n_values >= LARGE) == big] for big in (False, True)]", "[[j for j in jobs if (j.n_values > 10**9) == big] for big in (False, False)]"),
     ]),
-    spectra=(["nbs/04_spectra.ipynb", "tests/test_spectra.py"], [
+    "merging.spectra": (["nbs/06_merging/02_spectra.ipynb", "tests/test_spectra.py"], [
         ("each = max(1, min(matrices[0].shape) // len(matrices))", "each = min(matrices[0].shape)"),
         ("return left * np.concatenate(s) @ right.T", "return np.concatenate(u, 1) * np.concatenate(s) @ np.concatenate(vt)"),
         ("return s.mean() * u @ vt", "return s.max() * u @ vt"),
@@ -244,13 +244,13 @@ MUTANTS = dict(
         ("(s[0] if length is None else length)", "s[0]"),
         ("mean = np.concatenate(lengths).mean()", "mean = s.mean()"),
     ]),
-    stored=(["nbs/04_stored.ipynb", "tests/test_engine.py"], [
+    "zoo.stored": (["nbs/03_zoo/11_stored.ipynb", "tests/test_engine.py"], [
         ("return ArrayBlocks(read_whole(x, files).view(np.float64))", "return ArrayBlocks(read_whole(x, files).view(np.float32))"),
         ("if self.state(os.fstat(self.file.fileno())) != self.mark: raise", "if False: raise"),
         ("if found != self.mark: raise InputError(changed(self.path))", "if found is None: raise InputError(changed(self.path))"),
         ("return MappedBlocks(stored, CODES[t.dtype], t.n_values, found.check)", "return MappedBlocks(stored, CODES[t.dtype], t.n_values)"),
     ]),
-    unions=(["nbs/04_unions.ipynb", "tests/test_unions.py", "tests/test_tokenizers.py::test_a_union_with_a_fine_tune_reads_as_both_did", "tests/test_tokenizers.py::test_a_union_of_bytes_loads_and_reads_the_base_as_it_did", "tests/test_tokenizers.py::test_other_kinds_join_by_added_tokens_only"], [
+    "zoo.unions": (["nbs/03_zoo/09_unions.ipynb", "tests/test_unions.py", "tests/test_tokenizers.py::test_a_union_with_a_fine_tune_reads_as_both_did", "tests/test_tokenizers.py::test_a_union_of_bytes_loads_and_reads_the_base_as_it_did", "tests/test_tokenizers.py::test_other_kinds_join_by_added_tokens_only"], [
         ("for x in t[\"added_tokens\"]: added.setdefault(x[\"content\"], BARE | x)", "for x in t[\"added_tokens\"]: added[x[\"content\"]] = BARE | x"),
         ("listed = [x | dict(id=tokens[x[\"content\"]]) for x in added.values()]", "listed = [x | dict(id=x[\"id\"]) for x in added.values()]"),
         ("listed.sort(key=lambda x: x[\"id\"])", "listed.sort(key=lambda x: x[\"content\"])"),
@@ -262,7 +262,7 @@ MUTANTS = dict(
         ("ids = {k: theirs[k] for k in END_IDS if k in theirs}", "ids = {}"),
         ("settings[\"added_tokens_decoder\"] = {str(x[\"id\"]): keep(x) for x in joined[\"added_tokens\"]}", "settings[\"added_tokens_decoder\"] = {}"),
     ]),
-    adapters=(["nbs/04_adapters.ipynb", "tests/test_stored_types.py", "tests/test_unions.py", "tests/test_comparisons.py", "tests/test_adapters.py::test_equals_what_peft_makes[gpt2]", "tests/test_adapters.py::test_equals_what_peft_makes[bloom]"], [
+    "zoo.adapters": (["nbs/03_zoo/08_adapters.ipynb", "tests/test_stored_types.py", "tests/test_unions.py", "tests/test_comparisons.py", "tests/test_adapters.py::test_equals_what_peft_makes[gpt2]", "tests/test_adapters.py::test_equals_what_peft_makes[bloom]"], [
         ("alpha / (r**.5 if config.get(\"use_rslora\") else r)", "alpha / r"),
         ("alpha / (r**.5 if config.get(\"use_rslora\") else r)", "alpha / config[\"r\"]"),
         ("r, alpha = pick(\"rank_pattern\", config[\"r\"]), pick(\"alpha_pattern\", config[\"lora_alpha\"])", "r, alpha = pick(\"rank_pattern\", config[\"r\"]), config[\"lora_alpha\"]"),
@@ -276,7 +276,7 @@ MUTANTS = dict(
         ("left = [k for k in stored.tensors if LORA_KEY.fullmatch(k)[1] not in used]", "left = []"),
         ("if config.get(\"bias\", \"none\") != \"none\": odd.append(\"bias\")", "pass"),
     ]),
-    live=(["nbs/04_live.ipynb", "tests/test_comparisons.py", "tests/test_live.py"], [
+    "merging.live": (["nbs/06_merging/10_live.ipynb", "tests/test_comparisons.py", "tests/test_live.py"], [
         ("at = start * parameter.itemsize", "at = start"),
         ("return len(tied) > 1 and bool(", "return bool("),
         ("for n in hit[1:]: # tied: filled once", "for n in []: # tied: filled once"),
@@ -287,7 +287,7 @@ MUTANTS = dict(
         ("if stacked: at += rows", "pass"),
         ("for pattern, n in self.members: step.add_tensor", "for pattern, n in self.members[::-1]: step.add_tensor"),
     ]),
-    intervals=(["nbs/03_intervals.ipynb", "tests/test_weights.py"], [
+    "benchmarking.intervals": (["nbs/04_benchmarking/01_intervals.ipynb", "tests/test_weights.py"], [
         ("return w / w.sum() if w.sum() else np.full(len(w), 1 / len(w))", "return np.full(len(w), 1 / len(w))"),
         ("mean = task_weights(items) @ [v.mean() for v in items.values()]", "mean = np.concatenate(list(items.values())).mean()"),
         ("weights = weights_of(ours) or weights_of(theirs)", "weights = {}"),
@@ -320,7 +320,7 @@ MUTANTS = dict(
         ("if lead <= 0 or not len(steps): return 1.0", "if not len(steps): return 1.0", RACES),
         ("<= level / max(1, n_runners)", "<= level", RACES),
     ]),
-    similarity=(["nbs/05_similarity.ipynb", "tests/test_comparisons.py"], [
+    "mergeability.similarity": (["nbs/05_mergeability/04_similarity.ipynb", "tests/test_comparisons.py"], [
         ("return next((r for r, marks in ROLES.items() if any(m in name for m in marks)), None)", "return next((r for r, marks in ROLES.items() if all(m in name for m in marks)), None)"),
         ("return int(found[2]) if found else -1", "return int(found[2]) if found else 0"),
         ("if role(k) and len(t.shape) > 1]", "if role(k)]"),
@@ -331,7 +331,7 @@ MUTANTS = dict(
         ("good = lambda i: all(np.isfinite(v[:, i, i]).all() for m, v in values.items() if m in METRICS[:3])", "good = lambda i: True"),
         ("(roles == r) & (layers == n) for n in numbers for r in ROLES", "layers == n for n in numbers for r in ROLES"),
     ]),
-    selection=(["nbs/08_selection.ipynb", "tests/test_weights.py"], [
+    "mixing.selection": (["nbs/08_mixing/14_selection.ipynb", "tests/test_weights.py"], [
         ("picked = np.array(S)[guess[:, list(S)].argmax(1)]", "picked = np.array(S)[guess[:, list(S)].argmin(1)]"),
         ("mean = share @ values[np.arange(len(values)), picked] / len(values)", "mean = values[np.arange(len(values)), picked].mean()", CHOOSING),
         ("def worth(S): return float(score(S)) - min_gain * len(S)", "def worth(S): return float(score(S))"),
@@ -354,7 +354,7 @@ MUTANTS = dict(
         ("names = sorted(items, key=n_params.get); size", "names = sorted(items, key=n_params.get, reverse=True); size"),
         ("out.sort_values(\"score\", ascending=False, kind=\"stable\", ignore_index=True)", "out", CHOOSING),
     ]),
-    routing=(["nbs/07_routing.ipynb", "tests/test_decisions.py"], [
+    "mixing.routing": (["nbs/08_mixing/01_routing.ipynb", "tests/test_decisions.py"], [
         ("key = ((ids + 1) * 1000003 + (place + 1) * 7919) % PRIME", "key = ((ids + 1) * 1000003) % PRIME"),
         ("place = mask.long().cumsum(1) - 1", "place = mask.long() - 1"),
         ("a[\"values\"][alike.topk(k, dim=1).indices].mean(1)", "a[\"values\"][alike.topk(1, dim=1).indices].mean(1)"),
@@ -376,7 +376,7 @@ MUTANTS = dict(
         ("share = weight[rows, rank] if index.shape[1] > 1 or weight.requires_grad else None", "share = weight[rows, 0] if index.shape[1] > 1 or weight.requires_grad else None"),
         ("share = weight[rows, rank] if index.shape[1] > 1 or weight.requires_grad else None", "share = weight[rows, rank] if index.shape[1] > 1 else None"),
     ]),
-    learners=(["nbs/08_learners.ipynb", "tests/test_decisions.py"], [
+    "mixing.learners": (["nbs/08_mixing/05_learners.ipynb", "tests/test_decisions.py"], [
         ("float(np.log(p / (1 - p))) # nothing to tell apart", "0.0 # nothing to tell apart"),
         ("offset = -.5 * (points ** 2).sum(1)", "offset = 0 * (points ** 2).sum(1)"),
         ("rows = np.stack([mean(e.clip(min=0)) - mean((-e).clip(min=0)) for e in edge.T])", "rows = np.stack([mean(e.clip(min=0)) for e in edge.T])"),
@@ -399,7 +399,7 @@ MUTANTS = dict(
         ("return kmeans.fit(vectors, values, weights, clusters, seed)", "return kmeans.fit(vectors, values, None, clusters, seed)", ROUTES),
         ("return kmeans.fit(vectors, values, weights, clusters, seed)", "return kmeans.fit(vectors, values, weights, 1, seed)", ROUTES),
     ]),
-    terms=(["nbs/08_terms.ipynb", "tests/test_routers.py::test_a_text_router_is_written_and_read_again"], [
+    "mixing.terms": (["nbs/08_mixing/03_terms.ipynb", "tests/test_routers.py::test_a_text_router_is_written_and_read_again"], [
         ("held = Counter(w for t in texts for w in set(words_of(t)))", "held = Counter(w for t in texts for w in words_of(t))"),
         ("return WORD.findall(text.lower())", "return WORD.findall(text)"),
         ("terms = sorted(sorted(held), key=lambda w: -held[w])[:max_terms]", "terms = sorted(sorted(held), key=lambda w: held[w])[:max_terms]"),
@@ -408,13 +408,13 @@ MUTANTS = dict(
         ("row[place[w]] = count * idf[place[w]]", "row[place[w]] = count"),
         ("return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)", "return out"),
     ]),
-    sentences=(["nbs/08_sentences.ipynb"], [
+    "mixing.sentences": (["nbs/08_mixing/04_sentences.ipynb"], [
         ("self.model(input_ids=x).last_hidden_state.float().mean(1).cpu().numpy()", "self.model(input_ids=x).last_hidden_state.float()[:, 0].cpu().numpy()"),
         ("ids = self.tokenizer(texts, truncation=True, max_length=self.limit)[\"input_ids\"] if texts else []", "ids = self.tokenizer(texts, truncation=True, max_length=8)[\"input_ids\"] if texts else []"),
         ("if known.get(\"fingerprint\") not in (None, open_model(folder).fingerprint()):", "if False:"),
         ("return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)", "return out"),
     ]),
-    routers=(["nbs/08_routers.ipynb", "tests/test_decisions.py"], [
+    "mixing.routers": (["nbs/08_mixing/06_routers.ipynb", "tests/test_decisions.py"], [
         ("own[place] = dict(seed=shared[\"seed\"] + i)", "own[place] = dict(seed=shared[\"seed\"])"),
         ("x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) if unit and len(x) else x", "pass"),
         ("for c in router.get(\"costs\") or costs or [1] * values.shape[1]]", "for c in [1] * values.shape[1]]"),
@@ -428,7 +428,7 @@ MUTANTS = dict(
         ("return replace(fitted, settings=fitted.settings | known)", "return fitted", ROUTES),
         ("if experts is not None and prints(experts) != prints(known[\"experts\"]):", "if experts is not None and sorted(prints(experts)) != sorted(prints(known[\"experts\"])):"),
     ]),
-    problems=(["nbs/06_problems.ipynb", "tests/test_decisions.py"], [
+    "searching.protocol": (["nbs/07_searching/01_protocol.ipynb", "tests/test_decisions.py"], [
         ("part = {t: v[:math.ceil(round(share * len(v), 9))] for t, v in items.items()}", "part = {t: v[:int(share * len(v))] for t, v in items.items()}"),
         ("return m if np.isfinite(m) else -np.inf", "return m"),
         ("if s > best or (s == best and not strictly): winner, best = c, s", "if s > best: winner, best = c, s"),
@@ -443,7 +443,7 @@ MUTANTS = dict(
         ("w = 1.0 * (w.mean(1) >= w.mean(1).max() / 2)[:, None]", "w = 1.0 * (w.mean(1) >= w.mean(1).max())[:, None]"),
         ("dict(density=round(float(densities[kept[i]]), 6))", "dict(density=round(float(densities[i]), 6))"),
     ]),
-    strategies=(["nbs/06_strategies.ipynb", "tests/test_decisions.py"], [
+    "searching.strategies": (["nbs/07_searching/02_strategies.ipynb", "tests/test_decisions.py"], [
         ("SCALES = (0.3, 0.5, 0.7, 0.85, 1.2, 1.5, 2.0)", "SCALES = (0.3, 0.5, 0.7, 0.85)"),
         ("return (yield from better(winner, best, sweep, strictly=True))", "return (yield from better(winner, best, sweep))"),
         ("if score >= best: accepted, winner, best = parts, candidate, score", "if score > best: accepted, winner, best = parts, candidate, score"),
@@ -470,7 +470,7 @@ MUTANTS = dict(
         ("field = sum(bool(x[1].items) for x in ranked)", "field = 1"),
         ("if share < 1: ranked = [x for x in ranked if not behind(x[1].items, ranked[0][1].items, field)]", "pass"),
     ]),
-    moves=(["nbs/06_moves.ipynb", "tests/test_moves.py"], [
+    "searching.moves": (["nbs/07_searching/03_moves.ipynb", "tests/test_moves.py"], [
         ("unit = math.sqrt(len(inside)) if problem.adds_up else 1.0", "unit = 1.0"),
         ("unit = math.sqrt(len(inside)) if problem.adds_up else 1.0", "unit = math.sqrt(len(inside))"),
         ("for f in (1 / step, step): yield replace(place, scale", "for f in (step, step): yield replace(place, scale"),
@@ -493,7 +493,7 @@ MUTANTS = dict(
         ("if repr(c) in tried: continue", "pass"),
         ("if len(out) == most: break", "pass"),
     ]),
-    conversations=(["nbs/06_conversations.ipynb", "tests/test_search.py::test_searches_at_once_are_each_what_they_are_alone"], [
+    "searching.conversations": (["nbs/07_searching/07_conversations.ipynb", "tests/test_search.py::test_searches_at_once_are_each_what_they_are_alone"], [
         ("if self.held is not None and self.name(self.held) in busy: return None", "pass"),
         ("if self.out: return None", "pass"),
         ("if None not in answers: return self.hear(answers)", "if answers: return self.hear(answers)"),
@@ -501,12 +501,12 @@ MUTANTS = dict(
         ("turn.out -= 1", "turn.out = 0"),
         ("_, turn = out.pop(id(ask))", "_, turn = out.pop(next(iter(out)))"),
     ]),
-    subspaces=(["nbs/05_subspaces.ipynb"], [
+    "mergeability.subspaces": (["nbs/05_mergeability/01_subspaces.ipynb"], [
         ("return values[:k][::-1], vectors[:, ::-1]", "return values[:k], vectors[:, ::-1]"),
         ("number(n - k + 1), number(n), real(0)", "number(1), number(k), real(0)"),
         ("a = np.array(a, np.float64, order=\"F\")", "a = np.asarray(a, np.float64)"),
     ]),
-    threads=(["nbs/01_threads.ipynb", "tests/test_side_by_side.py"], [
+    "zoo.threads": (["nbs/03_zoo/01_threads.ipynb", "tests/test_side_by_side.py"], [
         ("return deepcopy(model, {id(p): p for p in model.parameters()})", "return deepcopy(model)"),
         ("return deepcopy(model, {id(p): p for p in model.parameters()})", "return model"),
         ("TOKENS_AT_ONCE // max(sizes)", "TOKENS_AT_ONCE // min(1, *sizes)"),
@@ -514,7 +514,7 @@ MUTANTS = dict(
         ("        torch.set_num_threads(n) # what", "        torch.set_num_threads(1) # what"),
         ("finally: free.put(worker)", "finally: free.put(workers[0])"),
     ]),
-    harness=(["nbs/03_harness.ipynb", "tests/test_requests.py"], [
+    "benchmarking.harness": (["nbs/04_benchmarking/10_harness.ipynb", "tests/test_requests.py"], [
         ("return -n_tokens[row[0]], row[0]", "return n_tokens[row[0]], row[0]", ["tests/test_side_by_side.py"]),
         ("if n == 1 or sampled: return", "if n == 1: return", ["tests/test_side_by_side.py"]),
         ("return [[i for *_, i in batch] for batch in", "return [sorted(i for *_, i in batch) for batch in", ["tests/test_side_by_side.py"]),
@@ -539,22 +539,22 @@ MUTANTS = dict(
         ("self.wanted = max(n - read(r) + len(r[2]) for r in batch)", "self.wanted = max(len(r[2]) for r in batch)", LOGITS),
         ("return digest(i.request_type, list(i.args))", "return digest(i.request_type, list(i.args)[:1])"),
     ]),
-    chats=(["nbs/03_chats.ipynb"], [
+    "benchmarking.chats": (["nbs/04_benchmarking/02_chats.ipynb"], [
         ("said = [m[\"content\"] for m in messages if m.get(\"role\") == \"user\"]", "said = [m[\"content\"] for m in messages]"),
         ("if said: return said[-1]", "if said: return said[0]"),
     ]),
-    judging=(["nbs/03_judging.ipynb", "tests/test_requests.py"], [
+    "benchmarking.judging": (["nbs/04_benchmarking/09_judging.ipynb", "tests/test_requests.py"], [
         ("max(range(len(choices)), key=lambda i: said[i][0])", "min(range(len(choices)), key=lambda i: said[i][0])"),
         ("mean = lambda m, k: sum(rows[m][k][0] for rows in each) / n", "mean = lambda m, k: max(rows[m][k][0] for rows in each)", ["tests/test_benchmark.py::test_repeats_are_averaged"]),
         ("share = lambda r: sum(bool(passes(r, said)) for said in r.resps) / len(r.resps)", "share = lambda r: any(passes(r, said) for said in r.resps)"),
     ]),
-    mixture=(["nbs/08_mixture.ipynb", "tests/test_residents.py"], [
+    "mixing.mixture": (["nbs/08_mixing/13_mixture.ipynb", "tests/test_residents.py"], [
         ("tail.gather(1, said[:, None]).sum())", "tail.gather(1, said[:, None]).mean())"),
         ("pairs = [((p + c)[-limit:][:-len(c)], c) for p, c in pairs]", "pairs = [(p[-limit:], c) for p, c in pairs]"),
         ("k[\"fingerprint\"] = open_model(tmp/k[\"path\"]).fingerprint()", "pass"),
         ("weights = question_weights(suite.weights, counts) if prompts else None", "weights = None"),
     ]),
-    experts=(["nbs/08_experts.ipynb", "tests/test_residents.py"], [
+    "mixing.experts": (["nbs/08_mixing/12_experts.ipynb", "tests/test_residents.py"], [
         ("self.resident.popitem(last=False)", "self.resident.popitem(last=True)"),
         ("self.resident.move_to_end(key)", "pass"),
         ("mine = np.flatnonzero(route == e)", "mine = np.flatnonzero(route <= e)"),
@@ -564,7 +564,7 @@ MUTANTS = dict(
         ("if not alone: check_contexts(requests)", "pass"),
         ("self.names = {digest(list(t.args)): r.args for r, t in zip(requests, theirs)}", "self.names = {}"),
     ]),
-    choice=(["nbs/09_choice.ipynb", "tests/test_choice.py"], [
+    "gluing.choice": (["nbs/09_gluing/05_choice.ipynb", "tests/test_choice.py"], [
         ("values[name][ask] = procedure(learn, ask)", "values[name][ask] = procedure(ask, ask)"),
         ("share = task_weights(like) * (count > 0)", "share = task_weights(like)"),
         ("return (share / np.maximum(count, 1) / share.sum())[task]", "return (share / share.sum())[task]"),
@@ -583,7 +583,7 @@ MUTANTS = dict(
         ("taken = next((s for s in better if behind[s] > each), leader)", "taken = leader"),
         ("taken = next((s for s in better if behind[s] > each), leader)", "taken = next(iter(better), leader)"),
     ]),
-    chosen=(["nbs/09_chosen.ipynb", "tests/test_choice.py"], [
+    "gluing.chosen": (["nbs/09_gluing/06_chosen.ipynb", "tests/test_choice.py"], [
         ("trial.share == 1 and not trial.failed and not isinstance(trial.candidate, str)", "not trial.failed and not isinstance(trial.candidate, str)"),
         ("mine = positions[(positions >= start) & (positions < start + len(v))] - start", "mine = positions[(positions >= start) & (positions < start + len(v))] % len(v)"),
         ("some = {n: at(tried.items[n], learn) for n in tried.items}", "some = dict(tried.items)"),
@@ -591,20 +591,20 @@ MUTANTS = dict(
         ("held = cross_fitted(procedures_of(work, tried, experts, dense), like, folds, seed)", "held = cross_fitted(procedures_of(work, tried, experts, None), like, folds, seed)"),
         ("if len(its) > 1: out[system]", "out[system]"),
     ]),
-    comparison=(["nbs/09_comparison.ipynb", "tests/test_weights.py"], [
+    "gluing.comparison": (["nbs/09_gluing/08_comparison.ipynb", "tests/test_weights.py"], [
         ("return sum(n.values()), max(n.values()) + eyes", "return sum(n.values()), max(n.values())"),
         ("paired_gain(theirs, answers[\"best_single\"], seed); cost = {}", "paired_gain(answers[\"best_single\"], theirs, seed); cost = {}"),
         ("score = float((right[t.name] * mine).sum() / mine.sum())", "score = float(right[t.name].mean())"),
         ("mine = (route == i).reshape(len(route), -1).mean(1)", "mine = (route >= i).reshape(len(route), -1).mean(1)"),
     ]),
-)
+}
 
 # (module, what a line becomes) → why no test notices it
 WHY = {
-    ("draws", "kept[j] = high > need + 1e-3; at[n] = j"): "same result: where it differs the entry stays open, and its rank decides afterwards",
-    ("mixture", "tail.gather(1, said[:, None]).mean())"): "a gap: the continuations that are tried have one token",
-    ("mixture", "pass"): "a gap: the copied experts that are tried keep their fingerprint",
-    ("chosen", "known = items"): "a gap of the fast tests: none makes a mixture in one checkpoint anew on part of the questions",
-    ("chosen", "held = cross_fitted(procedures_of(work, tried, experts, None), like, folds, seed)"): "a gap of the fast tests: as above",
-    ("comparison", "score = float(right[t.name].mean())"): "a gap: no routing table whose experts score differently",
+    ("tensors.masks", "kept[j] = high > need + 1e-3; at[n] = j"): "same result: where it differs the entry stays open, and its rank decides afterwards",
+    ("mixing.mixture", "tail.gather(1, said[:, None]).mean())"): "a gap: the continuations that are tried have one token",
+    ("mixing.mixture", "pass"): "a gap: the copied experts that are tried keep their fingerprint",
+    ("gluing.chosen", "known = items"): "a gap of the fast tests: none makes a mixture in one checkpoint anew on part of the questions",
+    ("gluing.chosen", "held = cross_fitted(procedures_of(work, tried, experts, None), like, folds, seed)"): "a gap of the fast tests: as above",
+    ("gluing.comparison", "score = float(right[t.name].mean())"): "a gap: no routing table whose experts score differently",
 }

@@ -1,8 +1,8 @@
 """Do the tests bite? Changes one line of a module at a time and sees whether a test notices.
 
-    python tools/mutate.py                      every change of tools/mutants.py
-    python tools/mutate.py kernels methods      only these modules
-    python tools/mutate.py --list               what would be changed, and by which tests it is tried
+    python tools/mutate.py                                    every change of tools/mutants.py
+    python tools/mutate.py tensors.kernels merging.methods    only these modules
+    python tools/mutate.py --list                             what would be changed, and by which tests it is tried
 
 Nothing is changed in the working tree: each change is made in a copy. Torch and its like are imported once; each trial is a fork.
 """
@@ -30,7 +30,7 @@ def mutants(rooms=()):
         if rooms and room not in rooms: continue
         for old, new, *own in changes: yield Mutant(room, old, new, tuple(own[0] if own else tests))
 
-def module_of(room): return ROOT/PACKAGE/f"{room}.py"
+def module_of(room, root=ROOT): return root/PACKAGE/f"{room.replace('.', '/')}.py"
 
 def out_of_step(all_mutants):
     "What is wrong with the list: a text that does not stand once in its module, a test that isn't there, a change twice."
@@ -74,10 +74,14 @@ def plant(tree):
     for file in ("settings.ini", "setup.py", "README.md", "_quarto.yml", "constraints.txt", "MANIFEST.in"):
         shutil.copy(ROOT/file, tree/file)
     (tree/"tmp").mkdir()
-    for folder in machine_code(tree): folder.mkdir(parents=True)
-    share_machine_code(ROOT/PACKAGE/"__pycache__", *machine_code(tree))
+    for folder in (*beside_modules(ROOT), *machine_code(tree)): folder.mkdir(parents=True, exist_ok=True)
+    for source in beside_modules(ROOT): share_machine_code(source, *machine_code(tree))
 
-def machine_code(tree): return tree/PACKAGE/"__pycache__", tree/"cache"/PACKAGE # of modules, of notebooks
+def beside_modules(root):
+    "Where the compiled loops of a tree's modules lie."
+    return sorted({p.parent/"__pycache__" for p in (root/PACKAGE).rglob("*.py") if "\n@native" in p.read_text()})
+
+def machine_code(tree): return *beside_modules(tree), tree/"cache"/PACKAGE # of modules, of notebooks
 
 def share_machine_code(source, *folders):
     "Copy compiled loops, whose names are fingerprints of what they are made of: compiling them takes a minute."
@@ -96,13 +100,13 @@ def compile_all(tree):
     "Byte code that is never compared with its source, so that a change within the same second counts; a changed file has none."
     import py_compile
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    for file in (tree/PACKAGE).glob("*.py"): py_compile.compile(file, invalidation_mode=mode, quiet=1)
+    for file in (tree/PACKAGE).rglob("*.py"): py_compile.compile(file, invalidation_mode=mode, quiet=1)
 
 def bytecode(file): return Path(importlib.util.cache_from_source(str(file)))
 
 class changed:
     "One change in the copy, taken back at the end."
-    def __init__(self, tree, mutant): self.file, self.mutant = tree/PACKAGE/f"{mutant.room}.py", mutant
+    def __init__(self, tree, mutant): self.file, self.mutant = module_of(mutant.room, tree), mutant
     def __enter__(self):
         self.text = self.file.read_text()
         self.file.write_text(self.text.replace(self.mutant.old, self.mutant.new))
@@ -118,7 +122,7 @@ def run_notebook(path, mutant):
     from execnb.shell import CaptureShell
     from nbdev.process import NBProcessor
     processor = NBProcessor(path, process=True)
-    own = any(re.match(rf"#\|\s*default_exp\s+{mutant.room}\s*$", c.source) for c in processor.nb.cells) if mutant else False
+    own = any(re.match(rf"#\|\s*default_exp\s+{re.escape(mutant.room)}\s*$", c.source) for c in processor.nb.cells) if mutant else False
     shell = CaptureShell(path)
     os.chdir(path.parent)
     for number, cell in enumerate(processor.nb.cells):
@@ -128,7 +132,7 @@ def run_notebook(path, mutant):
         if own and {"export", "exporti", "exports"} & directives.keys():
             cell.source = cell.source.replace(mutant.old, mutant.new)
         shell.cell(cell)
-        if shell.exc: return f"{path.name} cell {number}: {type(shell.exc).__name__}: {shell.exc}"
+        if shell.exc: return f"{path.parent.name}/{path.name} cell {number}: {type(shell.exc).__name__}: {shell.exc}"
 
 class Failures:
     "The first failure that pytest reports."
@@ -162,7 +166,7 @@ def trial(tree, tests, mutant=None, seconds=600):
     verdict = wait(child, seconds)
     forget(tree)
     if not mutant:
-        for folder in machine_code(tree): share_machine_code(folder, ROOT/PACKAGE/"__pycache__", *machine_code(tree))
+        for folder in machine_code(tree): share_machine_code(folder, *beside_modules(ROOT), *machine_code(tree))
     text = " ".join(said.read_text().split())[:200]
     return verdict, text or ("" if verdict == "survived" else verdict), time.perf_counter() - began
 

@@ -10,8 +10,10 @@ from nbdev.doclinks import nbglob
 from nbdev.test import test_nb
 
 def in_order(files):
-    "Walkthroughs first, then the numbered notebooks from the last to the first."
-    return sorted(files, key=lambda f: (f.parent.name == "tutorials", f.name), reverse=True)
+    "Walkthroughs first, then the stages from the last to the first."
+    return sorted(files, key=lambda f: (f.parent.name == "tutorials", f.parent.name, f.name), reverse=True)
+
+def named(file): return f"{file.parent.name}/{file.stem}" # two stages may each have a room of one name
 
 def main():
     config = get_config()
@@ -19,8 +21,8 @@ def main():
     with working_directory(config.nbs_path):
         done = parallel(test_nb, files, skip_flags=config.tst_flags.split(), basepath=config.config_path, n_workers=2, pause=.01)
     slowest = sorted(zip(done, files), key=lambda x: -x[0][1])
-    print(f"{len(files)} notebooks; the slowest: " + ", ".join(f"{f.stem} {s:.0f} s" for (_, s), f in slowest[:12]))
-    failed = [f.name for (passed, _), f in slowest if not passed]
+    print(f"{len(files)} notebooks; the slowest: " + ", ".join(f"{named(f)} {s:.0f} s" for (_, s), f in slowest[:12]))
+    failed = [named(f) for (passed, _), f in slowest if not passed]
     if failed: sys.exit(f"{len(failed)} notebooks failed: {', '.join(failed)}")
 
 if __name__ == "__main__": main()

@@ -8,7 +8,7 @@ assets = root/"nbs/assets"
 def result():
     "The comparison of the demo run as SVG, drawn by the package's own plot."
     import pandas as pd
-    from model_glue_nb.plots import plot_comparison
+    from model_glue_nb.reporting.plots import plot_comparison
     table = pd.read_csv(root/"nbs/recorded/demo_comparison.csv", comment="#")
     fig = plot_comparison(table, suite="demo").update_layout(width=860, height=340)
     fig.write_image(assets/"result.svg")

@@ -4,32 +4,18 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
 HEAD = re.compile(r"(?:---\n.*?\n---\s*)?# (?P<title>[^\n]+)\n*(?:> (?P<quote>[^\n]+))?", re.S) # a notebook's title and quote
-ASKS = {"Zoo and loops": "what is in the files, and how fast can it be read?", "Benchmarking": "how good is each model, and how sure are we?",
-        "Merge-ability": "which models can be merged?", "Merging": "how are they merged?", "Search": "which merge is best?",
-        "Mixture": "how do strangers work together?", "Pipeline": "what did it gain, in one command?",
-        "Dashboards": "what does it look like?", "Zoos that ship with us": "where do the models come from?"}
-
-def exported(file):
-    "The module that a notebook makes, and the modules of the package that it imports."
-    cells = ["".join(c["source"]) for c in json.loads(file.read_text())["cells"] if c["cell_type"] == "code"]
-    code = "\n".join(c for c in cells if re.match(r"#\|\s*(export|exporti|exports|default_exp)\b", c))
-    made = re.search(r"#\|\s*default_exp\s+(\w+)", code)
-    return made and made[1], set(re.findall(r"from model_glue_nb(?:\.| import )(\w+)", code))
-
-def in_reading_order(files, folder):
-    "By number; among notebooks of one number, what is imported stands before what imports it."
-    left, done = sorted(files), []
-    made = {f: exported(root/"nbs"/f.relative_to(folder)) for f in left} # the sources: processed pages have lost their marks
-    number = lambda f: f.name.split("_")[0]
-    while left:
-        waits = lambda f: made[f][1] & {made[g][0] for g in left if g != f and number(g) == number(f)}
-        f = next((f for f in left if number(f) == number(left[0]) and not waits(f)), left[0]); left.remove(f); done.append(f)
-    return done
+ASKS = {"Ground": "what does everything stand on?", "Tensors": "how fast can numbers be read, changed and written?",
+        "Checkpoints": "what do a model's files say?", "Zoo": "which models are there, and what fits together?",
+        "Benchmarking": "how good is each model, and how sure are we?", "Merge-ability": "which models can be merged?",
+        "Merging": "how are they merged?", "Searching": "which merge is best?",
+        "Mixing": "how do strangers work together?", "Gluing": "what did it gain, in one command?",
+        "Reporting": "what does it look like?", "Experiments": "what does each way of gluing gain, on any zoo?",
+        "Zoos that ship with us": "where do the models come from?", "Command line": "how is it asked from a shell?"}
 
 def expand(contents, folder, seen):
-    "A menu's files: patterns expanded, absent ones dropped, none twice."
+    "A menu's files: patterns expanded in the order of their names, which is the reading order; absent ones dropped, none twice."
     for c in contents:
-        for f in in_reading_order(folder.glob(c), folder) if "*" in c else [folder/c] * (folder/c).exists():
+        for f in sorted(folder.glob(c)) if "*" in c else [folder/c] * (folder/c).exists():
             if (name := str(f.relative_to(folder))) not in seen: seen.add(name); yield name
 
 def sections():
