@@ -23,7 +23,8 @@ def recipe(room, method):
 
 OURS = """
 import sys, time; t0 = time.perf_counter()
-from model_glue_nb.merging.merge import MergeRecipe, merge_to_folder
+from model_glue_nb.merging.merge import merge_to_folder
+from model_glue_nb.merging.recipes import MergeRecipe
 t1 = time.perf_counter(); merge_to_folder(MergeRecipe.from_yaml(sys.argv[1]), None, sys.argv[2])
 assert "torch" not in sys.modules
 print("WORK", time.perf_counter() - t1)

@@ -17,7 +17,7 @@ def rooms(run, n=60):
     import torch
     from model_glue_nb.benchmarking.suites import load_suite
     from model_glue_nb.core import Run
-    from model_glue_nb.searching.search import CandidateScorer
+    from model_glue_nb.searching.candidates import CandidateScorer
     from model_glue_nb.zoo.zoo import read_zoo
     torch.set_num_threads(1)
     zoo, suite = read_zoo("demo"), load_suite("demo"); family = [n for n in zoo.names if n.startswith("a-")]
@@ -122,7 +122,8 @@ def candidate(a):
     "Time per candidate in memory, against writing and reloading in the same process, and what a search adds to the evaluation."
     from model_glue_nb.core import Run
     from model_glue_nb.merging.recipes import recipe
-    from model_glue_nb.searching.search import CandidateScorer, search
+    from model_glue_nb.searching.candidates import CandidateScorer
+    from model_glue_nb.searching.search import search
     from model_glue_nb.zoo.zoo import LanguageModel
     with tempfile.TemporaryDirectory() as d:
         zoo, suite = candidate_room(Path(d)); mixes = [recipe("linear", zoo.names, [.4 + .01 * i, .3, .2, .1 - .01 * i]) for i in range(a.rounds)]

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest, torch
 from transformers import AutoModelForCausalLM
 from model_glue_nb.core import InputError
-from model_glue_nb.merging.merge import merge, recipe
+from model_glue_nb.merging.merge import merge
+from model_glue_nb.merging.recipes import recipe
 from model_glue_nb.zoo.adapters import adapted, is_simple
 from model_glue_nb.zoo.zoo import open_model, tiny_tokenizer
 

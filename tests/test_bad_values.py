@@ -10,7 +10,8 @@ import yaml
 from model_glue_nb.core import InputError
 from model_glue_nb.reading import parse_json, parse_yaml
 from model_glue_nb.searching.protocol import setting_kinds
-from model_glue_nb.searching.search import check_options, strategies
+from model_glue_nb.searching.search import check_options
+from model_glue_nb.searching.strategies import strategies
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/"tools"))
 import fuzz
@@ -167,7 +168,8 @@ def test_half_characters_are_mended_in_yaml_as_in_json(text, said):
     if "U" not in text: assert parse_json(text, "card", object) == said
 
 def test_a_card_with_half_a_character_merges(tmp_path):
-    from model_glue_nb.merging.merge import merge, recipe
+    from model_glue_nb.merging.merge import merge
+    from model_glue_nb.merging.recipes import recipe
     from model_glue_nb.zoo.zoo import tiny_zoo
     zoo = tiny_zoo(tmp_path/"zoo", ["a", "b"])
     for m in zoo: (m.path/"README.md").write_text('---\n{"license": "\\ud902\\u00de"}\n---\n')

@@ -72,7 +72,8 @@ def small(target):
     "A notebook that explores an invented run, and asks a real mixture of two of the demo zoo's models."
     code = ["""from tempfile import mkdtemp
 from model_glue_nb.benchmarking.suites import load_suite
-from model_glue_nb.mixing.mixture import MixtureSpec, mix
+from model_glue_nb.mixing.mixture import mix
+from model_glue_nb.mixing.spec import MixtureSpec
 from model_glue_nb.reporting.dashboard import explore, invented_run
 from model_glue_nb.reporting.example_run import invented_tables
 from model_glue_nb.zoo.zoo import read_zoo

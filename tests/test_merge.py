@@ -6,8 +6,11 @@ import pytest
 import yaml
 
 from model_glue_nb.core import InputError
-from model_glue_nb.merging.merge import MergeRecipe, check_recipe, merge, merge_into, merge_methods, plan, recipe, stack
-from model_glue_nb.merging.methods import method_info, try_method
+from model_glue_nb.merging.estimate import plan
+from model_glue_nb.merging.merge import merge, merge_into
+from model_glue_nb.merging.methods import merge_methods, method_info, try_method
+from model_glue_nb.merging.planner import check_recipe
+from model_glue_nb.merging.recipes import MergeRecipe, recipe, stack
 from model_glue_nb.zoo.zoo import open_model, tiny_zoo
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import yaml
 
-from model_glue_nb.merging.merge import MergeRecipe, merge
+from model_glue_nb.merging.merge import merge
 from model_glue_nb.merging.methods import merge_methods
+from model_glue_nb.merging.recipes import MergeRecipe
 from model_glue_nb.zoo.sources import tokens_of
 from model_glue_nb.zoo.zoo import open_model, tiny_zoo
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from model_glue_nb.core import AlreadyThere, InputError, atomic_path
 from model_glue_nb.merging.engine import run_jobs
 from model_glue_nb.zoo.stored import Mapped
-from model_glue_nb.merging.merge import merge, recipe
+from model_glue_nb.merging.merge import merge
+from model_glue_nb.merging.recipes import recipe
 from model_glue_nb.merging.planner import jobs_of
 from model_glue_nb.zoo.zoo import open_model, tiny_zoo
 

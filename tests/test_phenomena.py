@@ -13,7 +13,8 @@ def measure():
     from model_glue_nb.benchmarking.scores import ask_model
     from model_glue_nb.benchmarking.suites import load_suite
     from model_glue_nb.merging.recipes import recipe
-    from model_glue_nb.searching.search import CandidateScorer, search
+    from model_glue_nb.searching.candidates import CandidateScorer
+    from model_glue_nb.searching.search import search
     from model_glue_nb.zoo.zoo import read_zoo
     zoo, suite = read_zoo("demo"), load_suite("demo")
     family = [n for n in zoo.names if n.startswith("a-")]; hot = [n for n in family if "hot" in n]; calm = [n for n in family if n not in hot]

@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 from scipy.linalg import polar
 from model_glue_nb.core import InputError
-from model_glue_nb.merging.merge import check_recipe, merge, recipe
+from model_glue_nb.merging.merge import merge
 from model_glue_nb.merging.methods import try_method
-from model_glue_nb.merging.recipes import require_form
+from model_glue_nb.merging.planner import check_recipe
+from model_glue_nb.merging.recipes import recipe, require_form
 from model_glue_nb.zoo.zoo import tiny_zoo
 
 SHAPES = [(24, 40), (40, 24), (31, 31)]

@@ -5,7 +5,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from model_glue_nb.checkpoints.vocabularies import difference, tokenizer_identity
 from model_glue_nb.core import InputError
-from model_glue_nb.merging.merge import merge, recipe
+from model_glue_nb.merging.merge import merge
+from model_glue_nb.merging.recipes import recipe
 from model_glue_nb.zoo.zoo import tiny_zoo
 
 TEXTS = ["the quick brown fox jumps over the lazy dog", "merging models is averaging weights", "naïve café, 12 boxes!"]

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from model_glue_nb.core import InputError
-from model_glue_nb.merging.merge import merge, recipe
+from model_glue_nb.merging.merge import merge
+from model_glue_nb.merging.recipes import recipe
 from model_glue_nb.zoo.adapters import adapted
 from model_glue_nb.zoo.unions import copy_tokenizer, join_tokenizers, joinable, letters, read_parts
 from model_glue_nb.zoo.zoo import tiny_zoo

@@ -173,7 +173,8 @@ def judge(step, row, key):
 def certify(kind, folder):
     "One row: every check of one architecture, on a pair of random members."
     from model_glue_nb.mergeability.doctor import examine_zoo, pairs_table
-    from model_glue_nb.merging.merge import merge, recipe
+    from model_glue_nb.merging.merge import merge
+    from model_glue_nb.merging.recipes import recipe
     from model_glue_nb.zoo.zoo import read_zoo
     names = causal_types()[kind]
     row = dict.fromkeys(COLUMNS, "") | dict(architecture=names if isinstance(names, str) else names[0], model_type=kind)

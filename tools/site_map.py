@@ -4,13 +4,7 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
 HEAD = re.compile(r"(?:---\n.*?\n---\s*)?# (?P<title>[^\n]+)\n*(?:> (?P<quote>[^\n]+))?", re.S) # a notebook's title and quote
-ASKS = {"Ground": "what does everything stand on?", "Tensors": "how fast can numbers be read, changed and written?",
-        "Checkpoints": "what do a model's files say?", "Zoo": "which models are there, and what fits together?",
-        "Benchmarking": "how good is each model, and how sure are we?", "Merge-ability": "which models can be merged?",
-        "Merging": "how are they merged?", "Searching": "which merge is best?",
-        "Mixing": "how do strangers work together?", "Gluing": "what did it gain, in one command?",
-        "Reporting": "what does it look like?", "Experiments": "what does each way of gluing gain, on any zoo?",
-        "Zoos that ship with us": "where do the models come from?", "Command line": "how is it asked from a shell?"}
+GROUND = "what does everything stand on?" # the other stages ask in their own overview
 
 def expand(contents, folder, seen):
     "A menu's files: patterns expanded in the order of their names, which is the reading order; absent ones dropped, none twice."
@@ -32,10 +26,22 @@ def head(file):
 
 def lower(title): return title[0].lower() + title[1:]
 
+def stages():
+    "Folder, title in the menu and question of each stage, in reading order."
+    found = []
+    for title, files in sections().items():
+        folder, _, first = files[0].partition("/")
+        if not re.match(r"\d\d_", folder): continue
+        asks = lower(head(files[0])[1]) if first == "00_overview.ipynb" else GROUND
+        found.append((folder, title, asks))
+    return found
+
 def reference():
     "Stages, what each asks, and their notebooks in reading order."
-    rows = [f"| **{name}** | {ASKS[name]} | " + " · ".join(f"[{lower(head(f)[0])}]({f})" for f in files) + " |"
-            for name, files in sections().items() if name in ASKS]
+    rows, files = [], sections()
+    for _, title, asks in stages():
+        links = [f"[{lower(head(f)[0])}]({f})" for f in files[title] if not f.endswith("/00_overview.ipynb")]
+        rows.append(f"| [**{title}**]({files[title][0]}) | {asks} | {' · '.join(links)} |")
     return "\n".join(["| stage | its question | notebooks, in reading order |", "|---|---|---|", *rows])
 
 def tutorials():
@@ -53,19 +59,39 @@ def screens(only=""):
 def dashboard(): # the first of the explorers
     return next(iter(screens("explore").split("\n\n")))
 
-TABLE = re.compile(r"^Markdown\((reference|tutorials|screens|dashboard)\(\)\)", re.M)
+LISTS = "reference|tutorials|screens|dashboard|front_door|names|rooms"
+TABLE = re.compile(rf"^Markdown\(({LISTS})\((?:\"(\w+)\")?\)\)", re.M)
+FIGURE = re.compile(r"^(stage_graph)\(\)", re.M)
+
+def made_by(
+    code, # Of a cell
+): # What its output shows, by kind; nothing for another cell
+    "The list or figure that a cell shows."
+    import house
+    if m := TABLE.search(code):
+        function = globals().get(m[1]) or getattr(house, m[1])
+        return {"text/markdown": function(*filter(None, [m[2]])).splitlines(keepends=True)}
+    if m := FIGURE.search(code):
+        figure = json.loads(getattr(house, m[1])().to_json())
+        return {"application/vnd.plotly.v1+json": figure | dict(config=dict(plotlyServerURL="https://plot.ly"))}
+    return {}
 
 def stale(write=False):
     "Lists stored in notebooks that are older than the files; with `write` they are renewed."
     found = []
-    for file in (root/"nbs"/f"{n}.ipynb" for n in ("index", "start", "gallery")):
+    pages = [root/"nbs"/f"{n}.ipynb" for n in ("index", "start", "gallery")]
+    for file in [*pages, *sorted((root/"nbs").glob("[0-9]*/00_*.ipynb"))]:
         nb = json.loads(file.read_text()); changed = False
         for c in nb["cells"]:
-            made = TABLE.search("".join(c["source"]))
-            if not made: continue
-            lines = globals()[made[1]]().splitlines(keepends=True)
-            for o in c["outputs"]:
-                if o["data"]["text/markdown"] != lines: o["data"]["text/markdown"] = lines; changed = True
-        if changed: found.append(f"{file.name} lists other notebooks or pictures than there are")
+            made = made_by("".join(c["source"]))
+            if not made or any(o["data"].get(k) == v for o in c["outputs"] for k, v in made.items()): continue
+            kind = "execute_result" if "text/markdown" in made else "display_data"
+            output = dict(output_type=kind, data=made, metadata={})
+            if kind == "execute_result":
+                output["data"] = made | {"text/plain": ["<IPython.core.display.Markdown object>"]}
+                output["execution_count"] = None
+            c["outputs"] = [output]
+            changed = True
+        if changed: found.append(f"{file.parent.name}/{file.name} lists other notebooks or pictures than there are")
         if changed and write: file.write_text(json.dumps(nb, ensure_ascii=False, indent=1) + "\n")
     return found

@@ -183,7 +183,7 @@ SPLITS = ("search", "report")
 
 @dataclass(frozen=True)
 class Suite:
-    "Tasks that are told together."
+    "Tasks with their questions, split into those that choose and those that report."
     name: str
     tasks: tuple[Task, ...]
     search_share: float = 0.2 # Share of the questions that selection may look at

@@ -316,7 +316,7 @@ def open_model(
     path:str|Path, # Folder of a checkpoint or a mixture
     name:str|None=None, # Name in the zoo; default: the folder's
 )->ZooModel: # The model; nothing but its card has been read
-    "Open a model folder."
+    "Open the folder of a checkpoint or a mixture; no weight is read yet."
     path = Path(path)
     if not os.path.isdir(path):
         raise MissingFile(f"There is no model folder '{plain(path)}'. "

@@ -37,7 +37,9 @@ def merge(
     "One merge, streamed from disk to disk."
     from model_glue_nb.core import MissingFile
     if not recipe.is_file(): raise MissingFile(f"There is no recipe '{recipe}'. Give a mergekit YAML file.")
-    from model_glue_nb.merging.merge import MergeRecipe, merge, plan
+    from model_glue_nb.merging.estimate import plan
+    from model_glue_nb.merging.merge import merge
+    from model_glue_nb.merging.recipes import MergeRecipe
     r, limit = MergeRecipe.from_yaml(recipe), n_bytes(shard_size)
     if dry_run: return show_plan(plan(r, None, out, overwrite, device), as_json)
     options = dict(overwrite=overwrite, allow_nan=allow_nan, device=device, shard_bytes=limit, verify=verify)

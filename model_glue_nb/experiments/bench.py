@@ -33,9 +33,10 @@ from ..gluing.recipe import GlueRecipe, Work, describe_run, open_work, other_zoo
 from ..gluing.steps import find_clusters, made, score_members
 from ..merging.merge import merge
 from ..merging.recipes import recipe
-from ..mixing.mixture import MixtureSpec, mix
-from ..mixing.routers import routers
+from ..mixing.learners import routers
+from ..mixing.mixture import mix
 from ..mixing.selection import experts_for
+from ..mixing.spec import MixtureSpec
 from ..searching.candidates import leaves
 from ..searching.protocol import Candidate, Problem, weigh
 from ..searching.search import SearchResult, label, search

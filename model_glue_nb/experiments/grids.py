@@ -17,13 +17,14 @@ from ..core import InputError, refuse, unknown
 from ..gluing.recipe import CLUSTERS, CLUSTER_KEYS, complete
 from ..mergeability.clusters import Cluster, linkages
 from ..merging.methods import merge_methods
-from ..mixing.routers import routers
+from ..mixing.learners import routers
 from ..mixing.spec import CHOICES, LEVELS
 from ..reading import read_yaml
 from ..schemas import (either, is_path, listed, mapping, maybe, name, number, path, require, seed,
                                    short, whole)
 from ..searching.budgets import read_budget
-from ..searching.search import check_options, needs_base, strategies
+from ..searching.search import check_options, needs_base
+from ..searching.strategies import strategies
 from ..zoo.zoo import Zoo
 
 # %% ../../nbs/11_experiments/01_grids.ipynb #c3992666

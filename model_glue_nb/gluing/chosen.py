@@ -22,8 +22,9 @@ from .choice import Choice, Procedure, best_of, cross_fitted, routed, simplest
 from .recipe import Work, mixture_spec
 from .steps import Glued, free_name, scorer_of
 from ..mergeability.clusters import Cluster
+from ..mixing.learners import routers
 from ..mixing.mixture import mix
-from ..mixing.routers import fit_texts, look, read_texts, reader, routers, seen_by
+from ..mixing.routers import fit_texts, look, read_texts, reader, seen_by
 from ..mixing.selection import by_question, select_experts
 
 # %% ../../nbs/09_gluing/06_chosen.ipynb #c8a06

@@ -22,7 +22,7 @@ from ..benchmarking.suites import Task
 from ..core import digest
 from .answers import check_answers, has_whole_experts
 from .recipe import Work, executor_of
-from ..mixing.mixture import MixtureLM
+from ..mixing.experts import MixtureLM
 from ..mixing.sentences import encoder_folder
 from ..searching.candidates import CandidateScorer
 from ..searching.executors import ask_together

@@ -24,14 +24,15 @@ from ..core import InputError, Run, machine_store, refuse, unknown
 from ..mergeability.clusters import Cluster, cluster_by_similarity, divide, linkages
 from ..mergeability.similarity import METRICS, ROLES, Comparison, compare_zoo
 from ..merging.methods import merge_methods
-from ..mixing.routers import routers
+from ..mixing.learners import routers
 from ..mixing.spec import MixtureSpec, check_form, find_parts
 from ..reading import read_yaml
 from ..schemas import (Kind, either, listed, mapping, maybe, name, name_in, number, path, require,
                                    seed, short, whole)
 from ..searching.budgets import read_budget
 from ..searching.executors import executors
-from ..searching.search import check_options, strategies
+from ..searching.search import check_options
+from ..searching.strategies import strategies
 from ..store import Store
 from ..zoo.zoo import Zoo, ZooModel, read_zoo
 

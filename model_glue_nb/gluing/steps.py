@@ -26,10 +26,11 @@ from ..merging.merge import merge
 from ..merging.recipes import MergeRecipe, recipe
 from ..mixing.mixture import mix
 from ..mixing.selection import experts_for
+from ..searching.candidates import CandidateScorer
 from ..searching.evidence import (LAYER_GROUPS, TRIAL_COLUMNS, ablations, attribution, contenders,
                                               honest_table, trial_row)
 from ..searching.executors import ask_together
-from ..searching.search import CandidateScorer, SearchResult, needs_base, search_each
+from ..searching.search import SearchResult, needs_base, search_each
 from ..zoo.vocabulary_choice import TokenizerChoice, vocabulary_groups
 from ..zoo.zoo import Zoo, ZooModel, open_model
 

@@ -110,7 +110,7 @@ def cluster_by_similarity(
     linkage:str="average", # "average" or "first_fit"
     bases:dict[str,str|None]|None=None, # Model name → name of its base, when known
 )->list[Cluster]: # In the order of their first members
-    "Clusters of a zoo."
+    "Groups of models that are similar enough to be merged."
     if not len(similarity):
         raise InputError("The similarity table is empty: nothing to cluster. Give at least one model.")
     if not -1 <= threshold <= 1:

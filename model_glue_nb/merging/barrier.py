@@ -17,7 +17,8 @@ import numpy as np
 from ..benchmarking.suites import Suite
 from ..core import InputError, atomic_path, refuse
 from ..endings import blaming
-from .merge import merge_into, recipe
+from .merge import merge_into
+from .recipes import recipe
 from ..zoo.writer import CheckpointWriter, copy_companions
 from ..zoo.zoo import LanguageModel, Zoo, ZooModel, batches_by_length, open_model
 

@@ -21,8 +21,10 @@ from ..core import InputError, Store, unknown
 from ..endings import blaming
 from ..mergeability.similarity import bases_of, compare_zoo, similarity
 from .barrier import activations, alike, encoded, gram_centred, texts_of
-from .merge import check_recipe, merge_into, recipe
+from .merge import merge_into
 from .methods import method_info
+from .planner import check_recipe
+from .recipes import recipe
 from ..zoo.zoo import Zoo, batches_by_length, read_zoo
 
 # %% ../../nbs/06_merging/13_forecast.ipynb #03eadf05

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEXT_PARTS', 'write_config', 'set_where_read', 'layers_in_config', 'write_card', 'chat_template_of',
-           'write_chat_template', 'write_weights', 'merge_to_folder', 'merge', 'Mapped', 'MergeRecipe', 'MergeSlice',
-           'MergeSource', 'check_recipe', 'merge_methods', 'plan', 'recipe', 'stack']
+           'write_chat_template', 'write_weights', 'merge_to_folder', 'merge']
 
 # %% ../../nbs/06_merging/11_merge.ipynb #7f4a94d6
 import json, os, tempfile
@@ -14,16 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-
 from ..checkpoints.architectures import written_config
 from ..core import AlreadyThere, InputError, refuse
 from .engine import run_jobs
 from .estimate import plan
 from .live import head_is_apart, merge_into
 from .members import has_float8
-from .methods import merge_methods
-from .planner import Planner, check_recipe, jobs_of, recipe_print
-from .recipes import MergeRecipe, MergeSlice, MergeSource, recipe, stack
+from .planner import Planner, jobs_of, recipe_print
+from .recipes import MergeRecipe, recipe
 from ..outputs import atomic_path, output_problems, write_text
 from ..reading import inside, read_json, read_text
 from ..tensors.dtypes import CODES, ITEM_BYTES
@@ -31,12 +28,8 @@ from ..tensors.streams import compute_device, to_host
 from ..zoo.outlet import check_written, copy_companions, finite, small_problems
 from ..zoo.outlet import verify as verify_written
 from ..zoo.sources import embedding_names, save_tokenizer
-from ..zoo.stored import Mapped
 from ..zoo.writer import CheckpointWriter
 from ..zoo.zoo import ZooModel, open_model, read_card
-
-# %% ../../nbs/06_merging/11_merge.ipynb #3bead59a
-_all_ = ["Mapped", "MergeRecipe", "MergeSlice", "MergeSource", "check_recipe", "merge_methods", "plan", "recipe", "stack"] # too
 
 # %% ../../nbs/06_merging/11_merge.ipynb #2053704b
 def write_config(

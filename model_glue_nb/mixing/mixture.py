@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MORE_KEYS', 'COUNT', 'ROUTER', 'MIXTURE', 'search_values', 'check_mixture', 'fit_apart', 'mix_apart', 'verify_apart',
            'mixture_card', 'mix', 'score_continuations', 'MixedLanguageModel', 'mixture', 'read_mixture',
-           'plan_mixture', 'MixtureLM', 'MixtureSpec', 'routers']
+           'plan_mixture']
 
 # %% ../../nbs/08_mixing/13_mixture.ipynb #5fa34192
 import json, os, shutil
@@ -22,18 +22,15 @@ from ..core import InputError, atomic_path, file_name, refuse
 from ..endings import first_sentence
 from ..merging.planner import find_model
 from .experts import MixtureLM, check_contexts, no_rolling
-from .learners import question_weights
+from .learners import question_weights, routers
 from .one_checkpoint import check_disk, copy_expert, fit_places, mix_checkpoint
-from .routers import FittedRouter, fit_texts, read_router, routers, seen_by, write_router
+from .routers import FittedRouter, fit_texts, read_router, seen_by, write_router
 from .sampling import decoding
 from .spec import MixtureSpec, by_name, check_form, eyes_of, find_parts
 from ..reading import read_json, read_yaml
 from ..schemas import either, flag, listed, mapping, maybe, name, path, require, short, whole
 from ..zoo.zoo import (LanguageModel, Zoo, ZooModel, batches_by_length, loaders, open_model,
                                    read_zoo)
-
-# %% ../../nbs/08_mixing/13_mixture.ipynb #338940e3
-_all_ = ["MixtureLM", "MixtureSpec", "routers"] # offered here too
 
 # %% ../../nbs/08_mixing/13_mixture.ipynb #25457c8c
 def search_values(

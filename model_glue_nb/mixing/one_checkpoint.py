@@ -19,8 +19,9 @@ import numpy as np
 
 from ..checkpoints.architectures import effective_config, written_config
 from ..core import InputError, atomic_path, refuse
+from .learners import routers
 from .routers import (FittedRouter, fit_router, layer_inputs, lessons, read_router,
-                                          routers, write_router)
+                                          write_router)
 from .spec import MODEL_TYPES, Parts, by_name
 from .verified import verify_mixture
 from ..reading import inside, lies_inside

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FEATURES', 'ALWAYS', 'read_prompts', 'layer_inputs', 'FittedRouter', 'check_router', 'misfits', 'lessons',
            'refuse_scores', 'fit_router', 'seen_by', 'read_texts', 'look', 'reader', 'fit_texts', 'write_router',
-           'read_router', 'routers']
+           'read_router']
 
 # %% ../../nbs/08_mixing/06_routers.ipynb #717f8835
 import json
@@ -20,9 +20,6 @@ from .sentences import ENCODER, SentenceEncoder, encoder_print, open_encoder
 from .terms import fit_terms, term_vectors
 from ..schemas import brief, listed, number, path, text
 from ..zoo.zoo import LanguageModel, batches_by_length
-
-# %% ../../nbs/08_mixing/06_routers.ipynb #cf1b0962
-_all_ = ["routers"] # offered here too
 
 # %% ../../nbs/08_mixing/06_routers.ipynb #4b206bee
 FEATURES = ("embedding", "hidden", "sentence")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OFFERS', 'RULES', 'Trial', 'label', 'SearchResult', 'trials_storage', 'TrialLog', 'Ledger', 'check_search',
            'check_options', 'needs_base', 'run_of', 'log_of', 'who_fits', 'smallest_share', 'search_each', 'search',
-           'members_alone', 'problem_of', 'CandidateScorer', 'stepwise', 'strategies']
+           'members_alone', 'problem_of']
 
 # %% ../../nbs/07_searching/09_search.ipynb #d7980005
 import math
@@ -16,7 +16,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-
 from ..benchmarking.intervals import Items
 from ..core import InputError, Run, atomic_path, digest, refuse, unknown
 from ..merging.canonical import canonical_print
@@ -24,7 +23,6 @@ from ..merging.methods import merge_methods, method_info
 from ..merging.recipes import MergeRecipe, recipe_from_dict
 from ..schemas import short
 from .budgets import Budget, check_budget, read_budget
-from .candidates import CandidateScorer
 from .conversations import converse
 from .executors import Outcome, executors
 from .flattery import corrected_score
@@ -32,9 +30,6 @@ from .moves import stepwise
 from .protocol import Answer, Ask, Candidate, Problem, first, setting_kinds
 from .strategies import strategies, undominated
 from ..zoo.vocabulary_choice import TokenizerChoice
-
-# %% ../../nbs/07_searching/09_search.ipynb #0457af82
-_all_ = ["CandidateScorer", "stepwise", "strategies"] # offered here too
 
 # %% ../../nbs/07_searching/09_search.ipynb #8a553b28
 @dataclass(frozen=True)
