@@ -179,7 +179,7 @@ def plot_barrier(
     "Loss along the path from one model to another."
     import plotly.graph_objects as go
     title = "Is there a barrier?"
-    if missing(way, "alpha loss loss_error", "barrier"): return empty_figure(title, "No barrier was measured.")
+    if missing(way, "alpha loss loss_error", "barrier"): return empty_figure(title, "No barrier measured.")
     fig, found = go.Figure(), way if "aligned" in way else way.assign(aligned=False)
     for aligned, t in found.groupby("aligned"):
         ends = [t.loss[t.alpha == x].iloc[0] for x in (0, 1)]

@@ -93,7 +93,7 @@ def plot_importance(
     import plotly.graph_objects as go
     title = "What mattered"
     if missing(table, "name importance n", "importance"):
-        return empty_figure(title, "Too few different trials: importance cannot be estimated.")
+        return empty_figure(title, "Too few trials differ: importance cannot be estimated.")
     t = table.sort_values("importance", ascending=False); names = list(t.name)
     colours = colours or model_colours(names)
     fig = go.Figure(go.Bar(x=100 * t.importance, y=list(range(len(t))), orientation="h",
