@@ -39,7 +39,7 @@ class MixtureSpec:
     input: str = "sample" # Who is routed: a "sample", or (ffn level) each "token"
     pooling: str = "mean" # How a prompt becomes one vector: "mean", "first" or "last" token
     ends: str = "auto" # Model level: "base" or "own" embedding, norm, head; auto: own if K = 0 and unlike
-    format: str = "auto" # "auto": plain Mixtral or Qwen-MoE where possible; "own": with our modelling file
+    format: str = "auto" # "auto": plain Mixtral or Qwen-MoE where possible; "own": with our modeling file
     features: str = "embedding" # Without a base: what the router reads, "embedding" or "hidden"
     eyes: str|None = None # Without a base: the expert that reads the prompts; None: the first
     max_resident: int = 16 # Without a base: most experts in memory at once; the least recently used leaves
