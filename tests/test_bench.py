@@ -181,7 +181,7 @@ def test_strangers_alone_are_mixed_only(tmp_path):
     assert set(run.read_table("mixture").set) == {"across"} and not len(run.read_table("merging"))
 
 def test_one_model_is_refused(tmp_path):
-    with pytest.raises(InputError, match="Give two models at least"): bench(members("a-base"), GRID, tmp_path/"run", workers=1)
+    with pytest.raises(InputError, match="Give at least two models"): bench(members("a-base"), GRID, tmp_path/"run", workers=1)
 
 @pytest.mark.parametrize("change, says", [
     (dict(merging=dict(GRID.merging, methods=["tie"])), "Did you mean 'ties'"),

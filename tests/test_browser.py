@@ -142,7 +142,7 @@ def test_explorers_in_jupyterlab(chromium, lab):
         assert [x.evaluate("s => s.options[s.selectedIndex].text") for x in (a, b)] == ["a-inc", "a-base"]
         page.get_by_role("tab", name="search").click(); until(page, SEEN, "How the search went")
         for view, title in (("coefficients", "What the search tried"), ("importance", "What mattered"),
-                            ("Pareto front", "What could be chosen"), ("attribution", "What the winner owes")):
+                            ("Pareto front", "What could be chosen"), ("attribution", "What each part contributes")):
             button(view); until(page, SEEN, title)
         page.get_by_role("tab", name="routing").click(); until(page, SEEN, "Who answers what") # routing: a prompt is routed as it is typed
         box = page.get_by_placeholder("Type a prompt"); state = page.locator(".widget-html-content:visible code")

@@ -170,7 +170,7 @@ def test_a_terminal_of_few_characters():
 @pytest.mark.parametrize("size", [".", "1.2.3", "1e400", "0", "-5GB", "nan", "", "1e-9", "5XB", "1e99T"])
 def test_odd_sizes(size):
     from model_glue_nb.cli.app import n_bytes
-    with pytest.raises(InputError, match="is no size"): n_bytes(size)
+    with pytest.raises(InputError, match="is not a size"): n_bytes(size)
 
 @pytest.mark.parametrize("option", ["steps=[[", "steps", "a=!!python/object:os.system x", "x=&a [*a]", "a=" + "[" * 9000])
 def test_odd_settings(option):

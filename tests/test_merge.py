@@ -276,7 +276,7 @@ def test_the_command_writes_shards_and_refuses(zoo, tmp_path, command):
     code, text, _ = command("merge", r, out, "--shard-size", "20KB", "--device", "cpu", "--json")
     assert code == 0 and json.loads(text)["parameters"] == zoo["a"].n_params and len(list(out.glob("*.safetensors"))) > 2
     for args, message in [((r, out), "exists already"), ((tmp_path/"no.yaml", out), "There is no recipe"), ((r, tmp_path/"x", "--device", "gpu"), "no device 'gpu'"),
-                          ((r, tmp_path/"x", "--shard-size", "many"), "is no size"), ((written(tmp_path/"q.yaml", zoo, merge_method="liner"), tmp_path/"x"), "Did you mean 'linear'")]:
+                          ((r, tmp_path/"x", "--shard-size", "many"), "is not a size"), ((written(tmp_path/"q.yaml", zoo, merge_method="liner"), tmp_path/"x"), "Did you mean 'linear'")]:
         code, _, err = command("merge", *args)
         assert code == 2 and message in err, (code, err)
     assert not (tmp_path/"x").exists() and command("merge", r, out, "--overwrite")[0] == 0 and len(list(out.glob("*.safetensors"))) == 1

@@ -59,7 +59,7 @@ def test_the_dry_run_says_it_all_before(recipe):
     plan = plan_run(read_recipe(recipe)).groupby("step").what.agg(list)
     aside = {w.partition(": ")[0]: w for w in plan["set aside"]}
     assert set(aside) == {"odd"} and "reads other tokens than 'base'" in aside["odd"]
-    assert plan["vocabulary"] == ["base: merges say tokenizer: union"]
+    assert plan["vocabulary"] == ["base: merges use tokenizer: union"]
     assert [w for w in plan["search"] if "3 members" in w] and len(plan["search"]) == 1
     assert plan["merge"] == ["1 full merge on search, that of 3 with tokenizer: union"]
     assert plan["budget"], "a budget of 5 does not reach λ with three members"

@@ -17,8 +17,8 @@ from .app import AS_JSON, ZOO, app, progress_bar, say, show, tell_skipped
 def bench(
     zoo:str=ZOO,
     grid:str=typer.Option("small", help="tiny, small, full, or a YAML file."),
-    out:Path=typer.Option(..., help="Run folder for the tables; an interrupted run goes on there."),
-    suite:str=typer.Option(None, help="Another suite than the grid's: a name or a YAML file."),
+    out:Path=typer.Option(..., help="Run folder for the tables; an interrupted run continues there."),
+    suite:str=typer.Option(None, help="A suite other than the grid's: a name or a YAML file."),
     workers:int=typer.Option(None, min=1, help="Processes; one per core for small models, else one."),
     allow_code:bool=typer.Option(False, "--allow-code-execution", help="Run generated code, in a sandbox."),
     as_json:bool=AS_JSON,

@@ -22,20 +22,20 @@ from ..zoo.zoo import ZooModel, open_model
 def step_of(
     start:np.ndarray, # Where to begin, float32
     length:float, # How far to go
-    rng:np.random.Generator, # Where chance comes from
+    rng:np.random.Generator, # Source of randomness
 )->np.ndarray: # float32
-    "A point at a distance, in a direction of chance."
+    "A point at a distance, in a random direction."
     way = rng.normal(size=start.shape)
     norm = np.linalg.norm(way)
     return (start + way * (length / norm if norm else 0)).astype(np.float32)
 
 def random_step(
     start:ZooModel, # The model to begin with
-    goal:ZooModel, # How far to go, tensor by tensor: as far as this one lies
+    goal:ZooModel, # How far to go, tensor by tensor: as far as this model is
     out:Path, # Folder to write
     seed:int=0, # Of the direction
 )->ZooModel:
-    "A model as far from the first as the second is, in a direction of chance."
+    "A model as far from the first as the second is, in a random direction."
     out.mkdir()
     copy_companions(start.path, out)
     writer = CheckpointWriter(out, {k: (t.dtype, t.shape) for k, t in start.tensors.items()})

@@ -30,7 +30,7 @@ def cross_fitted(
     task = np.repeat(np.arange(len(like)), [len(v) for v in like.values()])
     few = min(len(v) for v in like.values())
     if few < 2:
-        raise InputError("A task has one search question: nothing is left to choose on. Give it more.")
+        raise InputError("A task has one search question: nothing is left to choose on. Add questions.")
     parts = StratifiedKFold(min(folds, few), shuffle=True, random_state=seed)
     values = {name: np.zeros(len(task)) for name in procedures}
     for learn, ask in parts.split(np.zeros((len(task), 1)), task):
@@ -94,7 +94,7 @@ def sign_flip(
     return float((1 + (drawn >= gain.sum() - 1e-12).sum()) / (n + 1))
 
 # %% ../../nbs/09_gluing/05_choice.ipynb #c9a17
-LEVEL = .025 # Share of zoos without any gain in which something else than the best single model is taken
+LEVEL = .025 # Share of zoos without any gain in which something other than the best single model is taken
 
 class Choice(NamedTuple):
     "The system to take, and why."

@@ -48,7 +48,7 @@ class MixtureLM:
         m = open_model(path, expert["name"])
         if m.fingerprint() != expert["fingerprint"]:
             raise InputError(f"Expert '{m.name}' has changed since '{root.name}' was mixed: "
-                             "its router does not fit it any more. Mix again.")
+                             "its router no longer fits it. Mix again.")
         return m
 
     @property
@@ -63,7 +63,7 @@ class MixtureLM:
         return self.expert(names.index(wanted))
 
 # %% ../../nbs/08_mixing/12_experts.ipynb #c2fc934d
-LOCK = RLock() # one thread at a time: loading sets torch's defaults for all of them, and makes room
+LOCK = RLock() # one thread at a time: loading sets torch's defaults for all of them, and evicts models
 
 @patch
 def keep(self:MixtureLM,
@@ -89,7 +89,7 @@ def expert(self:MixtureLM,
 def route(self:MixtureLM,
     prompts:list[str], # Texts
 )->np.ndarray: # int, (n,): position of each prompt's expert
-    "Which expert answers each prompt; depends on the prompt alone."
+    "Which expert answers each prompt; this depends on the prompt alone."
     prompts = as_prompts(prompts)
     if len(self.experts) == 1: return np.zeros(len(prompts), int) # nothing to read
     empty = [f"Prompt {i} is empty. Give a text." for i, p in enumerate(prompts) if not p.strip()]
@@ -169,7 +169,7 @@ def chat(self:MixtureLM,
     seed:int|None=None, # Of a sampled answer; None: another every time
     **sampling, # As for `generate`
 ): # Yields pieces of text; join them for the whole answer
-    "The answer to a conversation, by the expert for what the user said last."
+    "The answer to a conversation, from the expert for what the user said last."
     messages = [m | dict(content=text_of(m.get("content"))) for m in messages]
     asked = decoding(sampling, 1, seed)
     said = routed_text(messages)
@@ -229,7 +229,7 @@ def written(
     return replace(request, arguments=(text, *request.args[1:]))
 
 class Translated:
-    "lm-eval's cache hook, told the requests as they came instead of as an expert read them."
+    "lm-eval's cache hook, given the requests as they came instead of as an expert read them."
     def __init__(self, hook, requests, theirs):
         self.hook = hook
         self.names = {digest(list(t.args)): r.args for r, t in zip(requests, theirs)}

@@ -39,7 +39,7 @@ def search_values(
     suite:Suite|None=None, # The *search* part of a suite; None where nothing is learned from scores
     items:dict[str,Items]|None=None, # Expert → item-level scores on `suite`; missing ones are asked now
 )->tuple[list[str],np.ndarray|None]: # Prompts, and (n, E): what each expert scored on them
-    "The search questions and the experts' scores, as the router needs them."
+    "The search questions and the experts' scores that the router learns from."
     r = spec.router; told = r.get("file") or r.get("positive")
     if suite is None or told or not routers[r["name"]].learns: return [], None
     known = items or {}
@@ -79,7 +79,7 @@ def mix_apart(
     router:FittedRouter, # What was fitted
     overwrite:bool=False, # Replace an existing folder?
     about:dict|None=None, # What the router was fitted on
-    verify:bool=False, # Load every expert and answer once before it appears?
+    verify:bool=False, # Load every expert and answer once before the folder appears?
 )->ZooModel:
     "Write a mixture whose experts stay whole models."
     if spec.copy: refuse(check_disk(out, sum(e.n_bytes for e in experts)), "Cannot mix")
@@ -105,7 +105,7 @@ def verify_apart(
     folder:Path, # A mixture whose experts stay whole models
     root:Path, # Where the paths of its experts begin
 ):
-    "Refuse a mixture that cannot route a prompt, or with an expert that cannot answer."
+    "Refuse a mixture that cannot route a prompt, or that has an expert that cannot answer."
     try:
         live = MixtureLM(open_model(folder), "cpu", root=root)
         live.route(["1"])
@@ -156,7 +156,7 @@ def mix(
 def score_continuations(
     live:LanguageModel, # A mixture in one checkpoint
     pairs:list[tuple[list[int],list[int]]], # Tokens of the prompt, tokens of the continuation
-)->list[tuple[float,bool]]: # Log-likelihood of the continuation; would greedy decoding say it?
+)->list[tuple[float,bool]]: # Log-likelihood of the continuation; would greedy decoding produce it?
     "Score continuations; each is routed on its prompt alone."
     import torch
     limit = (getattr(live.model.config, "max_position_embeddings", None) or 2**31) + 1 # the last is not read
@@ -189,7 +189,7 @@ class MixedLanguageModel(LanguageModel):
         return np.array(out, int)
 
     def lm_eval(self, batch_size="auto"):
-        "lm-eval's own HFLM, told where each prompt ends; it generates in the batches of a plain model."
+        "lm-eval's own HFLM that knows where each prompt ends; it generates in the batches of a plain model."
         live = self
         class PromptedHFLM(token_batches()):
             loglikelihood_rolling = no_rolling
@@ -206,8 +206,8 @@ def mixture(
     source:ZooModel, # A mixture folder
     device:str, # As for `ZooModel.load`
     dtype:str, # As for `ZooModel.load`
-): # A `MixtureLM`, or a `MixedLanguageModel` where all is in one checkpoint
-    "Open a mixture; experts that stand apart are loaded when first needed."
+): # A `MixtureLM`, or a `MixedLanguageModel` where all experts share one checkpoint
+    "Open a mixture; experts that stay whole models are loaded when first needed."
     manifest = read_json(source.path/"mixture.json")
     if not manifest.get("checkpoint"): return MixtureLM(source, device, dtype)
     import model_glue_nb.mixing.modeling # registers its class: our file is run, not the folder's
@@ -232,7 +232,7 @@ def read_mixture(
     require(given, MIXTURE, where, f"Cannot use {where}")
     zoo = read_zoo(given["zoo"]) if given.get("zoo") else None
     if "experts" not in given and zoo is None:
-        raise InputError(f"{where} names no experts. List them, or give a zoo: then all of it is mixed.")
+        raise InputError(f"{where} names no experts. List them, or give a zoo to mix all of it.")
     if "experts" not in given: given["experts"] = [n for n in zoo.names if n != given.get("base")]
     if isinstance(given.get("router"), str): given["router"] = dict(name=given["router"])
     spec = MixtureSpec(**{k: tuple(v) if k == "experts" else v for k, v in given.items() if k not in MORE_KEYS})
@@ -245,7 +245,7 @@ def plan_mixture(
     spec:MixtureSpec, # What to mix
     zoo:Zoo|None=None, # The models it names; None: they are folders
 ): # DataFrame: part, model, parameters, bytes (to write)
-    "What a mixture would hold and write; every problem is reported at once."
+    "What a mixture would hold and write; all problems are reported at once."
     import pandas as pd
     parts, problems = find_parts(spec, zoo); refuse(problems, "Cannot mix")
     def row(part, m, names):
