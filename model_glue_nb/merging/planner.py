@@ -191,7 +191,7 @@ def agree(self:Planner, name, views, parts, home)->bool:
     own = stored_of(home)
     bad = [v.name for v, x in zip(views, parts) if is_float(x) or not same_bytes(own, stored_of(x))]
     if bad: self.problems.append(f"'{name}' holds whole numbers ({home.dtype}) that differ between '{self.lead.name}' "
-                                 f"and '{bad[0]}'. If they are weights, give the unquantised checkpoints.")
+                                 f"and '{bad[0]}'. If they are weights, give the unquantized checkpoints.")
     return not bad
 
 # %% ../../nbs/06_merging/06_planner.ipynb #bb161e90
@@ -247,7 +247,7 @@ def matches(self:Planner, name, views, parts, home)->bool: # Are all parts there
                                  f"expected {home.shape}. {hint}")
         elif is_float(home) and not is_float(x):
             self.problems.append(f"'{name}' of '{v.name}' is stored as {x.dtype}, expected a float type. "
-                                 "Use the unquantised checkpoint.")
+                                 "Use the unquantized checkpoint.")
     return all(x is not None and x.shape == home.shape for x in parts)
 
 @patch

@@ -139,7 +139,7 @@ def mix(
     "Fit the router on the search split and write the mixture, at any level."
     out = Path(out); parts, problems = find_parts(spec, zoo)
     if out.exists() and not overwrite:
-        problems.append(f"'{out}' exists already. Give another output, or ask to overwrite it.")
+        problems.append(f"'{out}' already exists. Give another output, or ask to overwrite it.")
     refuse(problems, "Cannot mix")
     prompts, values = search_values(spec, zoo, suite, items)
     about = dict(fitted_on=dict(suite=suite.name, prompts=len(prompts))) if prompts else {}
