@@ -196,7 +196,7 @@ def packed(kind):
 def test_packed_weights_are_known_by_their_tensors(tmp_path, kind):
     a = open_model(member(tmp_path/"a", tensors=packed(kind))); b = open_model(member(tmp_path/"b"))
     assert a.quantised and not a.quantised.readable and b.quantised is None
-    assert compare(a, b).kind == "mix only" and "quantised" in compare(b, a).reason
+    assert compare(a, b).kind == "mix only" and "quantized" in compare(b, a).reason
 
 def test_tensors_without_values_are_named(tmp_path):
     t = weights(); t["model.norm.weight"] = np.zeros(0, np.float32)

@@ -63,7 +63,7 @@ def test_what_continues_no_text_is_refused_in_a_line(tmp_path):
                   translator=lambda: T.T5ForConditionalGeneration(T.T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=2)))
     for name, make in makers.items():
         make().save_pretrained(tmp_path/name); tiny_tokenizer(64).save_pretrained(tmp_path/name)
-        refused(open_model(tmp_path/name), "does not continue a text")
+        refused(open_model(tmp_path/name), "does not continue text")
 
 def test_missing_weights_are_no_random_numbers(tmp_path):
     m = tiny_zoo(tmp_path, ["a"])["a"]; f = m.path/"model.safetensors"; t = load_file(f); gone = "model.layers.1.mlp.up_proj.weight"; own = t.pop(gone)

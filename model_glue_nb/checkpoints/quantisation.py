@@ -27,7 +27,7 @@ class Quantisation:
 
     def __str__(self):
         shown = f", see '{plain(self.tensor)}'" if self.tensor else ""
-        return f"quantised ({plain(self.method)}{shown})"
+        return f"quantized ({plain(self.method)}{shown})"
 
 MARKS = (("mxfp4", r"_blocks$"),
          ("bitsandbytes", r"\.(absmax|quant_map|nested_absmax|quant_state\..*|SCB)$"),

@@ -216,7 +216,7 @@ def understood(
         if name == "tokenizer.json": raise # transformers would read it, and fail
         return Identity(name, "unknown", dict(bytes=digest(name, raw[name])), None, str(e))
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as e:
-        raise InputError(f"'{name}' or a file beside it has an odd structure ({type(e).__name__}: {visible(e)}). "
+        raise InputError(f"'{name}' or a file beside it is malformed ({type(e).__name__}: {visible(e)}). "
                          "Fetch it again.") from None
 
 def identity_of(name, raw, files)->Identity:

@@ -83,7 +83,7 @@ def packed(
     "What of a quantised model cannot be read as floats."
     found = model.quantised
     if not found or found.readable: return []
-    return [f"'{model.name}' is {found}. Give the unquantised checkpoint, or mix it instead."]
+    return [f"'{model.name}' is {found}. Give the unquantized checkpoint, or mix it instead."]
 
 def has_float8(
     model:ZooModel, # A checkpoint
@@ -114,7 +114,7 @@ def widened(
     sizes = block_sizes(t.shape, s.shape, block or (128, 128)) if s else ()
     if sizes is None or s and s.dtype not in {*FLOATS, *TABLES}:
         raise InputError(f"'{scale}' of '{model.name}' ({s.dtype}, {s.shape}) does not scale '{name}' of "
-                         f"shape {t.shape}. Give the unquantised checkpoint.")
+                         f"shape {t.shape}. Give the unquantized checkpoint.")
     def open(opener):
         scales = read_scales(opener(s), s) if s else None
         return Float8Blocks(opener(t).read, t.dtype, t.shape, scales, sizes)
@@ -145,7 +145,7 @@ def readable(
            if n not in gone and not ACTIVATION.search(n)}
     odd = [n for n in out if n.partition("_scale")[0] in scales and "_scale" in n]
     if odd: raise InputError(f"'{model.name}' has scales of a kind that is not known, the first: '{odd[0]}'. "
-                             "Give the unquantised checkpoint.")
+                             "Give the unquantized checkpoint.")
     return out
 
 # %% ../../nbs/06_merging/05_members.ipynb #64efe1b7

@@ -66,7 +66,7 @@ def held_out_scores(
     if router["name"] not in PREDICTS: router = dict(name="knn")
     few = min(np.bincount(task)[np.unique(task)])
     if few < 2:
-        raise InputError("A task has one search question: nothing is left to predict it from. Give it more.")
+        raise InputError("A task has one search question: nothing is left to predict it from. Add questions.")
     share = np.ones(len(values)) if weights is None else weights
     parts = StratifiedKFold(min(folds, few), shuffle=True, random_state=seed).split(vectors, task)
     out = np.zeros(values.shape)

@@ -133,7 +133,7 @@ def read_weights(
     missing = sorted(map(str, told.get("missing_keys") or ()))
     if missing:
         raise InputError(f"'{source.name}' lacks {len(missing)} weights of a {type(model).__name__}, "
-                         f"the first: '{plain(missing[0])}'. Fetch it again; random numbers would replace them.")
+                         f"the first: '{plain(missing[0])}'. Fetch it again; random numbers would stand in.")
     extra = sorted(map(str, told.get("unexpected_keys") or ()))
     kind = type(model).__name__
     notes = [f"{len(extra)} tensors of '{source.name}' have no place in a {kind}, the first: '{plain(x)}'."

@@ -74,7 +74,8 @@ def zoo_entries(
     if path.suffix in (".yaml", ".yml") and not os.path.isdir(path):
         listed = read_yaml(path, "list of models")
         if isinstance(listed, list) and listed: return [entry_of(s, path.parent) for s in listed]
-        raise InputError(f"'{plain(path)}' is not a list. Write one path or hub id per line, each after '- '.")
+        raise InputError(f"'{plain(path)}' is not a list. "
+                         "Write one path or hub id per line, each after '- '.")
     if not os.path.isdir(path):
         raise MissingFile(f"There is no zoo '{plain(spec)}'. "
                           "Give a folder of checkpoints, a YAML list, or the word demo.")
@@ -203,7 +204,7 @@ def applied(path:Path, base:str, found:dict)->ZooModel:
     if not base: return open_model(path) # opening it says what is wrong
     own = next((m for m in found.values() if m.name == base), None)
     if own is not None: return with_adapter(own, path)
-    raise InputError(f"'{plain(path.name)}' is an adapter of '{plain(base)}', which is not in the zoo. Add it.")
+    raise InputError(f"'{plain(path.name)}' is an adapter of '{plain(base)}', which the zoo lacks. Add it.")
 
 # %% ../../nbs/03_zoo/03_zoo.ipynb #51914ed0
 def tiny_zoo(
