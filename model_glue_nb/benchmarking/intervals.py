@@ -145,7 +145,7 @@ def difference_interval(
     values, weights = counted(items); s = spread_of(values, weights); every = np.abs(np.concatenate(values))
     steps = every[every > 0]; step = steps.max() if len(steps) else largest
     share = float(weights @ [np.mean(v != 0) for v in values]); mean, d = mean_score(items), s.mean / step
-    if len(steps) and not np.isclose(steps.min(), step): # graded: few differing questions carry little information
+    if len(steps) and not np.isclose(steps.min(), step): # graded: few differing questions are weak evidence
         few = 1 + IMAGINED / (share * s.n)
         error = s.t * math.sqrt(s.variance / s.n * few + LEAST * (step / s.n)**2)
         return Interval(mean, mean - error, mean + error)

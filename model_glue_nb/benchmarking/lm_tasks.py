@@ -68,7 +68,7 @@ def read_yaml(
     if not isinstance(given, dict):
         raise InputError(f"'{file}' is not a task. Write keys and values, as in lm-eval's guide.")
     if count_values(given) > MOST_VALUES:
-        raise InputError(f"'{file}' has more than {MOST_VALUES} values with its aliases expanded. Shorten it.")
+        raise InputError(f"'{file}' has more than {MOST_VALUES} values, aliases expanded. Shorten it.")
     return given
 
 def read_config(

@@ -115,7 +115,7 @@ def cluster_by_similarity(
         raise InputError("The similarity table is empty: nothing to cluster. Give at least one model.")
     if not -1 <= threshold <= 1:
         raise InputError(f"The threshold is {threshold}; a cosine lies in [-1, 1]. The paper uses 0.95.")
-    names = list(similarity.index) if linkage == "first_fit" else sorted(similarity.index) # ties resolve the same way
+    names = list(similarity.index) if linkage == "first_fit" else sorted(similarity.index) # ties fall one way
     labels = linkages[linkage](similarity.loc[names, names].fillna(-1).to_numpy(), threshold)
     label, groups = dict(zip(names, labels)), {}
     for name in similarity.index: groups.setdefault(label[name], []).append(name)

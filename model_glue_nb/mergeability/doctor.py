@@ -60,7 +60,7 @@ def fetch_headers(
             if to.suffix == ".safetensors": to.write_bytes(fetch_header(hf_hub_url(name, to.name)))
             with open(to, "ab") as file: file.truncate(f.size or 0)
     except troubles as e:
-        raise MissingFile(f"'{name}' is not a local folder, and its headers could not be fetched from the hub: "
+        raise MissingFile(f"'{name}' is not a local folder; its headers could not be fetched from the hub: "
                           f"{type(e).__name__}. Check the name, the network, or give a local folder.") from e
     return path
 
