@@ -78,7 +78,7 @@ def test_code_in_a_folder_is_never_run(place, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("a question was asked"))
     def change(file, **more): f = m.path/file; f.write_text(json.dumps(json.loads(f.read_text()) | more))
     maps = dict(AutoConfig="code.C", AutoModelForCausalLM="code.M")
-    if place == "config": change("config.json", auto_map=maps, model_type="odd", architectures=["OddForCausalLM"]); refused(open_model(m.path), "code of its own|not know")
+    if place == "config": change("config.json", auto_map=maps, model_type="odd", architectures=["OddForCausalLM"]); refused(open_model(m.path), "its own code|not know")
     if place == "tokenizer": change("tokenizer_config.json", auto_map=dict(AutoTokenizer=["code.T", "code.T"]), tokenizer_class="T")
     if place == "both known": change("config.json", auto_map=maps)
     if place == "custom_generate": (m.path/"custom_generate").mkdir(); (m.path/"custom_generate"/"generate.py").write_text(CODE.format(str(hit)))
