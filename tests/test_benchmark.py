@@ -354,7 +354,7 @@ def test_tasks_that_run_programs_by_their_own_means_are_refused_always(tmp_path)
     for folder in ("cruxeval", "longproc"):
         name = next(n for n, f in built_in_tasks().items() if f.parent.name == folder)
         (tmp_path/"s.yaml").write_text(f"tasks: [{{task: {name}}}]")
-        with pytest.raises(InputError, match="by its own means, outside of the sandbox. Leave the task out"): load_suite(tmp_path/"s.yaml", run_code=lambda *a: True)
+        with pytest.raises(InputError, match="by its own means, outside the sandbox. Leave the task out"): load_suite(tmp_path/"s.yaml", run_code=lambda *a: True)
         with pytest.raises(InputError): load_suite(tmp_path/"s.yaml")
 
 def test_nobody_is_asked_at_the_keyboard(tmp_path, monkeypatch):

@@ -275,7 +275,7 @@ def test_the_command_writes_shards_and_refuses(zoo, tmp_path, command):
     r, out = written(tmp_path/"r.yaml", zoo), tmp_path/"out"
     code, text, _ = command("merge", r, out, "--shard-size", "20KB", "--device", "cpu", "--json")
     assert code == 0 and json.loads(text)["parameters"] == zoo["a"].n_params and len(list(out.glob("*.safetensors"))) > 2
-    for args, message in [((r, out), "exists already"), ((tmp_path/"no.yaml", out), "There is no recipe"), ((r, tmp_path/"x", "--device", "gpu"), "no device 'gpu'"),
+    for args, message in [((r, out), "already exists"), ((tmp_path/"no.yaml", out), "There is no recipe"), ((r, tmp_path/"x", "--device", "gpu"), "no device 'gpu'"),
                           ((r, tmp_path/"x", "--shard-size", "many"), "is not a size"), ((written(tmp_path/"q.yaml", zoo, merge_method="liner"), tmp_path/"x"), "Did you mean 'linear'")]:
         code, _, err = command("merge", *args)
         assert code == 2 and message in err, (code, err)
@@ -291,7 +291,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing(zoo, tmp_path, monkey
             return real(*a)
         with monkeypatch.context() as m:
             m.setattr(os, where, full); code, _, err = command("merge", r, tmp_path/"out")
-        assert code == 2 and "became full" in err and sorted(f.name for f in tmp_path.iterdir()) == ["r.yaml"]
+        assert code == 2 and "filled up" in err and sorted(f.name for f in tmp_path.iterdir()) == ["r.yaml"]
     assert not before or len(os.listdir("/proc/self/fd")) <= before + 1 # no file is left open
 
 def edited(source, out, change, **config):
@@ -325,7 +325,7 @@ def test_a_tied_and_an_untied_head(tmp_path):
         assert out.config["tie_word_embeddings"] is False and np.abs(out.values(k) - (tied.values(e) + own.values(k)) / 2).max() < 1e-3
         live = out.load().model; assert (live.lm_head.weight.float() != live.model.embed_tokens.weight.float()).any()
         live = merge(recipe("linear", names), models).model; assert (live.lm_head.weight != live.model.embed_tokens.weight).any()
-    with pytest.raises(InputError, match="makes them apart"): merge_into(tied.load(), recipe("linear", ["tied", "own"]), models)
+    with pytest.raises(InputError, match="makes them differ"): merge_into(tied.load(), recipe("linear", ["tied", "own"]), models)
     both = merge(recipe("linear", ["tied", "tied"]), models, tmp_path/"both"); assert both.config["tie_word_embeddings"] and k not in both.tensors
 
 def test_what_goes_along(tmp_path):
@@ -375,7 +375,7 @@ def test_values_of_64_bits_and_copies_of_whole_numbers(tmp_path):
     assert out.raw("model.position_ids").tolist() == list(range(8)) and plan(recipe("linear", ["wide", "b"]), dict(wide=wide, b=b))["write_bytes"] == out.n_bytes
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda f: f.write_bytes(f.read_bytes()[:-7]), "truncated"), (lambda f: f.unlink(), "No such file|model-00002"), (lambda f: f.write_bytes(b"{}"), "no safetensors file")])
+    (lambda f: f.write_bytes(f.read_bytes()[:-7]), "truncated"), (lambda f: f.unlink(), "No such file|model-00002"), (lambda f: f.write_bytes(b"{}"), "not a safetensors file")])
 def test_a_spoilt_shard_is_named(spoil, message, zoo, tmp_path, command):
     parts = merge(recipe("linear", ["a"]), zoo, tmp_path/"parts", shard_bytes=20_000).path; file = sorted(parts.glob("*.safetensors"))[1]; spoil(file)
     code, _, err = command("merge", written(tmp_path/"r.yaml", zoo, models=[str(parts), str(zoo["b"].path)]), tmp_path/"out")

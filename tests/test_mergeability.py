@@ -102,7 +102,7 @@ def rewritten(out, source, rename=lambda k: k, dtype=None, change=lambda x: x):
 def poisoned(x): x = x.copy(); x.reshape(-1)[0] = 0x7fc0; return x
 
 BAD = dict(unnamed=(lambda out, a: rewritten(out, a, lambda k: k.replace("mlp", "part").replace("self_attn", "piece")), "named like attention or MLP"),
-           quantised=(lambda out, a: rewritten(out, a, dtype="I8"), "Use the unquantised checkpoint"),
+           quantised=(lambda out, a: rewritten(out, a, dtype="I8"), "Use the unquantized checkpoint"),
            layers=(lambda out, a: tiny_zoo(out.parent, [out.name], num_hidden_layers=3)[out.name].path, "no other model of the zoo has its tensors"),
            single=(lambda out, a: tiny_zoo(out.parent, [out.name], num_hidden_layers=1)[out.name].path, "no other model of the zoo has its tensors"),
            nan=(lambda out, a: rewritten(out, a, change=poisoned), "NaN or infinite"))

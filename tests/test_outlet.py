@@ -145,7 +145,7 @@ def test_the_dead_are_swept_and_the_living_are_not(tmp_path):
 def test_of_four_writers_one_succeeds(tmp_path):
     ps = [writer(tmp_path/"o", str(i)) for i in range(4)]
     told = [p.communicate()[1] for p in ps]
-    assert sorted(p.returncode for p in ps) == [0, 1, 1, 1] and sum(b"exists already" in t for t in told) == 3
+    assert sorted(p.returncode for p in ps) == [0, 1, 1, 1] and sum(b"already exists" in t for t in told) == 3
     winner = [p.returncode for p in ps].index(0)
     assert (tmp_path/"o/x").read_text() == str(winner) and os.listdir(tmp_path) == ["o"]
 

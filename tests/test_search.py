@@ -320,7 +320,7 @@ def test_two_processes_on_one_run_folder(tmp_path):
     run = Run.start(tmp_path/"run", dict(command="search", zoo=sorted(MEMBERS)))
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_search import *; found('average', run={str(run.path)!r})"
     with run.lock(): r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert r.returncode and "Another process works on the run" in r.stderr
+    assert r.returncode and "Another process is working on the run" in r.stderr
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 def test_the_run_folder_of_another_zoo(demo, tmp_path):

@@ -90,7 +90,7 @@ def derive(
 ODD = TypeError, KeyError, ZeroDivisionError, ValueError, OverflowError
 
 def per_layer(config, layers, start, cycle):
-    "A start, then a cycle, to the last layer."
+    "A start, then a repeating cycle up to the last layer."
     n = min(int(config[layers]), 10_000)
     return (start + cycle * n)[:n] if cycle else start[:n]
 
@@ -139,7 +139,7 @@ def flat_rope(
     facts:dict, # Of RoPE
     out:dict, # The filled config
 )->dict: # Parameters of one RoPE for all layers, or by kind of layer where they are written so
-    "RoPE of most architectures, in the words of transformers 5."
+    "RoPE of most architectures, as transformers 5 writes it."
     given = as_dict(config.get("rope_scaling")) or as_dict(config.get("rope_parameters"))
     default = facts.get("base", facts.get("default", {})) if given else facts.get("default", {})
     beside = {} if facts.get("fixed") and not given else config
@@ -161,7 +161,7 @@ def trained_length(
     config:dict, # The filled config
     alone:bool, # Is there one RoPE for all layers?
 ):
-    "Scaled kinds of RoPE remember the length of pretraining."
+    "Scaled kinds of RoPE record the context length of pretraining."
     if rope["rope_type"] not in ("llama3", "yarn", "longrope"): return
     own, length = (config.get(k) for k in ("original_max_position_embeddings", "max_position_embeddings"))
     if own is not None and alone: rope["original_max_position_embeddings"] = own
@@ -174,7 +174,7 @@ def layered_rope(
     facts:dict, # Of RoPE
     filled:dict, # The filled config
 )->dict: # Parameters by kind of layer
-    "RoPE with one base for layers that see everything and another for those with a window."
+    "RoPE with one base for full-attention layers and another for sliding-window layers."
     given, scaling = as_dict(config.get("rope_parameters")), as_dict(config.get("rope_scaling"))
     out = {}
     for kind, name in facts["layers"].items():
@@ -193,7 +193,7 @@ def rope_of(
     facts:dict, # Of the type
     out:dict, # The filled config
 )->dict|None: # None where the type has no RoPE that its config sets
-    "RoPE in the words of transformers 5."
+    "RoPE as transformers 5 writes it."
     rope = facts.get("rope")
     if rope is None: return None
     if "layers" in rope: return layered_rope(config, rope, out)
@@ -201,15 +201,15 @@ def rope_of(
     return flat_rope(config, rope, out)
 
 def old_rope(
-    rope:dict|None, # In the words of transformers 5
+    rope:dict|None, # As transformers 5 writes it
     facts:dict, # Of the type
 )->dict: # Settings to stand beside it
-    "RoPE in the words of transformers 4."
+    "RoPE as transformers 4 writes it."
     said = facts.get("rope") or {}
     if not rope or said.get("written"): return {}
     kinds = said.get("layers")
     nested = any(isinstance(v, dict) for v in rope.values())
-    if nested and not kinds: return {} # transformers 4 has no words for it
+    if nested and not kinds: return {} # transformers 4 cannot express it
     out = {name: rope[kind]["rope_theta"] for kind, name in (kinds or {}).items() if name}
     if kinds: rope = rope["full_attention"]
     out.setdefault(said.get("theta", "rope_theta"), rope.get("rope_theta"))

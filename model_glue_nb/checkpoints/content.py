@@ -43,7 +43,7 @@ def block_hasher(
     size:int, # Bytes of the file
     path:str|Path, # Its name, for messages
 ): # Function: first byte of a block → its digest, 16 bytes
-    "Hash blocks of a file, in any thread; each thread keeps its memory."
+    "Hash blocks of a file, in any thread; each thread reuses its buffer."
     from xxhash import xxh3_128
     own = threading.local()
     def hash_block(start):
@@ -51,7 +51,7 @@ def block_hasher(
         state, at, stop = xxh3_128(), start, min(start + BLOCK, size)
         while at < stop:
             n = os.preadv(file, [own.memory[:stop - at]], at)
-            if not n: raise InputError(f"'{plain(path)}' became shorter while it was read. Try again.")
+            if not n: raise InputError(f"'{plain(path)}' became shorter while being read. Try again.")
             state.update(own.memory[:n])
             at += n
         return state.digest()
@@ -71,8 +71,8 @@ def identity(
 def age(
     info:os.stat_result, # Of a file
     now:float, # Seconds since 1970
-)->float: # Seconds since the last change; negative when a time lies in the future
-    "How long a file has been as it is."
+)->float: # Seconds since the last change; negative when a timestamp is in the future
+    "How long a file has been unchanged."
     return now - max(info.st_mtime_ns, info.st_ctime_ns) / 1e9
 
 def file_print(
@@ -91,14 +91,14 @@ def file_print(
         recalled = recall(keys)
         found = recalled or hash_file(path)
         after = stat_of(path)
-        if after is None or identity(after) != mark: continue # it changed while it was read
+        if after is None or identity(after) != mark: continue # it changed while being read
         if age(info, now) > SETTLED_HERE: _seen[path] = mark, found
         if not recalled: remember(keys, found)
         return found
-    raise InputError(f"'{plain(path)}' is being written. Wait until it is whole.")
+    raise InputError(f"'{plain(path)}' is being written. Wait until it is complete.")
 
-def stat_of(path:str)->os.stat_result|None: # None when it is no regular file, which opening it will say
-    "What the system knows of a regular file."
+def stat_of(path:str)->os.stat_result|None: # None when it is not a regular file; opening it will say so
+    "What the system knows about a regular file."
     try: info = os.stat(path)
     except (OSError, ValueError): return None
     return info if stat.S_ISREG(info.st_mode) else None
@@ -107,11 +107,11 @@ def stat_of(path:str)->os.stat_result|None: # None when it is no regular file, w
 MOST_FILES = 20_000 # Rows of the memory; the oldest go first
 
 def file_memory()->sqlite3.Connection:
-    "The machine's memory of files, opened."
+    "The machine's cache of file hashes, opened."
     path = cache_path("files.sqlite")
     path.parent.mkdir(parents=True, exist_ok=True)
     memory = sqlite3.connect(path, timeout=.5, isolation_level=None)
-    memory.execute("PRAGMA synchronous = OFF") # what a power cut takes is hashed again
+    memory.execute("PRAGMA synchronous = OFF") # whatever a power cut loses is hashed again
     memory.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, mark TEXT, hash TEXT, at REAL)")
     return memory
 
@@ -132,7 +132,7 @@ def remember(
     keys:list[tuple], # As for `recall`
     value:str, # Its hash
 ):
-    "Keep a hash for the next process, where that is possible."
+    "Store a hash for the next process, if possible."
     if not keys: return
     with suppress(*TROUBLES), closing(file_memory()) as memory:
         rows = [(*row_key(*k), value, time.time()) for k in keys]
@@ -151,7 +151,7 @@ def row_key(
 def hub_digest(
     link:str|Path, # A file of a model folder
     info:os.stat_result, # Of what it links to
-)->list[tuple]: # Key for `recall`; empty when the hub says nothing, or no longer
+)->list[tuple]: # Key for `recall`; empty when the hub's name says nothing, or no longer holds
     "What the hub's cache calls a file."
     blob = Path(os.path.realpath(link))
     if blob.parent.name != "blobs" or not re.fullmatch("[0-9a-f]{64}", blob.name): return []

@@ -54,7 +54,7 @@ def spread_from(
     d = np.sqrt(2 * (1 - s).clip(0)); out = np.zeros(len(s))
     for b in range(len(s)):
         others = [i for i in range(len(s)) if i != b and d[b, i] > 0]
-        if len(others) < 2: out[b] = 1; continue # nothing but copies
+        if len(others) < 2: out[b] = 1; continue # only copies
         x = d[b, others]; y = d[np.ix_(others, others)]
         cosine = (x[:, None]**2 + x**2 - y**2) / (2 * x[:, None] * x)
         out[b] = cosine[np.triu_indices(len(others), 1)].mean()
@@ -62,7 +62,7 @@ def spread_from(
 
 def likely_base(
     similarity, # n×n DataFrame of one cluster's members
-    most:float=0.25, # Largest mean cosine that a base may see
+    most:float=0.25, # Largest mean cosine for a base
 )->str|None: # A member's name; None when no member looks like the base of the others
     "The member that the others were fine-tuned from, by the angles between their task vectors."
     if len(similarity) < 3 or similarity.isna().any(axis=None): return None
@@ -74,7 +74,7 @@ def outliers(
     similarity, # n×n DataFrame of one cluster's members
     times:float=2.0, # How many times the usual distance is too far
 )->list[str]: # Names
-    "Members that lie much further from the others than is usual in the cluster."
+    "Members much further from the others than is typical in the cluster."
     if len(similarity) < 4: return []
     s = similarity.to_numpy(float); n = len(s)
     far = np.array([np.median(1 - np.delete(s[i], i)) for i in range(n)])
@@ -88,7 +88,7 @@ class Cluster:
     members: tuple[str, ...]
     base: str|None = None # What the others were fine-tuned from, by their cards, else by the weights
     medoid: str = "" # The member closest to all others
-    outliers: tuple[str, ...] = () # Members much further from the others than is usual
+    outliers: tuple[str, ...] = () # Members much further from the others than is typical
 
 def describe(
     names:list[str], # Members
@@ -96,7 +96,7 @@ def describe(
     bases:dict[str,str|None], # Model name → name of its base
 )->Cluster: # With its name, base, medoid and outliers
     "A cluster from its members."
-    ordered = sorted(names); mine = similarity.loc[ordered, ordered] # so that ties fall one way
+    ordered = sorted(names); mine = similarity.loc[ordered, ordered] # so that ties resolve the same way
     medoid = str(mine.fillna(-1).mean().round(12).idxmax())
     votes = Counter(b for n in ordered if (b := bases.get(n)) in names)
     base = min(votes, key=lambda b: (-votes[b], b)) if votes else likely_base(mine)
@@ -128,7 +128,7 @@ def divide(
     zoo:Zoo, # With all members
     wish:str|None=None, # "base", "union" or a name; None: the union where one vocabulary extends the other
 )->list[Cluster]: # Of models that can be merged with each other
-    "Clusters, cut where vocabularies do not fit or models compute otherwise."
+    "Clusters, divided where vocabularies do not fit or models compute different functions."
     bases, out = {m.name: m.base for m in zoo}, []
     for c in clusters:
         groups = vocabulary_groups(base_first(c, zoo), wish)
@@ -147,8 +147,8 @@ def vocabularies_table(
     clusters:list[Cluster], # By similarity, before they are divided
     zoo:Zoo, # With all members
     wish:str|None=None, # As for `divide`
-): # DataFrame: model, merged_with, tokenizer, why; only models whose vocabulary is no matter of course
-    "What merges say of their vocabulary, and who is set aside from its cluster."
+): # DataFrame: model, merged_with, tokenizer, why; only models whose vocabulary needs a decision
+    "The tokenizer setting of merges, and which models are set aside from their cluster."
     import pandas as pd
     rows = []
     for c in clusters:
@@ -156,7 +156,7 @@ def vocabularies_table(
         for g in (first, *others):
             home = c.name if g is first else g.members[0] if len(g.members) > 1 else ""
             for n in g.members:
-                reason = first.aside.get(n, "it computes otherwise than the others")
+                reason = first.aside.get(n, "it computes something different from the others")
                 why = "" if g is first else reason
                 if g.tokenizer or why: rows.append((n, home, g.tokenizer or "", why))
     return pd.DataFrame(rows, columns="model merged_with tokenizer why".split())

@@ -60,9 +60,9 @@ def weights_of(
 def unfit(
     model:ZooModel, # Any model
 )->str: # Why it cannot be compared; empty when it can
-    "What keeps a model from being compared with any other."
+    "Why a model cannot be compared with any other."
     if model.kind != "checkpoint": return "it is a mixture: its experts can be compared, not the whole"
-    todo = "Use the unquantised checkpoint, or dequantise it"
+    todo = "Use the unquantized checkpoint, or dequantize it"
     if model.quantised: return f"its weights are {model.quantised}. {todo}"
     odd = sorted({t.dtype for k, t in model.tensors.items() if role(k)} - {*CODES, "F64"})
     if odd: return f"its weights are stored as {', '.join(odd)}. Use a checkpoint of floats"
@@ -110,7 +110,7 @@ def bases_of(
     return out
 
 def refuse_without_bases(zoo:Zoo, metrics:tuple[str,...], bases:dict):
-    "Say what is missing when nothing but task vectors is asked for and nobody has a base."
+    "Refuse a request for task-vector metrics only when no model has a base."
     if bases or not set(metrics) <= set(TASK_METRICS): return
     raise InputError(f"{', '.join(metrics)}: this looks at what each model changed from its base, "
                      "and no model has its base in the zoo, by card or by weights. "
@@ -120,9 +120,9 @@ def refuse_without_bases(zoo:Zoo, metrics:tuple[str,...], bases:dict):
 def one_blas_thread(
     metrics:tuple[str,...], # What is measured
 ): # A context
-    "BLAS keeps to one thread where it is used at all: its own threads beside ours only spin."
+    "Limit BLAS to one thread if it is loaded: its own threads would only spin beside ours."
     if "subspace_overlap" not in metrics: return nullcontext()
-    import scipy.linalg # brings a BLAS of its own, which is held only once it is loaded
+    import scipy.linalg # brings its own BLAS, which can be limited only once it is loaded
     from threadpoolctl import threadpool_limits
     return threadpool_limits(1)
 
@@ -191,7 +191,7 @@ def without_raw(
     values:dict[str,np.ndarray], # Metric → (weights, n, n)
     has:np.ndarray, # Has each model a base?
 )->dict[str,np.ndarray]:
-    "The same without what was measured on raw weights under the name of task vectors."
+    "The same without task-vector metrics that were measured on raw weights."
     both = has[:, None] & has
     return {m: np.where(both, v, np.nan) if m in TASK_METRICS else v for m, v in values.items()}
 
@@ -207,7 +207,7 @@ def check_comparison(zoo, metrics, share)->tuple[str,...]: # The metrics, checke
     return metrics
 
 def not_finite(models, values)->dict[str,str]: # Name → reason
-    "Models whose values are no numbers: NaN spreads into every product, so the measures show it."
+    "Models with values that are not finite: NaN spreads into every product, so the measures show it."
     good = lambda i: all(np.isfinite(v[:, i, i]).all() for m, v in values.items() if m in METRICS[:3])
     why = "it holds NaN or infinite values. Leave it out or fetch it again"
     return {m.name: why for i, m in enumerate(models) if not good(i)}
@@ -248,7 +248,7 @@ def parts_of(
     weights:list[str], # Names
     by:str, # Entry of `BY`
 )->dict: # (role, layer, weight) → which weights belong to it, bool of shape (weights,)
-    "Weights by role, layer or name."
+    "Weights grouped by role, layer or name."
     if by not in BY: raise unknown("way to gather weights", by, BY)
     if by == "tensor": return {(role(k), layer(k), k): np.array(weights) == k for k in weights}
     roles, layers = np.array([role(k) for k in weights]), np.array([layer(k) for k in weights])

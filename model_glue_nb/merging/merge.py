@@ -40,7 +40,7 @@ def write_config(
     file, r = out/"config.json", plan.recipe
     c = read_json(file)
     parts = [c[k] for k in TEXT_PARTS if isinstance(c.get(k), dict)]
-    for part in (c, *parts): # what is written is no longer quantised
+    for part in (c, *parts): # the result is no longer quantized
         for key in ("quantization_config", "compression_config"): part.pop(key, None)
     if dtype := r.out_dtype or r.dtype:
         c.pop("torch_dtype", None)
@@ -62,7 +62,7 @@ def set_where_read(
     config:dict, # Changed in place
     parts:list[dict], # Its text parts, changed in place
     key:str, # A setting of the text part
-    value, # What it shall be
+    value, # Its new value
 ):
     "Set what a nested config says about its text part, or a plain one about the model."
     for part in parts: part[key] = value
@@ -86,7 +86,7 @@ def write_card(
     out:Path, # Folder
     name:str, # Title
 ):
-    "Write the model card: lineage, licences, the recipe and the parents' fingerprints."
+    "Write the model card: lineage, licenses, the recipe and the parents' fingerprints."
     import yaml
     card = lambda v: (read_card(v.adapter) if v.adapter else {}) or read_card(v.model.path)
     parents = {v.name: (v.fingerprint(), str(card(v).get("license") or "not stated")) for v in plan.leaves.values()}
@@ -132,7 +132,7 @@ def write_weights(
     progress:Callable|None, # As for `run_jobs`
     device:str, # Where to compute
 ):
-    "Make all tensors and write them, each block looked at once."
+    "Compute all tensors and write them, checking each block once."
     writer = CheckpointWriter(folder, layout, shard_bytes)
     def sink(job):
         kind = {2: np.uint16, 4: np.uint32}[ITEM_BYTES[CODES[job.dtype]]] if job.dtype in CODES else np.uint8

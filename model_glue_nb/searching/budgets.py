@@ -22,7 +22,7 @@ class Budget:
 def read_budget(
     given:int|float|str|Budget, # 60 or "60" evaluations, "5000q" questions, "90s" seconds
 )->Budget:
-    "A budget from what a person writes."
+    "A budget as written by a person."
     if isinstance(given, Budget): return given
     text = str(given).strip().lower(); unit = dict(s="seconds", q="questions").get(text[-1:], "evaluations")
     try: n = float(text.rstrip("sq"))

@@ -33,7 +33,7 @@ SOONEST = (0.7, 1.5, 1.2, 0.5, 2.0, 0.85, 0.3) # In this order where not all can
 def n_scales(
     problem:Problem, # Method and budget
 )->int: # 0 for methods without λ
-    "How many values of λ the budget has room for: a quarter of it, one at least."
+    "How many values of λ the budget allows: a quarter of it, at least one."
     if not problem.has_scale: return 0
     return len(SCALES) if math.isinf(problem.budget) else min(len(SCALES), max(1, int(problem.budget / 4)))
 
@@ -60,7 +60,7 @@ def soups(
 def greedy(
     problem:Problem, # Members, best first
 )->Generator: # Ends with who stayed, the soup and its score
-    "Members join with equal weight and stay if the score does not fall; λ's part of the budget is left."
+    "Members join with equal weight and stay if the score does not fall; λ's part of the budget is reserved."
     accepted, winner, best = [problem.members[0]], problem.members[0], problem.own[problem.members[0]].mean
     left = problem.budget - n_scales(problem)
     for name in problem.members[1:]:
@@ -76,7 +76,7 @@ def exchanged(
     inside:list[str], # Who is in the soup
     winner:Candidate, best:float, # The best merge of these, and its score
 )->Generator: # Ends with who is in it, the best merge and its score
-    "Leave a member out, or exchange one for another, while that gains."
+    "Leave a member out, or exchange one for another, as long as that gains."
     scale = {} if isinstance(winner, str) else {k: v for k, v in winner.parameters.items() if k == "scale"}
     def renewed(names): return [tuned(c, scale) for c in soups(problem, names)]
     tried, gained = set(), True
@@ -103,7 +103,7 @@ def tuned(candidate, scale): # A soup with the λ that was found
 def average(
     problem:Problem, # Members, best first
 )->Talk:
-    "Greedy soup, λ, then members left out or exchanged; weights are equal, and what hurts is refused."
+    "Greedy soup, λ, then members left out or exchanged; weights are equal, and harmful members are refused."
     inside, winner, best = yield from greedy(problem)
     winner, best = yield from tune_scale(problem, winner, best)
     _, winner, best = yield from exchanged(problem, inside, winner, best)
@@ -115,7 +115,7 @@ def rounds(
     choose:Callable, # (current merge, names left) → the name that is next
     steps:int|None, # Coefficients per round, evenly spread inside (0, 1); None: what the budget pays for
 )->Talk:
-    "Rounds of coefficients, one member after another; λ's part of the budget is left."
+    "Rounds of coefficients, one member after another; λ's part of the budget is reserved."
     winner, best, left = problem.members[0], problem.own[problem.members[0]].mean, list(problem.members[1:])
     afford = min(problem.budget - n_scales(problem), 9 * len(left) * (steps or 9)) # never without end
     while left and (afford >= 1 or len(left) == len(problem.members) - 1):
@@ -133,7 +133,7 @@ def coefficient(
     problem:Problem, # Members, best first
     steps:Steps=None, # Coefficients per round; None: 9, or fewer where a budget wants all members asked
 )->Talk:
-    "Each round blends the next best member in with the best of several coefficients, if that does not hurt."
+    "Each round blends in the next best member with the best of several coefficients, if that does not hurt."
     return (yield from rounds(problem, lambda current, left: left[0], steps))
 
 # %% ../../nbs/07_searching/02_strategies.ipynb #27fcd156
@@ -142,7 +142,7 @@ def most_similar(
     current:Candidate, left:list[str], # The merge so far; who remains
     sign:int, # 1: most similar, −1: least
 )->str: # A name
-    "The member that the current merge resembles most, or least; names settle ties."
+    "The member that the current merge resembles most, or least; ties go by name."
     near = problem.similarity(current, left)
     return min(zip(left, near), key=lambda x: (-sign * round(float(x[1]), 9), x[0]))[0]
 
@@ -152,7 +152,7 @@ def similarity_descending(
     problem:Problem, # Members, best first, with a similarity
     steps:Steps=None, # Coefficients per round; None: 9, or fewer where a budget wants all members asked
 )->Talk:
-    "As `coefficient`, but the member most similar to the current merge is next."
+    "Like `coefficient`, but the member most similar to the current merge is next."
     return (yield from rounds(problem, lambda current, left: most_similar(problem, current, left, 1), steps))
 
 @strategies
@@ -161,13 +161,13 @@ def similarity_ascending(
     problem:Problem, # Members, best first, with a similarity
     steps:Steps=None, # Coefficients per round; None: 9, or fewer where a budget wants all members asked
 )->Talk:
-    "As `coefficient`, but the member least similar to the current merge is next."
+    "Like `coefficient`, but the member least similar to the current merge is next."
     return (yield from rounds(problem, lambda current, left: most_similar(problem, current, left, -1), steps))
 
 # %% ../../nbs/07_searching/02_strategies.ipynb #f07fc309
 def space_of(
     problem:Problem, # Members and method
-    layer_groups:int=0, # Weights differ by so many groups of layers; 0: one weight per member
+    layer_groups:int=0, # Number of layer groups with their own weights; 0: one weight per member
 )->dict[str,tuple[float,float]]: # Name of a number → (low, high)
     "The numbers of a merge and their ranges; the middle is a uniform merge."
     n, out = len(problem.members), {}
@@ -197,10 +197,10 @@ def generations(
     sampler, # An Optuna sampler, seeded
     space:dict[str,tuple[float,float]], # As `space_of` gives it
     size:int, # Candidates per generation
-    starts:list[dict], # Points to begin with, a generation of their own
+    starts:list[dict], # Points to begin with, as their own generation
     n_objectives:int=1, # 1: the mean; else one per task
 )->Talk:
-    "Generations of candidates, asked of a sampler and told back to it."
+    "Generations of candidates, asked from a sampler and reported back to it."
     import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=sampler, directions=["maximize"] * n_objectives)
@@ -222,7 +222,7 @@ def generations(
 @strategies
 def evolution(
     problem:Problem, # Members, best first
-    layer_groups:Annotated[int, whole(0, 1000)]=0, # Weights differ by so many groups of layers
+    layer_groups:Annotated[int, whole(0, 1000)]=0, # Number of layer groups with their own weights
 )->Talk:
     "CMA-ES over weights, densities and λ, from the uniform merge; 200 candidates unless there is a budget."
     from optuna.samplers import CmaEsSampler
@@ -256,7 +256,7 @@ def undominated(
 def race(
     runners:list[Candidate], # Who starts
     shares:tuple[float,...], # Of the questions, per heat; the last is 1
-    keep:float, # Largest fraction that goes on after a heat
+    keep:float, # Largest fraction that continues after a heat
 )->Generator: # Ends with the finalists and their full answers, best first
     "Heats over more and more questions; after each, the slower and the significantly slower leave."
     ranked = [(c, None) for c in runners]
@@ -296,13 +296,13 @@ def field_of(
 
 def race_cost(
     shares:tuple[float,...], keep:float, # As for `race`
-)->float: # Full evaluations per runner, when nobody leaves by the test
-    "What a race costs per runner."
+)->float: # Full evaluations per runner, if none leaves by the test
+    "The cost of a race per runner."
     return sum(keep**i * (s - (shares[i - 1] if i else 0)) for i, s in enumerate(shares))
 
 # %% ../../nbs/07_searching/02_strategies.ipynb #bb45e370
 def are_heats(value)->bool:
-    "Growing shares of the questions, the last of them all."
+    "Growing shares of the questions, the last being all."
     if not isinstance(value, list | tuple) or not all(map(is_number, value)): return False
     return 0 < len(value) <= 20 and 0 < value[0] and value[-1] == 1 and sorted(set(value)) == list(value)
 
@@ -313,7 +313,7 @@ HEATS = Kind("a list of growing shares from above 0 to 1, such as [0.25, 1]", ar
 def racing(
     problem:Problem, # Members, best first
     shares:Annotated[tuple, HEATS]=(1/8, 1/4, 1/2, 1.0), # Of the questions, per heat
-    keep:Annotated[float, number(.01, 1)]=0.5, # Largest fraction that goes on after a heat
+    keep:Annotated[float, number(.01, 1)]=0.5, # Largest fraction that continues after a heat
     n:Annotated[int|None, whole(2, 10_000)]=None, # Runners in both races; None: what the budget pays for
 )->Talk:
     "Races over questions: losers leave by halving and by a paired test; a second race around the winner."

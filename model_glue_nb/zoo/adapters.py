@@ -67,14 +67,14 @@ def odd_numbers(
         if not good: out.append(f"{key} is not names with numbers")
         else:
             hard = [p for p in found if not is_simple(p)]
-            out += [f"{key} holds '{plain(p)[:60]}', which is no simple pattern" for p in hard]
+            out += [f"{key} holds '{plain(p)[:60]}', which is not a simple pattern" for p in hard]
     return [f"The adapter '{name}' has an odd adapter_config.json: {x}. Save it with PEFT again."
             for x in out]
 
 HARD = re.compile(r"\)[*+{]|\\[0-9]|\(\?P=|\(\?[<=!]") # repeated groups, references back, looks around
 
 def is_simple(pattern:str)->bool:
-    "Can a pattern be tried on any name in no time?"
+    "Can a pattern be matched quickly against any name?"
     bare = re.sub(r"\\.|\[[^\]]*\]", "x", pattern)
     repeats = re.findall(r"[*+{]", bare)
     if len(pattern) > 256 or len(repeats) > 2 or HARD.search(pattern): return False
@@ -212,14 +212,14 @@ def strays(
     left = [k for k in stored.tensors if LORA_KEY.fullmatch(k)[1] not in used]
     if not left and used: return []
     what = f"'{plain(left[0])}' has no factor A" if left else "it changes nothing"
-    return [f"The adapter '{plain(stored.name)}' is not whole: {what}. Fetch it again."]
+    return [f"The adapter '{plain(stored.name)}' is incomplete: {what}. Fetch it again."]
 
 def open_adapter(
     path:Path, # Its folder
 )->tuple[dict,ZooModel]: # adapter_config.json, and the stored tensors
-    "Open a LoRA adapter, or say why it cannot be applied."
+    "Open a LoRA adapter; the error says why it cannot be applied."
     if not (path/"adapter_config.json").exists():
-        raise MissingFile(f"'{plain(path)}' is no LoRA adapter: it has no adapter_config.json. "
+        raise MissingFile(f"'{plain(path)}' is not a LoRA adapter: it has no adapter_config.json. "
                           "Give one that PEFT wrote.")
     if not list(path.glob("*.safetensors")):
         raise MissingFile(f"The adapter '{plain(path.name)}' has no .safetensors file. "
