@@ -21,7 +21,7 @@ from ..benchmarking.intervals import Items, mean_interval, mean_score, paired_ga
 from ..benchmarking.sandbox import code_runner
 from ..benchmarking.scores import ask, known_items
 from ..benchmarking.suites import Suite, load_suite
-from ..core import InputError, Run, digest, refuse
+from ..core import InputError, Progress, Run, digest, refuse, silent
 from ..endings import is_machine, is_memory, reason
 from .controls import random_step, shuffled, shuffled_scorer
 from .grids import (Cell, Grid, best_of, largest_first, merging_cells, merging_sets,
@@ -69,7 +69,7 @@ class Bench:
 def open_bench(
     zoo:str|list, # As `read_zoo` reads it
     g:Grid, # What to run over
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    progress:Progress=silent, # Called as work proceeds
     allow_code:bool=False, # Run generated code, in the sandbox? Else such tasks are skipped by name
 )->Bench: # Without a run folder
     "Open the zoo and the questions of a benchmark."
@@ -363,7 +363,7 @@ def bench(
     zoo:str|list="demo", # A folder of checkpoints, a YAML list, "demo"
     grid:str|Path|Grid="small", # A grid's name or file
     out:str|Path="runs/bench", # Run folder; an interrupted run goes on there
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    progress:Progress=silent, # Called as work proceeds
     workers:int|None=None, # Processes; None: one per core for small models, else one
     allow_code:bool=False, # Run generated code, in the sandbox? Else such tasks are skipped by name
 )->Run: # With merging.csv, mixture.csv, claims.csv, the same as Markdown and LaTeX, controls.csv

@@ -7,13 +7,12 @@ __all__ = ['Clock', 'glue', 'systems_of']
 
 # %% ../../nbs/09_gluing/09_pipeline.ipynb #e6a26173
 import os, time
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..benchmarking.intervals import Items, mean_score
 from ..benchmarking.scores import ask_model
-from ..core import Run
+from ..core import Progress, Run, silent
 from .chosen import choose, tried_in
 from .comparison import tell
 from .recipe import GlueRecipe, Work, begin, describe_run, read_recipe
@@ -51,7 +50,7 @@ class Clock:
 def glue(
     given:GlueRecipe|dict|str|Path="recipes/demo.yaml", # A recipe, its content, or its file
     out:str|Path="runs/demo", # Run folder; an interrupted run goes on there
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    progress:Progress=silent, # Called as work proceeds
     store:Store|None=None, # Answers of other runs; None: only what this folder remembers
 )->Run: # The run, with every table written
     "From a zoo to one better model, with the evidence."

@@ -9,13 +9,12 @@ __all__ = ['Text', 'ALPHAS', 'NORMS', 'UP', 'DOWN', 'QKV', 'OUT', 'CANNOT_TELL',
            'barrier_aligned', 'cka', 'gram_centred', 'activations', 'alike', 'compare_activations']
 
 # %% ../../nbs/06_merging/12_barrier.ipynb #4e600c15
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from ..benchmarking.suites import Suite
-from ..core import InputError, atomic_path, refuse
+from ..core import InputError, Progress, atomic_path, refuse, silent
 from ..endings import blaming
 from .merge import merge_into
 from .recipes import recipe
@@ -307,7 +306,7 @@ def compare_activations(
     zoo:Zoo, # Any models
     texts:list[Text], # What they read
     n_depths:int|None=None, # Depths to compare at; default: as many as the shallower model has
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    progress:Progress=silent, # Called as work proceeds
 ): # DataFrame: a, b, depth (0: embeddings, 1: last layer), cka, reason
     "CKA of every pair that shares a tokenizer; pairs that cannot be compared come last, with the reason."
     import pandas as pd

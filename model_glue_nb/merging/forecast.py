@@ -17,7 +17,7 @@ import numpy as np
 from ..benchmarking.intervals import Items, mean_score, paired_gain
 from ..benchmarking.scores import ask, ask_model, ask_zoo, known_items
 from ..benchmarking.suites import Suite, load_suite
-from ..core import InputError, Store, unknown
+from ..core import InputError, Progress, Store, silent, unknown
 from ..endings import blaming
 from ..mergeability.similarity import bases_of, compare_zoo, similarity
 from .barrier import activations, alike, encoded, gram_centred, texts_of
@@ -63,7 +63,7 @@ def measure_pairs(
     store:Store|None=None, # Where answers are remembered
     pairs:list[tuple[str,str]]|None=None, # Which pairs; default: all that can be averaged
     remembered_only:bool=False, # Take only what is in the store, and merge nothing?
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    progress:Progress=silent, # Called as work proceeds
     method:str="linear", # How they are merged
     aside:dict[str,str]|None=None, # Filled with pair → why for merges that fail; None: a failure is raised
 ): # DataFrame: a, b, score_a, score_b, merged, change, low, high (95% interval of the change), n
@@ -139,7 +139,7 @@ def function_features(
     models:Zoo|dict, # Where members are found by name
     pairs:list[tuple[str,str]], # Names
     texts:list, # As for `barrier`
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    progress:Progress=silent, # Called as work proceeds
     aside:dict[str,str]|None=None, # Filled with name → why for what fails; None: a failure is raised
 ): # DataFrame: a, b, cka, divergence, barrier, barrier_error, ensemble; pairs that fail have no row
     "What each pair, and its merge halfway, do on a few texts."
@@ -295,7 +295,7 @@ def forecast_zoo(
     store:Store|None=None, # Where answers and similarities are remembered
     n:int|None=None, # Search questions per task; None: all
     remembered_only:bool=False, # Learn from the store alone, and merge nothing?
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    progress:Progress=silent, # Called as work proceeds
     enough:float=0.03, # Error of a model left out at which measuring ends; 0 measures every pair
     method:str="linear", # How pairs are merged
 )->tuple: # `Forecast`; as `foresee` gives it, pairs not measured; attrs["skipped"]: members set aside

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from ..checkpoints.architectures import written_config
-from ..core import AlreadyThere, InputError, refuse
+from ..core import AlreadyThere, InputError, Progress, refuse, silent
 from .engine import run_jobs
 from .estimate import plan
 from .live import head_is_apart, merge_into
@@ -129,7 +129,7 @@ def write_weights(
     folder:Path, # Where to
     shard_bytes:int, # Most bytes per file
     allow_nan:bool, # Let NaN and infinite values pass?
-    progress:Callable|None, # As for `run_jobs`
+    progress:Progress, # As for `run_jobs`
     device:str, # Where to compute
 ):
     "Make all tensors and write them, each block looked at once."
@@ -149,7 +149,7 @@ def merge_to_folder(
     overwrite:bool=False, # Replace what is there?
     allow_nan:bool=False, # Let NaN and infinite values pass?
     shard_bytes:int=5 * 10**9, # Most bytes per file
-    progress:Callable|None=None, # Called with bytes done and bytes in all, read and written
+    progress:Progress=silent, # Called with bytes done and bytes in all, read and written
     device:str="auto", # Where to compute, as for `merge`
     verify:bool=False, # Load the result with transformers and compute once, before it gets its name?
     code:bool=False, # Copy the leading model's Python and `auto_map`? Only where its code was allowed
@@ -187,7 +187,7 @@ def merge(
     allow_nan:bool=False, # Let NaN and infinite values of an input pass?
     device:str="auto", # Where to compute and to load: auto, cpu (compiled loops), cpu-torch, cuda, …
     shard_bytes:int=5 * 10**9, # Most bytes per file
-    progress:Callable|None=None, # Called with bytes done and bytes in all, read and written
+    progress:Progress=silent, # Called with bytes done and bytes in all, read and written
     verify:bool=False, # Load what is written to `out` with transformers and compute once?
     code:bool=False, # Copy the leading model's Python to `out`? Only where its code was allowed
     note:Callable|None=None, # Called with each note of the plan for `out`, before the work begins
