@@ -44,7 +44,6 @@ def run(
     recipe:Path=typer.Argument(help="A recipe, such as recipes/demo.yaml."),
     out:Path=typer.Option(..., help="Run folder; an interrupted run goes on there."),
     dry_run:bool=typer.Option(False, help="Check everything and say what would be done."),
-    resume:bool=typer.Option(False, help="Accepted for clarity: a run always goes on where it was."),
     dtype:str=typer.Option(None, help="What models are computed in, instead of the recipe's dtype."),
     store:str=typer.Option("machine", envvar="MODEL_GLUE_STORE",
                            help="Answers shared with other runs: machine, none, or a file."),

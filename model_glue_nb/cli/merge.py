@@ -79,7 +79,6 @@ def search(
     option:list[str]=typer.Option([], help="A setting of the strategy, such as layer_groups=4; repeatable."),
     seed:int=typer.Option(0, help="Of strategies that draw."),
     executor:str=typer.Option("auto", help="auto, local, processes or ray."),
-    resume:bool=typer.Option(False, help="Accepted for clarity: a search always goes on where it was."),
     as_json:bool=AS_JSON,
 ):
     "Search the best merge of every cluster, and tell on unseen questions what it won."
