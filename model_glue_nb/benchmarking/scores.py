@@ -102,7 +102,7 @@ def ask(
         for t, rows in zip(theirs, found): known[t.name] |= rows[t.metric]
         if store: keep_speed(store, m, theirs, time.perf_counter() - began)
         for t in theirs if store else []:
-            if cut.get(t.name): store.remember("cut", digest(fingerprint, t.fingerprint), cut[t.name])
+            if cut.get(t.name): store.remember("cut", digest(fingerprint, t.fingerprint()), cut[t.name])
     return as_items(suite, known)
 
 # %% ../../nbs/04_benchmarking/11_scores.ipynb #67d49fea
@@ -163,7 +163,7 @@ def cut_questions(
     suite:Suite, # What was asked
 )->dict[str,int]: # Task → how many; tasks without any are left out
     "Questions that were longer than the model's context."
-    found = {t.name: store.remembered("cut", digest(model, t.fingerprint)) for t in suite.tasks}
+    found = {t.name: store.remembered("cut", digest(model, t.fingerprint())) for t in suite.tasks}
     return {t: n for t, n in found.items() if n}
 
 # %% ../../nbs/04_benchmarking/11_scores.ipynb #8599c5d3
@@ -280,7 +280,7 @@ def asked_through(
     task:Task, # A task of one's own
 )->Asked: # What its answers by lm-eval are remembered under; those by `ask` have another name
     "A task as lm-eval asks it."
-    return task.asked._replace(version=digest("lm_eval", task.fingerprint))
+    return task.asked._replace(version=digest("lm_eval", task.fingerprint()))
 
 def ask_lm_eval(
     live:Callable, # () → something that generates; called only when a task is open

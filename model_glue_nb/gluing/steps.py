@@ -90,7 +90,7 @@ class RunScorer(CandidateScorer):
     "Scores the candidates of a run; what remembered answers belong to is looked up once per candidate."
     def __init__(self, zoo, suite, store=None):
         super().__init__(zoo, suite, store)
-        self.keys, self.prints, self.known_zoo = {}, {}, (None, None)
+        self.keys, self.fingerprints, self.known_zoo = {}, {}, (None, None)
 
     def key(self, candidate)->str:
         "What remembered answers belong to."
@@ -108,15 +108,15 @@ class RunScorer(CandidateScorer):
 
     def settle(self, model:ZooModel)->ZooModel:
         "A model whose files are not looked at again."
-        if model.path not in self.prints: self.prints[model.path] = model.fingerprint()
+        if model.path not in self.fingerprints: self.fingerprints[model.path] = model.fingerprint()
         out = copy(model)
-        out.__dict__["fingerprint"] = lambda: self.prints[model.path]
+        out.__dict__["fingerprint"] = lambda: self.fingerprints[model.path]
         return out
 
     def on(self, suite):
         "The same candidates on other questions."
         out = super().on(suite)
-        out.keys, out.prints = self.keys, self.prints
+        out.keys, out.fingerprints = self.keys, self.fingerprints
         return out
 
 def scorer_of(
@@ -265,7 +265,7 @@ def explained(
 def table_key(work:Work, name:str, found:SearchResult, told:Suite)->str: # As for `explained`
     "What a table about a search is remembered under."
     scorer = scorer_of(work)
-    asked = [(t.fingerprint, [q.key for q in t.questions]) for s in (work.search, told) for t in s.tasks]
+    asked = [(t.fingerprint(), [q.key for q in t.questions]) for s in (work.search, told) for t in s.tasks]
     models = [scorer.key(c) for c in (found.winner, *sorted(found.own))]
     return digest(name, models, asked, found.score, found.corrected, work.recipe.seed)
 

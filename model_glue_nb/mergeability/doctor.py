@@ -146,7 +146,7 @@ def examine_checkpoint(model:ZooModel, room)->Case:
     named = plain(Path(named).name) if isinstance(named, str) else ""
     base = model.base or (named if named != model.name else None) or None
     notes = odd + suspicious_weights(model)
-    return Case(model, bad, notes, None, base, model.tokenizer_fingerprint or "", room)
+    return Case(model, bad, notes, None, base, model.tokenizer_fingerprint() or "", room)
 
 # %% ../../nbs/05_mergeability/05_doctor.ipynb #9521ba1b
 def examine_zoo(

@@ -89,7 +89,7 @@ def check_way(
     out, names = [], f"'{a.name}' and '{b.name}'"
     if a.signature != b.signature:
         out.append(f"{names} have tensors of other names or shapes. There is no way between them: mix them.")
-    elif a.tokenizer_fingerprint != b.tokenizer_fingerprint:
+    elif a.tokenizer_fingerprint() != b.tokenizer_fingerprint():
         out.append(f"{names} read text by different tokenizers. Merge with a tokenizer choice, then compare.")
     if not {0, 1} <= {*alphas} or len(alphas) < 3 or min(alphas) < 0 or max(alphas) > 1:
         out.append(f"alphas are {alphas}. Give 0, 1 and at least one value between them.")
@@ -235,7 +235,7 @@ def check_align(a, b)->list[str]: # Problems
     "What keeps two models from being aligned."
     if a.signature != b.signature:
         return [f"'{a.name}' and '{b.name}' have tensors of other names or shapes. Mix them."]
-    if a.tokenizer_fingerprint != b.tokenizer_fingerprint:
+    if a.tokenizer_fingerprint() != b.tokenizer_fingerprint():
         return [f"'{a.name}' and '{b.name}' read text by different tokenizers, so their embeddings cannot be "
                 "matched. Mix them."]
     need = [f"model.layers.{i}.{k}.weight" for i in range(a.n_layers) for k in (*QKV, OUT, UP[1], DOWN)]
@@ -310,7 +310,7 @@ def compare_activations(
 ): # DataFrame: a, b, depth (0: embeddings, 1: last layer), cka, reason
     "CKA of every pair that shares a tokenizer; pairs that cannot be compared come last, with the reason."
     import pandas as pd
-    reads = {m.name: m.tokenizer_fingerprint for m in zoo if m.kind == "checkpoint"}
+    reads = {m.name: m.tokenizer_fingerprint() for m in zoo if m.kind == "checkpoint"}
     grams, rows, rest, aside = {}, [], [], {}
     for i, name in enumerate(reads):
         progress(i, len(reads), f"reading with {name}")

@@ -19,7 +19,7 @@ from .engine import run_jobs
 from .estimate import plan
 from .live import head_is_apart, merge_into
 from .members import has_float8
-from .planner import Planner, jobs_of, recipe_print
+from .planner import Planner, jobs_of, recipe_fingerprint
 from .recipes import MergeRecipe, recipe
 from ..outputs import atomic_path, output_problems, write_text
 from ..reading import inside, read_json, read_text
@@ -94,7 +94,7 @@ def write_card(
     head = dict(base_model=sorted(parents), tags=["merge", "model_glue_nb"], library_name="transformers")
     if len(licences) == 1 and licences != {"not stated"}: head["license"] = licences.pop()
     rows = "".join(f"| {n} | `{mark}` | {licence} |\n" for n, (mark, licence) in parents.items())
-    mark = recipe_print(plan.recipe, lambda model: plan.leaves[model].fingerprint())
+    mark = recipe_fingerprint(plan.recipe, lambda model: plan.leaves[model].fingerprint())
     text = (f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n# {name}\n\nMerged by `{plan.recipe.method}` with model_glue_nb, "
             f"without training. Fingerprint of the recipe over its parents: `{mark}`.\n\n"
             f"| parent | fingerprint | licence |\n|---|---|---|\n{rows}\n```yaml\n{plan.recipe.to_yaml()}```\n")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from ..benchmarking.intervals import Items
 from ..core import InputError, Run, atomic_path, digest, refuse, unknown
-from ..merging.canonical import canonical_print
+from ..merging.canonical import merge_fingerprint
 from ..merging.methods import merge_methods, method_info
 from ..merging.recipes import MergeRecipe, recipe_from_dict
 from ..schemas import short
@@ -168,7 +168,7 @@ class Ledger:
 
     def key_of(self, candidate)->str:
         if hasattr(self.score, "key"): return self.score.key(candidate)
-        return candidate if isinstance(candidate, str) else canonical_print(candidate)
+        return candidate if isinstance(candidate, str) else merge_fingerprint(candidate)
 
     def whole(self)->list[Items]:
         "Values of everything that answered all questions, in the order in which it did."
