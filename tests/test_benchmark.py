@@ -204,7 +204,7 @@ def test_a_mixture_of_one_scores_as_that_expert(more, tmp_path):
     tasks_folder(tmp_path/"u", 6); given = yaml.safe_load((tmp_path/"t/s.yaml").read_text())
     given["tasks"] = [t for t in given["tasks"] if t["name"] not in ("unsaid", "none")] + [dict(name="choose", task=str(tmp_path/"u/choose.yaml"))]
     (tmp_path/"t/s.yaml").write_text(yaml.safe_dump(given | more)); suite = load_suite(tmp_path/"t/s.yaml")
-    live = mix(MixtureSpec((member.name,), dict(name="random")), tmp_path/"m", zoo).load()
+    live = mix(MixtureSpec((member.name,), dict(name="random")), zoo, tmp_path/"m").load()
     alone, _ = evaluate(as_lm_eval(member.load()), suite.tasks, "m"); mixed, _ = evaluate(as_lm_eval(live), suite.tasks, "x")
     assert alone == mixed and len({json.dumps(r, sort_keys=True) for r in alone}) >= 4
 

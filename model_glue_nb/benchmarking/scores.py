@@ -86,6 +86,7 @@ def ask(
     fingerprint:str, # Of the model or recipe: what remembered values belong to
     suite:Suite, # Questions to answer, usually one part of a suite
     store:Store|None=None, # Where answers are remembered; None keeps nothing
+    *,
     progress:Progress=silent, # Called with numbers of questions
     batch_size:int|str="auto", # Requests per batch of lm-eval's tasks
 )->Items: # A value per task and question, larger is better
@@ -151,11 +152,12 @@ def ask_model(
     model:ZooModel, # A checkpoint or a mixture
     suite:Suite, # Questions to answer
     store:Store|None=None, # Where answers are remembered
+    *,
     progress:Progress=silent, # Called with numbers of questions
     batch_size:int|str="auto", # Requests per batch of lm-eval's tasks
 )->Items: # A value per task and question
     "Item-level scores of a model folder; it is loaded once, and only when a question is open."
-    return ask(cache(model.load), model.fingerprint(), suite, store, progress, batch_size)
+    return ask(cache(model.load), model.fingerprint(), suite, store, progress=progress, batch_size=batch_size)
 
 def cut_questions(
     store:Store, # Where it was noted
@@ -200,6 +202,7 @@ def ask_zoo(
     zoo:Zoo, # Models to score
     suite:Suite, # Questions to answer, usually one part of a suite
     store:Store|None=None, # Where answers are remembered
+    *,
     progress:Progress=silent, # Called as work proceeds, with numbers of questions
     batch_size:int|str="auto", # Requests per batch of lm-eval's tasks
     aside:dict[str,str]|None=None, # Filled with name → why for models that fail; None: a failure is raised
@@ -210,7 +213,7 @@ def ask_zoo(
     for m in zoo:
         def tell(k, *_): progress(done + k, total, f"scoring {m.name}")
         tell(0)
-        try: out[m.name] = ask_model(m, suite, store, tell, batch_size)
+        try: out[m.name] = ask_model(m, suite, store, progress=tell, batch_size=batch_size)
         except Exception as e: # strangers' models fail in every way
             if aside is None or is_machine(e): raise
             aside[m.name] = reason(e)
@@ -232,8 +235,9 @@ def n_open(
 def score_zoo(
     zoo:Zoo|str|Path, # A zoo, or what `read_zoo` reads
     suite:Suite|str="demo", # A suite, its name or file
-    split:str="report", # "search" for choosing, "report" for telling
     store:Store|None=None, # Where answers are remembered
+    *,
+    split:str="report", # "search" for choosing, "report" for telling
     n:int|None=None, # At most so many questions per task
 ): # DataFrame: model, task, split, score, stderr, n, metric, weight
     "Score every model of a zoo on one part of a suite."

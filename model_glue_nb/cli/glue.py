@@ -27,7 +27,7 @@ def mix(
     from model_glue_nb.mixing.mixture import mix, plan_mixture, read_mixture
     spec, zoo, suite = read_mixture(mixture)
     if dry_run: return show(plan_mixture(spec, zoo), f"{mixture}: level {spec.level}", as_json)
-    model = mix(spec, out, zoo, suite, overwrite=overwrite, verify=verify)
+    model = mix(spec, zoo, out, suite, overwrite=overwrite, verify=verify)
     say(f"{model.path}: {len(spec.experts)} experts. Load it with {how_to_load(model.path)}.")
 
 def how_to_load(
@@ -60,7 +60,7 @@ def run(
         title = f"{recipe}: what would be done at most, minutes on one core as far as is known"
         return show(plan_run(r, shared), title, as_json)
     from model_glue_nb.gluing.pipeline import glue
-    with progress_bar() as progress: done = glue(r, out, progress, shared)
+    with progress_bar() as progress: done = glue(r, out, progress=progress, store=shared)
     from model_glue_nb.reporting.dashboard import write_report
     report = write_report(done, renew=False); tell_skipped(done.read_json("zoo")["skipped"])
     table = done.read_table("comparison")

@@ -157,7 +157,7 @@ def made_anew(
     def procedure(learn, ask):
         known = {e: at(i, learn) for e, i in items.items()}
         with tempfile.TemporaryDirectory(dir=work.run.path/"models", prefix=".half-") as d:
-            m = mix(spec, Path(d)/"mixture", work.zoo, questions_at(work.search, learn), known)
+            m = mix(spec, work.zoo, Path(d)/"mixture", questions_at(work.search, learn), items=known)
             answers = ask_model(m, questions_at(work.search, ask))
         return np.concatenate(list(answers.values()))
     return procedure

@@ -48,13 +48,14 @@ class Clock:
 
 # %% ../../nbs/09_gluing/09_pipeline.ipynb #a203398f
 def glue(
-    given:GlueRecipe|dict|str|Path="recipes/demo.yaml", # A recipe, its content, or its file
+    recipe:GlueRecipe|dict|str|Path="recipes/demo.yaml", # A recipe, its content, or its file
     out:str|Path="runs/demo", # Run folder; an interrupted run goes on there
-    progress:Progress=silent, # Called as work proceeds
+    *,
     store:Store|None=None, # Answers of other runs; None: only what this folder remembers
+    progress:Progress=silent, # Called as work proceeds
 )->Run: # The run, with every table written
     "From a zoo to one better model, with the evidence."
-    r = given if isinstance(given, GlueRecipe) else read_recipe(given)
+    r = recipe if isinstance(recipe, GlueRecipe) else read_recipe(recipe)
     work = begin(r, out, progress, store)
     clock = Clock()
     with work.run.lock(), compute_dtype(r.dtype):

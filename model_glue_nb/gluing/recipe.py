@@ -95,13 +95,13 @@ def router_of(
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #8019639a
 def read_recipe(
-    given:str|Path|dict, # A YAML file, or its content
+    spec:str|Path|dict, # A YAML file, or its content
 )->GlueRecipe: # Checked: every key and name is known
     "Read a recipe; every problem is reported at once, each unknown key by name."
-    where = "recipe" if isinstance(given, dict) else short(Path(given).name)
-    if not isinstance(given, dict): given = read_yaml(given, "recipe")
-    require(given, RUN, where, f"Cannot use {where}")
-    r = GlueRecipe(**given)
+    where = "recipe" if isinstance(spec, dict) else short(Path(spec).name)
+    if not isinstance(spec, dict): spec = read_yaml(spec, "recipe")
+    require(spec, RUN, where, f"Cannot use {where}")
+    r = GlueRecipe(**spec)
     refuse(check_recipe(r), f"Cannot use {where}")
     return r
 

@@ -76,7 +76,7 @@ def score_members(
     "Ask members; those that fail are set aside."
     aside, some = {}, work.zoo if names is None else work.zoo.subset(names)
     ask_together(scorer_of(work), some.names, executor_of(work.recipe))
-    items = ask_zoo(some, work.search, work.run.store, work.progress, aside=aside)
+    items = ask_zoo(some, work.search, work.run.store, progress=work.progress, aside=aside)
     if not aside: return items
     left = tuple(m for m in work.zoo if m.name not in aside)
     work.zoo = Zoo(left, work.zoo.skipped | aside)
@@ -182,8 +182,9 @@ def glue_cluster(
         total = m["budget"] if isinstance(m["budget"], int) else None
         work.progress(t.number + 1, total, f"{cluster.name}: {method}, best {t.best:.3f}")
         rows[method].append(trial_row(cluster.name, method, m["strategy"], t, rows[method]))
-    args = cluster.members, scorer, methods, m["strategy"], m["budget"], cluster.base, on_trial
-    found = search_each(*args, seed=work.recipe.seed, options=m.get("options"), run=work.run,
+    how = dict(budget=m["budget"], base=cluster.base, on_trial=on_trial, options=m.get("options"))
+    found = search_each(cluster.members, scorer, methods, m["strategy"], **how,
+                        seed=work.recipe.seed, run=work.run,
                         executor=executor_of(work.recipe), tokenizer=tokenizer_for(work, cluster))
     searches = tuple(found.values())
     best, rows = max(searches, key=lambda f: f.score), sum(rows.values(), [])
@@ -215,7 +216,7 @@ def tell_search(
     for i, (c, g) in enumerate(zip(clusters, glued)):
         if g.best is None: continue
         work.progress(i, len(clusters), f"evidence: {c.name}")
-        honest = lambda: honest_table(g.best, scorer, work.report, seed, who)
+        honest = lambda: honest_table(g.best, scorer, work.report, seed=seed, executor=who)
         tables.append(explained(work, "search", g.best, work.report, honest).assign(cluster=c.name))
         if not n: continue
         some = work.report.part("all", n)
@@ -361,4 +362,5 @@ def mixture_of(
     models = [work.zoo[n].fingerprint() for n in (*experts, *([dense] if dense else []))]
     asked = [q.key for t in work.search.tasks for q in t.questions]
     key = digest("router.json", asdict(spec), models, asked)
-    return kept(work, name, key, lambda out: mix(spec, out, work.zoo, work.search, items, overwrite=True))
+    def write(out): return mix(spec, work.zoo, out, work.search, items=items, overwrite=True)
+    return kept(work, name, key, write)

@@ -65,19 +65,19 @@ def text_losses(
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 def losses_between(
-    models:Zoo|dict, # Where the two are found by name
+    zoo:Zoo|dict, # Where the two are found by name
     a:str, b:str, # Names
     texts:list[Text], # What the loss is measured on
     alphas:tuple[float,...]=ALPHAS, # Shares of `b`; with 0 and 1
     live:LanguageModel|None=None, # A live model of their shape, to be overwritten; default: loads one
 )->np.ndarray: # (alphas, texts)
     "Loss of every text on the way from one model to another."
-    refuse(check_way(models[a], models[b], alphas), "Cannot walk between the models")
+    refuse(check_way(zoo[a], zoo[b], alphas), "Cannot walk between the models")
     out = []
-    with blaming(a): live = live or models[a].load()
+    with blaming(a): live = live or zoo[a].load()
     for x in alphas:
         with blaming(b if x else a):
-            merge_into(live, recipe("linear", [a, b], [1 - x, x]), models)
+            merge_into(live, recipe("linear", [a, b], [1 - x, x]), zoo)
             out.append(text_losses(live, texts))
     return np.array(out)
 
@@ -110,13 +110,14 @@ def barrier_table(
                              barrier=over.mean(1), error=error(over)))
 
 def barrier(
-    models:Zoo|dict, # Where the two are found by name
+    zoo:Zoo|dict, # Where the two are found by name
     a:str, b:str, # Names
     texts:list[Text], # What the loss is measured on
+    *,
     alphas:tuple[float,...]=ALPHAS, # Shares of `b`
 ): # DataFrame, as `barrier_table` gives it
     "Loss on the way from one model to another; the highest `barrier` tells one basin from two."
-    return barrier_table(losses_between(models, a, b, texts, alphas), alphas)
+    return barrier_table(losses_between(zoo, a, b, texts, alphas), alphas)
 
 # %% ../../nbs/06_merging/12_barrier.ipynb #489b273c
 NORMS = [f"{k}_layernorm" for k in ("input", "post_attention", "pre_feedforward", "post_feedforward")]
@@ -252,17 +253,18 @@ CANNOT_TELL = (
     "are strangers.")
 
 def barrier_aligned(
-    models:Zoo|dict, # Where the two are found by name
+    zoo:Zoo|dict, # Where the two are found by name
     a:str, b:str, # Names
     texts:list[Text], # What the loss is measured on
+    *,
     alphas:tuple[float,...]=ALPHAS, # Shares of `b`
 ): # DataFrame: as `barrier` gives it, with a column `aligned` (False, True)
     "The barrier before and after the second model's units are matched to the first's."
     import pandas as pd, tempfile
-    before = barrier(models, a, b, texts, alphas)
+    before = barrier(zoo, a, b, texts, alphas=alphas)
     with tempfile.TemporaryDirectory() as room:
-        found = {a: models[a], b: align(models[a], models[b], Path(room)/"aligned")}
-        after = barrier(found, a, b, texts, alphas)
+        found = {a: zoo[a], b: align(zoo[a], zoo[b], Path(room)/"aligned")}
+        after = barrier(found, a, b, texts, alphas=alphas)
     return pd.concat([before.assign(aligned=False), after.assign(aligned=True)], ignore_index=True)
 
 # %% ../../nbs/06_merging/12_barrier.ipynb #3eff22ca
@@ -306,6 +308,7 @@ def compare_activations(
     zoo:Zoo, # Any models
     texts:list[Text], # What they read
     n_depths:int|None=None, # Depths to compare at; default: as many as the shallower model has
+    *,
     progress:Progress=silent, # Called as work proceeds
 ): # DataFrame: a, b, depth (0: embeddings, 1: last layer), cka, reason
     "CKA of every pair that shares a tokenizer; pairs that cannot be compared come last, with the reason."

@@ -265,8 +265,8 @@ def merge_fingerprint(
 
 @patch
 def canonical_fingerprint(self:MergeRecipe,
-    models=None, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
+    zoo=None, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
 )->str: # 16 hexadecimal digits
     "Fingerprint over the content of its models that all recipes of one merge share."
-    find = lambda name: find_model(models, name)
+    find = lambda name: find_model(zoo, name)
     return merge_fingerprint(self, lambda n: find(n).fingerprint(), lambda n: lead_fingerprint(find(n)))

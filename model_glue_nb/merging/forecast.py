@@ -136,7 +136,7 @@ def ensemble_of(
     return np.logaddexp(p, q) - np.log(2)
 
 def function_features(
-    models:Zoo|dict, # Where members are found by name
+    zoo:Zoo|dict, # Where members are found by name
     pairs:list[tuple[str,str]], # Names
     texts:list, # As for `barrier`
     progress:Progress=silent, # Called as work proceeds
@@ -147,7 +147,7 @@ def function_features(
     known, grams, rows, live, shape = {}, {}, [], None, None
     for name in dict.fromkeys(m for p in pairs for m in p):
         with blaming(name, aside):
-            member = models[name].load()
+            member = zoo[name].load()
             known[name] = predictions(member, texts)
             grams[name] = gram_centred(activations(member, texts)[-1])
     for i, (a, b) in enumerate(pairs):
@@ -155,8 +155,8 @@ def function_features(
         if a not in grams or b not in grams: continue
         (p, first), (q, second), r = known[a], known[b], None
         with blaming(f"{a} + {b}", aside):
-            if models[a].signature != shape: live, shape = models[a].load(), models[a].signature
-            r, middle = predictions(merge_into(live, pair_recipe(a, b), models), texts)
+            if zoo[a].signature != shape: live, shape = zoo[a].load(), zoo[a].signature
+            r, middle = predictions(merge_into(live, pair_recipe(a, b), zoo), texts)
         if r is None: continue
         over, n = middle - (first + second) / 2, len(texts)
         error = 1.96 * over.std(ddof=1) / n**.5 if n > 1 else np.nan
@@ -293,6 +293,7 @@ def forecast_zoo(
     zoo:Zoo|str, # A zoo, or what `read_zoo` reads
     suite:Suite|str="demo", # A suite, its name or file
     store:Store|None=None, # Where answers and similarities are remembered
+    *,
     n:int|None=None, # Search questions per task; None: all
     remembered_only:bool=False, # Learn from the store alone, and merge nothing?
     progress:Progress=silent, # Called as work proceeds

@@ -144,7 +144,7 @@ def write_weights(
 
 def merge_to_folder(
     recipe:MergeRecipe, # Any recipe
-    models, # As for `check_recipe`
+    zoo, # As for `check_recipe`
     out:str|Path, # Folder of the result
     overwrite:bool=False, # Replace what is there?
     allow_nan:bool=False, # Let NaN and infinite values pass?
@@ -157,7 +157,7 @@ def merge_to_folder(
 )->Path: # The folder, complete
     "Stream a merge into a new checkpoint folder, which appears when it is complete."
     if os.path.lexists(out) and not overwrite: raise AlreadyThere(output_problems(out, 0)[0])
-    plan, device = jobs_of(recipe, models), compute_device(device)
+    plan, device = jobs_of(recipe, zoo), compute_device(device)
     if note:
         for text in dict.fromkeys(plan.notes): note(text)
     jobs = plan.written()
@@ -179,7 +179,7 @@ def merge_to_folder(
 # %% ../../nbs/06_merging/11_merge.ipynb #ad9e8947
 def merge(
     recipe:MergeRecipe, # Any recipe
-    models=None, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
+    zoo=None, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
     out:str|Path|None=None, # Folder of the result; None gives a live model
     *,
     name:str|None=None, # Name of the result; default: the folder's, or the method and the recipe's fingerprint
@@ -195,13 +195,13 @@ def merge(
     "Merge models as a recipe says."
     if out is not None:
         how = overwrite, allow_nan, shard_bytes, progress, device, verify, code, note
-        return open_model(merge_to_folder(recipe, models, out, *how), name)
-    plan, place = jobs_of(recipe, models), device.removesuffix("-torch")
-    name = name or f"{recipe.method}-{recipe.fingerprint(models)[:8]}"
+        return open_model(merge_to_folder(recipe, zoo, out, *how), name)
+    plan, place = jobs_of(recipe, zoo), device.removesuffix("-torch")
+    name = name or f"{recipe.method}-{recipe.fingerprint(zoo)[:8]}"
     apart = head_is_apart(plan) or plan.unties
     other = recipe.slices or recipe.tokenizer or recipe.pad_to_multiple_of
     if apart or other or has_float8(plan.lead.model):
         with tempfile.TemporaryDirectory() as d:
-            return merge(recipe, models, f"{d}/merge", name=name, allow_nan=allow_nan, device=device).load(place)
+            return merge(recipe, zoo, f"{d}/merge", name=name, allow_nan=allow_nan, device=device).load(place)
     live = plan.lead.model.load(place); live.name = name
-    return merge_into(live, recipe, models, allow_nan, None if device == "auto" else device)
+    return merge_into(live, recipe, zoo, allow_nan, None if device == "auto" else device)

@@ -51,7 +51,7 @@ LARGE = 2**22 # Values from which a tensor is shared among threads
 class Planner:
     "Makes the jobs of one recipe and gathers what is wrong."
     recipe: MergeRecipe
-    models: object # As for `find_model`
+    zoo: object # As for `find_model`
     problems: list = field(default_factory=list)
     notes: list = field(default_factory=list) # What is not available, without being needed
     leaves: dict = field(default_factory=dict) # Every model that takes part, nested recipes' too: name → `View`
@@ -69,7 +69,7 @@ class Planner:
 
     def inner(self, recipe:MergeRecipe)->View|None: # Planned once, however often it is looked at
         "What a nested recipe offers."
-        p = Planner(recipe, self.models, self.problems, self.notes, self.leaves); jobs = p.jobs()
+        p = Planner(recipe, self.zoo, self.problems, self.notes, self.leaves); jobs = p.jobs()
         if not jobs: return None
         view = View(recipe.method, p.lead.model, jobs, vocabulary=p.lead.vocabulary)
         self.nested[id(view)] = p.apart
@@ -78,7 +78,7 @@ class Planner:
     def opened(self, name)->View|None: # A model by its name
         "A model's tensors; what is wrong with it is added to the problems."
         try:
-            m = find_model(self.models, name)
+            m = find_model(self.zoo, name)
             own = m.model if isinstance(m, View) else m
             bad = own.problems()
             if not bad and own.kind == "mixture" and not (own.path/"config.json").exists():
@@ -253,7 +253,7 @@ def matches(self:Planner, name, views, parts, home)->bool: # Are all parts there
 @patch
 def keys(self:Planner, name, sources)->tuple[int,...]: # One per source
     "Random keys from seed, tensor name and the content of each model, so that the order of models does not matter."
-    of = lambda m: m.fingerprint(self.models) if isinstance(m, MergeRecipe) else self.views[m].fingerprint()
+    of = lambda m: m.fingerprint(self.zoo) if isinstance(m, MergeRecipe) else self.views[m].fingerprint()
     prints = [of(s.model) for s in sources]
     return tuple(int(digest(self.recipe.seed, name, f, prints[:i].count(f)), 16) for i, f in enumerate(prints))
 
@@ -339,18 +339,18 @@ def outer(self:Planner)->dict[str,Job]: # Embeddings from the first slice, norm 
 # %% ../../nbs/06_merging/06_planner.ipynb #a032c95d
 def check_recipe(
     recipe:MergeRecipe, # Any recipe
-    models=None, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
+    zoo=None, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
 )->list[str]: # Problems; none means that the merge can begin
     "What keeps a recipe from being merged, from the recipe, headers and configs."
-    p = Planner(recipe, models); p.jobs()
+    p = Planner(recipe, zoo); p.jobs()
     return list(dict.fromkeys(p.problems))
 
 def jobs_of(
     recipe:MergeRecipe, # Any recipe
-    models=None, # As for `check_recipe`
+    zoo=None, # As for `check_recipe`
 )->Planner: # With `made`, the jobs
     "Jobs of a recipe; everything that is wrong is refused at once."
-    p = Planner(recipe, models); p.made = p.jobs()
+    p = Planner(recipe, zoo); p.made = p.jobs()
     refuse(dict.fromkeys(p.problems), f"Cannot merge by '{recipe.method}'")
     return p
 
@@ -380,8 +380,8 @@ def recipe_fingerprint(
 
 @patch
 def fingerprint(self:MergeRecipe,
-    models=None, # As for `check_recipe`
+    zoo=None, # As for `check_recipe`
 )->str: # 16 hexadecimal digits
     "Fingerprint of a recipe over the content of its models."
-    return recipe_fingerprint(self, lambda name: find_model(models, name).fingerprint())
+    return recipe_fingerprint(self, lambda name: find_model(zoo, name).fingerprint())
 

@@ -129,9 +129,10 @@ def mixture_card(
 
 def mix(
     spec:MixtureSpec, # What to mix
+    zoo:Zoo|None, # The models it names; None: they are folders
     out:str|Path, # Folder to write
-    zoo:Zoo|None=None, # The models it names; None: they are folders
     suite:Suite|None=None, # The *search* part of a suite: what the router may learn from
+    *,
     items:dict[str,Items]|None=None, # Expert → item-level scores on `suite`; missing ones are asked now
     overwrite:bool=False, # Replace an existing folder?
     verify:bool|None=None, # Compute with it before it appears? None: in one checkpoint, where it is small
