@@ -204,7 +204,7 @@ def test_a_mixture_of_one_scores_as_that_expert(more, tmp_path):
     tasks_folder(tmp_path/"u", 6); given = yaml.safe_load((tmp_path/"t/s.yaml").read_text())
     given["tasks"] = [t for t in given["tasks"] if t["name"] not in ("unsaid", "none")] + [dict(name="choose", task=str(tmp_path/"u/choose.yaml"))]
     (tmp_path/"t/s.yaml").write_text(yaml.safe_dump(given | more)); suite = load_suite(tmp_path/"t/s.yaml")
-    live = mix(MixtureSpec((member.name,), dict(name="random")), tmp_path/"m", zoo).load()
+    live = mix(MixtureSpec((member.name,), dict(name="random")), zoo, tmp_path/"m").load()
     alone, _ = evaluate(as_lm_eval(member.load()), suite.tasks, "m"); mixed, _ = evaluate(as_lm_eval(live), suite.tasks, "x")
     assert alone == mixed and len({json.dumps(r, sort_keys=True) for r in alone}) >= 4
 
@@ -219,7 +219,7 @@ def test_conversations_are_asked_as_lm_eval_asks_them(tmp_path):
     (tmp_path/"t/s.yaml").write_text(yaml.safe_dump(dict(tasks=[dict(name=n, task=f"{n}.yaml") for n in ("sort", "choose")]) | how))
     suite = load_suite(tmp_path/"t/s.yaml"); found, _ = evaluate(as_lm_eval(live, 4), suite.tasks, "m")
     plain = load_suite(dict_suite(tmp_path, ("sort", "choose")))
-    assert [t.fingerprint for t in plain.tasks] != [t.fingerprint for t in suite.tasks]
+    assert [t.fingerprint() for t in plain.tasks] != [t.fingerprint() for t in suite.tasks]
     assert all(q.prompt == p.prompt.split("=")[-2].strip().split()[-1] or q.prompt.endswith("=") for t, u in zip(suite.tasks, plain.tasks) for q, p in zip(t.questions, u.questions))
     said = lm_eval.simple_evaluate(HFLM(pretrained=live.model, tokenizer=live.tokenizer, batch_size=4), tasks=["sort", "choose"], bootstrap_iters=0,
                                    task_manager=TaskManager(include_path=str(tmp_path/"t"), include_defaults=False), random_seed=None, numpy_random_seed=None, torch_random_seed=None, **how)["results"]

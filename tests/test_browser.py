@@ -79,7 +79,7 @@ from model_glue_nb.reporting.example_run import invented_tables
 from model_glue_nb.zoo.zoo import read_zoo
 zoo = read_zoo("demo"); part = load_suite("demo").only(["reverse", "swap"]).part("search", 16)
 spec = MixtureSpec(("a-reverse", "b-swap"), dict(name="linear"), eyes="a-reverse")
-mixed = mix(spec, mkdtemp() + "/mixed", zoo, part).load()
+mixed = mix(spec, zoo, mkdtemp() + "/mixed", part).load()
 tables = invented_tables(); more = {k: tables[k] for k in "items routes coefficients".split()}""",
             "explore(invented_run(mkdtemp()), mixture=mixed, **more)", DONE]
     cells = [dict(cell_type="code", id=f"c{i}", metadata={}, source=s, outputs=[], execution_count=None) for i, s in enumerate(code)]

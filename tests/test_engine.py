@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model_glue_nb.core import InputError
+from model_glue_nb.core import InputError, silent
 from model_glue_nb.merging import engine
 from model_glue_nb.merging.engine import in_groups, moved_bytes, run_job, run_jobs
 from model_glue_nb.zoo.stored import Files, Mapped, read_whole
@@ -78,8 +78,20 @@ def test_progress_counts_what_is_read_and_written(models):
     n = sum(int(np.prod(s)) for s in SHAPES.values())
     assert sum(map(moved_bytes, made)) == n * (4 + 2 + 8 + 4) # base, a, b, result
     seen = []
-    run_jobs(made, lambda job: ("F32", lambda block, start: None), progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (pytest.approx(n * 18), n * 18) and [d for d, _ in seen] == sorted(d for d, _ in seen)
+    run_jobs(made, lambda job: ("F32", lambda block, start: None), progress=lambda done, total, what: seen.append((done, total, what)))
+    assert seen[-1] == (n * 18, n * 18, "merging")
+    assert [d for d, *_ in seen] == sorted(d for d, *_ in seen)
+
+def test_nothing_is_counted_where_nobody_watches(models, monkeypatch):
+    "Pieces come thousands a second: they go straight to the sink."
+    def counted(*_): raise AssertionError("pieces are counted for nobody")
+    monkeypatch.setattr(engine, "ByteCounter", counted)
+    made, written = list(jobs(models).values()), []
+    def sink(job): return "F32", lambda block, start: written.append(job.name)
+    run_jobs(made, sink)
+    run_jobs(made, sink, progress=silent)
+    assert set(written) == {j.name for j in made}
+    with pytest.raises(AssertionError, match="for nobody"): run_jobs(made, sink, progress=lambda *_: None)
 
 def test_large_and_small_tensors_are_all_made_once(models, monkeypatch):
     "Large ones are cut up, small ones go side by side."

@@ -215,19 +215,19 @@ def test_every_byte_counts(tmp_path):
 
 def test_a_file_with_its_old_times_is_read_again(tmp_path):
     file = tmp_path/"w"; file.write_bytes(b"a" * 10**6); later = lambda: time.time() + 10
-    first, was = content.file_print(file, later), file.stat()
+    first, was = content.file_fingerprint(file, later), file.stat()
     file.write_bytes(b"b" * 10**6); os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
-    assert content.file_print(file, later) != first
+    assert content.file_fingerprint(file, later) != first
 
 def test_what_is_remembered_is_not_read_and_a_cache_that_cannot_be_written_is_no_trouble(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path/"cache")); monkeypatch.setattr(content, "_seen", {})
     file = tmp_path/"w"; file.write_bytes(b"a" * 10**6); later = lambda: time.time() + 10
-    first = content.file_print(file, later); content._seen.clear()
+    first = content.file_fingerprint(file, later); content._seen.clear()
     monkeypatch.setattr(content, "hash_file", lambda path: pytest.fail("read again"))
-    assert content.file_print(file, later) == first
-    with pytest.raises(pytest.fail.Exception): content.file_print(file) # changed a moment ago: not trusted
+    assert content.file_fingerprint(file, later) == first
+    with pytest.raises(pytest.fail.Exception): content.file_fingerprint(file) # changed a moment ago: not trusted
     monkeypatch.undo(); (tmp_path/"no").write_text(""); monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path/"no"))
-    assert content.file_print(file, later) == first
+    assert content.file_fingerprint(file, later) == first
 
 # --- eras, adapters, memory --------------------------------------------------------------------------------------------------------------------
 

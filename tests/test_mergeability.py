@@ -129,7 +129,7 @@ def test_a_model_has_no_barrier_to_itself_and_alignment_keeps_it(demo, room):
     shutil.copytree(demo["a-sort"].path, room/"same"/"copy"); zoo["copy"] = read_zoo([room/"same"/"copy"])["copy"]
     assert barrier(zoo, "a-sort", "copy", texts).barrier.abs().max() < 1e-5
     aligned = align(demo["a-sort"], demo["b-skip"], room/"aligned"); zoo["aligned"] = aligned
-    t = barrier(zoo, "b-skip", "aligned", texts, (0, .5, 1)); assert abs(t.loss[0] - t.loss[2]) < 1e-3, "matching changes the weights, not the function"
+    t = barrier(zoo, "b-skip", "aligned", texts, alphas=(0, .5, 1)); assert abs(t.loss[0] - t.loss[2]) < 1e-3, "matching changes the weights, not the function"
     same = align(demo["a-sort"], demo["a-sort"], room/"itself")
     assert all(np.array_equal(same.raw(k), demo["a-sort"].raw(k)) for k in same.tensors)
 

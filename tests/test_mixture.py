@@ -37,7 +37,7 @@ def zoos(tmp_path_factory):
     return get
 
 def made(zoo, out, experts=("a", "b", "c"), base="base", router=PROMPTS, **spec):
-    return mix(MixtureSpec(experts=tuple(experts), base=base, router=router, **spec), out, zoo)
+    return mix(MixtureSpec(experts=tuple(experts), base=base, router=router, **spec), zoo, out)
 
 def load(model, **kwargs): return AutoModelForCausalLM.from_pretrained(getattr(model, "path", model), **{"dtype": torch.float32} | kwargs).eval()
 def tokens(n=6, length=11, seed=0): return torch.randint(3, 64, (n, length), generator=torch.Generator().manual_seed(seed))
@@ -185,7 +185,7 @@ def test_standard_formats_say_what_our_file_says(zoos, tmp_path, architecture, t
 def strangers(zoos, tmp_path): return Zoo((zoos("Llama")["a"], open_model(zoos("Qwen2")["b"].path, "q"), open_model(zoos("Gemma2")["c"].path, "g")))
 
 def test_at_most_max_resident_experts_are_in_memory(strangers, tmp_path):
-    live = mix(MixtureSpec(experts=("a", "q", "g"), router=dict(name="random"), max_resident=1), tmp_path/"m", strangers).load()
+    live = mix(MixtureSpec(experts=("a", "q", "g"), router=dict(name="random"), max_resident=1), strangers, tmp_path/"m").load()
     prompts = [f"w{i} w{i + 1}" for i in range(3, 40)]; route = live.route(prompts)
     assert not live.resident, "random reads nothing"
     answers = live.generate(prompts, 4)
@@ -194,7 +194,7 @@ def test_at_most_max_resident_experts_are_in_memory(strangers, tmp_path):
     assert [live.generate([p], 4)[0] for p in prompts[::-1]] == answers[::-1]
 
 def test_the_choice_depends_on_seed_and_prompt_alone(strangers, tmp_path):
-    r = lambda seed, name: mix(MixtureSpec(experts=("a", "q", "g"), router=dict(name="random", seed=seed)), tmp_path/name, strangers).load().route([f"w{i}" for i in range(3, 60)])
+    r = lambda seed, name: mix(MixtureSpec(experts=("a", "q", "g"), router=dict(name="random", seed=seed)), strangers, tmp_path/name).load().route([f"w{i}" for i in range(3, 60)])
     assert (r(0, "x") == r(0, "y")).all() and (r(0, "z") != r(1, "w")).any()
 
 # What is refused
@@ -223,7 +223,7 @@ def test_empty_long_and_moved(zoos, strangers, tmp_path):
     inside = load(made(zoos(), tmp_path/"in", level="model"))
     with pytest.raises(ValueError, match="at least one token"): inside(input_ids=tokens(2), attention_mask=torch.tensor([[1] * 11, [0] * 11]))
     for a in ("a", "q"): shutil.copytree(strangers[a].path, tmp_path/a)
-    live = (m := mix(MixtureSpec(experts=("a", "q"), router=dict(name="random")), tmp_path/"m", Zoo((open_model(tmp_path/"a"), open_model(tmp_path/"q"))))).load()
+    live = (m := mix(MixtureSpec(experts=("a", "q"), router=dict(name="random")), Zoo((open_model(tmp_path/"a"), open_model(tmp_path/"q"))), tmp_path/"m")).load()
     with pytest.raises(InputError, match="Prompt 1 is empty"): live.generate(["w3", " \n"])
     with pytest.raises(InputError, match="reads at most 128"): live.generate(["w3 " * 200])
     shutil.move(tmp_path/"q", tmp_path/"elsewhere")

@@ -55,7 +55,7 @@ class Toy:
 every = pytest.mark.parametrize("strategy", strategies)
 
 def found(strategy, method="linear", budget=40, score=None, **kw):
-    return search(MEMBERS, score or Toy(), method, strategy, budget, "d" if method_info(method).needs_base else None, **kw)
+    return search(MEMBERS, score or Toy(), method, strategy, budget=budget, base="d" if method_info(method).needs_base else None, **kw)
 
 @every
 @pytest.mark.parametrize("method", METHODS)
@@ -86,7 +86,7 @@ def test_seconds_end_a_search(strategy, monkeypatch):
 
 @every
 def test_the_order_of_members_does_not_matter(strategy):
-    one, other = found(strategy), search(MEMBERS[::-1], Toy(), "linear", strategy, 40)
+    one, other = found(strategy), search(MEMBERS[::-1], Toy(), "linear", strategy, budget=40)
     assert [t.candidate for t in one.trials] == [t.candidate for t in other.trials] and one.winner == other.winner
 
 @every
@@ -225,9 +225,9 @@ def test_racing_asks_a_third_of_the_questions():
     assert any(t.share < 1 for t in race.trials) and all(t.share == 1 for t in race.trials if t.candidate == race.winner and t.score == race.score)
 
 def test_layers_can_differ():
-    r = search(["a", "b"], Toy(), "linear", "layerwise", 60, options=dict(layer_groups=2))
+    r = search(["a", "b"], Toy(), "linear", "layerwise", budget=60, options=dict(layer_groups=2))
     assert any(isinstance(s.weight, list) for t in r.trials for s in t.candidate.models)
-    many = search(["a", "b"], Toy(), "linear", "evolution", 30, options=dict(layer_groups=4))
+    many = search(["a", "b"], Toy(), "linear", "evolution", budget=30, options=dict(layer_groups=4))
     layered = [s.weight for t in many.trials[1:] for s in t.candidate.models if isinstance(s.weight, list)]
     assert layered and max(len({v["value"] for v in w}) for w in layered) == 5, "four groups, and what lies outside"
 
@@ -268,7 +268,7 @@ def demo():
                                               ("pareto", "task_arithmetic"), ("racing", "slerp"), ("evolution", "dare_ties")])
 def test_real_merges(demo, strategy, method, tmp_path):
     zoo, part = demo; score = CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))
-    r = search(zoo.names, score, method, strategy, 6, "a-base", run=tmp_path/"run")
+    r = search(zoo.names, score, method, strategy, budget=6, base="a-base", run=tmp_path/"run")
     assert r.trials and not r.failed and r.score == pytest.approx(score(r.winner))
     assert all(t.bytes > 0 and t.seconds > 0 for t in r.trials)
     kept = sorted(studies(tmp_path/"run")[0].trials, key=lambda t: t.user_attrs["number"]) # processes end in any order
@@ -276,7 +276,7 @@ def test_real_merges(demo, strategy, method, tmp_path):
     assert all(sum(map(len, t.user_attrs["items"].values())) > 0 and t.user_attrs["recipe"] for t in kept)
 
 def test_real_merges_killed_at_twenty_random_moments(demo, tmp_path):
-    zoo, part = demo; once = lambda run, scorer: search(zoo.names, scorer, "task_arithmetic", "evolution", 24, "a-base", run=run)
+    zoo, part = demo; once = lambda run, scorer: search(zoo.names, scorer, "task_arithmetic", "evolution", budget=24, base="a-base", run=run)
     whole, n_calls = calls_of(lambda: once(None, CandidateScorer(zoo, part)))
     kills = killed(20, n_calls // 10, lambda: once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))))
     same_and_whole(tmp_path/"run", once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))), whole)
@@ -284,12 +284,12 @@ def test_real_merges_killed_at_twenty_random_moments(demo, tmp_path):
 
 def test_answers_are_shared_by_strategies_and_runs(demo, tmp_path):
     zoo, part = demo; store = Store(tmp_path/"store.sqlite"); first_time = CandidateScorer(zoo, part, store)
-    one = search(zoo.names, first_time, "linear", "average", 5)
+    one = search(zoo.names, first_time, "linear", "average", budget=5)
     class Dead(CandidateScorer):
         def made(self, candidate): raise AssertionError("a model was made again")
-    assert search(zoo.names, Dead(zoo, part, store), "linear", "average", 5).winner == one.winner
-    both = search(["a-sort", "a-reverse"], first_time, "linear", "coefficient", 9) # 0.5 is also the soup of the two
-    again = search(["a-sort", "a-reverse"], Dead(zoo, part, store), "linear", "average", 1)
+    assert search(zoo.names, Dead(zoo, part, store), "linear", "average", budget=5).winner == one.winner
+    both = search(["a-sort", "a-reverse"], first_time, "linear", "coefficient", budget=9) # 0.5 is also the soup of the two
+    again = search(["a-sort", "a-reverse"], Dead(zoo, part, store), "linear", "average", budget=1)
     assert again.trials[0].candidate in [t.candidate for t in both.trials]
     assert CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite")).known(one.winner, 1.0)
 
@@ -298,7 +298,7 @@ def test_one_live_model_serves_all_candidates(demo, monkeypatch):
     from model_glue_nb.zoo.zoo import ZooModel
     load = ZooModel.load
     monkeypatch.setattr(ZooModel, "load", lambda self, *a, **k: loads.append(self.name) or load(self, *a, **k))
-    score = CandidateScorer(zoo, part); search(zoo.names, score, "linear", "coefficient", 8)
+    score = CandidateScorer(zoo, part); search(zoo.names, score, "linear", "coefficient", budget=8)
     assert len(loads) == len(zoo) + 1, "one load per member's own score, one for all merges"
 
 @pytest.mark.parametrize("method, dtype", [("linear", "bfloat16"), ("linear", "float32"), ("task_arithmetic", "bfloat16"), ("slerp", "float16"), ("ties", "bfloat16")])
@@ -326,14 +326,14 @@ def test_two_processes_on_one_run_folder(tmp_path):
 def test_the_run_folder_of_another_zoo(demo, tmp_path):
     zoo, part = demo; found("average", run=tmp_path/"toy")
     with pytest.raises(InputError, match="its recipe differs in questions, zoo"): search(zoo.names, CandidateScorer(zoo, part), run=tmp_path/"toy")
-    search(zoo.names, CandidateScorer(zoo, part), "linear", "average", 2, run=tmp_path/"run")
+    search(zoo.names, CandidateScorer(zoo, part), "linear", "average", budget=2, run=tmp_path/"run")
     fewer = zoo.subset(["a-base", "a-sort"])
     with pytest.raises(InputError, match="differs in zoo"): search(fewer.names, CandidateScorer(fewer, part), run=tmp_path/"run")
 
 def test_nan_weights_fail_one_trial(demo):
     zoo, part = demo; score = CandidateScorer(zoo, part)
     object.__setattr__(zoo["a-reverse"], "bad_weights", lambda: ["'a-reverse' holds NaN. Leave it out."])
-    try: r = search(zoo.names, score, "linear", "average", 6)
+    try: r = search(zoo.names, score, "linear", "average", budget=6)
     finally: zoo["a-reverse"].__dict__.pop("bad_weights")
     assert r.failed and all("holds NaN" in t.failed for t in r.failed)
 
@@ -378,7 +378,7 @@ def test_every_kind_of_move_is_reached_by_a_small_budget():
     members = list("bcdefgz")
     class Seven(Toy):
         def shares(self, c): return {m: 1. for m in [c]} if isinstance(c, str) else super().shares(c)
-    r = search(members, Seven(), "ties", "stepwise", 10, "z"); tried = [t.candidate for t in r.trials]
+    r = search(members, Seven(), "ties", "stepwise", budget=10, base="z"); tried = [t.candidate for t in r.trials]
     assert len(tried) == 10
     flat = [c for c in tried if c.method == "ties"]
     assert any(c.parameters.get("scale", 1) != 1 for c in flat), "λ"
@@ -405,11 +405,11 @@ def test_searches_at_once_are_each_what_they_are_alone(tmp_path):
                 yield ask, scored(score, ask)
         yield answer
     executors["late"], at_once, trials = late, [], []
-    try: found = search_each(members, Toy(), methods, "coefficient", 30, "a", lambda m, t: trials.append((m, t.number)), seed=1, run=tmp_path, executor="late")
+    try: found = search_each(members, Toy(), methods, "coefficient", budget=30, base="a", on_trial=lambda m, t: trials.append((m, t.number)), seed=1, run=tmp_path, executor="late")
     finally: del executors["late"]
     assert list(found) == methods and max(at_once) > 1
     for m in methods:
-        alone = search(members, Toy(), m, "coefficient", 30, "a", seed=1)
+        alone = search(members, Toy(), m, "coefficient", budget=30, base="a", seed=1)
         assert found[m].score == alone.score and found[m].winner == alone.winner and found[m].corrected == alone.corrected
         timeless = [replace(t, seconds=0) for t in found[m].trials]
         assert timeless == [replace(t, seconds=0) for t in alone.trials] and [n for k, n in trials if k == m] == list(range(len(timeless)))

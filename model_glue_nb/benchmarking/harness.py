@@ -21,7 +21,7 @@ from .chats import render, without_begin
 from .judging import Rows, holding, judge
 from .lm_tasks import build, load_tasks, quiet, rules_of
 from .suites import EvalTask
-from ..core import InputError, digest
+from ..core import InputError, Progress, digest, silent
 from ..store import Store
 from ..zoo.threads import ONE_CORE, n_side_by_side, side_by_side, twin
 from ..zoo.zoo import LanguageModel, Zoo
@@ -272,10 +272,12 @@ class Keeper:
     def __init__(self,
         store:Store|None, # None keeps nothing
         model:str, # Fingerprint
-        progress:Callable=lambda done: None, # Called with the number of responses
+        progress:Progress=silent, # Called with numbers of responses
+        done:int=0, # Responses that are there already
+        total:int=0, # Responses in all
     ):
         self.store, self.model, self.progress = store, model, progress
-        self.waiting, self.done, self.last = {}, 0, time.monotonic()
+        self.waiting, self.done, self.total, self.last = {}, done, total, time.monotonic()
 
     def add_partial(self, attr, request, response):
         "Called by lm-eval."
@@ -285,7 +287,7 @@ class Keeper:
     def flush(self):
         "Write pending responses."
         if self.store and self.waiting: self.store.add_responses(self.model, self.waiting)
-        self.waiting, self.last = {}, time.monotonic(); self.progress(self.done)
+        self.waiting, self.last = {}, time.monotonic(); self.progress(self.done, self.total, "asking")
 
 # %% ../../nbs/04_benchmarking/10_harness.ipynb #5d630aac
 def request_key(
@@ -299,7 +301,7 @@ def respond(
     requests:list, # lm-eval requests, of any kinds
     model:str, # Fingerprint
     store:Store|None=None, # Where responses are kept
-    progress:Callable=lambda done, total: None, # Called as responses come
+    progress:Progress=silent, # Called as responses come
 ):
     "Fill in the responses to some requests; those that are remembered are not asked again."
     known, kinds = store.responses(model) if store else {}, defaultdict(list)
@@ -308,7 +310,7 @@ def respond(
         if said is None: kinds[r.request_type] += [r] * r.repeats
         else: r.resps = [tuple(x) if isinstance(x := json.loads(said), list) else x]
     there = len(requests) - sum(map(len, kinds.values()))
-    keeper = Keeper(store, model, lambda n: progress(there + n, len(requests)))
+    keeper = Keeper(store, model, progress, there, len(requests))
     lm.set_cache_hook(keeper)
     try:
         with quiet():
@@ -362,7 +364,7 @@ def evaluate(
     tasks:list[EvalTask], # With the questions that are open
     model:str, # Fingerprint
     store:Store|None=None, # Where responses and results are kept
-    progress:Callable=lambda done, total: None, # Called as responses come
+    progress:Progress=silent, # Called as responses come
 )->tuple[list[Rows],dict[str,int]]: # Results per task; task → questions that were cut
     "Ask the open questions of some tasks, all requests of one kind together as lm-eval does."
     parts, cut = [], {}

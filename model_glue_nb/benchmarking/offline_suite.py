@@ -8,10 +8,9 @@ __all__ = ['packages', 'lines', 'BIG_BENCH', 'GENERATORS', 'GENERATE', 'common',
 
 # %% ../../nbs/04_benchmarking/13_offline_suite.ipynb #2a74ff0a
 import gzip, json, subprocess, sys, tarfile, tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-from ..core import InputError, Registry, atomic_path, cache_path, unknown
+from ..core import InputError, Progress, Registry, atomic_path, cache_path, silent, unknown
 
 # %% ../../nbs/04_benchmarking/13_offline_suite.ipynb #79cf8fe6
 def common(
@@ -155,7 +154,7 @@ def build_offline(
     out:Path|None=None, # Folder of the suite; None: where `--suite offline` finds it
     without:list[str]=(), # Packages to leave out
     overwrite:bool=False, # Replace what is there
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    progress:Progress=silent, # Called as work proceeds
 )->Path: # The suite's YAML file
     "Fetch the packages, convert their questions, and write the suite."
     import yaml

@@ -21,7 +21,7 @@ from .harness import as_lm_eval, evaluate
 from .intervals import Items
 from .lm_tasks import quiet
 from .suites import EvalTask, Suite, Task, load_suite, metrics
-from ..core import InputError, digest, file_name, refuse
+from ..core import InputError, Progress, digest, file_name, refuse, silent
 from ..endings import is_machine, reason
 from ..reading import plain
 from ..store import Asked, Store
@@ -86,22 +86,24 @@ def ask(
     fingerprint:str, # Of the model or recipe: what remembered values belong to
     suite:Suite, # Questions to answer, usually one part of a suite
     store:Store|None=None, # Where answers are remembered; None keeps nothing
-    progress:Callable=lambda done, total: None, # Called with numbers of questions
+    *,
+    progress:Progress=silent, # Called with numbers of questions
     batch_size:int|str="auto", # Requests per batch of lm-eval's tasks
 )->Items: # A value per task and question, larger is better
     "Item-level scores of one system; only questions without a remembered answer are asked."
     known, rest = open_questions(store, fingerprint, suite)
     own, theirs = by_asker(rest)
     n = [sum(len(t.questions) for t in part) for part in (own, theirs)]
-    if own: ask_own(live(), own, fingerprint, store, known, lambda done: progress(done, sum(n)))
+    def tell(done, _, what): progress(done, sum(n), what)
+    if own: ask_own(live(), own, fingerprint, store, known, tell)
     if theirs:
         m = live(); began = time.perf_counter()
-        tell = lambda done, requests: progress(n[0] + int(n[1] * done / requests), sum(n))
-        found, cut = evaluate(as_lm_eval(m, batch_size), theirs, fingerprint, store, tell)
+        def tell_rest(done, requests, what): progress(n[0] + int(n[1] * done / requests), sum(n), what)
+        found, cut = evaluate(as_lm_eval(m, batch_size), theirs, fingerprint, store, tell_rest)
         for t, rows in zip(theirs, found): known[t.name] |= rows[t.metric]
         if store: keep_speed(store, m, theirs, time.perf_counter() - began)
         for t in theirs if store else []:
-            if cut.get(t.name): store.remember("cut", digest(fingerprint, t.fingerprint), cut[t.name])
+            if cut.get(t.name): store.remember("cut", digest(fingerprint, t.fingerprint()), cut[t.name])
     return as_items(suite, known)
 
 # %% ../../nbs/04_benchmarking/11_scores.ipynb #67d49fea
@@ -111,10 +113,11 @@ def ask_own(
     model:str, # Fingerprint
     store:Store|None, # Where answers are remembered
     known:dict, # Task → question → (value, answer); filled in
-    progress:Callable, # Called with the number of questions that are done
+    progress:Progress, # Called with numbers of questions
 ):
     "Tasks with equal settings are asked together, shortest first, in pieces that are stored one by one."
     alike, done, began = {}, 0, time.perf_counter()
+    total = sum(len(t.questions) for t in tasks)
     for t in tasks:
         how = t.max_new_tokens, t.stop, t.chat
         alike.setdefault(how, []).extend((t, q) for q in t.questions)
@@ -129,7 +132,7 @@ def ask_own(
                         if own is t}
                 if store and rows: store.add_items(model, t.asked, rows)
                 known[t.name] |= rows
-            done += len(some); progress(done)
+            done += len(some); progress(done, total, "asking")
     if store: keep_speed(store, live, tasks, time.perf_counter() - began)
 
 # %% ../../nbs/04_benchmarking/11_scores.ipynb #6dd32e6b
@@ -149,11 +152,12 @@ def ask_model(
     model:ZooModel, # A checkpoint or a mixture
     suite:Suite, # Questions to answer
     store:Store|None=None, # Where answers are remembered
-    progress:Callable=lambda done, total: None, # Called with numbers of questions
+    *,
+    progress:Progress=silent, # Called with numbers of questions
     batch_size:int|str="auto", # Requests per batch of lm-eval's tasks
 )->Items: # A value per task and question
     "Item-level scores of a model folder; it is loaded once, and only when a question is open."
-    return ask(cache(model.load), model.fingerprint(), suite, store, progress, batch_size)
+    return ask(cache(model.load), model.fingerprint(), suite, store, progress=progress, batch_size=batch_size)
 
 def cut_questions(
     store:Store, # Where it was noted
@@ -161,7 +165,7 @@ def cut_questions(
     suite:Suite, # What was asked
 )->dict[str,int]: # Task → how many; tasks without any are left out
     "Questions that were longer than the model's context."
-    found = {t.name: store.remembered("cut", digest(model, t.fingerprint)) for t in suite.tasks}
+    found = {t.name: store.remembered("cut", digest(model, t.fingerprint())) for t in suite.tasks}
     return {t: n for t, n in found.items() if n}
 
 # %% ../../nbs/04_benchmarking/11_scores.ipynb #8599c5d3
@@ -198,7 +202,8 @@ def ask_zoo(
     zoo:Zoo, # Models to score
     suite:Suite, # Questions to answer, usually one part of a suite
     store:Store|None=None, # Where answers are remembered
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds, with numbers of questions
+    *,
+    progress:Progress=silent, # Called as work proceeds, with numbers of questions
     batch_size:int|str="auto", # Requests per batch of lm-eval's tasks
     aside:dict[str,str]|None=None, # Filled with name → why for models that fail; None: a failure is raised
 )->dict[str,Items]: # Model name → item-level scores
@@ -206,9 +211,9 @@ def ask_zoo(
     n = {m.name: n_open(m, suite, store) for m in zoo}
     out, done, total = {}, 0, sum(n.values())
     for m in zoo:
-        tell = lambda k, _: progress(done + k, total, f"scoring {m.name}")
-        tell(0, 0)
-        try: out[m.name] = ask_model(m, suite, store, tell, batch_size)
+        def tell(k, *_): progress(done + k, total, f"scoring {m.name}")
+        tell(0)
+        try: out[m.name] = ask_model(m, suite, store, progress=tell, batch_size=batch_size)
         except Exception as e: # strangers' models fail in every way
             if aside is None or is_machine(e): raise
             aside[m.name] = reason(e)
@@ -230,8 +235,9 @@ def n_open(
 def score_zoo(
     zoo:Zoo|str|Path, # A zoo, or what `read_zoo` reads
     suite:Suite|str="demo", # A suite, its name or file
-    split:str="report", # "search" for choosing, "report" for reporting
     store:Store|None=None, # Where answers are remembered
+    *,
+    split:str="report", # "search" for choosing, "report" for reporting
     n:int|None=None, # At most this many questions per task
 ): # DataFrame: model, task, split, score, stderr, n, metric, weight
     "Score every model of a zoo on one part of a suite."
@@ -278,7 +284,7 @@ def asked_through(
     task:Task, # A custom task
 )->Asked: # What its answers by lm-eval are remembered under; those by `ask` have another name
     "A task as lm-eval asks it."
-    return task.asked._replace(version=digest("lm_eval", task.fingerprint))
+    return task.asked._replace(version=digest("lm_eval", task.fingerprint()))
 
 def ask_lm_eval(
     live:Callable, # () → something that generates; called only when a task is open

@@ -68,13 +68,12 @@ class Task:
     weight: float = 1. # How much the task counts in the mean over tasks
     chat: Chat = Chat() # Asked in conversations?
 
-    @cached_property
     def fingerprint(self)->str: # What a remembered value depends on besides model and question
         more = [] if self.chat == Chat() else [asdict(self.chat)]
         return digest(self.name, self.max_new_tokens, self.stop, self.metric, self.version, *more)
 
     @cached_property
-    def asked(self)->Asked: return Asked(self.name, self.fingerprint, self.metric)
+    def asked(self)->Asked: return Asked(self.name, self.fingerprint(), self.metric)
 
     @property
     def mean_size(self)->float: return 1. # What the values of questions are divided by
@@ -107,7 +106,6 @@ class EvalTask(Task):
     kind: str = "multiple_choice" # lm-eval's output type
     run_code: Callable|None = None # (code, tests) → passed, for tasks judged by running code
 
-    @property
     def fingerprint(self)->str: return self.content
 
     @property
@@ -237,7 +235,7 @@ def split_record(self:Suite)->dict: # Goes into a run folder
     "How the questions were split, so that anyone can check it."
     keys = lambda t: sorted(q.key for q in t.questions if self.in_search(q))
     return dict(suite=self.name, seed=self.seed, search_share=self.search_share, skipped=self.skipped,
-                tasks={t.name: dict(version=t.fingerprint, metric=t.metric, weight=self.weights[t.name],
+                tasks={t.name: dict(version=t.fingerprint(), metric=t.metric, weight=self.weights[t.name],
                                     questions=len(t.questions), search=len(keys(t)),
                                     search_keys=digest(keys(t)))
                        for t in self.tasks})

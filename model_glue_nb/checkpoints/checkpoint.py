@@ -18,7 +18,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .architectures import effective_config, model_class
-from .content import SETTLED_HERE, age, content_print, identity, speaking_files
+from .content import SETTLED_HERE, age, content_fingerprint, identity, speaking_files
 from .headers import NUMPY_DTYPES, TensorInfo
 from .quantisation import Quantisation, quantisation
 from .tensor_names import canonical_tensors
@@ -112,11 +112,11 @@ def tokenizer(self:ZooModel)->Identity|None: # None when there is no tokenizer
     "What a tokenizer is, from all of its files."
     return tokenizer_identity(self.path)
 
-@patch(as_prop=True)
+@patch
 def tokenizer_fingerprint(self:ZooModel)->str|None: # None when there is no tokenizer
     "Fingerprint of a tokenizer; two models with the same one read text the same way."
     found = self.tokenizer
-    return found and found.fingerprint
+    return found and found.fingerprint()
 
 @patch
 def tokenizer_problems(self:ZooModel)->list[str]: # Empty when the model can read text
@@ -147,7 +147,7 @@ def fingerprint(self:ZooModel)->str: # 16 hexadecimal digits
     marks = [str(f) for f in files], [identity(i) for i in infos]
     known = self.__dict__.get("_content")
     if known and known[0] == marks: return known[1]
-    found = content_print(self.path, files)
+    found = content_fingerprint(self.path, files)
     settled = all(age(i, now) > SETTLED_HERE for i in infos)
     self.__dict__["_content"] = (marks, found) if settled else None # checked again while files change
     return found
@@ -252,7 +252,7 @@ def file_problems(m:ZooModel)->list[str]:
     for f in speaking_files(m.path): os.close(open_regular(f))
     for f in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if m.has(f): read_json(inside(m.path, f))
-    m.tokenizer_fingerprint
+    m.tokenizer_fingerprint()
     return []
 
 # %% ../../nbs/02_checkpoints/10_checkpoint.ipynb #601d49ce

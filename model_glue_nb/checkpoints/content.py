@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'READ', 'SMALL_FILE', 'SETTLED_HERE', 'SETTLED', 'MOST_FILES', 'TROUBLES', 'SPEAKING', 'TEMPLATE_FOLDERS',
-           'hash_file', 'block_hasher', 'identity', 'age', 'file_print', 'stat_of', 'file_memory', 'recall', 'remember',
-           'row_key', 'hub_digest', 'speaking_files', 'content_print']
+           'hash_file', 'block_hasher', 'identity', 'age', 'file_fingerprint', 'stat_of', 'file_memory', 'recall',
+           'remember', 'row_key', 'hub_digest', 'speaking_files', 'content_fingerprint']
 
 # %% ../../nbs/02_checkpoints/04_content.ipynb #f333d8f7
 import os, re, sqlite3, stat, threading, time
@@ -75,7 +75,7 @@ def age(
     "How long a file has been unchanged."
     return now - max(info.st_mtime_ns, info.st_ctime_ns) / 1e9
 
-def file_print(
+def file_fingerprint(
     path:str|Path, # A regular file
     clock=time.time, # Gives seconds since 1970
 )->str: # 32 hexadecimal digits
@@ -179,10 +179,10 @@ def speaking_files(
                 found += [p for p in (folder/e.name).iterdir() if p.is_file()]
     return sorted(found)
 
-def content_print(
+def content_fingerprint(
     folder:Path, # A model folder
     files:list[Path], # Files of it
 )->str: # 16 hexadecimal digits
     "Fingerprint of some files, by their names in the folder and every byte."
     names = [os.path.relpath(f, folder) for f in files]
-    return digest([(n, file_print(f)) for n, f in sorted(zip(names, files))])
+    return digest([(n, file_fingerprint(f)) for n, f in sorted(zip(names, files))])

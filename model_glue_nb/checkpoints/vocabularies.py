@@ -135,7 +135,6 @@ class Identity:
     tokens: dict[str,int]|None # Token → id; None where the file could not be understood
     why: str = "" # What keeps it from being understood
 
-    @property
     def fingerprint(self)->str: # 16 hexadecimal digits
         "Equal if two tokenizers read text the same way."
         return digest(self.parts)
@@ -238,7 +237,7 @@ def difference(
     a:Identity, b:Identity, # Two tokenizers
 )->str: # Empty if they read text the same way
     "Why two tokenizers are not the same, in words."
-    if a.fingerprint == b.fingerprint: return ""
+    if a.fingerprint() == b.fingerprint(): return ""
     lost = [x for x in (a, b) if x.tokens is None]
     if lost: return f"'{lost[0].file}' cannot be compared ({lost[0].why})"
     moved = [t for t, i in a.tokens.items() if b.tokens.get(t, i) != i]

@@ -104,7 +104,7 @@ def cell(
 # %% ../../nbs/13_cli/01_app.ipynb #1e8d12e9
 @contextmanager
 def progress_bar():
-    "A function (done, total, what) that shows a bar with the time left; silent where there is no terminal."
+    "A `Progress` that shows a bar with the time left; silent where there is no terminal."
     from rich.console import Console
     from rich import progress as p
     console = Console(stderr=True); last = [None]
@@ -124,14 +124,15 @@ def progress_bar():
 # %% ../../nbs/13_cli/01_app.ipynb #2638bf83
 @contextmanager
 def byte_bar():
-    "A function (bytes done, in all) that shows a bar with GB/s and the time left; None without a terminal."
-    if not sys.stderr.isatty(): yield None; return
+    "A `Progress` in bytes that shows a bar with GB/s and the time left; `silent` without a terminal."
+    from model_glue_nb.core import silent
+    if not sys.stderr.isatty(): yield silent; return
     from rich.console import Console
     from rich import progress as p
     columns = (p.BarColumn(), p.DownloadColumn(), p.TransferSpeedColumn(), p.TimeRemainingColumn())
     with p.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task, last = bar.add_task("merging", total=None), [0.0]
-        def progress(done, total): # pieces come thousands a second
+        def progress(done, total, what): # pieces come thousands a second
             if (now := time.monotonic()) - last[0] < .1 and done < total: return
             last[0] = now; bar.update(task, completed=done, total=total)
         yield progress

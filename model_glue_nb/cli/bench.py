@@ -29,7 +29,8 @@ def bench(
     from model_glue_nb.experiments.figures import write_figures
     from model_glue_nb.experiments.grids import read_grid
     g = read_grid(grid); g = replace(g, suite=suite) if suite else g
-    with progress_bar() as progress: run = run_bench(zoo, g, out, progress, workers, allow_code)
+    with progress_bar() as progress:
+        run = run_bench(g, zoo, out, progress=progress, workers=workers, allow_code=allow_code)
     tell_skipped(run.read_json("zoo")["skipped"])
     figures, told = write_figures(run), run.read_table("claims")
     tables = [run.read_table(n) for n in ("merging", "mixture")]

@@ -27,7 +27,7 @@ def mix(
     from model_glue_nb.mixing.mixture import mix, plan_mixture, read_mixture
     spec, zoo, suite = read_mixture(mixture)
     if dry_run: return show(plan_mixture(spec, zoo), f"{mixture}: level {spec.level}", as_json)
-    model = mix(spec, out, zoo, suite, overwrite=overwrite, verify=verify)
+    model = mix(spec, zoo, out, suite, overwrite=overwrite, verify=verify)
     say(f"{model.path}: {len(spec.experts)} experts. Load it with {how_to_load(model.path)}.")
 
 def how_to_load(
@@ -44,7 +44,6 @@ def run(
     recipe:Path=typer.Argument(help="A recipe, such as recipes/demo.yaml."),
     out:Path=typer.Option(..., help="Run folder; an interrupted run continues there."),
     dry_run:bool=typer.Option(False, help="Check everything and say what would be done."),
-    resume:bool=typer.Option(False, help="Accepted for clarity: a run always continues where it stopped."),
     dtype:str=typer.Option(None, help="Dtype to run models in, instead of the recipe's."),
     store:str=typer.Option("machine", envvar="MODEL_GLUE_STORE",
                            help="Answers shared with other runs: machine, none, or a file."),
@@ -61,7 +60,7 @@ def run(
         title = f"{recipe}: the most that would be done, in minutes on one core where known"
         return show(plan_run(r, shared), title, as_json)
     from model_glue_nb.gluing.pipeline import glue
-    with progress_bar() as progress: done = glue(r, out, progress, shared)
+    with progress_bar() as progress: done = glue(r, out, progress=progress, store=shared)
     from model_glue_nb.reporting.dashboard import write_report
     report = write_report(done, renew=False); tell_skipped(done.read_json("zoo")["skipped"])
     table = done.read_table("comparison")

@@ -79,7 +79,6 @@ def search(
     option:list[str]=typer.Option([], help="A setting of the strategy, such as layer_groups=4; repeatable."),
     seed:int=typer.Option(0, help="Of strategies that draw."),
     executor:str=typer.Option("auto", help="auto, local, processes or ray."),
-    resume:bool=typer.Option(False, help="Accepted for clarity: a search always continues where it stopped."),
     as_json:bool=AS_JSON,
 ):
     "Search for the best merge of every cluster, and measure its gain on unseen questions."

@@ -49,7 +49,7 @@ def score(
     if plan.to_run.sum(): few_threads(zoo)
     with keep_alone(run), progress_bar() as progress:
         batch = int(batch_size) if batch_size.isdigit() else batch_size
-        items = ask_zoo(zoo, part, store, progress, batch, aside := {})
+        items = ask_zoo(zoo, part, store, progress=progress, batch_size=batch, aside=(aside := {}))
     tell_skipped(aside); zoo = zoo.subset(list(items))
     table = scores_table(items, split, part); tell_cut(zoo, part, store)
     if run: run.write_table("scores", table); run.write_json("split", whole.split_record())

@@ -69,7 +69,8 @@ def similarity(
     models, asked = read_zoo(zoo), dict(command="similarity", zoo=zoo, metric=metric, by=by, share=share)
     run = started(out, **asked, base=base)
     with progress_bar() as progress:
-        found = compare_zoo(models, METRICS if by else (metric,), base, share, 0, run and run.store, progress)
+        found = compare_zoo(models, METRICS if by else (metric,), base, run and run.store,
+                            share=share, progress=progress)
     square = found.square(metric)
     table = found.table(by) if by else with_names(square)
     if run: run.write_table("similarity", square, index=True)
@@ -136,7 +137,7 @@ def cka(
     from model_glue_nb.merging.barrier import compare_activations, texts_of
     from model_glue_nb.zoo.zoo import read_zoo
     models, texts = read_zoo(zoo), texts_of(load_suite(suite).part("search"), n); tell_skipped(models.skipped)
-    with progress_bar() as progress: table = compare_activations(models, texts, depths, progress)
+    with progress_bar() as progress: table = compare_activations(models, texts, depths, progress=progress)
     show(table.dropna(axis=1, how="all"), f"CKA, {len(texts)} texts; depth 1 is the last layer", as_json)
 
 @app.command()
@@ -154,7 +155,8 @@ def forecast(
     from model_glue_nb.reporting.plots import plot_calibration
     run = started(out, command="forecast", zoo=zoo, suite=suite, n=n, method=method)
     with run.lock(), progress_bar() as progress:
-        found, table = forecast_zoo(zoo, suite, run.store, n, remembered, progress, enough, method)
+        how = dict(n=n, remembered_only=remembered, enough=enough, method=method)
+        found, table = forecast_zoo(zoo, suite, run.store, **how, progress=progress)
     run.write_table("pairs", found.table); run.write_table("forecast", table)
     plot_calibration(found.table, str(found)).write_html(run.path/"calibration.html")
     tell_skipped(table.attrs["skipped"])

@@ -21,7 +21,7 @@ from ..benchmarking.intervals import Items, mean_interval, mean_score, paired_ga
 from ..benchmarking.sandbox import code_runner
 from ..benchmarking.scores import ask, known_items
 from ..benchmarking.suites import Suite, load_suite
-from ..core import InputError, Run, digest, refuse
+from ..core import InputError, Progress, Run, digest, refuse, silent
 from ..endings import is_machine, is_memory, reason
 from .controls import random_step, shuffled, shuffled_scorer
 from .grids import (Cell, Grid, best_of, largest_first, merging_cells, merging_sets,
@@ -67,9 +67,10 @@ class Bench:
         return digest("unseen", what, [model(n).fingerprint() for n in names], *asked)
 
 def open_bench(
-    zoo:str|list, # As `read_zoo` reads it
     g:Grid, # What to run over
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    zoo:str|list, # As `read_zoo` reads it
+    *,
+    progress:Progress=silent, # Called as work proceeds
     allow_code:bool=False, # Run generated code, in the sandbox? Else such tasks are skipped by name
 )->Bench: # Without a run folder
     "Open the zoo and the questions of a benchmark."
@@ -105,8 +106,8 @@ def searched(
     scorer:MeteredScorer|None=None, # Who scores; None: on *search*
 )->SearchResult:
     "The search of a cell."
-    return search(list(cell.members), scorer or b.scorer, cell.method, cell.strategy, cell.budget, cell.base,
-                  seed=cell.seed, options=dict(cell.options))
+    return search(list(cell.members), scorer or b.scorer, cell.method, cell.strategy, budget=cell.budget,
+                  base=cell.base, seed=cell.seed, options=dict(cell.options))
 
 def merge_row(
     b:Bench, # As `open_bench` gives it
@@ -156,7 +157,7 @@ def unseen_score(
     for k in range(parts):
         learn, known = deal(suite, items, lambda i: i % parts != k)
         left, _ = deal(suite, {}, lambda i: i % parts == k)
-        model = mix(spec, folder, b.work.zoo, learn, known, overwrite=True)
+        model = mix(spec, b.work.zoo, folder, learn, items=known, overwrite=True)
         answers = ask(model.load, model.fingerprint(), left, b.work.run.store)
         for t, some in zip(suite.tasks, left.tasks): # perplexities are given per mean word of the part
             told[t.name][k::parts] = answers[t.name] * some.mean_size / t.mean_size
@@ -194,7 +195,7 @@ def mix_row(
             seeded = dict(seed=cell.seed) if "seed" in routers[cell.router].settings else {}
             spec = MixtureSpec(cell.members, dict(name=cell.router) | seeded, cell.level, cell.base,
                                cell.dense_layers, cell.top_k, cell.input, eyes=None if cell.base else single)
-            with metered() as used: model = mix(spec, f"{d}/mixture", zoo, b.work.search, items)
+            with metered() as used: model = mix(spec, zoo, f"{d}/mixture", b.work.search, items=items)
             costs.append(used)
             found = math.nan if cell.control else unseen_score(b, spec, f"{d}/part", items)
         out = answers_of(b, model, found); told = out.pop("items")
@@ -306,7 +307,7 @@ def dense_of(
 @lru_cache(1)
 def bench_at(path, zoo, grid, allow_code): # In a worker; texts, so that it is opened once
     "The bench of a run folder."
-    b = open_bench(json.loads(zoo), Grid(**json.loads(grid)), allow_code=allow_code); b.work.run = Run(path)
+    b = open_bench(Grid(**json.loads(grid)), json.loads(zoo), allow_code=allow_code); b.work.run = Run(path)
     return b
 
 def in_worker(args, cells):
@@ -360,15 +361,16 @@ def measured(
 
 # %% ../../nbs/11_experiments/05_bench.ipynb #438840c8
 def bench(
-    zoo:str|list="demo", # A folder of checkpoints, a YAML list, "demo"
     grid:str|Path|Grid="small", # A grid's name or file
+    zoo:str|list="demo", # A folder of checkpoints, a YAML list, "demo"
     out:str|Path="runs/bench", # Run folder; an interrupted run continues there
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    *,
+    progress:Progress=silent, # Called as work proceeds
     workers:int|None=None, # Processes; None: one per core for small models, else one
     allow_code:bool=False, # Run generated code, in the sandbox? Else such tasks are skipped by name
 )->Run: # With merging.csv, mixture.csv, claims.csv, the same as Markdown and LaTeX, controls.csv
     "Run the two benchmarks on a zoo."
-    g = read_grid(grid); b = open_bench(zoo, g, progress, allow_code)
+    g = read_grid(grid); b = open_bench(g, zoo, progress=progress, allow_code=allow_code)
     about = dict(command="bench", zoo=zoo, grid=asdict(g)) | (dict(allow_code=True) if allow_code else {})
     b.work.run = run = Run.start(out, about); refuse(other_zoo(run, b.work.zoo))
     workers = workers or (os.cpu_count() if are_small(b.work.zoo) else 1)

@@ -67,13 +67,13 @@ GRID = mapping(dict(
                          dense_layers=listed(number(-10**6, 10**6), 1), experts=whole(0, 10**6)))))
 
 def read_grid(
-    given:str|Path|Grid, # "small", or a YAML file
+    spec:str|Path|Grid, # "small", or a YAML file
 )->Grid: # Checked: every key and name is known
     "Read a grid; all problems are reported at once."
-    if isinstance(given, Grid): return given
+    if isinstance(spec, Grid): return spec
     known = {f.stem: f for f in grids_path().glob("*.yaml")}
-    file = known.get(str(given), Path(given))
-    if not is_path(given) or not file.exists(): raise unknown("grid", short(given), known)
+    file = known.get(str(spec), Path(spec))
+    if not is_path(spec) or not file.exists(): raise unknown("grid", short(spec), known)
     d = read_yaml(file, "grid")
     d = {} if d is None else d
     require(d, GRID, short(file.name), f"Cannot use {short(file.name)}")

@@ -157,7 +157,7 @@ def made_anew(
     def procedure(learn, ask):
         known = {e: at(i, learn) for e, i in items.items()}
         with tempfile.TemporaryDirectory(dir=work.run.path/"models", prefix=".half-") as d:
-            m = mix(spec, Path(d)/"mixture", work.zoo, questions_at(work.search, learn), known)
+            m = mix(spec, work.zoo, Path(d)/"mixture", questions_at(work.search, learn), items=known)
             answers = ask_model(m, questions_at(work.search, ask))
         return np.concatenate(list(answers.values()))
     return procedure
@@ -186,7 +186,7 @@ def choose(
     def compute():
         held = cross_fitted(procedures_of(work, tried, experts, dense), like, folds, seed)
         return {s: {t: v.tolist() for t, v in items.items()} for s, items in held.items()}
-    tasks = [(t.fingerprint, [q.key for q in t.questions]) for t in work.search.tasks]
+    tasks = [(t.fingerprint(), [q.key for q in t.questions]) for t in work.search.tasks]
     models = {n: work.zoo[n].fingerprint() if n in work.zoo.names else n for n in tried.items}
     about = asdict(work.recipe)["mixture"], dense, {k: list(v) for k, v in experts.items()}, tried.clusters
     held = work.run.store.remembered("cross-fitted", digest(tasks, models, about, folds, seed), compute)

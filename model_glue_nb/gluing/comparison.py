@@ -252,7 +252,7 @@ def tell(
     merged = [m for m in work.zoo if m.name not in work.singles and not (m.path/"router.json").exists()]
     asked = [*work.singles, *(m.name for m in merged)]
     ask_together(CandidateScorer(work.zoo, work.report, work.run.store), asked, executor_of(work.recipe))
-    singles = ask_zoo(work.zoo.subset(work.singles), work.report, work.run.store, work.progress)
+    singles = ask_zoo(work.zoo.subset(work.singles), work.report, work.run.store, progress=work.progress)
     answers = singles | {m.name: ask_model(m, work.report, work.run.store) for m in merged}
     tables = scores_table(searched, "search"), scores_table(answers, "report")
     work.run.write_table("scores", pd.concat(tables))

@@ -104,12 +104,12 @@ class Step:
 
 # %% ../../nbs/09_gluing/04_dry_run.ipynb #d4a10
 def plan_run(
-    r:GlueRecipe, # What to do
+    recipe:GlueRecipe, # What to do
     store:Store|None=None, # Answers of other runs, which are not asked again
 ): # DataFrame: step, what, questions, minutes
     "What a recipe would do: the most questions that each step would ask, and what is left out."
     import pandas as pd
-    seen = planned(r); work = seen.work
+    seen = planned(recipe); work = seen.work
     speed = seconds_per_work(store)
     clusters, near = clusters_of(work)
     groups = [(c, [work.zoo[n] for n in c.members]) for c in clusters]

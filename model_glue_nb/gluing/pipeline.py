@@ -7,13 +7,12 @@ __all__ = ['Clock', 'glue', 'systems_of']
 
 # %% ../../nbs/09_gluing/09_pipeline.ipynb #e6a26173
 import os, time
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..benchmarking.intervals import Items, mean_score
 from ..benchmarking.scores import ask_model
-from ..core import Run
+from ..core import Progress, Run, silent
 from .chosen import choose, tried_in
 from .comparison import tell
 from .recipe import GlueRecipe, Work, begin, describe_run, read_recipe
@@ -49,13 +48,14 @@ class Clock:
 
 # %% ../../nbs/09_gluing/09_pipeline.ipynb #a203398f
 def glue(
-    given:GlueRecipe|dict|str|Path="recipes/demo.yaml", # A recipe, its content, or its file
+    recipe:GlueRecipe|dict|str|Path="recipes/demo.yaml", # A recipe, its content, or its file
     out:str|Path="runs/demo", # Run folder; an interrupted run continues there
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    *,
     store:Store|None=None, # Answers of other runs; None: only what this folder remembers
+    progress:Progress=silent, # Called as work proceeds
 )->Run: # The run, with every table written
     "From a zoo to one better model, with the evidence."
-    r = given if isinstance(given, GlueRecipe) else read_recipe(given)
+    r = recipe if isinstance(recipe, GlueRecipe) else read_recipe(recipe)
     work = begin(r, out, progress, store)
     clock = Clock()
     with work.run.lock(), compute_dtype(r.dtype):

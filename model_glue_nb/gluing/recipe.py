@@ -10,7 +10,6 @@ __all__ = ['CLUSTERS', 'MERGE', 'MIXTURE', 'COUNT', 'ROUTER', 'CLUSTER_KEYS', 'P
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #d1a03
 import os, platform, sys
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -20,7 +19,7 @@ import numpy as np
 
 from ..benchmarking.harness import are_small, few_threads
 from ..benchmarking.suites import Suite, load_suite
-from ..core import InputError, Run, machine_store, refuse, unknown
+from ..core import InputError, Progress, Run, machine_store, refuse, silent, unknown
 from ..mergeability.clusters import Cluster, cluster_by_similarity, divide, linkages
 from ..mergeability.similarity import METRICS, ROLES, Comparison, compare_zoo
 from ..merging.methods import merge_methods
@@ -96,13 +95,13 @@ def router_of(
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #8019639a
 def read_recipe(
-    given:str|Path|dict, # A YAML file, or its content
+    spec:str|Path|dict, # A YAML file, or its content
 )->GlueRecipe: # Checked: every key and name is known
     "Read a recipe; all problems are reported at once, each unknown key by name."
-    where = "recipe" if isinstance(given, dict) else short(Path(given).name)
-    if not isinstance(given, dict): given = read_yaml(given, "recipe")
-    require(given, RUN, where, f"Cannot use {where}")
-    r = GlueRecipe(**given)
+    where = "recipe" if isinstance(spec, dict) else short(Path(spec).name)
+    if not isinstance(spec, dict): spec = read_yaml(spec, "recipe")
+    require(spec, RUN, where, f"Cannot use {where}")
+    r = GlueRecipe(**spec)
     refuse(check_recipe(r), f"Cannot use {where}")
     return r
 
@@ -161,7 +160,7 @@ class Work:
     suite: Suite # All questions
     search: Suite # Questions for choosing
     report: Suite # Questions for measuring
-    progress: Callable = lambda done, total, what: None
+    progress: Progress = silent
 
     def add(self, model:ZooModel)->str:
         "Let later steps name a new model."
@@ -197,7 +196,7 @@ def check_shared(
 # %% ../../nbs/09_gluing/01_recipe.ipynb #d1a09
 def open_work(
     r:GlueRecipe, # What to do
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    progress:Progress=silent, # Called as work proceeds
 )->Work: # Without a run folder
     "Open the suite and the zoo."
     suite = load_suite(r.suite); suite = suite.only(r.tasks) if r.tasks else suite
@@ -208,7 +207,7 @@ def open_work(
 def begin(
     r:GlueRecipe, # What to do
     out:str|Path, # Run folder; an interrupted run continues there
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    progress:Progress=silent, # Called as work proceeds
     store:Store|None=None, # Answers of other runs; None: only what this folder remembers
 )->Work: # With the zoo opened and the run folder made
     "Open the zoo and the suite, then the run folder: bad input leaves no folder behind."

@@ -76,7 +76,7 @@ def score_members(
     "Ask members; those that fail are set aside."
     aside, some = {}, work.zoo if names is None else work.zoo.subset(names)
     ask_together(scorer_of(work), some.names, executor_of(work.recipe))
-    items = ask_zoo(some, work.search, work.run.store, work.progress, aside=aside)
+    items = ask_zoo(some, work.search, work.run.store, progress=work.progress, aside=aside)
     if not aside: return items
     left = tuple(m for m in work.zoo if m.name not in aside)
     work.zoo = Zoo(left, work.zoo.skipped | aside)
@@ -90,7 +90,7 @@ class RunScorer(CandidateScorer):
     "Scores the candidates of a run; the key of remembered answers is computed once per candidate."
     def __init__(self, zoo, suite, store=None):
         super().__init__(zoo, suite, store)
-        self.keys, self.prints, self.known_zoo = {}, {}, (None, None)
+        self.keys, self.fingerprints, self.known_zoo = {}, {}, (None, None)
 
     def key(self, candidate)->str:
         "The key of remembered answers."
@@ -108,15 +108,15 @@ class RunScorer(CandidateScorer):
 
     def settle(self, model:ZooModel)->ZooModel:
         "A model whose files are not checked again."
-        if model.path not in self.prints: self.prints[model.path] = model.fingerprint()
+        if model.path not in self.fingerprints: self.fingerprints[model.path] = model.fingerprint()
         out = copy(model)
-        out.__dict__["fingerprint"] = lambda: self.prints[model.path]
+        out.__dict__["fingerprint"] = lambda: self.fingerprints[model.path]
         return out
 
     def on(self, suite):
         "The same candidates on other questions."
         out = super().on(suite)
-        out.keys, out.prints = self.keys, self.prints
+        out.keys, out.fingerprints = self.keys, self.fingerprints
         return out
 
 def scorer_of(
@@ -182,8 +182,9 @@ def glue_cluster(
         total = m["budget"] if isinstance(m["budget"], int) else None
         work.progress(t.number + 1, total, f"{cluster.name}: {method}, best {t.best:.3f}")
         rows[method].append(trial_row(cluster.name, method, m["strategy"], t, rows[method]))
-    args = cluster.members, scorer, methods, m["strategy"], m["budget"], cluster.base, on_trial
-    found = search_each(*args, seed=work.recipe.seed, options=m.get("options"), run=work.run,
+    how = dict(budget=m["budget"], base=cluster.base, on_trial=on_trial, options=m.get("options"))
+    found = search_each(cluster.members, scorer, methods, m["strategy"], **how,
+                        seed=work.recipe.seed, run=work.run,
                         executor=executor_of(work.recipe), tokenizer=tokenizer_for(work, cluster))
     searches = tuple(found.values())
     best, rows = max(searches, key=lambda f: f.score), sum(rows.values(), [])
@@ -215,7 +216,7 @@ def tell_search(
     for i, (c, g) in enumerate(zip(clusters, glued)):
         if g.best is None: continue
         work.progress(i, len(clusters), f"evidence: {c.name}")
-        honest = lambda: honest_table(g.best, scorer, work.report, seed, who)
+        honest = lambda: honest_table(g.best, scorer, work.report, seed=seed, executor=who)
         tables.append(explained(work, "search", g.best, work.report, honest).assign(cluster=c.name))
         if not n: continue
         some = work.report.part("all", n)
@@ -265,7 +266,7 @@ def explained(
 def table_key(work:Work, name:str, found:SearchResult, told:Suite)->str: # As for `explained`
     "The key of a remembered table about a search."
     scorer = scorer_of(work)
-    asked = [(t.fingerprint, [q.key for q in t.questions]) for s in (work.search, told) for t in s.tasks]
+    asked = [(t.fingerprint(), [q.key for q in t.questions]) for s in (work.search, told) for t in s.tasks]
     models = [scorer.key(c) for c in (found.winner, *sorted(found.own))]
     return digest(name, models, asked, found.score, found.corrected, work.recipe.seed)
 
@@ -361,4 +362,5 @@ def mixture_of(
     models = [work.zoo[n].fingerprint() for n in (*experts, *([dense] if dense else []))]
     asked = [q.key for t in work.search.tasks for q in t.questions]
     key = digest("router.json", asdict(spec), models, asked)
-    return kept(work, name, key, lambda out: mix(spec, out, work.zoo, work.search, items, overwrite=True))
+    def write(out): return mix(spec, work.zoo, out, work.search, items=items, overwrite=True)
+    return kept(work, name, key, write)

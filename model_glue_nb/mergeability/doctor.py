@@ -9,13 +9,12 @@ __all__ = ['SMALL', 'PICKLES', 'COLUMNS', 'fetch_header', 'fetch_headers', 'susp
 
 # %% ../../nbs/05_mergeability/05_doctor.ipynb #6bdc2435
 import os, struct, tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkpoints.checkpoint import card_of, reason_of
 from ..checkpoints.tensor_names import layer_stacks
-from ..core import InputError, MissingFile
+from ..core import InputError, MissingFile, Progress, silent
 from ..zoo.compatibility import (Verdict, chat_template, compare_whole, heads, n_rows, norm_eps,
                                              rope)
 from ..zoo.sources import adapter_problems
@@ -147,13 +146,13 @@ def examine_checkpoint(model:ZooModel, room)->Case:
     named = plain(Path(named).name) if isinstance(named, str) else ""
     base = model.base or (named if named != model.name else None) or None
     notes = odd + suspicious_weights(model)
-    return Case(model, bad, notes, None, base, model.tokenizer_fingerprint or "", room)
+    return Case(model, bad, notes, None, base, model.tokenizer_fingerprint() or "", room)
 
 # %% ../../nbs/05_mergeability/05_doctor.ipynb #9521ba1b
 def examine_zoo(
     spec:str|Path|list, # As for `read_zoo`; of hub ids only headers are fetched
     deep:bool=False, # Also read the weights?
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    progress:Progress=silent, # Called as work proceeds
 )->list[Case]:
     "Look at every member of a zoo."
     cases, entries = [], zoo_entries(spec)

@@ -18,7 +18,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..checkpoints.tensor_names import LAYER
-from ..core import InputError, Store, digest, unknown
+from ..core import InputError, Progress, Store, digest, silent, unknown
 from .clusters import cluster_by_similarity
 from ..tensors.dtypes import CODES
 from .pairs import METRICS, compare_weight, files_for
@@ -132,7 +132,7 @@ def compare_group(
     metrics:tuple[str,...], # What to measure
     share:float, # Part of the rows that is read
     seed:int, # Of the sample of rows
-    progress:Callable, # Called with (done, total, what)
+    progress:Progress, # Called as work proceeds
 )->tuple[dict,dict,int]: # Metric → (weights, n, n); the same of error bounds; bytes read
     "All weights of all pairs, on all processors; the largest weights first."
     names = sorted(weights_of(models[0]), key=lambda k: -models[0].tensors[k].n_values); found = {}
@@ -156,10 +156,11 @@ def compare_zoo(
     zoo:Zoo, # Any models
     metrics:tuple[str,...]=METRICS, # What to measure
     bases:dict[str,str|None]|str|None=None, # Model → its base, or one for all; default: cards, then weights
+    store:Store|None=None, # Where results are remembered
+    *,
     share:float=1.0, # Part of each weight's rows that is read; below 1 the error bounds are above 0
     seed:int=0, # Of the sample of rows
-    store:Store|None=None, # Where results are remembered
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    progress:Progress=silent, # Called as work proceeds
 )->Comparison:
     "Measure every pair of a zoo in one pass over its bytes."
     metrics = check_comparison(zoo, metrics, share); groups, n_read = [], 0
@@ -167,7 +168,8 @@ def compare_zoo(
     sound = Zoo(tuple(m for m in zoo if m.name not in skipped))
     def look(models):
         nonlocal n_read
-        near = compare_zoo(Zoo(tuple(models)), METRICS[:1], {}, share, seed, store, progress)
+        how = dict(share=share, seed=seed, progress=progress)
+        near = compare_zoo(Zoo(tuple(models)), METRICS[:1], {}, store, **how)
         n_read += near.n_read
         return near.nearness(METRICS[0])
     if isinstance(bases, dict): taken = {m: (b, "as given") for m, b in bases.items() if b and b != m}
@@ -290,9 +292,10 @@ def similarity(
     zoo:Zoo, # Any models
     roles:list[str]=("attn", "mlp"), # Which weights count
     store:Store|None=None, # Where results are remembered
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    *,
     metric:str="column_cosine", # Entry of `METRICS`
     share:float=1.0, # Part of each weight's rows that is read
+    progress:Progress=silent, # Called as work proceeds
 ): # DataFrame, n×n, by model name; NaN where two are not comparable; `attrs["skipped"]` has the reasons
     "Similarity of every pair of a zoo; models of different signatures are not comparable."
     return compare_zoo(zoo, (metric,), share=share, store=store, progress=progress).nearness(metric, roles)

@@ -13,7 +13,7 @@ FACE = {
     "methods": "PerModel try_method",
     "recipes": "MergeSource MergeSlice stack check_form",
     "planner": "check_recipe",
-    "canonical": "canonical_print",
+    "canonical": "merge_fingerprint",
     "estimate": "plan",
     "live": "merge_into",
     "barrier": "texts_of",

@@ -9,13 +9,12 @@ __all__ = ['Text', 'ALPHAS', 'NORMS', 'UP', 'DOWN', 'QKV', 'OUT', 'CANNOT_TELL',
            'barrier_aligned', 'cka', 'gram_centred', 'activations', 'alike', 'compare_activations']
 
 # %% ../../nbs/06_merging/12_barrier.ipynb #4e600c15
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from ..benchmarking.suites import Suite
-from ..core import InputError, atomic_path, refuse
+from ..core import InputError, Progress, atomic_path, refuse, silent
 from ..endings import blaming
 from .merge import merge_into
 from .recipes import recipe
@@ -66,19 +65,19 @@ def text_losses(
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 def losses_between(
-    models:Zoo|dict, # Where the two are found by name
+    zoo:Zoo|dict, # Where the two are found by name
     a:str, b:str, # Names
     texts:list[Text], # What the loss is measured on
     alphas:tuple[float,...]=ALPHAS, # Shares of `b`; with 0 and 1
     live:LanguageModel|None=None, # A live model of their shape, to be overwritten; default: loads one
 )->np.ndarray: # (alphas, texts)
     "Loss of every text along the path from one model to another."
-    refuse(check_way(models[a], models[b], alphas), "Cannot walk between the models")
+    refuse(check_way(zoo[a], zoo[b], alphas), "Cannot walk between the models")
     out = []
-    with blaming(a): live = live or models[a].load()
+    with blaming(a): live = live or zoo[a].load()
     for x in alphas:
         with blaming(b if x else a):
-            merge_into(live, recipe("linear", [a, b], [1 - x, x]), models)
+            merge_into(live, recipe("linear", [a, b], [1 - x, x]), zoo)
             out.append(text_losses(live, texts))
     return np.array(out)
 
@@ -90,7 +89,7 @@ def check_way(
     out, names = [], f"'{a.name}' and '{b.name}'"
     if a.signature != b.signature:
         out.append(f"{names} have tensors of other names or shapes. There is no path between them: mix them.")
-    elif a.tokenizer_fingerprint != b.tokenizer_fingerprint:
+    elif a.tokenizer_fingerprint() != b.tokenizer_fingerprint():
         out.append(f"{names} read text by different tokenizers. Merge with a tokenizer choice, then compare.")
     if not {0, 1} <= {*alphas} or len(alphas) < 3 or min(alphas) < 0 or max(alphas) > 1:
         out.append(f"alphas are {alphas}. Give 0, 1 and at least one value between them.")
@@ -111,13 +110,14 @@ def barrier_table(
                              barrier=over.mean(1), error=error(over)))
 
 def barrier(
-    models:Zoo|dict, # Where the two are found by name
+    zoo:Zoo|dict, # Where the two are found by name
     a:str, b:str, # Names
     texts:list[Text], # What the loss is measured on
+    *,
     alphas:tuple[float,...]=ALPHAS, # Shares of `b`
 ): # DataFrame, as `barrier_table` gives it
     "Loss along the path from one model to another; the highest `barrier` tells one basin from two."
-    return barrier_table(losses_between(models, a, b, texts, alphas), alphas)
+    return barrier_table(losses_between(zoo, a, b, texts, alphas), alphas)
 
 # %% ../../nbs/06_merging/12_barrier.ipynb #489b273c
 NORMS = [f"{k}_layernorm" for k in ("input", "post_attention", "pre_feedforward", "post_feedforward")]
@@ -236,7 +236,7 @@ def check_align(a, b)->list[str]: # Problems
     "Why two models cannot be aligned."
     if a.signature != b.signature:
         return [f"'{a.name}' and '{b.name}' have tensors of other names or shapes. Mix them."]
-    if a.tokenizer_fingerprint != b.tokenizer_fingerprint:
+    if a.tokenizer_fingerprint() != b.tokenizer_fingerprint():
         return [f"'{a.name}' and '{b.name}' read text by different tokenizers, so their embeddings cannot be "
                 "matched. Mix them."]
     need = [f"model.layers.{i}.{k}.weight" for i in range(a.n_layers) for k in (*QKV, OUT, UP[1], DOWN)]
@@ -253,17 +253,18 @@ CANNOT_TELL = (
     "are strangers.")
 
 def barrier_aligned(
-    models:Zoo|dict, # Where the two are found by name
+    zoo:Zoo|dict, # Where the two are found by name
     a:str, b:str, # Names
     texts:list[Text], # What the loss is measured on
+    *,
     alphas:tuple[float,...]=ALPHAS, # Shares of `b`
 ): # DataFrame: as `barrier` gives it, with a column `aligned` (False, True)
     "The barrier before and after the second model's units are matched to the first's."
     import pandas as pd, tempfile
-    before = barrier(models, a, b, texts, alphas)
+    before = barrier(zoo, a, b, texts, alphas=alphas)
     with tempfile.TemporaryDirectory() as room:
-        found = {a: models[a], b: align(models[a], models[b], Path(room)/"aligned")}
-        after = barrier(found, a, b, texts, alphas)
+        found = {a: zoo[a], b: align(zoo[a], zoo[b], Path(room)/"aligned")}
+        after = barrier(found, a, b, texts, alphas=alphas)
     return pd.concat([before.assign(aligned=False), after.assign(aligned=True)], ignore_index=True)
 
 # %% ../../nbs/06_merging/12_barrier.ipynb #3eff22ca
@@ -307,11 +308,12 @@ def compare_activations(
     zoo:Zoo, # Any models
     texts:list[Text], # What they read
     n_depths:int|None=None, # Depths to compare at; default: as many as the shallower model has
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    *,
+    progress:Progress=silent, # Called as work proceeds
 ): # DataFrame: a, b, depth (0: embeddings, 1: last layer), cka, reason
     "CKA of every pair that shares a tokenizer; pairs that cannot be compared come last, with the reason."
     import pandas as pd
-    reads = {m.name: m.tokenizer_fingerprint for m in zoo if m.kind == "checkpoint"}
+    reads = {m.name: m.tokenizer_fingerprint() for m in zoo if m.kind == "checkpoint"}
     grams, rows, rest, aside = {}, [], [], {}
     for i, name in enumerate(reads):
         progress(i, len(reads), f"reading with {name}")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUMS', 'VOTES', 'SYMMETRIC', 'ALWAYS', 'DIVIDES', 'TINY', 'UNREAD', 'rounded', 'plainly', 'chain', 'shortened',
-           'constant', 'mapped', 'shared_filters', 'shares', 'all_numbers', 'lead_print', 'leading', 'lead_name',
-           'Forms', 'spelled', 'ordered', 'canonical_print']
+           'constant', 'mapped', 'shared_filters', 'shares', 'all_numbers', 'lead_fingerprint', 'leading', 'lead_name',
+           'Forms', 'spelled', 'ordered', 'merge_fingerprint']
 
 # %% ../../nbs/06_merging/07_canonical.ipynb #4e747815
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from ..core import digest
 from .methods import MethodInfo, merge_methods, method_info
-from .planner import find_model, is_buffer, recipe_print
+from .planner import find_model, is_buffer, recipe_fingerprint
 from .recipes import MergeRecipe, MergeSource, check_form, is_filtered
 from ..reading import read_json
 from ..zoo.compatibility import chat_template
@@ -105,19 +105,19 @@ def all_numbers(weights)->bool:
 # %% ../../nbs/06_merging/07_canonical.ipynb #3879977f
 UNREAD = "_name_or_path", "transformers_version", "_from_model_config" # Settings that change no answer
 
-def lead_print(
+def lead_fingerprint(
     model:ZooModel|View, # Whom a merge takes its settings from
 )->str: # 16 hexadecimal digits
     "Fingerprint of everything a leading model determines besides its weights."
     m = model.model if isinstance(model, View) else model
-    if known := m.__dict__.get("_lead_print"): return known # files do not change while a model is open
+    if known := m.__dict__.get("_lead_fingerprint"): return known # files do not change while a model is open
     files = [n for n in ("config.json", "generation_config.json") if m.has(n)]
     said = [{k: v for k, v in read_json(m.path/n).items() if k not in UNREAD} for n in files]
     remade = any(is_buffer(k, t) for k, t in m.tensors.items())
     dtypes = sorted((k, t.dtype) for k, t in m.tensors.items())
-    parts = said, dtypes, m.tokenizer_fingerprint, chat_template(m.path), m.fingerprint() if remade else ""
-    m.__dict__["_lead_print"] = digest(*parts)
-    return m.__dict__["_lead_print"]
+    parts = said, dtypes, m.tokenizer_fingerprint(), chat_template(m.path), m.fingerprint() if remade else ""
+    m.__dict__["_lead_fingerprint"] = digest(*parts)
+    return m.__dict__["_lead_fingerprint"]
 
 def leading(
     recipe:MergeRecipe, # With sources
@@ -139,7 +139,7 @@ class Forms:
         lead_of:Callable, # Name of a model → fingerprint of what it gives when it leads
     ): self.of, self.lead_of = of, lead_of
 
-    def print_of(self, model)->str: # Of a source's model
+    def fingerprint_of(self, model)->str: # Of a source's model
         "What a source is."
         return self.of(model) if isinstance(model, str) else digest("canonical", self.form(model))
 
@@ -163,14 +163,14 @@ class Forms:
         if random and all(constant(v["density"]) == 1 for v in values): # everything is kept
             random = shared.pop("rescale") is None
             for v in values: v.pop("epsilon", None)
-        prints = [self.drawn_by(s.model) if random else self.print_of(s.model) for s in sources]
-        parts = list(zip(prints, values))
+        fingerprints = [self.drawn_by(s.model) if random else self.fingerprint_of(s.model) for s in sources]
+        parts = list(zip(fingerprints, values))
         if info.has_weights: parts, shared = self.weighed(info, parts, shared, random or moved, sources)
         parts, shared = ordered(r.method, parts, shared, random, moved)
         named = r.tokenizer if r.tokenizer in (None, "base", "union") else self.of(r.tokenizer)
         return dict(method=r.method, parts=[[p, spelled(v)] for p, v in parts], shared=spelled(shared),
                     base=self.of(r.base) if r.base is not None and info.reads != "models" else None,
-                    lead=self.print_of(leading(r)) if moved else self.lead(leading(r)),
+                    lead=self.fingerprint_of(leading(r)) if moved else self.lead(leading(r)),
                     seed=r.seed if random else None, stored=r.out_dtype or r.dtype, tokenizer=named,
                     chat_template=r.chat_template, pad=r.pad_to_multiple_of)
 
@@ -180,9 +180,9 @@ class Forms:
         default = lambda k: info.parameters.get(k, 1.0)
         return {k: chain([own.get(k), r.parameters.get(k)], default(k)) for k in info.per_model}
 
-    def as_written(self, r): return ["as written", recipe_print(r, self.of)]
+    def as_written(self, r): return ["as written", recipe_fingerprint(r, self.of)]
     def drawn_by(self, model)->str: # Draws of a nested recipe go by how it is written
-        return self.of(model) if isinstance(model, str) else recipe_print(model, self.of)
+        return self.of(model) if isinstance(model, str) else recipe_fingerprint(model, self.of)
 
 def spelled(values:dict)->dict: # What JSON can hold
     "Parameters without entries that have no effect."
@@ -246,7 +246,7 @@ def ordered(
     random:bool, # Do draws depend on which of two equal models comes first?
     moved:bool, # Does the order decide about rows of the vocabulary?
 )->tuple[list,dict]: # Both again
-    "Models in the order of their prints, where the order does not count."
+    "Models in the order of their fingerprints, where the order does not count."
     place = lambda p: p[0] if random else (p[0], digest(spelled(p[1])))
     if moved: return parts, shared
     if method in SYMMETRIC: return sorted(parts, key=place), shared
@@ -255,18 +255,18 @@ def ordered(
     return parts[::-1], shared | dict(t=mapped(shared["t"], lambda v: rounded(1 - v)))
 
 # %% ../../nbs/06_merging/07_canonical.ipynb #28008fb6
-def canonical_print(
+def merge_fingerprint(
     recipe:MergeRecipe, # Any recipe
     of:Callable=lambda name: name, # Name of a model → fingerprint of its content
     lead_of:Callable=lambda name: "", # Name of a model → fingerprint of what it gives when it leads
 )->str: # 16 hexadecimal digits
     "Fingerprint that all recipes of one merge share; by default members' names stand for their content."
-    return Forms(of, lead_of).print_of(recipe)
+    return Forms(of, lead_of).fingerprint_of(recipe)
 
 @patch
 def canonical_fingerprint(self:MergeRecipe,
-    models=None, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
+    zoo=None, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
 )->str: # 16 hexadecimal digits
     "Fingerprint over the content of its models that all recipes of one merge share."
-    find = lambda name: find_model(models, name)
-    return canonical_print(self, lambda n: find(n).fingerprint(), lambda n: lead_print(find(n)))
+    find = lambda name: find_model(zoo, name)
+    return merge_fingerprint(self, lambda n: find(n).fingerprint(), lambda n: lead_fingerprint(find(n)))

@@ -117,13 +117,13 @@ WRITING_SPEED = 1e9 # Bytes per second assumed for writing: a dry run writes not
 
 def plan(
     recipe:MergeRecipe, # Any recipe
-    models=None, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
+    zoo=None, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
     out:str|Path|None=None, # Folder of the result; None does not look at the disk
     overwrite:bool=False, # Replace what is at `out`?
     device:str="auto", # As for `merge`
 )->dict: # Tensors, bytes, estimates, notes and problems
     "What a merge will read, write and hold, without doing it."
-    device = compute_device(device); p, costs, own = Planner(recipe, models), Costs(device), own_memory()
+    device = compute_device(device); p, costs, own = Planner(recipe, zoo), Costs(device), own_memory()
     p.made = p.jobs()
     jobs = list(p.written().values()) if p.made else []; each = [costs.of(j) for j in jobs]
     write, n = sum(j.n_bytes for j in jobs), n_workers()
@@ -136,4 +136,3 @@ def plan(
     return dict(method=recipe.method, device=device, tensors=len(jobs), parameters=params, input_bytes=inputs,
                 read_bytes=read, write_bytes=write, memory_bytes=memory, seconds=seconds,
                 notes=list(dict.fromkeys(p.notes)), problems=list(dict.fromkeys(bad)))
-

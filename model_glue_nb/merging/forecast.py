@@ -17,7 +17,7 @@ import numpy as np
 from ..benchmarking.intervals import Items, mean_score, paired_gain
 from ..benchmarking.scores import ask, ask_model, ask_zoo, known_items
 from ..benchmarking.suites import Suite, load_suite
-from ..core import InputError, Store, unknown
+from ..core import InputError, Progress, Store, silent, unknown
 from ..endings import blaming
 from ..mergeability.similarity import bases_of, compare_zoo, similarity
 from .barrier import activations, alike, encoded, gram_centred, texts_of
@@ -63,7 +63,7 @@ def measure_pairs(
     store:Store|None=None, # Where answers are remembered
     pairs:list[tuple[str,str]]|None=None, # Which pairs; default: all that can be averaged
     remembered_only:bool=False, # Take only what is in the store, and merge nothing?
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    progress:Progress=silent, # Called as work proceeds
     method:str="linear", # How they are merged
     aside:dict[str,str]|None=None, # Filled with pair → why for merges that fail; None: a failure is raised
 ): # DataFrame: a, b, score_a, score_b, merged, change, low, high (95% interval of the change), n
@@ -136,10 +136,10 @@ def ensemble_of(
     return np.logaddexp(p, q) - np.log(2)
 
 def function_features(
-    models:Zoo|dict, # Where members are found by name
+    zoo:Zoo|dict, # Where members are found by name
     pairs:list[tuple[str,str]], # Names
     texts:list, # As for `barrier`
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    progress:Progress=silent, # Called as work proceeds
     aside:dict[str,str]|None=None, # Filled with name → why for what fails; None: a failure is raised
 ): # DataFrame: a, b, cka, divergence, barrier, barrier_error, ensemble; pairs that fail have no row
     "What each pair, and its merge halfway, do on a few texts."
@@ -147,7 +147,7 @@ def function_features(
     known, grams, rows, live, shape = {}, {}, [], None, None
     for name in dict.fromkeys(m for p in pairs for m in p):
         with blaming(name, aside):
-            member = models[name].load()
+            member = zoo[name].load()
             known[name] = predictions(member, texts)
             grams[name] = gram_centred(activations(member, texts)[-1])
     for i, (a, b) in enumerate(pairs):
@@ -155,8 +155,8 @@ def function_features(
         if a not in grams or b not in grams: continue
         (p, first), (q, second), r = known[a], known[b], None
         with blaming(f"{a} + {b}", aside):
-            if models[a].signature != shape: live, shape = models[a].load(), models[a].signature
-            r, middle = predictions(merge_into(live, pair_recipe(a, b), models), texts)
+            if zoo[a].signature != shape: live, shape = zoo[a].load(), zoo[a].signature
+            r, middle = predictions(merge_into(live, pair_recipe(a, b), zoo), texts)
         if r is None: continue
         over, n = middle - (first + second) / 2, len(texts)
         error = 1.96 * over.std(ddof=1) / n**.5 if n > 1 else np.nan
@@ -293,9 +293,10 @@ def forecast_zoo(
     zoo:Zoo|str, # A zoo, or what `read_zoo` reads
     suite:Suite|str="demo", # A suite, its name or file
     store:Store|None=None, # Where answers and similarities are remembered
+    *,
     n:int|None=None, # Search questions per task; None: all
     remembered_only:bool=False, # Learn from the store alone, and merge nothing?
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    progress:Progress=silent, # Called as work proceeds
     enough:float=0.03, # Error of a model left out at which measuring ends; 0 measures every pair
     method:str="linear", # How pairs are merged
 )->tuple: # `Forecast`; as `foresee` gives it, pairs not measured; attrs["skipped"]: members set aside

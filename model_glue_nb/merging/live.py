@@ -219,13 +219,13 @@ def live_sink(
 def merge_into(
     live:LanguageModel, # Its parameters are overwritten
     recipe:MergeRecipe, # Any recipe whose result has the live model's shape
-    models=None, # As for `check_recipe`
+    zoo=None, # As for `check_recipe`
     allow_nan:bool=False, # Let NaN and infinite values pass?
     device:str|None=None, # Where to compute; None: where the live model is
     files:Files|None=None, # Passing a `Mapped` saves the next merge of the same files from reading them again
 )->LanguageModel: # The same object
     "Overwrite a live model with a merge."
-    plan = jobs_of(recipe, models); place = device or str(live.model.device).replace("mps", "cpu")
+    plan = jobs_of(recipe, zoo); place = device or str(live.model.device).replace("mps", "cpu")
     sink = live_sink(live.model, plan.made, live.name, head_is_apart(plan))
     run_jobs(list(plan.made.values()), sink, allow_nan, device=place, files=files)
     sink.finish()

@@ -173,15 +173,15 @@ def told_apart(
 
 # %% ../../nbs/06_merging/05_members.ipynb #bcd381a0
 def find_model(
-    models, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
+    zoo, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
     name:str, # Name or path; "base+adapter" applies a LoRA adapter
 ): # `ZooModel`, or `View` of one with an adapter
     "A member by its name, or the model at a path."
-    known = {m.name: m for m in models} if isinstance(models, Zoo) else models or {}
+    known = {m.name: m for m in zoo} if isinstance(zoo, Zoo) else zoo or {}
     if name in known: return known[name]
     if "+" in name and not Path(name).is_dir():
         base, adapter = name.split("+", 1)
-        return with_adapter(find_model(models, base), adapter, known)
+        return with_adapter(find_model(zoo, base), adapter, known)
     if Path(name).is_dir(): return open_model(name)
     if is_hub_id(name): return open_model(local_folder(name), name.split("/")[-1]) # members have no slash
     if known: raise unknown("model", name, known)

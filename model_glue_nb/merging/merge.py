@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from ..checkpoints.architectures import written_config
-from ..core import AlreadyThere, InputError, refuse
+from ..core import AlreadyThere, InputError, Progress, refuse, silent
 from .engine import run_jobs
 from .estimate import plan
 from .live import head_is_apart, merge_into
 from .members import has_float8
-from .planner import Planner, jobs_of, recipe_print
+from .planner import Planner, jobs_of, recipe_fingerprint
 from .recipes import MergeRecipe, recipe
 from ..outputs import atomic_path, output_problems, write_text
 from ..reading import inside, read_json, read_text
@@ -94,7 +94,7 @@ def write_card(
     head = dict(base_model=sorted(parents), tags=["merge", "model_glue_nb"], library_name="transformers")
     if len(licences) == 1 and licences != {"not stated"}: head["license"] = licences.pop()
     rows = "".join(f"| {n} | `{mark}` | {licence} |\n" for n, (mark, licence) in parents.items())
-    mark = recipe_print(plan.recipe, lambda model: plan.leaves[model].fingerprint())
+    mark = recipe_fingerprint(plan.recipe, lambda model: plan.leaves[model].fingerprint())
     text = (f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n# {name}\n\nMerged by `{plan.recipe.method}` with model_glue_nb, "
             f"without training. Fingerprint of the recipe over its parents: `{mark}`.\n\n"
             f"| parent | fingerprint | licence |\n|---|---|---|\n{rows}\n```yaml\n{plan.recipe.to_yaml()}```\n")
@@ -129,7 +129,7 @@ def write_weights(
     folder:Path, # Where to
     shard_bytes:int, # Most bytes per file
     allow_nan:bool, # Let NaN and infinite values pass?
-    progress:Callable|None, # As for `run_jobs`
+    progress:Progress, # As for `run_jobs`
     device:str, # Where to compute
 ):
     "Compute all tensors and write them, checking each block once."
@@ -144,12 +144,12 @@ def write_weights(
 
 def merge_to_folder(
     recipe:MergeRecipe, # Any recipe
-    models, # As for `check_recipe`
+    zoo, # As for `check_recipe`
     out:str|Path, # Folder of the result
     overwrite:bool=False, # Replace what is there?
     allow_nan:bool=False, # Let NaN and infinite values pass?
     shard_bytes:int=5 * 10**9, # Most bytes per file
-    progress:Callable|None=None, # Called with bytes done and bytes in all, read and written
+    progress:Progress=silent, # Called with bytes done and bytes in all, read and written
     device:str="auto", # Where to compute, as for `merge`
     verify:bool=False, # Load the result with transformers and compute once, before it gets its name?
     code:bool=False, # Copy the leading model's Python and `auto_map`? Only where its code was allowed
@@ -157,7 +157,7 @@ def merge_to_folder(
 )->Path: # The folder, complete
     "Stream a merge into a new checkpoint folder, which appears when it is complete."
     if os.path.lexists(out) and not overwrite: raise AlreadyThere(output_problems(out, 0)[0])
-    plan, device = jobs_of(recipe, models), compute_device(device)
+    plan, device = jobs_of(recipe, zoo), compute_device(device)
     if note:
         for text in dict.fromkeys(plan.notes): note(text)
     jobs = plan.written()
@@ -179,7 +179,7 @@ def merge_to_folder(
 # %% ../../nbs/06_merging/11_merge.ipynb #ad9e8947
 def merge(
     recipe:MergeRecipe, # Any recipe
-    models=None, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
+    zoo=None, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
     out:str|Path|None=None, # Folder of the result; None gives a live model
     *,
     name:str|None=None, # Name of the result; default: the folder's, or the method and the recipe's fingerprint
@@ -187,7 +187,7 @@ def merge(
     allow_nan:bool=False, # Let NaN and infinite values of an input pass?
     device:str="auto", # Where to compute and to load: auto, cpu (compiled loops), cpu-torch, cuda, …
     shard_bytes:int=5 * 10**9, # Most bytes per file
-    progress:Callable|None=None, # Called with bytes done and bytes in all, read and written
+    progress:Progress=silent, # Called with bytes done and bytes in all, read and written
     verify:bool=False, # Load what is written to `out` with transformers and compute once?
     code:bool=False, # Copy the leading model's Python to `out`? Only where its code was allowed
     note:Callable|None=None, # Called with each note of the plan for `out`, before the work begins
@@ -195,13 +195,13 @@ def merge(
     "Merge models as a recipe says."
     if out is not None:
         how = overwrite, allow_nan, shard_bytes, progress, device, verify, code, note
-        return open_model(merge_to_folder(recipe, models, out, *how), name)
-    plan, place = jobs_of(recipe, models), device.removesuffix("-torch")
-    name = name or f"{recipe.method}-{recipe.fingerprint(models)[:8]}"
+        return open_model(merge_to_folder(recipe, zoo, out, *how), name)
+    plan, place = jobs_of(recipe, zoo), device.removesuffix("-torch")
+    name = name or f"{recipe.method}-{recipe.fingerprint(zoo)[:8]}"
     apart = head_is_apart(plan) or plan.unties
     other = recipe.slices or recipe.tokenizer or recipe.pad_to_multiple_of
     if apart or other or has_float8(plan.lead.model):
         with tempfile.TemporaryDirectory() as d:
-            return merge(recipe, models, f"{d}/merge", name=name, allow_nan=allow_nan, device=device).load(place)
+            return merge(recipe, zoo, f"{d}/merge", name=name, allow_nan=allow_nan, device=device).load(place)
     live = plan.lead.model.load(place); live.name = name
-    return merge_into(live, recipe, models, allow_nan, None if device == "auto" else device)
+    return merge_into(live, recipe, zoo, allow_nan, None if device == "auto" else device)

@@ -129,9 +129,10 @@ def mixture_card(
 
 def mix(
     spec:MixtureSpec, # What to mix
+    zoo:Zoo|None, # The models it names; None: they are folders
     out:str|Path, # Folder to write
-    zoo:Zoo|None=None, # The models it names; None: they are folders
     suite:Suite|None=None, # The *search* part of a suite: what the router may learn from
+    *,
     items:dict[str,Items]|None=None, # Expert → item-level scores on `suite`; missing ones are asked now
     overwrite:bool=False, # Replace an existing folder?
     verify:bool|None=None, # Compute with it before it appears? None: in one checkpoint, where it is small
@@ -139,7 +140,7 @@ def mix(
     "Fit the router on the search split and write the mixture, at any level."
     out = Path(out); parts, problems = find_parts(spec, zoo)
     if out.exists() and not overwrite:
-        problems.append(f"'{out}' exists already. Give another output, or ask to overwrite it.")
+        problems.append(f"'{out}' already exists. Give another output, or ask to overwrite it.")
     refuse(problems, "Cannot mix")
     prompts, values = search_values(spec, zoo, suite, items)
     about = dict(fitted_on=dict(suite=suite.name, prompts=len(prompts))) if prompts else {}

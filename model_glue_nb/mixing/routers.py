@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core import InputError, MissingFile, digest, refuse, unknown
 from .learners import routers
-from .sentences import ENCODER, SentenceEncoder, encoder_print, open_encoder
+from .sentences import ENCODER, SentenceEncoder, encoder_identity, open_encoder
 from .terms import fit_terms, term_vectors
 from ..schemas import brief, listed, number, path, text
 from ..zoo.zoo import LanguageModel, batches_by_length
@@ -227,7 +227,7 @@ def read_texts(
         known = fit_terms(texts, router.get("max_terms", 4096))
         return term_vectors(texts, **known), known
     if kind != "sentence": return read_prompts(eyes(), texts, kind), {}
-    about = encoder_print(router.get("encoder") or ENCODER)
+    about = encoder_identity(router.get("encoder") or ENCODER)
     return open_encoder(about).vectors(texts), dict(encoder=about)
 
 def look(

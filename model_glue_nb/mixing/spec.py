@@ -279,7 +279,7 @@ def check_shapes(
         differ = meaning_differs(e.config, base.config, (f"'{e.name}'", f"'{base.name}'"))
         if not parts.own_ends: differ = [d for d in differ if not d.startswith("tie_word_embeddings")]
         out += [f"{d} {instead}" for d in differ[:1]] # weights of one shape, used differently
-        if e.tokenizer_fingerprint != base.tokenizer_fingerprint:
+        if e.tokenizer_fingerprint() != base.tokenizer_fingerprint():
             out.append(f"'{e.name}' and '{base.name}' have different tokenizers: one text, other tokens. "
                        + instead)
         for n in mixed:

@@ -221,8 +221,8 @@ def _similarity_figure(self):
     if not self.squares: return plot_similarity(None)
     tree, t = self.tree, self.threshold.value; self.clusters = tree.cut(t)
     square = self.squares[self.key].iloc[tree.order, tree.order]
-    return plot_similarity(square, self.clusters, t, branches(tree, self.clusters), self.metric.label,
-        self.colours)
+    return plot_similarity(square, self.clusters, t, branches(tree, self.clusters),
+                           metric=self.metric.label, colours=self.colours)
 
 ClusterExplorer.offer, ClusterExplorer.main_figure = _offer, _similarity_figure
 ClusterExplorer.key, ClusterExplorer.tree = property(_key), property(_tree)

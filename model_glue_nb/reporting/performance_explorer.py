@@ -73,7 +73,7 @@ def _rows(self, members=True):
     s = self.data["scores"]
     return s if s is None or not self.cluster.value else s[s.model.isin(self.cluster.value)]
 
-def _scores(self): return plot_scores(self.rows(), *self.about, self.split.value, self.colours)
+def _scores(self): return plot_scores(self.rows(), *self.about, self.split.value, colours=self.colours)
 def _best(self): return plot_best(self.rows(), *self.about, self.split.value, self.colours)
 def _systems(self): return plot_comparison(self.data["comparison"], *self.about)
 def _profiles(self):

@@ -64,6 +64,7 @@ def plot_similarity(
     clusters:list[dict]|None=None, # Each with `name` and `members`; None draws no frames
     threshold:float|None=None, # Similarity from which models share a cluster
     branches=None, # DataFrame: cluster low high height low_height high_height, one row per join of the tree
+    *,
     metric:str="cosine", # What was measured, for the hover text
     colours:dict|None=None, # Model → color; None: made from the names
 ): # Plotly figure: heatmap with frames, and the tree

@@ -79,6 +79,7 @@ def plot_scores(
     suite:str|None=None, # Benchmark name, for the subtitle
     seed:int|None=None, # Seed of the run, for the subtitle
     split:str="report", # Which split; another one is drawn (and named) when it has no rows
+    *,
     colours:dict|None=None, # Model → color; None: made from the names
 ): # Plotly figure: heatmap, models down, tasks across
     "Score of each model on each task."

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from ..benchmarking.intervals import Items
 from ..benchmarking.scores import ask, ask_model, known_items
 from ..core import InputError, Store, digest, refuse
-from ..merging.canonical import lead_name, lead_print
+from ..merging.canonical import lead_fingerprint, lead_name
 from ..merging.planner import jobs_of
 from ..zoo.compatibility import n_rows
 from ..benchmarking.suites import Suite
@@ -122,7 +122,7 @@ def made(self:CandidateScorer,
         if n in self.checked: continue
         refuse(self.zoo[n].bad_weights(), f"Cannot merge '{n}'"); self.checked.add(n)
     lead = self.zoo[lead_name(candidate)]
-    kind = lead.signature, n_rows(lead), lead_print(lead) # its shape, and what it reads
+    kind = lead.signature, n_rows(lead), lead_fingerprint(lead) # its shape, and what it reads
     if candidate.tokenizer is not None or candidate.pad_to_multiple_of is not None:
         words = jobs_of(candidate, self.zoo).lead.vocabulary # of the members that take part
         kind += digest(sorted(words.tokens.items())), candidate.tokenizer, candidate.pad_to_multiple_of
@@ -253,7 +253,7 @@ def vocabulary(self:CandidateScorer,
 @patch
 def identity(self:CandidateScorer)->dict: # What JSON can hold
     "What the results of a search depend on: the zoo's content and the questions."
-    questions = [(t.fingerprint, [q.key for q in t.questions]) for t in self.suite.tasks]
+    questions = [(t.fingerprint(), [q.key for q in t.questions]) for t in self.suite.tasks]
     return dict(zoo={m.name: m.fingerprint() for m in self.zoo}, questions=digest(questions))
 
 @patch

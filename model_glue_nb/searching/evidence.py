@@ -53,6 +53,7 @@ def honest_table(
     found:SearchResult, # Of one cluster
     score:CandidateScorer, # That the search used
     report:Suite, # Questions for telling, the *report* part of the suite
+    *,
     seed:int=0, # Of the resampling
     executor:str="auto", # Where candidates are scored
 ): # DataFrame: system candidate search corrected report low high ahead ahead_low ahead_high bias n
@@ -106,6 +107,7 @@ def attribution(
     found:SearchResult, # Of one cluster
     score:CandidateScorer, # That the search used
     report:Suite, # Questions for telling
+    *,
     layer_groups:int=LAYER_GROUPS, # Groups of consecutive layers
     seed:int=0, # Of the resampling
     executor:str="auto", # Where candidates are scored

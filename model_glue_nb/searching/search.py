@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from ..benchmarking.intervals import Items
 from ..core import InputError, Run, atomic_path, digest, refuse, unknown
-from ..merging.canonical import canonical_print
+from ..merging.canonical import merge_fingerprint
 from ..merging.methods import merge_methods, method_info
 from ..merging.recipes import MergeRecipe, recipe_from_dict
 from ..schemas import short
@@ -168,7 +168,7 @@ class Ledger:
 
     def key_of(self, candidate)->str:
         if hasattr(self.score, "key"): return self.score.key(candidate)
-        return candidate if isinstance(candidate, str) else canonical_print(candidate)
+        return candidate if isinstance(candidate, str) else merge_fingerprint(candidate)
 
     def whole(self)->list[Items]:
         "Values of every candidate that answered all questions, in the order in which they did."
@@ -308,9 +308,10 @@ def smallest_share(strategy:str, options:dict)->float: # Of the questions
 def search_each(
     members:list[str], score:Callable, # As for `search`
     methods:list[str], # Names of merge methods
-    strategy:str="stepwise", budget:int|str|Budget=60, base:str|None=None, # As for `search`; for each method
-    on_trial:Callable[[str,Trial],None]=lambda method, trial: None, # Called after every trial
+    strategy:str="stepwise", # As for `search`; for each method
     *,
+    budget:int|str|Budget=60, base:str|None=None, # As for `search`; for each method
+    on_trial:Callable[[str,Trial],None]=lambda method, trial: None, # Called after every trial
     seed:int=0, options:dict|None=None, run:str|Path|Run|None=None, # As for `search`
     executor:str="auto", tokenizer:str|None=None, # As for `search`
 )->dict[str,SearchResult]: # Per method, what its own search would have found
@@ -344,10 +345,10 @@ def search(
     score:Callable, # Candidate → number or {task: number} on the *search* split; or as `CandidateScorer`
     method:str="linear", # Name of a merge method
     strategy:str="stepwise", # Name of a search strategy
+    *,
     budget:int|str|Budget=60, # Evaluations (60), questions ("5000q") or seconds ("90s")
     base:str|None=None, # Base model, for methods that merge task vectors
     on_trial:Callable[[Trial],None]=lambda trial: None, # Called after every trial
-    *,
     seed:int=0, # Of strategies that draw
     options:dict|None=None, # The strategy's own settings: steps, layer_groups, population, …
     run:str|Path|Run|None=None, # Run folder that keeps the trials; the same search continues there
@@ -356,8 +357,9 @@ def search(
 )->SearchResult: # The winner may be a member: then no merge was better
     "The best merge of a cluster that a strategy finds within a budget."
     def tell(method, trial): on_trial(trial)
+    asked = dict(budget=budget, base=base, on_trial=tell)
     how = dict(seed=seed, options=options, run=run, executor=executor, tokenizer=tokenizer)
-    return search_each(members, score, [method], strategy, budget, base, tell, **how)[method]
+    return search_each(members, score, [method], strategy, **asked, **how)[method]
 
 def members_alone(
     members:list[str], # Names

@@ -151,7 +151,7 @@ def tokenizers_differ(
     x, y = a.tokenizer, b.tokenizer
     rows = [n_rows(m) or m.effective.get("vocab_size") for m in (a, b)]
     size = f"{rows[0]} and {rows[1]} rows" if rows[0] != rows[1] else ""
-    if x is None or y is None or x.fingerprint == y.fingerprint: return size
+    if x is None or y is None or x.fingerprint() == y.fingerprint(): return size
     return ", ".join(filter(None, [size, overlap(x, y), plain(difference(x, y)).removesuffix(".")]))
 
 def overlap(
@@ -198,7 +198,7 @@ def compare_whole(
     apart, notes = meanings_between(a, b)
     if why := tensors_differ(a, b) or apart: return Verdict("mix only", why)
     notes += [f"'{m.name}' is {m.quantised}: its weights are read as floats" for m in (a, b) if m.quantised]
-    if missing := [m.name for m in (a, b) if m.tokenizer_fingerprint is None]:
+    if missing := [m.name for m in (a, b) if m.tokenizer_fingerprint() is None]:
         notes.append(f"'{missing[0]}' has no tokenizer")
     told = (*notes, *companions_differ(a, b))
     words = tokenizers_differ(a, b)

@@ -14,7 +14,7 @@ from ..core import InputError, refuse
 from ..tensors.dtypes import CODES
 from .adapters import adapted, adapter_problems
 from .unions import joinable, save_tokenizer
-from .views import Derived, View, embedding_names, read_floats, tokenizer_print, tokens_of
+from .views import Derived, View, embedding_names, read_floats, tokens_of
 
 # %% ../../nbs/03_zoo/10_sources.ipynb #7de97219
 @dataclass(frozen=True)

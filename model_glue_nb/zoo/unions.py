@@ -48,7 +48,7 @@ def joinable(
 )->list[str]: # Problems
     "Why tokenizers cannot be joined into one that reads every model's text."
     known = [readable_tokenizer(m) for m in models]
-    if len({x.fingerprint for x in known}) == 1: return []
+    if len({x.fingerprint() for x in known}) == 1: return []
     lead, out = models[0], []
     parts = [read_parts(m.path) for m in models]
     for m, one, t in zip(models, known, parts):

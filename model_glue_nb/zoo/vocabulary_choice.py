@@ -24,7 +24,7 @@ class TokenizerChoice:
 
 def reads_alike(a:ZooModel, b:ZooModel)->bool:
     "Do two models have the same rows, so that no choice is needed?"
-    known = a.tokenizer_fingerprint, b.tokenizer_fingerprint
+    known = a.tokenizer_fingerprint(), b.tokenizer_fingerprint()
     return n_rows(a) == n_rows(b) and (None in known or known[0] == known[1])
 
 def extends(

@@ -15,7 +15,7 @@ from importlib import import_module, resources
 from pathlib import Path
 
 from ..checkpoints.checkpoint import ZooModel, loaders, open_model, read_card, reason_of
-from ..checkpoints.content import content_print, speaking_files
+from ..checkpoints.content import content_fingerprint, speaking_files
 from ..checkpoints.headers import NUMPY_DTYPES, TensorInfo, read_header
 from ..core import InputError, MissingFile, cache_path, refuse, unknown
 from ..reading import plain, read_json, read_yaml
@@ -124,7 +124,7 @@ def with_adapter(
     "A base with an adapter applied, as its own checkpoint."
     parts = [*speaking_files(adapter), *adapter.glob("*.safetensors")]
     name = f"{base.name}+{open_model(adapter).name}"
-    key = f"{base.fingerprint()}-{content_print(adapter, parts)}"
+    key = f"{base.fingerprint()}-{content_fingerprint(adapter, parts)}"
     out = cache_path("adapted", key, "model")
     if not (out/"config.json").exists():
         merging = import_module("model_glue_nb.merging.merge") # it knows the zoo, so it comes later

@@ -388,7 +388,7 @@ def score_demo_zoo(
 ): # DataFrame: one row per member in the order of `members`, one column per skill, exact match in [0, 1]
     "Score every member on the report questions of a suite, and note it on the model cards."
     from model_glue_nb.benchmarking.scores import score_zoo
-    long = score_zoo(zoo, suite, "report")
+    long = score_zoo(zoo, suite, split="report")
     scores = long.pivot(index="model", columns="task", values="score").loc[list(members), list(skills)]
     for name, row in scores.iterrows():
         card = Path(zoo)/name/"README.md"

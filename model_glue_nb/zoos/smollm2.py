@@ -16,7 +16,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 from ..benchmarking.suites import Question
-from ..core import InputError, MissingFile, atomic_path, write_text
+from ..core import InputError, MissingFile, Progress, atomic_path, silent, write_text
 
 # %% ../../nbs/12_zoos/02_smollm2.ipynb #07d1545b
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def fine_tune(
     batch_size:int=16,            # Rows per step
     lr:float=1e-4,                # Peak learning rate
     seed:int=0,                   # Of the order of the rows
-    progress:Callable=lambda done, total, what: None, # Called after each step
+    progress:Progress=silent, # Called after each step
 ): # The tuned model
     "Fine-tune on answers to prompts, one pass."
     import torch
@@ -245,7 +245,7 @@ def build_specialist(
     skill:str,         # A name in `gym_skills`
     out:Path,          # Folder of the zoo, with the base in `models` and the suite in `suite`
     n_steps:int|None=None, # Steps of 16 rows; None: as `N_STEPS` says
-    progress:Callable=lambda done, total, what: None, # Called after each step
+    progress:Progress=silent, # Called after each step
 )->Path: # The member's folder
     "Fine-tune the base on one skill and write the checkpoint."
     import torch
@@ -268,7 +268,7 @@ def build_smollm2(
     yes:bool=False,          # Fetch what is missing without asking
     ask:Callable=input,      # Asks whether to fetch; gets the question, returns the answer
     n_steps:int|None=None,   # Steps per specialist; None: as `N_STEPS` says
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    progress:Progress=silent, # Called as work proceeds
 )->Path: # Folder of the five checkpoints
     "Build SmolLM2-135M and four specialists, skipping what is finished."
     if n_steps is not None and n_steps < 1:
