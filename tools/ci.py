@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Lock
 
 root = Path(__file__).resolve().parents[1]
-env = os.environ | dict(OMP_WAIT_POLICY="passive", LOKY_MAX_CPU_COUNT="1", # two test processes have both cores
+env = os.environ | dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", LOKY_MAX_CPU_COUNT="1", # two test processes have both cores
                         HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DO_NOT_TRACK="1",
                         PYTHONPATH=os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
                         PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
