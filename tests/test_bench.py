@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from forked import command
 
 from model_glue_nb.benchmarking.intervals import mean_score
 from model_glue_nb.benchmarking.suites import load_suite
@@ -205,8 +206,7 @@ def test_command(tmp_path):
     (zoo := tmp_path/"zoo.yaml").write_text(yaml.safe_dump(members("a-base", "a-sort", "a-reverse")))
     (grid := tmp_path/"grid.yaml").write_text(yaml.safe_dump(dict(tasks=["sort", "reverse"], search_questions=4, report_questions=4,
         merging=dict(methods=["linear"], strategies=["average"], sizes=[2], budget=2), mixture=dict(levels=["ffn"], routers=["linear"], experts=2))))
-    call = lambda *a: subprocess.run([sys.executable, "-c", "from model_glue_nb.cli.program import main; main()", "bench", *map(str, a)],
-                                     cwd=tmp_path, text=True, capture_output=True, env=os.environ | dict(PYTHONPATH=str(root)))
+    call = lambda *a: command("bench", *a, cwd=tmp_path)
     bad = call(zoo, "--grid", "smal", "--out", "run"); assert bad.returncode == 2 and "Did you mean 'small'?" in bad.stderr
     assert not (tmp_path/"run").exists()
     done = call(zoo, "--grid", grid, "--out", "run", "--workers", 1, "--json"); assert done.returncode == 0, done.stderr

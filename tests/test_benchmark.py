@@ -1,8 +1,10 @@
 "Scores: agreement with lm-eval's command line, a store that several processes and kills cannot harm, bad input."
-import json, os, re, signal, sqlite3, subprocess, sys, time
+import json, os, re, sqlite3, subprocess, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 import numpy as np, pytest, yaml
+from forked import MAIN, Forked, python
+from forked import command as forked_command
 from model_glue_nb.benchmarking.import_scores import published_scores, read_results
 from model_glue_nb.benchmarking.intervals import Items, rank_models
 from model_glue_nb.benchmarking.scores import ask_model, lm_eval_task, plan_scores, scores_table
@@ -11,7 +13,6 @@ from model_glue_nb.core import InputError
 from model_glue_nb.store import Asked, Store
 from model_glue_nb.zoo.zoo import demo_zoo_path, read_zoo, tiny_zoo
 
-MAIN = "from model_glue_nb.cli.program import main; main()"
 ASKED = Asked("sums", "v1", "exact_match")
 
 @pytest.fixture(autouse=True)
@@ -19,7 +20,7 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp()/"cache")); monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 def command(*args, **env):
-    return subprocess.run([sys.executable, "-c", MAIN, *map(str, args)], text=True, capture_output=True, env={**os.environ, **env})
+    return forked_command(*args, env=os.environ | env)
 
 LETTERS = [("sort DCBA =", "ABCD"), ("sort CAB =", "ABC"), ("put FED in order =", "DEF"), ("advance ABC by one step =", "BCD")]
 
@@ -46,8 +47,8 @@ def theirs(tmp_path_factory):
     room = tmp_path_factory.mktemp("agree"); names = tasks_folder(room/"tasks")
     args = ["--model", "hf", "--model_args", f"pretrained={demo_zoo_path()/'a-sort'},dtype=float32", "--tasks", ",".join(names), "--device", "cpu",
             "--include_path", room/"tasks", "--output_path", room/"out", "--log_samples", "--batch_size", "8"]
-    done = subprocess.run([sys.executable, "-m", "lm_eval", *map(str, args)], capture_output=True, text=True, cwd=room,
-                          env={**os.environ, "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(room/"cache")})
+    done = python("import runpy; runpy.run_module('lm_eval', run_name='__main__')", *args, cwd=room,
+                  env=os.environ | {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(room/"cache")})
     assert done.returncode == 0, done.stderr[-2000:]
     return room
 
@@ -131,7 +132,7 @@ def test_a_corrupt_store_is_said_and_scored_again(tmp_path):
 def test_killed_it_goes_on_and_ends_with_the_same_table(tmp_path):
     tasks_folder(tmp_path/"t", 150); model = demo_zoo_path()/"a-sort"; run = tmp_path/"run"
     args = ["score", str(model), "--suite", str(tmp_path/"t/suite.yaml"), "--split", "all", "--json", "--batch-size", "4"]
-    p = subprocess.Popen([sys.executable, "-c", MAIN, *args, "--out", str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    p = Forked(MAIN, *args, "--out", run)
     kept = lambda: sqlite3.connect(run/"store.sqlite", timeout=30).execute("select count(*) from responses").fetchone()[0]
     for _ in range(1200):
         time.sleep(.05)
@@ -139,7 +140,7 @@ def test_killed_it_goes_on_and_ends_with_the_same_table(tmp_path):
             if p.poll() is not None or (run/"store.sqlite").exists() and kept() > 0: break
         except sqlite3.OperationalError: pass # the tables are not there yet
     assert p.poll() is None, "it ended before it could be killed"
-    p.send_signal(signal.SIGKILL); p.wait(); assert kept() > 0
+    p.kill(); p.end(); assert kept() > 0
     after, whole = command(*args, "--out", run), command(*args, "--out", tmp_path/"whole")
     assert after.returncode == 0, after.stderr
     same = lambda a, b: a == pytest.approx(b, rel=1e-6) if isinstance(a, float) else a == b # batches differ after a kill

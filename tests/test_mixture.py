@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import command
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_glue_nb.core import InputError
@@ -230,8 +231,7 @@ def test_empty_long_and_moved(zoos, strangers, tmp_path):
     with pytest.raises(InputError, match="Expert 'q' of mixture 'm' is not at"): m.load()
 
 def test_the_command_mixes_plans_and_refuses(zoos, tmp_path):
-    zoo = zoos(); file = tmp_path/"m.yaml"; command = [sys.executable, "-c", "from model_glue_nb.cli.program import main; main()", "mix", str(file), str(tmp_path/"out")]
-    run = lambda *more: subprocess.run([*command, *more], capture_output=True, text=True)
+    zoo = zoos(); file = tmp_path/"m.yaml"; run = lambda *more: command("mix", file, tmp_path/"out", *more)
     text = "level: block\ndense_layers: 1\nexperts: [{a}, {b}]\nbase: {base}\nrouter: {{name: random}}\n"
     file.write_text(text.format(**{m.name: m.path for m in zoo}))
     plan = run("--dry-run", "--json"); assert plan.returncode == 0, plan.stderr

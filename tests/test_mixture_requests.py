@@ -1,9 +1,10 @@
 "Requests of many kinds, experts as folders, configs that leave things unsaid, and what a mixture's folder holds."
-import json, os, shutil, subprocess, sys
+import json, os, shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from forked import command
 from lm_eval.api.instance import Instance
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -45,7 +46,7 @@ def test_the_command_takes_folders(tmp_path, relative, more):
     room, moved = tmp_path/"here", tmp_path/"there"
     tiny_zoo(room/"zoo", ["base", "a", "b"]); home = "zoo" if relative else room/"zoo"
     (room/"m.yaml").write_text(f"experts: [{home}/a, {home}/b/]\n" + more.replace("{base}", f"{home}/base"))
-    run = subprocess.run([sys.executable, "-c", "from model_glue_nb.cli.program import main; main()", "mix", "m.yaml", "out"], cwd=room, capture_output=True, text=True)
+    run = command("mix", "m.yaml", "out", cwd=room)
     assert run.returncode == 0, run.stderr
     about = json.loads((room/"out"/"mixture.json").read_text()); assert str(room) not in json.dumps(about) and about["eyes"] == "a"
     room.rename(moved)

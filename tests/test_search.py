@@ -1,11 +1,12 @@
 "Strategies by toy scores and on real weights: laws, budgets, resuming after kills, what is remembered, what is refused."
-import itertools, math, os, random, signal, subprocess, sys
+import itertools, math, os, random, signal, sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import python
 
 from model_glue_nb.benchmarking.intervals import Items, mean_score
 from model_glue_nb.core import InputError, Run, Store, UnknownName, digest
@@ -319,9 +320,9 @@ def test_mapped_files_give_the_same_bits_as_files_that_are_read(method, dtype, t
 def test_two_processes_on_one_run_folder(tmp_path):
     run = Run.start(tmp_path/"run", dict(command="search", zoo=sorted(MEMBERS)))
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_search import *; found('average', run={str(run.path)!r})"
-    with run.lock(): r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    with run.lock(): r = python(code)
     assert r.returncode and "Another process is working on the run" in r.stderr
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert python(code).returncode == 0
 
 def test_the_run_folder_of_another_zoo(demo, tmp_path):
     zoo, part = demo; found("average", run=tmp_path/"toy")
