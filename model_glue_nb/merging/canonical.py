@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..core import digest
 from .methods import MethodInfo, merge_methods, method_info
 from .planner import find_model, is_buffer, recipe_print
-from .recipes import MergeRecipe, MergeSource, check_form, is_filtered
+from .recipes import MergeRecipe, MergeSource, check_recipe_form, is_filtered
 from ..reading import read_json
 from ..zoo.compatibility import chat_template
 from ..zoo.views import View
@@ -153,7 +153,7 @@ class Forms:
         r:MergeRecipe, # Any recipe
     ): # What JSON can hold; equal for equal merges
         "A recipe written so that only what counts is left."
-        if r.slices or check_form(r): return self.as_written(r)
+        if r.slices or check_recipe_form(r): return self.as_written(r)
         info, moved = method_info(r.method), r.tokenizer is not None or r.pad_to_multiple_of is not None
         sources = [s for s in r.models if not info.needs_base or s.model != r.base] or list(r.models)
         values = [self.values(info, r, s) for s in sources]

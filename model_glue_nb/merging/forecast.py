@@ -23,7 +23,7 @@ from ..mergeability.similarity import bases_of, compare_zoo, similarity
 from .barrier import activations, alike, encoded, gram_centred, texts_of
 from .merge import merge_into
 from .methods import method_info
-from .planner import check_recipe
+from .planner import check_merge_recipe
 from .recipes import recipe
 from ..zoo.zoo import Zoo, batches_by_length, read_zoo
 
@@ -54,7 +54,7 @@ def mergeable_pairs(
     "Pairs that can be averaged as they are."
     signature = {m.name: m.signature for m in zoo if m.kind == "checkpoint"}; names = list(signature)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1:] if signature[a] == signature[b]]
-    return [p for p in pairs if not check_recipe(pair_recipe(*p), zoo)]
+    return [p for p in pairs if not check_merge_recipe(pair_recipe(*p), zoo)]
 
 # %% ../../nbs/06_merging/13_forecast.ipynb #3ab72800
 def measure_pairs(

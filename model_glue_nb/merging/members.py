@@ -30,7 +30,7 @@ REMADE = "inv_freq|masked_bias|(position|token_type)_ids|causal_mask|num_batches
 BUFFER = re.compile(rf"({REMADE})$|\b(attn|attention)\.bias$")
 
 def is_float(
-    x, # `TensorInfo`, `Derived` or a job
+    x, # `TensorInfo`, `Derived` or a task
 )->bool:
     "Are its values floats that a merge reads?"
     return x.dtype in FLOATS
@@ -44,7 +44,7 @@ def is_buffer(
     return bool(found) and bool(found[1] or len(x.shape) > 1)
 
 def is_unset(
-    x, # `TensorInfo`, `Derived` or a job
+    x, # `TensorInfo`, `Derived` or a task
 )->bool: # Gemma 4 stores the bounds of its activations so
     "Is it a single number that is infinite, a bound that nobody set?"
     if not isinstance(x, TensorInfo) or x.dtype not in CODES or np.prod(x.shape) != 1: return False

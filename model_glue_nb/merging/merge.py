@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from ..checkpoints.architectures import written_config
 from ..core import AlreadyThere, InputError, refuse
-from .engine import run_jobs
+from .engine import run_tasks
 from .estimate import plan
 from .live import head_is_apart, merge_into
 from .members import has_float8
-from .planner import Planner, jobs_of, recipe_print
+from .planner import MergePlan, checked_plan, recipe_print
 from .recipes import MergeRecipe, recipe
 from ..outputs import atomic_path, output_problems, write_text
 from ..reading import inside, read_json, read_text
@@ -33,7 +33,7 @@ from ..zoo.zoo import ZooModel, open_model, read_card
 
 # %% ../../nbs/06_merging/11_merge.ipynb #2053704b
 def write_config(
-    plan:Planner, # Jobs
+    plan:MergePlan, # Its tasks
     out:Path, # Folder that holds a copy of the leading model's config
 ):
     "Put into the config what the merge changed: type, layers, vocabulary, tied head."
@@ -46,9 +46,9 @@ def write_config(
         c.pop("torch_dtype", None)
         c["dtype"] = dtype
         for part in parts: part |= dict(dtype=dtype) if "dtype" in part else {}
-    names = [n for n in embedding_names(plan.lead) if n in plan.made]
+    names = [n for n in embedding_names(plan.lead) if n in plan.tasks]
     if names and (r.tokenizer or r.pad_to_multiple_of):
-        set_where_read(c, parts, "vocab_size", plan.made[names[0]].shape[0])
+        set_where_read(c, parts, "vocab_size", plan.tasks[names[0]].shape[0])
     if plan.unties:
         c["tie_word_embeddings"] = False
         for part in parts: part |= dict(tie_word_embeddings=False) if "tie_word_embeddings" in part else {}
@@ -82,7 +82,7 @@ def layers_in_config(
 
 # %% ../../nbs/06_merging/11_merge.ipynb #9306de98
 def write_card(
-    plan:Planner, # Jobs
+    plan:MergePlan, # Its tasks
     out:Path, # Folder
     name:str, # Title
 ):
@@ -110,7 +110,7 @@ def chat_template_of(
     return found if isinstance(found, str) else None
 
 def write_chat_template(
-    plan:Planner, # Jobs
+    plan:MergePlan, # Its tasks
     out:Path, # Folder
 ):
     "Write the chat template that the recipe asks for: a text, or the one that most models have."
@@ -124,27 +124,28 @@ def write_chat_template(
 
 # %% ../../nbs/06_merging/11_merge.ipynb #fa316b32
 def write_weights(
-    jobs:list, # What to make
+    tasks:list, # What to make
     layout:dict[str,tuple[str,tuple]], # Tensor name → (safetensors dtype, shape)
     folder:Path, # Where to
     shard_bytes:int, # Most bytes per file
     allow_nan:bool, # Let NaN and infinite values pass?
-    progress:Callable|None, # As for `run_jobs`
+    progress:Callable|None, # As for `run_tasks`
     device:str, # Where to compute
 ):
     "Make all tensors and write them, each block looked at once."
     writer = CheckpointWriter(folder, layout, shard_bytes)
-    def sink(job):
-        kind = {2: np.uint16, 4: np.uint32}[ITEM_BYTES[CODES[job.dtype]]] if job.dtype in CODES else np.uint8
-        def put(block, start): writer.write(job.name, block.view(kind), start)
-        checked = finite(put, job.name, job.dtype, allow_nan or not job.method)
-        return job.dtype, lambda block, start: checked(to_host(block), start)
-    try: run_jobs(jobs, sink, allow_nan, progress, device)
+    def sink(task):
+        known = task.dtype in CODES
+        kind = {2: np.uint16, 4: np.uint32}[ITEM_BYTES[CODES[task.dtype]]] if known else np.uint8
+        def put(block, start): writer.write(task.name, block.view(kind), start)
+        checked = finite(put, task.name, task.dtype, allow_nan or not task.method)
+        return task.dtype, lambda block, start: checked(to_host(block), start)
+    try: run_tasks(tasks, sink, allow_nan, progress, device)
     finally: writer.close()
 
 def merge_to_folder(
     recipe:MergeRecipe, # Any recipe
-    models, # As for `check_recipe`
+    models, # As for `check_merge_recipe`
     out:str|Path, # Folder of the result
     overwrite:bool=False, # Replace what is there?
     allow_nan:bool=False, # Let NaN and infinite values pass?
@@ -157,12 +158,13 @@ def merge_to_folder(
 )->Path: # The folder, complete
     "Stream a merge into a new checkpoint folder, which appears when it is complete."
     if os.path.lexists(out) and not overwrite: raise AlreadyThere(output_problems(out, 0)[0])
-    plan, device = jobs_of(recipe, models), compute_device(device)
+    plan, device = checked_plan(recipe, models), compute_device(device)
     if note:
         for text in dict.fromkeys(plan.notes): note(text)
-    jobs = plan.written()
-    layout = {n: (j.dtype, j.shape) for n, j in jobs.items()}
-    refuse(output_problems(out, sum(j.n_bytes for j in jobs.values()), overwrite), "Cannot write the result")
+    tasks = plan.stored_tasks()
+    layout = {n: (task.dtype, task.shape) for n, task in tasks.items()}
+    n_bytes = sum(task.n_bytes for task in tasks.values())
+    refuse(output_problems(out, n_bytes, overwrite), "Cannot write the result")
     with atomic_path(out, overwrite) as tmp:
         tmp.mkdir()
         copy_companions(plan.lead.model.path, tmp, code)
@@ -170,7 +172,7 @@ def merge_to_folder(
         write_config(plan, tmp)
         write_chat_template(plan, tmp)
         refuse(small_problems(tmp), "Cannot write the result") # before hours of work
-        write_weights(list(jobs.values()), layout, tmp, shard_bytes, allow_nan, progress, device)
+        write_weights(list(tasks.values()), layout, tmp, shard_bytes, allow_nan, progress, device)
         write_card(plan, tmp, Path(out).name)
         check_written(tmp, layout)
         if verify: verify_written(tmp)
@@ -196,7 +198,7 @@ def merge(
     if out is not None:
         how = overwrite, allow_nan, shard_bytes, progress, device, verify, code, note
         return open_model(merge_to_folder(recipe, models, out, *how), name)
-    plan, place = jobs_of(recipe, models), device.removesuffix("-torch")
+    plan, place = checked_plan(recipe, models), device.removesuffix("-torch")
     name = name or f"{recipe.method}-{recipe.fingerprint(models)[:8]}"
     apart = head_is_apart(plan) or plan.unties
     other = recipe.slices or recipe.tokenizer or recipe.pad_to_multiple_of

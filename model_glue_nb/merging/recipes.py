@@ -6,7 +6,7 @@
 __all__ = ['THEIR_DEFAULTS', 'PART', 'LESS', 'ALL', 'STEPS', 'RANGES', 'FIELD_KINDS', 'NESTED', 'MergeSource', 'MergeSlice',
            'own_defaults', 'MergeRecipe', 'recipe', 'recipe_from_dict', 'value_at', 'first_value', 'is_single',
            'is_gradient', 'is_filtered', 'numbers_in', 'varies_with_depth', 'check_value', 'check_parameters',
-           'check_form', 'require_form', 'recipe_from_mapping', 'recipe_from_yaml', 'recipe_to_mapping',
+           'check_recipe_form', 'require_form', 'recipe_from_mapping', 'recipe_from_yaml', 'recipe_to_mapping',
            'recipe_to_yaml', 'coefficients', 'is_sum', 'stack']
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #becb90a4
@@ -213,11 +213,11 @@ def check_parameters(
 FIELD_KINDS = dict(base=maybe(path), outside=maybe(name), tokenizer=maybe(path), seed=seed,
                    chat_template=maybe(text()), pad_to_multiple_of=maybe(whole(1, 2**20)))
 
-def check_form(
+def check_recipe_form(
     r:MergeRecipe, # Any recipe
 )->list[str]: # Problems; none means that the form is right
     "What a recipe alone shows to be wrong, nested ones included."
-    out = [p for s in r.sources if isinstance(s.model, MergeRecipe) for p in check_form(s.model)]
+    out = [p for s in r.sources if isinstance(s.model, MergeRecipe) for p in check_recipe_form(s.model)]
     out += mapping(FIELD_KINDS).problems({k: getattr(r, k) for k in FIELD_KINDS}, "recipe")
     if not isinstance(r.method, str) or r.method not in merge_methods:
         small = isinstance(r.method, str) and r.method.lower() in merge_methods
@@ -256,7 +256,7 @@ def require_form(
     r:MergeRecipe, # Any recipe
 ): # The same
     "Refuse a recipe that is wrong in itself."
-    refuse(check_form(r), f"Cannot merge by '{r.method}'"); return r
+    refuse(check_recipe_form(r), f"Cannot merge by '{r.method}'"); return r
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #afd8add1
 NESTED = 16 # Most recipes within recipes

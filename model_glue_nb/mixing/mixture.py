@@ -26,7 +26,7 @@ from .learners import question_weights, routers
 from .one_checkpoint import check_disk, copy_expert, fit_places, mix_checkpoint
 from .routers import FittedRouter, fit_texts, read_router, seen_by, write_router
 from .sampling import decoding
-from .spec import MixtureSpec, by_name, check_form, eyes_of, find_parts
+from .spec import MixtureSpec, by_name, check_mixture_spec, eyes_of, find_parts
 from ..reading import read_json, read_yaml
 from ..schemas import either, flag, listed, mapping, maybe, name, path, require, short, whole
 from ..zoo.zoo import (LanguageModel, Zoo, ZooModel, batches_by_length, loaders, open_model,
@@ -236,7 +236,7 @@ def read_mixture(
     if "experts" not in given: given["experts"] = [n for n in zoo.names if n != given.get("base")]
     if isinstance(given.get("router"), str): given["router"] = dict(name=given["router"])
     spec = MixtureSpec(**{k: tuple(v) if k == "experts" else v for k, v in given.items() if k not in MORE_KEYS})
-    refuse(check_form(spec), f"Cannot use {where}")
+    refuse(check_mixture_spec(spec), f"Cannot use {where}")
     suite = load_suite(given["suite"]) if given.get("suite") else None
     if suite: suite = suite.part("search", given.get("search_questions"))
     return spec, zoo, suite

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'CHOICES', 'SUPPORTED', 'SPARSE', 'MODEL_TYPES', 'ENDS', 'FLOATS', 'MixtureSpec', 'last_names', 'eyes_of',
-           'by_name', 'same_names', 'reads_text', 'check_form', 'is_end', 'mixed_part', 'has_tied_head', 'Parts',
-           'find_parts', 'own_ends', 'check_shapes']
+           'by_name', 'same_names', 'reads_text', 'check_mixture_spec', 'is_end', 'mixed_part', 'has_tied_head',
+           'Parts', 'find_parts', 'own_ends', 'check_shapes']
 
 # %% ../../nbs/08_mixing/07_spec.ipynb #4cebafef
 import re
@@ -114,7 +114,7 @@ def reads_text(
     if by_name: return f"The router '{name}' reads texts"
     return "`features: sentence` reads texts" if spec.features == "sentence" else ""
 
-def check_form(
+def check_mixture_spec(
     spec:MixtureSpec, # What to mix
 )->list[str]: # One problem per line
     "Problems of a spec that need no model."
@@ -224,7 +224,7 @@ def find_parts(
     zoo:Zoo|None, # Where names are looked up; None: they are folders
 )->tuple[Parts|None,list[str]]: # The models, and what is wrong
     "Open the models of a mixture and check that they fit."
-    found, out = {}, check_form(spec)
+    found, out = {}, check_mixture_spec(spec)
     for name in dict.fromkeys((*spec.experts, *([spec.base] if spec.base else []))):
         try: found[name] = find_model(zoo, name)
         except InputError as e: out.append(str(e)); continue
