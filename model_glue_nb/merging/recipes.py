@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['THEIR_DEFAULTS', 'PART', 'LESS', 'ALL', 'STEPS', 'RANGES', 'FIELD_KINDS', 'NESTED', 'MergeSource', 'MergeSlice',
-           'own_defaults', 'MergeRecipe', 'recipe', 'recipe_from_dict', 'value_at', 'first_value', 'is_single',
-           'is_gradient', 'is_filtered', 'numbers_in', 'varies_with_depth', 'check_value', 'check_parameters',
-           'check_recipe_form', 'require_form', 'recipe_from_mapping', 'recipe_from_yaml', 'recipe_to_mapping',
-           'recipe_to_yaml', 'coefficients', 'is_sum', 'stack']
+           'own_defaults', 'MergeRecipe', 'recipe', 'value_at', 'first_value', 'is_single', 'is_gradient',
+           'is_filtered', 'numbers_in', 'varies_with_depth', 'check_value', 'check_parameters', 'check_recipe_form',
+           'require_form', 'recipe_from_mapping', 'recipe_to_mapping', 'coefficients', 'is_sum', 'stack']
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #becb90a4
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core import InputError, refuse, unknown
 from .methods import merge_methods, method_info
@@ -91,17 +91,16 @@ def recipe(
     sources = tuple(MergeSource(m, w) for m, w in zip(models, weights))
     return MergeRecipe(method, sources, base, parameters, **dict(options))
 
-def recipe_from_dict(
+@patch(cls_method=True)
+def from_dict(cls:MergeRecipe,
     d:dict, # What `MergeRecipe.to_dict` gave, possibly by way of JSON
 )->MergeRecipe:
     "A recipe from plain dictionaries."
     def source(s):
-        model = recipe_from_dict(s["model"]) if isinstance(s["model"], dict) else s["model"]
+        model = cls.from_dict(s["model"]) if isinstance(s["model"], dict) else s["model"]
         return MergeSource(model, s["weight"], s["parameters"], tuple(s["layers"]) if s["layers"] else None)
     slices = tuple(MergeSlice(tuple(map(source, x["sources"])), x["parameters"]) for x in d["slices"])
     return MergeRecipe(**d | dict(models=tuple(map(source, d["models"])), slices=slices))
-
-MergeRecipe.from_dict = staticmethod(recipe_from_dict)
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #c628afe5
 def value_at(
@@ -306,15 +305,14 @@ def _arrange(method, base, sources): # The base leaves the task vectors, and com
     return tuple(s for s in sources if s.model != base) if method_info(method).reads != "models" else tuple(sources)
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #29df9c38
-def recipe_from_yaml(
+@patch(cls_method=True)
+def from_yaml(cls:MergeRecipe,
     given, # A path, or YAML text
 )->MergeRecipe:
     "A recipe from a mergekit YAML file."
     named = isinstance(given, Path) or "\n" not in given and given.endswith((".yaml", ".yml"))
     if not named: return recipe_from_mapping(parse_yaml(given, "recipe"), "recipe")
     return recipe_from_mapping(read_yaml(given, "recipe"), short(Path(given).name))
-
-MergeRecipe.from_yaml = staticmethod(recipe_from_yaml)
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #94a3942e
 def _plain(s): # One source as mergekit writes it
@@ -338,14 +336,11 @@ def recipe_to_mapping(
     if t: t = dict(source=None) | t # without it mergekit would make a union
     return {k: v for k, v in (d | dict(tokenizer=t)).items() if v}
 
-def recipe_to_yaml(
-    self:MergeRecipe, # Any recipe
-)->str: # YAML text
+@patch
+def to_yaml(self:MergeRecipe)->str: # YAML text
     "The recipe as a mergekit YAML file."
     import yaml
     return yaml.safe_dump(recipe_to_mapping(self), sort_keys=False, allow_unicode=True)
-
-MergeRecipe.to_yaml = recipe_to_yaml
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #2fe47b42
 def coefficients(
