@@ -13,7 +13,7 @@ import hashlib, os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .token_files import (BESIDE, checked_added, companions, parse_tokenizer,
+from .token_files import (BESIDE, checked_added, files_beside, parse_tokenizer,
                                                    read_files, token_file)
 from ..core import digest
 from ..errors import InputError
@@ -185,7 +185,7 @@ def tokenizer_identity(
     "What the tokenizer of a model is."
     folder = Path(folder); name = token_file(folder)
     if name is None: return None
-    state = tuple(file_state(folder/n) for n in (name, *companions(name)))
+    state = tuple(file_state(folder/n) for n in (name, *files_beside(name)))
     if state not in BY_STATE:
         raw = read_files(folder, name)
         prints = [n.encode() + hashlib.sha256(x).digest() for n, x in raw.items()]

@@ -14,20 +14,18 @@ from pathlib import Path
 
 from ..checkpoints.checkpoint import TABLE, ZooModel, read_card
 from ..checkpoints.meanings import meaning_differs
+from ..checkpoints.token_files import read_chat_template
 from ..checkpoints.vocabularies import Identity, difference
 from ..core import digest
 from ..errors import InputError
-from ..reading import inside, plain, read_json, read_text
+from ..reading import plain
 
 # %% ../../nbs/03_zoo/04_compatibility.ipynb #fa29cf1a
 def chat_template(
     path:Path, # A model folder
 )->str: # Its text; empty when there is none, or none that can be read
-    "A model's chat template, from its own file or the tokenizer's config."
-    try:
-        if (path/"chat_template.jinja").exists(): return read_text(inside(path, "chat_template.jinja"))
-        if not (path/"tokenizer_config.json").exists(): return ""
-        found = read_json(inside(path, "tokenizer_config.json")).get("chat_template")
+    "A model's chat template in a form that can be compared."
+    try: found = read_chat_template(path)
     except InputError: return ""
     return found if isinstance(found, str) else digest(found) if found else ""
 
