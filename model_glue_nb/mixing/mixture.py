@@ -23,10 +23,11 @@ from ..endings import first_sentence
 from ..merging.planner import find_model
 from .experts import MixtureLM, check_contexts, no_rolling
 from .learners import question_weights, routers
-from .one_checkpoint import check_disk, copy_expert, fit_places, mix_checkpoint
+from .one_checkpoint import copy_expert, fit_places, mix_checkpoint
 from .routers import FittedRouter, fit_texts, read_router, seen_by, write_router
 from .sampling import decoding
-from .spec import MixtureSpec, by_name, check_mixture_spec, eyes_of, find_parts
+from .spec import SHARED, MixtureSpec, by_name, check_mixture_spec, eyes_of, find_parts
+from ..outputs import disk_problems, taken
 from ..reading import read_json, read_yaml
 from ..schemas import either, flag, listed, mapping, maybe, name, path, require, short, whole
 from ..zoo.zoo import (LanguageModel, Zoo, ZooModel, batches_by_length, loaders, open_model,
@@ -82,7 +83,8 @@ def mix_apart(
     verify:bool=False, # Load every expert and answer once before it appears?
 )->ZooModel:
     "Write a mixture whose experts stay whole models."
-    if spec.copy: refuse(check_disk(out, sum(e.n_bytes for e in experts)), "Cannot mix")
+    n_bytes = sum(e.n_bytes for e in experts)
+    if spec.copy: refuse(disk_problems(out, n_bytes), "Cannot mix")
     def home(e):
         if spec.copy: return f"experts/{file_name(e.name)}"
         return os.path.relpath(e.path.resolve(), out.resolve())
@@ -138,8 +140,7 @@ def mix(
 )->ZooModel: # The mixture
     "Fit the router on the search split and write the mixture, at any level."
     out = Path(out); parts, problems = find_parts(spec, zoo)
-    if out.exists() and not overwrite:
-        problems.append(f"'{out}' exists already. Give another output, or ask to overwrite it.")
+    if out.exists() and not overwrite: problems.append(taken(out))
     refuse(problems, "Cannot mix")
     prompts, values = search_values(spec, zoo, suite, items)
     about = dict(fitted_on=dict(suite=suite.name, prompts=len(prompts))) if prompts else {}
@@ -248,12 +249,12 @@ def plan_mixture(
     "What a mixture would hold and write; every problem is reported at once."
     import pandas as pd
     parts, problems = find_parts(spec, zoo); refuse(problems, "Cannot mix")
-    def row(part, m, names):
-        t = [m.tensors[n] for n in names]
+    def row(part, m, owner):
+        t = [m.tensors[n] for n in parts.owned_by(owner)]
         return part, m.name, sum(x.n_values for x in t), sum(x.stop - x.start for x in t)
     if parts:
-        mine, shared = ([n for n in parts.names() if bool(parts.part(n)) == owned] for owned in (True, False))
-        rows = [row("shared", parts.base, shared), *(row("expert", e, mine) for e in parts.experts)]
+        rows = [row("shared", parts.base, SHARED)]
+        rows += [row("expert", e, i) for i, e in enumerate(parts.experts)]
     else:
         models = [find_model(zoo, e) for e in spec.experts]
         rows = [("expert", m.name, m.n_params, m.n_bytes * spec.copy) for m in models]

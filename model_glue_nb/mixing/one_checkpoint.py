@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MOE', 'CLASSES', 'SILENT', 'TORCH_NAMES', 'SHOWN', 'MIXTRAL', 'plain_format', 'unsaid', 'moe_config', 'our_config',
-           'expert_name', 'router_prefix', 'layout', 'copy_bytes', 'write_tensors', 'add_shard', 'known_router',
-           'fit_places', 'n_active', 'check_disk', 'silent_expert', 'cooled', 'mix_checkpoint', 'copy_expert',
-           'foreign', 'one_file', 'bring_code', 'card']
+           'expert_name', 'router_prefix', 'ownership', 'silent_expert', 'copy_bytes', 'write_tensors', 'add_shard',
+           'known_router', 'fit_places', 'n_active', 'n_written', 'cooled', 'mix_checkpoint', 'copy_expert', 'foreign',
+           'one_file', 'bring_code', 'card']
 
 # %% ../../nbs/08_mixing/09_one_checkpoint.ipynb #ae3a0ab4
-import json, os, re, shutil
+import json, math, os, re, shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from importlib import resources
@@ -22,8 +22,9 @@ from ..core import InputError, atomic_path, refuse
 from .learners import routers
 from .routers import (FittedRouter, fit_router, layer_inputs, lessons, read_router,
                                           write_router)
-from .spec import MODEL_TYPES, Parts, by_name
+from .spec import MODEL_TYPES, ROUTER, SHARED, Owned, Parts, by_name
 from .verified import verify_mixture
+from ..outputs import disk_problems
 from ..reading import inside, lies_inside
 from ..tensors.streams import n_workers
 from ..zoo.outlet import CODE, copy, copy_companions, without_code
@@ -137,17 +138,32 @@ def router_prefix(
     return f"dense.model.layers.{layer}.{'mlp.' if parts.spec.level == 'ffn' else ''}router."
 
 # %% ../../nbs/08_mixing/09_one_checkpoint.ipynb #56d4b267
-def layout(
+def ownership(
     parts:Parts, # Models to mix
     kind:str|None, # A standard format, or None for ours
-)->dict[str,tuple[ZooModel,str]]: # Name in the mixture → (model, name there)
-    "Where every tensor of the mixture comes from."
-    out, experts = {}, list(enumerate(parts.experts))
-    for n in parts.names():
-        part = parts.part(n)
-        if part: out |= {expert_name(part[0], e, part[1], kind, parts.named): (m, n) for e, m in experts}
-        else: out[n if kind else f"dense.{n}"] = (parts.base, n)
-    return out
+    router:FittedRouter, # What was fitted
+)->dict[str,Owned]: # Name in the mixture → whose it is, and where its values come from
+    "The table that the writer, the checks and the counts of a mixture read."
+    def name(x):
+        if x.owner == SHARED: return x.tensor if kind else f"dense.{x.tensor}"
+        return expert_name(x.module, x.owner, x.leaf, kind, parts.named)
+    table = {name(x): x for x in parts.owned} | silent_expert(parts, kind)
+    for place, arrays in router.places.items():
+        prefix = router_prefix(parts, place, kind)
+        table |= {prefix + k: Owned(ROUTER, None, k, shape=v.shape, dtype="F32") for k, v in arrays.items()}
+    return table
+
+def silent_expert(
+    parts:Parts, # Models to mix
+    kind:str|None, # A standard format, or None for ours
+)->dict[str,Owned]: # Tensors of zeros
+    "Qwen2-MoE insists on an expert for all tokens; ours is 0, and as wide as servers need to split it."
+    if kind != "qwen2_moe": return {}
+    h, n, dtype = effective_config(parts.base.config)["hidden_size"], SILENT, parts.dtype
+    shapes = {f"shared_expert.{k}_proj": s for k, s in dict(gate=(n, h), up=(n, h), down=(h, n)).items()}
+    shapes |= dict(shared_expert_gate=(1, h))
+    return {f"model.layers.{p}.mlp.{k}.weight": Owned(SHARED, None, k, shape=shape, dtype=dtype)
+            for p in parts.places for k, shape in shapes.items()}
 
 # %% ../../nbs/08_mixing/09_one_checkpoint.ipynb #4e047f90
 def copy_bytes(
@@ -164,21 +180,20 @@ def copy_bytes(
 
 def write_tensors(
     out:Path, # An existing folder
-    tensors:dict[str,tuple[ZooModel,str]], # As `layout` gives it
-    extra:dict[str,tuple[str,tuple]]|None=None, # Tensors of zeros: name → (dtype, shape)
+    table:dict[str,Owned], # As `ownership` gives it; the routers' are written apart
+    dtype:str, # Of all tensors, as safetensors names it
     shard_bytes:int=5 * 10**9, # Most bytes per file
-    dtype:str|None=None, # Of all tensors, as safetensors names it; None: as they are stored
 ):
     "Stream the tensors of several checkpoints into one."
-    info = {k: m.tensors[n] for k, (m, n) in tensors.items()}
-    shapes = {k: (dtype or t.dtype, t.shape) for k, t in info.items()} | (extra or {})
+    kept = {k: x for k, x in table.items() if x.owner != ROUTER}
+    info = {k: x.model.tensors[x.tensor] for k, x in kept.items() if x.model} # the others stay 0
+    shapes = {k: (dtype, info[k].shape if k in info else x.shape) for k, x in kept.items()}
     writer = CheckpointWriter(out, shapes, shard_bytes)
     files = {f: os.open(f, os.O_RDONLY) for f in {t.file for t in info.values()}}
     def copy(k):
-        t, (m, n) = info[k], tensors[k]
-        kind = shapes[k][0]
-        if kind == t.dtype: copy_bytes(files[t.file], t.start, *writer.places[k], t.stop - t.start)
-        else: writer.write(k, np.ascontiguousarray(m.values(n), NUMPY_DTYPES[kind])) # wider
+        t, x = info[k], table[k]
+        if dtype == t.dtype: copy_bytes(files[t.file], t.start, *writer.places[k], t.stop - t.start)
+        else: writer.write(k, np.ascontiguousarray(x.model.values(x.tensor), NUMPY_DTYPES[dtype])) # wider
     try:
         with ThreadPoolExecutor(n_workers()) as pool: list(pool.map(copy, info))
     finally:
@@ -245,30 +260,22 @@ def n_active(
     config, count = effective_config(parts.base.config), parts.base.tensors
     every = {n.split(".experts.")[1].split(".")[0] for n in count if ".experts." in n}
     inner = config.get("num_experts_per_tok", 0) / max(len(every), 1) # of members that are sparse already
-    def share(n): return (parts.spec.top_k if parts.part(n) else 1) * (inner if ".experts." in n else 1)
-    return round(sum(share(n) * count[n].n_values for n in parts.names()))
+    def share(x):
+        times = 1 if x.owner == SHARED else parts.spec.top_k
+        return times * (inner if ".experts." in x.tensor else 1)
+    return round(sum(share(x) * count[x.tensor].n_values for x in parts.owned if x.owner in (SHARED, 0)))
 
-def check_disk(
-    out:Path, # Folder to write
-    n_bytes:int, # What it will hold
-)->list[str]: # A problem, or none
-    "Is there room?"
-    free = shutil.disk_usage(next(p for p in out.absolute().parents if p.exists())).free
-    if n_bytes <= free: return []
-    return [f"'{out}' needs {n_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free. Make room."]
+def n_written(
+    table:dict[str,Owned], # As `ownership` gives it
+    dtype:str, # Of all tensors but the routers', as safetensors names it
+)->int: # Bytes
+    "What the tensors of a mixture take."
+    def size(x):
+        shape = x.model.tensors[x.tensor].shape if x.model else x.shape
+        return math.prod(shape) * np.dtype(NUMPY_DTYPES[x.dtype or dtype]).itemsize
+    return sum(map(size, table.values()))
 
 # %% ../../nbs/08_mixing/09_one_checkpoint.ipynb #f5b10456
-def silent_expert(
-    parts:Parts, # Models to mix
-    kind:str|None, # A standard format, or None for ours
-)->dict[str,tuple[str,tuple]]: # Tensors of zeros: name → (dtype, shape)
-    "Qwen2-MoE insists on an expert for all tokens; ours is 0, and as wide as servers need to split it."
-    if kind != "qwen2_moe": return {}
-    h, n, dtype = effective_config(parts.base.config)["hidden_size"], SILENT, parts.dtype
-    shapes = {f"shared_expert.{k}_proj": s for k, s in dict(gate=(n, h), up=(n, h), down=(h, n)).items()}
-    return {f"model.layers.{p}.mlp.{n}.weight": (dtype, s) for p in parts.places
-            for n, s in (shapes | dict(shared_expert_gate=(1, h))).items()}
-
 def cooled(
     router:FittedRouter, # A linear one
 )->FittedRouter: # With a temperature of 1
@@ -286,14 +293,14 @@ def mix_checkpoint(
     verify:bool|None=None, # Run it beside its experts? None: where it is small
 )->ZooModel:
     "Write a mixture of models of one shape as one checkpoint."
-    kind, why = plain_format(parts, router); tensors = layout(parts, kind)
+    kind, why = plain_format(parts, router)
     if kind: router = cooled(router)
-    width = np.dtype(NUMPY_DTYPES[parts.dtype]).itemsize
-    refuse(check_disk(out, sum(m.tensors[n].n_values * width for m, n in tensors.values())))
+    table, dtype = ownership(parts, kind, router), parts.dtype
+    refuse(disk_problems(out, n_written(table, dtype)), "Cannot mix")
     experts = [dict(name=e.name, fingerprint=e.fingerprint(), n_params=e.n_params) for e in parts.experts]
     with atomic_path(out, overwrite) as tmp:
         tmp.mkdir(); copy_companions(parts.base.path, tmp)
-        write_tensors(tmp, tensors, extra := silent_expert(parts, kind), dtype=parts.dtype)
+        write_tensors(tmp, table, dtype)
         prefix = {p: router_prefix(parts, p, kind) for p in parts.places}
         note = dict(level=parts.spec.level, params_active=n_active(parts)) | (about or {})
         arrays = write_router(tmp, router, experts, prefix, note)
@@ -302,7 +309,7 @@ def mix_checkpoint(
         (tmp/"config.json").write_text(json.dumps(config, indent=1) + "\n")
         if not kind: bring_code(tmp, parts, experts)
         (tmp/"README.md").write_text(card(parts, out.name, kind, why))
-        verify_mixture(tmp, {*tensors, *extra, *(arrays or {})}, parts, verify)
+        verify_mixture(tmp, table, parts, verify)
     return open_model(out)
 
 # %% ../../nbs/08_mixing/09_one_checkpoint.ipynb #3700571e

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from ..core import refuse
-from .spec import Parts
+from .spec import ROUTER, Owned, Parts
 
 # %% ../../nbs/08_mixing/08_verified.ipynb #9f511571
 SMALL = 2**28 # Values; what is larger is run only when asked for
 
 def check_files(
     folder:Path, # A mixture in one checkpoint
-    names:set[str], # Tensors that it should hold
+    table:dict[str,Owned], # The tensors that it should hold, and who owns them
     dtype:str, # Of all but the routers
 )->list[str]: # One problem per line
     "What the safetensors library and transformers say of some files."
@@ -29,9 +29,9 @@ def check_files(
         try:
             with safe_open(file, "np") as f: found |= {k: f.get_slice(k).get_dtype() for k in f.keys()}
         except Exception as e: out.append(f"'{file.name}' is refused by safetensors ({e}). Mix again.")
-    odd = sorted(set(found) ^ names)
+    odd = sorted(set(found) ^ set(table))
     if odd: out.append(f"{len(odd)} tensors are missing or too many, the first: '{odd[0]}'. Report this.")
-    kinds = {v for k, v in found.items() if ".gate." not in k and ".router." not in k}
+    kinds = {v for k, v in found.items() if k not in table or table[k].owner != ROUTER}
     stored = ", ".join(sorted(kinds))
     if kinds - {dtype}: out.append(f"Tensors are stored as {stored}, all should be {dtype}. Report this.")
     for what, load in (("config", AutoConfig), ("tokenizer", AutoTokenizer)):
@@ -42,13 +42,13 @@ def check_files(
 
 def verify_mixture(
     folder:Path, # A mixture in one checkpoint, before it takes its name
-    names:set[str], # Tensors that it should hold
+    table:dict[str,Owned], # The tensors that it should hold, and who owns them
     parts:Parts, # What was mixed
     forward:bool|None=None, # Run it beside its experts? None: where it is small
 ):
     "Refuse a mixture that is not what was asked for."
     import model_glue_nb.mixing.modeling # registers our classes: no code of the folder is run
-    problems = check_files(folder, names, parts.dtype)
+    problems = check_files(folder, table, parts.dtype)
     size = parts.base.n_params + sum(e.n_params for e in parts.experts)
     forward = size <= SMALL if forward is None else forward
     if forward and not problems: problems = compare_experts(folder, parts)
@@ -75,7 +75,7 @@ def compare_experts(
     n = parts.base.config.get("vocab_size") or dense.get_input_embeddings().num_embeddings
     ids = torch.randint(0, n, (2, 8), generator=torch.Generator().manual_seed(0))
     whole, out = dense.state_dict(), []
-    mine = [n for n in whole if parts.part(n) and not (parts.tied and n == "lm_head.weight")]
+    mine = [n for n in whole if parts.replaces(n)]
     fused = lambda name, p: not own and ".experts." in name and p.dim() == 3
     stacks = [p for name, p in mixture.named_parameters() if fused(name, p)]
     kept = [p.detach().clone() for p in stacks]
