@@ -19,12 +19,12 @@ RUN = dict(zoo="demo", suite="demo", tasks=["x"], search_questions=3, clusters=d
            mixture=dict(level="model", router=dict(name="knn", k=3), dense_layers=0, max_experts=2), seed=1)
 GRID = dict(suite="demo", merging=dict(methods=["linear"], strategies=dict(average={}), sizes=[2], budget=4, max_clusters=1),
             mixture=dict(levels=["ffn"], routers=["random"], dense_layers=[0], experts=2), seed=1)
-MIXTURE = dict(experts=["a", "b"], router=dict(name="linear"), level="model", top_k=1, copy=False)
+MIXTURE_FORM = dict(experts=["a", "b"], router=dict(name="linear"), level="model", top_k=1, copy=False)
 SUITE = dict(name="s", search_share=.4, seed=1, tasks=[dict(name="t", file="q.jsonl", max_new_tokens=3, stop=["."], weight=1., limit=4)])
 RESULTS = {"results": {"arc": {"acc,none": .5}}, "n-samples": {"arc": {"effective": 9}}, "versions": {"arc": 1},
            "config": {"model_args": "x"}, "model_name": "m"}
 READERS = dict(merge=(MERGE, lambda f: check_recipe_form(MergeRecipe.from_yaml(f))), slices=(SLICES, lambda f: check_recipe_form(MergeRecipe.from_yaml(f))),
-               run=(RUN, read_recipe), grid=(GRID, read_grid), mixture=(MIXTURE, read_mixture), suite=(SUITE, load_suite),
+               run=(RUN, read_recipe), grid=(GRID, read_grid), mixture=(MIXTURE_FORM, read_mixture), suite=(SUITE, load_suite),
                results=(RESULTS, read_results))
 
 def changed(value, odd):

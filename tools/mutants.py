@@ -211,7 +211,7 @@ MUTANTS = {
         ("PART, LESS = (\"(0, 1]\", lambda v: 0 < v <= 1), (\"[0, 1)\", lambda v: 0 <= v < 1)", "PART, LESS = (\"(0, 1]\", lambda v: 0 <= v <= 1), (\"[0, 1)\", lambda v: 0 <= v < 1)"),
         ("PART, LESS = (\"(0, 1]\", lambda v: 0 < v <= 1), (\"[0, 1)\", lambda v: 0 <= v < 1)", "PART, LESS = (\"(0, 1]\", lambda v: 0 < v <= 1), (\"[0, 1)\", lambda v: 0 <= v <= 1)"),
         ("not (0 <= d - e and d + e <= 1)", "not 0 <= d - e"),
-        ("ALL if key == \"t\" and method == \"slerp\" else", "ALL if key == \"t\" and method == \"nuslerp\" else"),
+        ("UNIT if key == \"t\" and method == \"slerp\" else", "UNIT if key == \"t\" and method == \"nuslerp\" else"),
         ("return not filters or any(varies_with_depth(v[\"value\"]) for v in filters)", "return not filters"),
         ("abs(sum(weights)) > 1e-8: return []", "abs(sum(weights)) >= 0: return []"),
         ("if info.n_models and r.sources and len(g) != info.n_models:", "if info.n_models and r.sources and len(g) > info.n_models:"),

@@ -15,7 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import InputError, digest, refuse
-from .members import find_model, is_buffer, is_float, packed, same_bytes, says_tied, told_apart, unset_alike, view_of
+from .members import find_model, is_buffer, is_float, quantised_problems, same_bytes, says_tied, told_apart, unset_alike, view_of
 from ..tensors.dtypes import CODES
 from ..zoo.sources import View, embedding_names, remap_vocabulary, tokenizer_print
 from ..checkpoints.tensor_names import LAYER, layer_stacks
@@ -86,7 +86,7 @@ class MergePlan:
             bad = own.problems()
             if not bad and own.kind == "mixture" and not (own.path/"config.json").exists():
                 bad = [f"'{own.name}' is a mixture of whole models. Merge its experts instead."]
-            if not bad: bad = packed(own)
+            if not bad: bad = quantised_problems(own)
             if not bad: self.leaves[name] = view_of(m)
         except InputError as e: bad = [str(e)]
         self.problems += bad
