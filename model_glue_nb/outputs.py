@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['KEEP', 'EXCHANGE', 'OWNER', 'FULL', 'CLOSED', 'ODD', 'system_rename', 'rename', 'place', 'replace', 'sync',
            'sync_one', 'own', 'started', 'is_left', 'can_lock', 'sweep', 'tell', 'naming_a_full_disk', 'concerns',
-           'output_problems', 'taken', 'Ended', 'cleaning_up', 'atomic_path', 'temporary_room', 'write_text']
+           'output_problems', 'disk_problems', 'taken', 'Ended', 'cleaning_up', 'atomic_path', 'temporary_room',
+           'write_text']
 
 # %% ../nbs/00_ground/03_outputs.ipynb #19c6e89e
 import errno, fcntl, os, shutil, signal, tempfile, threading, time
@@ -198,13 +199,19 @@ def output_problems(
     "What keeps a result from being written, seen before any work."
     out = Path(out).absolute()
     bad = [taken(out)] if os.path.lexists(out) and not overwrite else []
-    home = next(p for p in out.parents if p.exists())
+    return bad + disk_problems(out, n_bytes)
+
+def disk_problems(
+    out:str|Path, # Folder of the result
+    n_bytes:int, # What it needs
+)->list[str]: # Problems
+    "What keeps so many bytes from being written: a closed place, or a disk that is too full."
+    home = next(p for p in Path(out).absolute().parents if p.exists())
     if not os.access(home, os.W_OK) or not home.is_dir():
-        return bad + [f"'{plain(home)}' cannot be written to. Give another output."]
-    if n_bytes > (free := shutil.disk_usage(home).free):
-        bad.append(f"The result needs {n_bytes / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free at "
-                   f"'{plain(home)}'. Free some space, or give another output.")
-    return bad
+        return [f"'{plain(home)}' cannot be written to. Give another output."]
+    if n_bytes <= (free := shutil.disk_usage(home).free): return []
+    return [f"The result needs {n_bytes / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free at "
+            f"'{plain(home)}'. Free some space, or give another output."]
 
 def taken(out)->str:
     "Message about an output that already exists."

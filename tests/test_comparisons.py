@@ -9,7 +9,7 @@ from model_glue_nb.core import InputError
 from model_glue_nb.merging.live import head_is_apart
 from model_glue_nb.zoo.adapters import adapted
 from model_glue_nb.mergeability.similarity import Comparison, layer, role, weights_of
-from model_glue_nb.merging.planner import jobs_of
+from model_glue_nb.merging.planner import checked_plan
 from model_glue_nb.merging.recipes import recipe
 from model_glue_nb.zoo.zoo import Zoo, tiny_zoo
 
@@ -76,5 +76,5 @@ def test_a_head_is_apart_only_where_models_differ(tmp_path):
     zoo = tiny_zoo(tmp_path, ["tied"], tie_word_embeddings=True)
     plain = tiny_zoo(tmp_path, ["apart", "other"], tie_word_embeddings=False)
     both = Zoo((*zoo, *plain))
-    def apart(*names): return head_is_apart(jobs_of(recipe("linear", list(names)), both))
+    def apart(*names): return head_is_apart(checked_plan(recipe("linear", list(names)), both))
     assert apart("apart", "tied") and not apart("apart", "other") and not apart("tied")

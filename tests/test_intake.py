@@ -12,7 +12,7 @@ from model_glue_nb.checkpoints.checkpoint import ZooModel, open_model
 from model_glue_nb.checkpoints.headers import read_header
 from model_glue_nb.core import InputError
 from model_glue_nb.mergeability.doctor import examine_zoo, members_table, pairs_table
-from model_glue_nb.zoo.compatibility import compare
+from model_glue_nb.zoo.compatibility import compare_pair
 from model_glue_nb.zoo.zoo import read_zoo
 
 H, I, V = 8, 12, 16
@@ -73,7 +73,7 @@ def test_no_header_is_read_that_the_library_refuses(tmp_path):
     assert 50 < read < 1400, "both outcomes were tried"
 
 def test_own_rules_are_as_strict_where_a_file_cannot_be_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr("model_glue_nb.checkpoints.headers.judge", lambda file: "")
+    monkeypatch.setattr("model_glue_nb.checkpoints.headers.library_verdict", lambda file: "")
     entry = dict(dtype="F32", shape=[2], data_offsets=[0, 8])
     assert list(read_header(file_with(tmp_path/"w", {"a": entry}, bytes(8)))) == ["a"]
     for change in (dict(data_offsets=[0, 4]), dict(data_offsets=[4, 12]), dict(data_offsets=[-8, 0]), dict(shape=[2.0]), dict(shape=[True, 2]), dict(dtype=3)):
@@ -196,7 +196,7 @@ def packed(kind):
 def test_packed_weights_are_known_by_their_tensors(tmp_path, kind):
     a = open_model(member(tmp_path/"a", tensors=packed(kind))); b = open_model(member(tmp_path/"b"))
     assert a.quantised and not a.quantised.readable and b.quantised is None
-    assert compare(a, b).kind == "mix only" and "quantized" in compare(b, a).reason
+    assert compare_pair(a, b).kind == "mix only" and "quantized" in compare_pair(b, a).reason
 
 def test_tensors_without_values_are_named(tmp_path):
     t = weights(); t["model.norm.weight"] = np.zeros(0, np.float32)
@@ -234,8 +234,8 @@ def test_what_is_remembered_is_not_read_and_a_cache_that_cannot_be_written_is_no
 def test_spellings_of_two_eras_are_one_meaning(tmp_path):
     a = open_model(member(tmp_path/"a", rope_theta=500000.0)); b = open_model(member(tmp_path/"b", 1, rope_parameters=dict(rope_theta=500000.0, rope_type="default")))
     c = open_model(member(tmp_path/"c", 2))
-    assert str(compare(a, b)) == "" and compare(a, b).kind == "as is"
-    assert compare(a, c).notes[0].startswith("RoPE 500000 default and 10000") and compare(a, c).kind == "as is"
+    assert str(compare_pair(a, b)) == "" and compare_pair(a, b).kind == "as is"
+    assert compare_pair(a, c).notes[0].startswith("RoPE 500000 default and 10000") and compare_pair(a, c).kind == "as is"
 
 def lora(folder, base):
     k = "base_model.model.model.layers.0.mlp.up_proj"; folder.mkdir()

@@ -9,7 +9,7 @@ from model_glue_nb.core import InputError
 from model_glue_nb.merging.estimate import plan
 from model_glue_nb.merging.merge import merge, merge_into
 from model_glue_nb.merging.methods import merge_methods, method_info, try_method
-from model_glue_nb.merging.planner import check_recipe
+from model_glue_nb.merging.planner import check_merge_recipe
 from model_glue_nb.merging.recipes import MergeRecipe, recipe, stack
 from model_glue_nb.zoo.zoo import open_model, tiny_zoo
 
@@ -150,7 +150,7 @@ def test_sharded_half_precision_and_tied_inputs(tmp_path):
 def test_union_of_vocabularies_and_padding(tmp_path):
     a, b = tiny_zoo(tmp_path, ["a"], vocab_size=64)["a"], tiny_zoo(tmp_path, ["b"], vocab_size=70)["b"]
     models = dict(a=a, b=b); r = recipe("linear", ["a", "b"], options=dict(tokenizer="union", pad_to_multiple_of=16))
-    assert any("tokenizer: base, union" in p or "another tokenizer" in p for p in check_recipe(recipe("linear", ["a", "b"]), models))
+    assert any("tokenizer: base, union" in p or "another tokenizer" in p for p in check_merge_recipe(recipe("linear", ["a", "b"]), models))
     out = merge(r, models, tmp_path/"out"); k = "model.embed_tokens.weight"
     assert out.tensors[k].shape[0] == out.config["vocab_size"] == 80
     assert np.array_equal(out.values(k)[69], b.values(k)[69]) and not out.values(k)[75].any()
@@ -183,7 +183,7 @@ def test_recipes_survive_json_and_yaml(zoo):
     r = recipe("della", [recipe("linear", ["a", "b"], [.3, .7]), "c"], base="base", density=[.3, .6], scale=.8, options=dict(out_dtype="float32", seed=3))
     assert MergeRecipe.from_dict(json.loads(json.dumps(r.to_dict()))) == r == MergeRecipe.from_yaml(r.to_yaml()) # both routes
     assert MergeRecipe.from_dict(json.loads(json.dumps(stack(["a", "b"], 2).to_dict()))) == stack(["a", "b"], 2)
-    assert check_recipe(r, zoo) == [] and plan(r, zoo)["tensors"] == len(zoo["a"].tensors)
+    assert check_merge_recipe(r, zoo) == [] and plan(r, zoo)["tensors"] == len(zoo["a"].tensors)
 
 @pytest.mark.parametrize("spoil, message", [
     (lambda z, d: recipe("linear", ["a", "nobody"]), "no model 'nobody'"),
@@ -314,7 +314,7 @@ def test_buffers_may_be_missing_and_are_the_leading_models(tmp_path):
     out = merge(recipe("ties", ["b"], base="old", density=.5), models, tmp_path/"task")
     assert out.tensors[at + "bias"].dtype == "BOOL" and np.array_equal(out.raw(at + "rotary_emb.inv_freq"), old.raw(at + "rotary_emb.inv_freq"))
     weights = edited(z["b"], tmp_path/"weights", lambda t: {at + "dense.extra": torch.rand(4)})
-    assert "has 1 tensors that 'a' has not" in check_recipe(recipe("linear", ["a", "w"]), dict(a=z["a"], w=weights))[0]
+    assert "has 1 tensors that 'a' has not" in check_merge_recipe(recipe("linear", ["a", "w"]), dict(a=z["a"], w=weights))[0]
 
 def test_a_tied_and_an_untied_head(tmp_path):
     "Where one model stores a head of its own, the result does, and says so."
@@ -405,16 +405,16 @@ def test_layers_in_other_words(tmp_path):
 
 def test_a_hub_id_is_looked_for_on_the_hub():
     "Offline it is refused in words; a path with one slash that is not there says so too."
-    assert "could not be fetched as a hub id" in check_recipe(recipe("linear", ["nobody/nothing"]))[0]
+    assert "could not be fetched as a hub id" in check_merge_recipe(recipe("linear", ["nobody/nothing"]))[0]
 
 def test_nested_recipes_are_planned_once(monkeypatch):
     "A recipe in a recipe in a recipe: as many plans as recipes, however many tensors look at them."
-    from model_glue_nb.merging.planner import Planner, jobs_of
+    from model_glue_nb.merging.planner import MergePlan, checked_plan
     from model_glue_nb.merging.recipes import recipe
     from model_glue_nb.zoo.zoo import read_zoo
     nested = "a-sort"
     for name in ("a-shift", "a-rotate", "a-double"): nested = recipe("slerp", [nested, name])
-    jobs, plans = Planner.jobs, []
-    monkeypatch.setattr(Planner, "jobs", lambda self: plans.append(self) or jobs(self))
-    jobs_of(nested, read_zoo("demo"))
+    build, plans = MergePlan.build, []
+    monkeypatch.setattr(MergePlan, "build", lambda self: plans.append(self) or build(self))
+    checked_plan(nested, read_zoo("demo"))
     assert len(plans) == 3

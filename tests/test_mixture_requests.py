@@ -18,12 +18,12 @@ from model_glue_nb.zoo.outlet import companions
 from model_glue_nb.zoo.zoo import Zoo, ZooModel, open_model, read_zoo, tiny_zoo
 
 RANDOM, PROMPTS = dict(name="random"), dict(name="prompt", positive=["w3 w4 w5", "w20 w21"])
-WORDS = [f"w{i}" for i in range(3, 60)]
+TOKENIZER_STEMS = [f"w{i}" for i in range(3, 60)]
 
 def asked():
     "Generation requests that differ in stops, lengths and wording; one names nothing, one is too long, one comes from another task."
     kinds = [dict(until=["w9"], max_gen_toks=5), dict(until="w11", max_gen_toks=9), dict(until=[], max_gen_toks=3), dict(until=["w30", "w4 w"], max_gen_toks=12), dict(max_gen_toks=7)]
-    prompts = [" ".join(WORDS[i:i + 4]) for i in range(10)] + [" ".join(WORDS * 4)]
+    prompts = [" ".join(TOKENIZER_STEMS[i:i + 4]) for i in range(10)] + [" ".join(TOKENIZER_STEMS * 4)]
     return [Instance(request_type="generate_until", doc={}, arguments=(p, dict(kinds[i % 5])), idx=0) for i, p in enumerate(prompts)]
 
 def test_a_mixture_of_one_answers_as_that_expert(tmp_path):

@@ -10,7 +10,7 @@ from model_glue_nb.core import InputError
 from model_glue_nb.gluing.comparison import size
 from model_glue_nb.gluing.recipe import read_recipe
 from model_glue_nb.mixing.mixture import mix
-from model_glue_nb.mixing.spec import MixtureSpec, check_form
+from model_glue_nb.mixing.spec import MixtureSpec, check_mixture_spec
 from model_glue_nb.zoo.zoo import Zoo, tiny_tokenizer, tiny_zoo
 
 WORDS = ["w3 w4 w5", "w20 w21 w22"]
@@ -37,11 +37,11 @@ TEXTS = [dict(router=dict(name="tfidf_knn")), dict(router=dict(name="sentence_km
 @pytest.mark.parametrize("where", [dict(level="model", base="base"), dict(level="model", base="base", dense_layers=1), dict(level="block", base="base"), dict(level="ffn", base="base", input="token")], ids=str)
 def test_inside_a_checkpoint_nobody_reads_texts(zoo, tmp_path, more, where):
     spec = MixtureSpec(("a", "b"), **more, **where)
-    out = check_form(spec)
+    out = check_mixture_spec(spec)
     assert len(out) == 1 and "reads texts" in out[0] and "hidden states" in out[0]
     with pytest.raises(InputError, match="reads texts"): mix(spec, zoo, tmp_path/"m", suite())
     assert not (tmp_path/"m").exists()
-    assert not check_form(MixtureSpec(("a", "b"), **more)), "beside whole experts they may"
+    assert not check_mixture_spec(MixtureSpec(("a", "b"), **more)), "beside whole experts they may"
 
 @pytest.mark.parametrize("mixture", [dict(level="block", router="tfidf_knn"), dict(level="model", dense_layers=1, router="sentence_kmeans"), dict(base="base", router="knn", features="sentence")], ids=str)
 def test_a_recipe_says_so_before_anything_is_opened(mixture):

@@ -11,7 +11,7 @@ from forked import python
 from model_glue_nb.benchmarking.intervals import Items, mean_score
 from model_glue_nb.core import InputError, Run, Store, UnknownName, digest
 from model_glue_nb.merging.methods import merge_methods, method_info
-from model_glue_nb.merging.recipes import check_form, coefficients, recipe
+from model_glue_nb.merging.recipes import check_recipe_form, coefficients, recipe
 from model_glue_nb.searching.candidates import CandidateScorer, leaves
 from model_glue_nb.searching.protocol import Answer, Ask, Problem, first, weigh
 from model_glue_nb.benchmarking.suites import load_suite
@@ -64,7 +64,7 @@ def test_every_strategy_works_with_every_method(strategy, method):
     r = found(strategy, method)
     assert r.trials and r.score >= max(a.mean for a in r.own.values())
     for t in r.trials:
-        assert not isinstance(t.candidate, str) and not check_form(t.candidate), t.label
+        assert not isinstance(t.candidate, str) and not check_recipe_form(t.candidate), t.label
         assert set(leaves(t.candidate)) <= set(MEMBERS)
 
 @every

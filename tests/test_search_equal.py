@@ -12,8 +12,8 @@ from model_glue_nb.searching.candidates import CandidateScorer
 from model_glue_nb.zoo.stored import Files
 from model_glue_nb.benchmarking.suites import load_suite
 from model_glue_nb.merging.methods import method_info
-from model_glue_nb.merging.planner import jobs_of
-from model_glue_nb.merging.recipes import MergeRecipe, MergeSlice, MergeSource, check_form, recipe
+from model_glue_nb.merging.planner import checked_plan
+from model_glue_nb.merging.recipes import MergeRecipe, MergeSlice, MergeSource, check_recipe_form, recipe
 from model_glue_nb.zoo.zoo import read_zoo, tiny_zoo
 
 NOISE = 1e-5 # Of the largest weight: sums of float32 in another order
@@ -33,11 +33,11 @@ PICKED = ("embed_tokens", "layers.0.mlp.down_proj", "layers.1.self_attn.q_proj",
 
 def merged(r, zoo):
     "Some tensors of a merge: embeddings, an MLP, attention, a norm."
-    jobs = jobs_of(r, zoo).made; out = []
+    tasks = checked_plan(r, zoo).tasks; out = []
     with Files() as files:
-        for n in jobs:
+        for n in tasks:
             if not any(p in n for p in PICKED): continue
-            x = open_input(jobs[n], files, True, "cpu")
+            x = open_input(tasks[n], files, True, "cpu")
             out.append(np.array(x.array if hasattr(x, "array") else x.bytes.view(np.float32)).ravel())
     return np.concatenate(out).astype(np.float64)
 
@@ -64,7 +64,7 @@ def test_recipes_of_one_print_merge_alike_and_the_print_finds_most_twins(zoo):
     rng, by_print, found = random.Random(3), defaultdict(list), 0
     for _ in range(900):
         r = drawn(rng)
-        if check_form(r): continue
+        if check_recipe_form(r): continue
         same = by_print[merge_fingerprint(r)]
         if repr(r) not in {repr(x) for x in same}: same.append(r)
     for group in by_print.values():

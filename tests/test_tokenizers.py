@@ -3,7 +3,7 @@ import json, random, shutil
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from model_glue_nb.checkpoints.vocabularies import difference, tokenizer_identity
+from model_glue_nb.checkpoints.vocabularies import tokenizer_difference, tokenizer_identity
 from model_glue_nb.core import InputError
 from model_glue_nb.merging.merge import merge
 from model_glue_nb.merging.recipes import recipe
@@ -52,7 +52,7 @@ def test_two_releases_write_one_tokenizer(kind, tmp_path):
     t = KINDS[kind](TEXTS); a, b = saved(t, tmp_path/"a"), rewritten(saved(t, tmp_path/"b"), older)
     assert tokenizer_identity(a).fingerprint() == tokenizer_identity(b).fingerprint()
     other = saved(KINDS[kind](TEXTS + OTHER), tmp_path/"c")
-    assert difference(tokenizer_identity(a), tokenizer_identity(other))
+    assert tokenizer_difference(tokenizer_identity(a), tokenizer_identity(other))
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("added", [(), ("<x>",), ("<x>", "<y>")])
@@ -76,7 +76,7 @@ def changed(t):
 def test_what_changes_ids_is_seen(which, tmp_path):
     t = byte_level(TEXTS); one = tokenizer_identity(saved(t, tmp_path/"a"))
     two = tokenizer_identity(rewritten(saved(t, tmp_path/"b"), changed(t)[which]))
-    assert one.fingerprint() != two.fingerprint() and difference(one, two)
+    assert one.fingerprint() != two.fingerprint() and tokenizer_difference(one, two)
 
 @pytest.mark.parametrize("change", [
     lambda t: t.update(padding=dict(strategy="BatchLongest", direction="Left", pad_to_multiple_of=None, pad_id=0, pad_type_id=0, pad_token="<s>")),
@@ -114,7 +114,7 @@ def test_sentencepiece_pairs_equal_their_conversion(tmp_path):
     (home/"tokenizer_config.json").write_text(json.dumps(settings))
     LlamaTokenizer.from_pretrained(home).save_pretrained(tmp_path/"fast")
     slow, fast = tokenizer_identity(home), tokenizer_identity(tmp_path/"fast")
-    assert (slow.file, fast.file) == ("tokenizer.model", "tokenizer.json") and difference(slow, fast) == ""
+    assert (slow.file, fast.file) == ("tokenizer.model", "tokenizer.json") and tokenizer_difference(slow, fast) == ""
 
 PLACES = ["tokenizer.json", "added_tokens_decoder", "added_tokens.json"]
 @pytest.mark.parametrize("place", PLACES)
@@ -128,7 +128,7 @@ def test_added_tokens_in_three_places(place, tmp_path):
     one = tokenizer_identity(home)
     assert words.items() <= one.tokens.items() and one.tokens == AutoTokenizer.from_pretrained(home).get_vocab()
     assert one.fingerprint() == tokenizer_identity(saved(t, tmp_path/"b", "<x>", "<y>")).fingerprint()
-    assert "'<x>' has the id" in difference(one, tokenizer_identity(saved(t, tmp_path/"c", "<y>", "<x>")))
+    assert "'<x>' has the id" in tokenizer_difference(one, tokenizer_identity(saved(t, tmp_path/"c", "<y>", "<x>")))
 
 def test_files_that_change_are_read_again(tmp_path):
     home = saved(byte_level(TEXTS), tmp_path/"a"); before = tokenizer_identity(home).fingerprint()

@@ -8,7 +8,7 @@ import pytest
 from model_glue_nb.benchmarking.intervals import Items, mean_interval, mean_score, oracle_question, oracle_task, paired_gain, rank_models, task_weights
 from model_glue_nb.gluing import comparison
 from model_glue_nb.mixing.learners import question_weights
-from model_glue_nb.mixing.selection import best_set, by_question, by_task, climb, held_out_scores, lab_row, load_facts
+from model_glue_nb.mixing.selection import best_set, by_question, split_by_task, climb, held_out_scores, lab_row, load_facts
 from model_glue_nb.mixing.selection import neighbours, select_experts
 
 SHARES = dict(x=3., y=1.)
@@ -50,7 +50,7 @@ def test_ranks_come_best_first():
 def test_questions_and_tasks_are_two_views():
     values, task = by_question(dict(a=A, b=B), ["b", "a"])
     assert values.shape == (8, 2) and values[0].tolist() == [0, 1] and task.tolist() == [0] * 5 + [1] * 3
-    again = by_task(values[:, 1], A)
+    again = split_by_task(values[:, 1], A)
     assert again.weights == SHARES and all((again[t] == A[t]).all() for t in A)
 
 VALUE = {(0,): .5, (1,): .4, (2,): .3, (0, 1): .505, (0, 2): .502, (1, 2): .45, (0, 1, 2): .508}

@@ -14,7 +14,7 @@ import numpy as np
 from ..benchmarking.intervals import Items, mean_score, task_weights, weights_of
 from ..core import InputError
 from ..mixing.routers import fit_router
-from ..mixing.selection import by_task
+from ..mixing.selection import split_by_task
 
 # %% ../../nbs/09_gluing/05_choice.ipynb #c9a06
 Procedure = Callable[[np.ndarray, np.ndarray], np.ndarray] # (learn, ask), positions → values on `ask`
@@ -35,7 +35,7 @@ def cross_fitted(
     values = {name: np.zeros(len(task)) for name in procedures}
     for learn, ask in parts.split(np.zeros((len(task), 1)), task):
         for name, procedure in procedures.items(): values[name][ask] = procedure(learn, ask)
-    return {name: by_task(v, like) for name, v in values.items()}
+    return {name: split_by_task(v, like) for name, v in values.items()}
 
 def weights_at(
     like:Items, # For the tasks, their questions and weights

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CLUSTERS', 'MERGE', 'MIXTURE', 'COUNT', 'ROUTER', 'CLUSTER_KEYS', 'PARTS', 'DTYPES', 'OPENED', 'RUN', 'PASSED',
            'complete', 'GlueRecipe', 'executor_of', 'router_of', 'read_recipe', 'shares_checkpoint', 'mixture_spec',
-           'check_recipe', 'Work', 'check_shared', 'open_work', 'begin', 'small_models', 'shared_store', 'other_zoo',
-           'describe_run']
+           'check_glue_recipe', 'Work', 'check_shared', 'open_work', 'begin', 'small_models', 'shared_store',
+           'other_zoo', 'describe_run']
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #d1a03
 import os, platform, sys
@@ -24,7 +24,7 @@ from ..mergeability.clusters import Cluster, cluster_by_similarity, divide, link
 from ..mergeability.similarity import METRICS, ROLES, Comparison, compare_zoo
 from ..merging.methods import merge_methods
 from ..mixing.learners import routers
-from ..mixing.spec import MixtureSpec, check_form, find_parts
+from ..mixing.spec import MixtureSpec, check_mixture_spec, find_parts
 from ..reading import read_yaml
 from ..schemas import (Kind, either, listed, mapping, maybe, name, name_in, number, path, require,
                                    seed, short, whole)
@@ -102,7 +102,7 @@ def read_recipe(
     if not isinstance(spec, dict): spec = read_yaml(spec, "recipe")
     require(spec, RUN, where, f"Cannot use {where}")
     r = GlueRecipe(**spec)
-    refuse(check_recipe(r), f"Cannot use {where}")
+    refuse(check_glue_recipe(r), f"Cannot use {where}")
     return r
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #d1a18
@@ -127,7 +127,7 @@ def mixture_spec(
     return MixtureSpec(tuple(experts), router, **given | more)
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #2e769e90
-def check_recipe(
+def check_glue_recipe(
     r:GlueRecipe, # As read
 )->list[str]: # One problem per line
     "Names and ranges of a recipe that can be checked before anything is opened."
@@ -147,7 +147,7 @@ def check_recipe(
             if (n := x.get(k)) is not None and n < 1]
     if out: return out
     stand_ins = [str(i) for i in range(x.get("max_experts") or max(2, x.get("top_k", 1)))]
-    return check_form(mixture_spec(r, stand_ins, base="0" if shares_checkpoint(r) else None))
+    return check_mixture_spec(mixture_spec(r, stand_ins, base="0" if shares_checkpoint(r) else None))
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #ac62e255
 @dataclass

@@ -11,8 +11,8 @@ from .. import _face
 # %% ../../nbs/06_merging/00_overview.ipynb #a429941c
 FACE = {
     "methods": "PerModel try_method",
-    "recipes": "MergeSource MergeSlice stack check_form",
-    "planner": "check_recipe",
+    "recipes": "MergeSource MergeSlice stack check_recipe_form",
+    "planner": "check_merge_recipe",
     "canonical": "merge_fingerprint",
     "estimate": "plan",
     "live": "merge_into",

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Text', 'ALPHAS', 'NORMS', 'UP', 'DOWN', 'QKV', 'OUT', 'CANNOT_TELL', 'texts_of', 'encoded', 'text_losses',
-           'losses_between', 'check_way', 'barrier_table', 'barrier', 'match', 'match_neurons', 'match_heads',
-           'stream_order', 'layer_weights', 'match_values', 'places', 'align', 'moved', 'check_align',
-           'barrier_aligned', 'cka', 'gram_centred', 'activations', 'alike', 'compare_activations']
+           'losses_between', 'check_interpolation', 'barrier_table', 'barrier', 'match', 'match_neurons', 'match_heads',
+           'stream_order', 'layer_weights', 'match_values', 'places', 'align', 'permuted', 'check_align',
+           'barrier_aligned', 'cka', 'gram_centred', 'activations', 'cka_of_grams', 'compare_activations']
 
 # %% ../../nbs/06_merging/12_barrier.ipynb #4e600c15
 from pathlib import Path
@@ -72,7 +72,7 @@ def losses_between(
     live:LanguageModel|None=None, # A live model of their shape, to be overwritten; default: loads one
 )->np.ndarray: # (alphas, texts)
     "Loss of every text along the path from one model to another."
-    refuse(check_way(zoo[a], zoo[b], alphas), "Cannot walk between the models")
+    refuse(check_interpolation(zoo[a], zoo[b], alphas), "Cannot walk between the models")
     out = []
     with blaming(a): live = live or zoo[a].load()
     for x in alphas:
@@ -81,7 +81,7 @@ def losses_between(
             out.append(text_losses(live, texts))
     return np.array(out)
 
-def check_way(
+def check_interpolation(
     a:ZooModel, b:ZooModel, # The two ends
     alphas:tuple[float,...], # Shares of `b`
 )->list[str]: # Problems
@@ -215,11 +215,11 @@ def align(
     with atomic_path(out) as tmp:
         tmp.mkdir(); copy_companions(b.path, tmp)
         writer = CheckpointWriter(tmp, {k: (t.dtype, t.shape) for k, t in b.tensors.items()})
-        for name in b.tensors: writer.write(name, np.ascontiguousarray(moved(b.raw(name), name, order)))
+        for name in b.tensors: writer.write(name, np.ascontiguousarray(permuted(b.raw(name), name, order)))
         writer.close()
     return open_model(out)
 
-def moved(
+def permuted(
     x:np.ndarray, # Stored values
     name:str, # Tensor name
     order:dict, # Prefix → short name → (rows, columns)
@@ -273,7 +273,7 @@ def cka(
     y:np.ndarray, # (tokens, another width), of the same tokens
 )->float: # In [0, 1]
     "Linear centered kernel alignment."
-    return alike(gram_centred(x), gram_centred(y))
+    return cka_of_grams(gram_centred(x), gram_centred(y))
 
 def gram_centred(x:np.ndarray)->np.ndarray: # (tokens, tokens)
     "Inner products of activations, with the mean subtracted."
@@ -298,7 +298,7 @@ def activations(
     return out[:, np.sort(np.random.default_rng(seed).permutation(n)[:n_tokens])]
 
 # %% ../../nbs/06_merging/12_barrier.ipynb #ae3d6a16
-def alike(
+def cka_of_grams(
     k:np.ndarray, l:np.ndarray, # (tokens, tokens), as `gram_centred` gives them
 )->float: # In [0, 1]
     "CKA from Gram matrices."
@@ -326,7 +326,7 @@ def compare_activations(
             rest.append((a, b, f"'{failed[0]}': {aside[failed[0]]}")); continue
         for d in np.linspace(0, 1, n_depths or min(len(grams[a]), len(grams[b]))):
             k, l = (grams[m][round(d * (len(grams[m]) - 1))] for m in (a, b))
-            rows.append((a, b, d, alike(k, l)))
+            rows.append((a, b, d, cka_of_grams(k, l)))
     frame = lambda found, columns: pd.DataFrame(found, columns=columns.split())
     told = frame(rows, "a b depth cka"), frame(rest, "a b reason")
     told = pd.concat([t for t in told if len(t)] or told, ignore_index=True)

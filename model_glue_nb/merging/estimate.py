@@ -12,7 +12,7 @@ from threading import Thread
 
 import numpy as np
 
-from .planner import LARGE, Job, Planner
+from .planner import LARGE, MergePlan, TensorTask
 from ..tensors.dtypes import CODES, ITEM_BYTES
 from ..zoo.sources import Derived
 from .methods import run_method
@@ -31,20 +31,20 @@ class CountedBlocks:
 LONG, HALF, SHORT = (1024, 1024), (512, 512), (8, 512) # Shapes to rehearse on: many chunks, some, one
 
 def rehearse(
-    job:Job, # With a method
+    task:TensorTask, # With a method
     shape:tuple[int,int], # Of the random tensors
     device:str="cpu", # Where to compute
 )->tuple[float,float,int]: # Reads of each value, seconds per value, bytes that a thread holds
     "Run a method on random values and see what it does."
-    rng, k, seen = np.random.default_rng(0), len(job.inputs), []
+    rng, k, seen = np.random.default_rng(0), len(task.inputs), []
     draw, mask = lambda: rng.standard_normal(shape, np.float32), np.uint32(0xffff0000); common = draw()
     near = lambda: ((common + draw() / 10).view(np.uint32) & mask).view(np.float32) # kin, in bf16
-    blocks = [CountedBlocks(near()) for _ in job.all_inputs]
-    base = blocks[k] if job.base is not None else None
+    blocks = [CountedBlocks(near()) for _ in task.all_inputs]
+    base = blocks[k] if task.base is not None else None
     def run():
         each = lambda f, chunks: list(map(f, chunks)) # as for a large tensor, of which nothing is held
-        stream = Stream(blocks[:k], shape, base, job.keys, each, device=device); start = time.perf_counter()
-        kernel = run_method(job.method, stream, job.parameters)
+        stream = Stream(blocks[:k], shape, base, task.keys, each, device=device); start = time.perf_counter()
+        kernel = run_method(task.method, stream, task.parameters)
         stream.make(kernel, CODES["F32"], lambda block, at: None)
         return time.perf_counter() - start
     run() # loads the machine code
@@ -54,30 +54,29 @@ def rehearse(
     thread = Thread(target=in_thread); thread.start(); thread.join(); n = shape[0] * shape[1]
     return sum(b.n_read for b in blocks) / len(blocks) / n, seen[0] / n, seen[1]
 
-
 # %% ../../nbs/06_merging/09_estimate.ipynb #60524614
 class Costs:
-    "What jobs cost; methods that behave alike are rehearsed once."
+    "What tasks cost; methods that behave alike are rehearsed once."
     def __init__(self,
         device:str="cpu", # Where to compute
     ): self.device, self.known, self.files = device, {}, set()
 
-    def rehearsed(self, job):
+    def rehearsed(self, task):
         extreme = lambda v: v if isinstance(v, str) else [(x == 0, x == 1) for x in np.atleast_1d(v)]
-        like = Stream([ArrayBlocks(np.zeros(1)) for _ in job.all_inputs], job.shape)
+        like = Stream([ArrayBlocks(np.zeros(1)) for _ in task.all_inputs], task.shape)
         width = lambda x: ITEM_BYTES[CODES[x.dtype]] if isinstance(x, TensorInfo) and x.dtype in CODES else 4
-        size = like.k * job.n_values * max(map(width, job.all_inputs))
-        held = job.n_values < LARGE and self.device == "cpu" and size <= HOLD
-        numbers = {k: extreme(v) for k, v in job.parameters.items()}
-        key = repr((job.method, len(job.inputs), job.base is not None, numbers))
+        size = like.k * task.n_values * max(map(width, task.all_inputs))
+        held = task.n_values < LARGE and self.device == "cpu" and size <= HOLD
+        numbers = {k: extreme(v) for k, v in task.parameters.items()}
+        key = repr((task.method, len(task.inputs), task.base is not None, numbers))
         def known(shape):
-            if (key, shape) not in self.known: self.known[key, shape] = rehearse(job, shape, self.device)
+            if (key, shape) not in self.known: self.known[key, shape] = rehearse(task, shape, self.device)
             return self.known[key, shape]
         reads, seconds, memory = known(LONG); growth = max(memory - known(HALF)[2], 0) / (2**20 - 2**18)
         return (1 if held else reads if len(like.chunks()) > 1 else known(SHORT)[0]), seconds, growth
 
     def of(self,
-        x, # `Job`, `TensorInfo` or `Derived`
+        x, # `TensorTask`, `TensorInfo` or `Derived`
     )->tuple[float,float,float]: # Bytes to read, seconds on one thread, bytes held besides its buffers
         "What one tensor costs, nested merges included."
         if isinstance(x, TensorInfo):
@@ -86,7 +85,8 @@ class Costs:
         if isinstance(x, Derived): return sum(self.of(s)[0] for s in x.sources), 0, 0
         parts = [self.of(y) for y in x.all_inputs]; read, seconds, held = map(sum, zip(*parts))
         if not x.method: return read, 0, x.n_bytes
-        reads, per_value, growth = self.rehearsed(x); nested = [isinstance(y, Job) for y in x.all_inputs]
+        reads, per_value, growth = self.rehearsed(x)
+        nested = [isinstance(y, TensorTask) for y in x.all_inputs]
         read = sum(p[0] * (1 if n else reads) for p, n in zip(parts, nested)) # nested: made once, then held
         held += (sum(nested) * 4 + growth) * x.n_values # whole arrays, lists of entries
         return read, seconds + per_value * x.n_values, held
@@ -94,7 +94,6 @@ class Costs:
     @property
     def buffers(self)->int: # Bytes that the buffers of one thread take
         return max((held for _, _, held in self.known.values()), default=0)
-
 
 # %% ../../nbs/06_merging/09_estimate.ipynb #715d0c00
 def reading_speed(
@@ -123,16 +122,17 @@ def plan(
     device:str="auto", # As for `merge`
 )->dict: # Tensors, bytes, estimates, notes and problems
     "What a merge will read, write and hold, without doing it."
-    device = compute_device(device); p, costs, own = Planner(recipe, zoo), Costs(device), own_memory()
-    p.made = p.jobs()
-    jobs = list(p.written().values()) if p.made else []; each = [costs.of(j) for j in jobs]
-    write, n = sum(j.n_bytes for j in jobs), n_workers()
-    held = max((c[2] * (1 if j.n_values >= LARGE else n) for j, c in zip(jobs, each)), default=0)
+    device = compute_device(device); p, costs, own = MergePlan(recipe, zoo), Costs(device), own_memory()
+    p.build()
+    tasks = list(p.stored_tasks().values()) if p.tasks else []
+    each = [costs.of(task) for task in tasks]
+    write, n = sum(task.n_bytes for task in tasks), n_workers()
+    held = max((c[2] * (1 if task.n_values >= LARGE else n) for task, c in zip(tasks, each)), default=0)
     inputs = sum(b - a for _, a, b in costs.files); speed = reading_speed(costs.files)
     seconds = sum(c[1] for c in each) / n + inputs / speed + write / WRITING_SPEED
     bad = p.problems + (output_problems(out, write, overwrite) if out else [])
     memory, read = int(own + n * costs.buffers + held), int(sum(c[0] for c in each))
-    params, seconds = sum(j.n_values for j in jobs), round(seconds, 2)
-    return dict(method=recipe.method, device=device, tensors=len(jobs), parameters=params, input_bytes=inputs,
-                read_bytes=read, write_bytes=write, memory_bytes=memory, seconds=seconds,
+    params, seconds = sum(task.n_values for task in tasks), round(seconds, 2)
+    return dict(method=recipe.method, device=device, tensors=len(tasks), parameters=params,
+                input_bytes=inputs, read_bytes=read, write_bytes=write, memory_bytes=memory, seconds=seconds,
                 notes=list(dict.fromkeys(p.notes)), problems=list(dict.fromkeys(bad)))

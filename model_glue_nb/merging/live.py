@@ -15,8 +15,8 @@ import numpy as np
 
 from ..checkpoints.architectures import effective_config
 from ..core import InputError, refuse
-from .engine import run_jobs
-from .planner import STORED, Planner, jobs_of
+from .engine import run_tasks
+from .planner import STORED, MergePlan, checked_plan
 from .recipes import MergeRecipe
 from ..zoo.sources import embedding_names
 from ..zoo.stored import Files
@@ -24,12 +24,12 @@ from ..zoo.zoo import LanguageModel
 
 # %% ../../nbs/06_merging/10_live.ipynb #9fb117e0
 def head_is_apart(
-    plan:Planner, # Jobs
+    plan:MergePlan, # Its tasks
 )->bool:
     "Does the result need a separate head although some model ties it to the embeddings?"
     says = lambda config: effective_config(config).get("tie_word_embeddings", True)
     tied = {bool(says(v.model.config)) for v in plan.leaves.values()}
-    return len(tied) > 1 and bool(set(embedding_names(plan.lead)[1:]) & set(plan.written()))
+    return len(tied) > 1 and bool(set(embedding_names(plan.lead)[1:]) & set(plan.stored_tasks()))
 
 # %% ../../nbs/06_merging/10_live.ipynb #67168b47
 def fill(
@@ -182,10 +182,10 @@ class LiveSink:
                                 "them differ. Merge to a folder, and load that.")
         refuse(problems[:5], "Cannot merge into a live model")
 
-    def __call__(self, job):
-        if (p := self.to.get(job.name)) is None: return None
-        if tuple(p.shape) != tuple(job.shape): raise self.other_shape(job.name, p.shape, job.shape)
-        if not job.method and job.dtype != stored_type(p): return None # copied bytes of another type
+    def __call__(self, task):
+        if (p := self.to.get(task.name)) is None: return None
+        if tuple(p.shape) != tuple(task.shape): raise self.other_shape(task.name, p.shape, task.shape)
+        if not task.method and task.dtype != stored_type(p): return None # copied bytes of another type
         return stored_type(p), fill(p)
 
     def finish(self):
@@ -208,25 +208,25 @@ def stored_type(parameter)->str|None: # As safetensors names it; None for what i
 
 def live_sink(
     model, # transformers model
-    jobs, # Tensors that will be made: name → anything with a shape
+    tasks, # Tensors that will be made: name → anything with a shape
     label:str, # Name for messages
     apart:bool=False, # As `head_is_apart`
-)->LiveSink: # For `run_jobs`; `finish` it afterwards
+)->LiveSink: # For `run_tasks`; `finish` it afterwards
     "Where each tensor goes in a live model."
-    return LiveSink(model, {n: tuple(j.shape) for n, j in jobs.items()}, label, apart)
+    return LiveSink(model, {n: tuple(x.shape) for n, x in tasks.items()}, label, apart)
 
 # %% ../../nbs/06_merging/10_live.ipynb #c4e1cf85
 def merge_into(
     live:LanguageModel, # Its parameters are overwritten
     recipe:MergeRecipe, # Any recipe whose result has the live model's shape
-    zoo=None, # As for `check_recipe`
+    zoo=None, # As for `check_merge_recipe`
     allow_nan:bool=False, # Let NaN and infinite values pass?
     device:str|None=None, # Where to compute; None: where the live model is
     files:Files|None=None, # Passing a `Mapped` saves the next merge of the same files from reading them again
 )->LanguageModel: # The same object
     "Overwrite a live model with a merge."
-    plan = jobs_of(recipe, zoo); place = device or str(live.model.device).replace("mps", "cpu")
-    sink = live_sink(live.model, plan.made, live.name, head_is_apart(plan))
-    run_jobs(list(plan.made.values()), sink, allow_nan, device=place, files=files)
+    plan = checked_plan(recipe, zoo); place = device or str(live.model.device).replace("mps", "cpu")
+    sink = live_sink(live.model, plan.tasks, live.name, head_is_apart(plan))
+    run_tasks(list(plan.tasks.values()), sink, allow_nan, device=place, files=files)
     sink.finish()
     return live

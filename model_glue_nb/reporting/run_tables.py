@@ -17,7 +17,7 @@ from ..benchmarking.scores import asked_through
 from ..benchmarking.suites import Suite, load_suite
 from ..core import InputError, Run, file_name, unknown
 from ..gluing.comparison import route_key
-from ..merging.recipes import MergeRecipe, coefficients, numbers_in, recipe_from_dict
+from ..merging.recipes import MergeRecipe, coefficients, numbers_in
 from ..reading import plain, read_json, read_text, read_yaml
 from .figures import model_colours
 from ..schemas import is_number
@@ -226,7 +226,7 @@ def read_coefficients(
     import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING); storage = f"sqlite:///{run.path/'trials.db'}"
     home = {frozenset(c["members"]): str(c["name"]) for c in data["clusters"]}
-    of = lambda kept: kept if isinstance(kept, str) else recipe_from_dict(kept)
+    of = lambda kept: kept if isinstance(kept, str) else MergeRecipe.from_dict(kept)
     for s in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=s, storage=storage); a = study.user_attrs
         cluster, method = home.get(frozenset(a["members"])), a["method"]

@@ -17,7 +17,7 @@ from ..benchmarking.intervals import Items
 from ..benchmarking.scores import ask, ask_model, known_items
 from ..core import InputError, Store, digest, refuse
 from ..merging.canonical import lead_fingerprint, lead_name
-from ..merging.planner import jobs_of
+from ..merging.planner import checked_plan
 from ..zoo.compatibility import n_rows
 from ..benchmarking.suites import Suite
 from ..checkpoints.tensor_names import LAYER
@@ -124,7 +124,7 @@ def made(self:CandidateScorer,
     lead = self.zoo[lead_name(candidate)]
     kind = lead.signature, n_rows(lead), lead_fingerprint(lead) # its shape, and what it reads
     if candidate.tokenizer is not None or candidate.pad_to_multiple_of is not None:
-        words = jobs_of(candidate, self.zoo).lead.vocabulary # of the members that take part
+        words = checked_plan(candidate, self.zoo).lead.vocabulary # of the members that take part
         kind += digest(sorted(words.tokens.items())), candidate.tokenizer, candidate.pad_to_multiple_of
     if kind not in self.live: # one cluster at a time
         self.live.clear()
@@ -198,10 +198,10 @@ def similarity(self:CandidateScorer,
         order, grams = found; vector = np.array([c.get(n, 0.0) for n in order], np.float32)
         near = np.mean([merge_cosines(g, vector) for g in grams], 0)
         return [float(near[order.index(n)]) for n in names]
-    jobs, per_weight, merge_alone = jobs_of(candidate, self.zoo).made, [], np.eye(1, 2)[0]
+    tensors, per_weight, merge_alone = checked_plan(candidate, self.zoo).tasks, [], np.eye(1, 2)[0]
     for k in self.mlp_weights(names[0]):
-        with Files() as files: x = open_input(jobs[k], files, True, "cpu")
-        m = x.bytes.view(np.float32).reshape(jobs[k].shape)
+        with Files() as files: x = open_input(tensors[k], files, True, "cpu")
+        m = x.bytes.view(np.float32).reshape(tensors[k].shape)
         near = lambda n: merge_cosines(column_grams([m, self.zoo[n].values(k)]), merge_alone)[1]
         per_weight.append([near(n) for n in names])
     return [float(x) for x in np.mean(per_weight, 0)]

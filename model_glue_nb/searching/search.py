@@ -20,7 +20,7 @@ from ..benchmarking.intervals import Items
 from ..core import InputError, Run, atomic_path, digest, refuse, unknown
 from ..merging.canonical import merge_fingerprint
 from ..merging.methods import merge_methods, method_info
-from ..merging.recipes import MergeRecipe, recipe_from_dict
+from ..merging.recipes import MergeRecipe
 from ..schemas import short
 from .budgets import Budget, check_budget, read_budget
 from .conversations import converse

@@ -46,7 +46,7 @@ class View:
     "A model as a merge sees it."
     name: str
     model: ZooModel|None # Where config and tokenizer come from
-    inputs: dict # Tensor name → `TensorInfo`, `Derived` or a nested job
+    inputs: dict # Tensor name → `TensorInfo`, `Derived` or a nested task
     adapter: Path|None = None # LoRA adapter that is applied
     rows: tuple|None = None # Remembers `embedding_names`
     vocabulary: object = None # `Vocabulary` when it was changed

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FETCHED', 'Zoo', 'Adapted', 'demo_zoo_path', 'called', 'zoo_entries', 'entry_of', 'is_hub_id', 'local_folder',
-           'with_adapter', 'adapter_base', 'read_zoo', 'fetched', 'refuse_twins', 'take', 'opened', 'base_said',
+           'with_adapter', 'adapter_base', 'read_zoo', 'fetched', 'refuse_twins', 'open_member', 'opened', 'base_said',
            'applied', 'tiny_zoo', 'tiny_tokenizer']
 
 # %% ../../nbs/03_zoo/03_zoo.ipynb #a74f5f8e
@@ -152,7 +152,7 @@ def read_zoo(
     adapters = {e: b for e in entries if isinstance(e, Path) and (b := base_said(e)) is not None}
     for e in sorted(entries, key=lambda e: e in adapters): # bases come before their adapters
         def opening(): return applied(e, adapters[e], found) if e in adapters else opened(e)
-        take(e, opening, found, skipped, check_weights)
+        open_member(e, opening, found, skipped, check_weights)
     models = tuple(found[e] for e in entries if e in found)
     if models: return Zoo(models, skipped)
     why = "\n".join(f"- {r}" for r in skipped.values()) or "The folder has no sub-folders."
@@ -170,7 +170,7 @@ def refuse_twins(entries:list):
     todo = "Rename one folder: results are shown by name."
     refuse([f"Two models are called '{n}'. {todo}" for n in twice], "Cannot read the zoo")
 
-def take(
+def open_member(
     entry:Path|Adapted, # What is opened
     opening, # Gives the model, or raises why there is none
     found:dict, # Entry → model; filled
