@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGINED', 'LEAST', 'Items', 'weights_of', 'task_weights', 'mean_score', 'Interval', 'Spread', 'counted', 'spread_of',
            'student', 'mean_interval', 'difference_limit', 'difference_interval', 'paired_gain', 'oracle_task',
-           'oracle_question', 'rank_models', 'chance_of_lead', 'behind']
+           'oracle_question', 'rank_models', 'weighed_differences', 'chance_of_lead', 'behind']
 
 # %% ../../nbs/04_benchmarking/01_intervals.ipynb #eea2c4b1
 import math
@@ -105,8 +105,6 @@ LEAST = 1 / 64 # Of one question's largest variance: what equal graded answers m
 
 def mean_interval(
     items:Items, # Task → values; accuracies, or any scores
-    n_resamples:int|None=None, # Not used, nothing is drawn; older callers give it
-    seed:int|None=None, # Not used, nothing is drawn; older callers give it
 )->Interval: # Of the mean over tasks
     "Mean over tasks with a 95% interval that is never a point."
     values, weights = counted(items); s = spread_of(values, weights)
@@ -159,7 +157,6 @@ def difference_interval(
 def paired_gain(
     ours:Items, # Task → values of one system
     theirs:Items, # Of the other, on the same questions
-    seed:int|None=None, # Not used, nothing is drawn; older callers give it
 )->Interval: # Of the difference of the means over tasks
     "How much better one system is than another on the same questions, with a paired interval."
     if {k: len(v) for k, v in ours.items()} != {k: len(v) for k, v in theirs.items()}:
@@ -189,8 +186,6 @@ def oracle_question(
 # %% ../../nbs/04_benchmarking/01_intervals.ipynb #4c17845f
 def rank_models(
     items:dict[str,Items], # Model name → answers to the same questions
-    seed:int|None=None, # Not used, nothing is drawn; older callers give it
-    n_resamples:int|None=None, # Not used, nothing is drawn; older callers give it
 ): # DataFrame, best first: model mean low high rank best_rank worst_rank tied
     "Models by mean score, with the ranks that are within error."
     import pandas as pd
@@ -209,6 +204,13 @@ def rank_models(
     return table.sort_values("mean", ascending=False, kind="stable", ignore_index=True)
 
 # %% ../../nbs/04_benchmarking/01_intervals.ipynb #1e488eda
+def weighed_differences(
+    ours:Items, theirs:Items, # Values on the same questions
+)->np.ndarray: # One per question, task by task
+    "What each question adds to the difference of the means over tasks."
+    shares = [w / max(len(v), 1) for w, v in zip(task_weights(ours), ours.values())]
+    return np.concatenate([w * (np.asarray(ours[t], float) - theirs[t]) for w, t in zip(shares, ours)])
+
 def chance_of_lead(
     ours:Items, # Values of a candidate
     leader:Items, # Of the leader, on the same questions
@@ -217,9 +219,7 @@ def chance_of_lead(
 )->float: # In (0, 1]
     "How likely equals would be so far apart, by the sign-flip test over all tasks."
     from scipy.stats import binom
-    sizes = np.array([len(leader[t]) for t in leader])
-    each = task_weights(leader) / np.maximum(sizes, 1) # what one question counts
-    steps = np.concatenate([w * (np.asarray(leader[t], float) - ours[t]) for w, t in zip(each, leader)])
+    steps = weighed_differences(leader, ours)
     lead, steps = steps.sum(), steps[steps != 0]
     if lead <= 0 or not len(steps): return 1.0
     size, count = np.unique(np.round(np.abs(steps), 12), return_counts=True)

@@ -26,7 +26,7 @@ class CodeRefused(InputError):
     "A task runs code that nobody has allowed."
 
 def functions_of(
-    config, # A task's settings as `lm_tasks.read_config` gives them
+    config, # A task's settings as `lm_tasks.task_config` gives them
 )->list[str]: # "utils.process_docs"
     "The functions that a task file names."
     if isinstance(config, str): return [config.split(None, 1)[-1]] if config.startswith("!function") else []
@@ -35,7 +35,7 @@ def functions_of(
 
 def check_code(
     task:str, # Its name or file
-    config:dict, # Its settings as `lm_tasks.read_config` gives them
+    config:dict, # Its settings as `lm_tasks.task_config` gives them
     own:bool, # A file of the user's, none of lm-eval's?
     allowed:bool, # By --allow-code-execution
 ):

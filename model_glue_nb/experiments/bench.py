@@ -74,8 +74,9 @@ def open_bench(
 )->Bench: # Without a run folder
     "Open the zoo and the questions of a benchmark."
     suite = load_suite(g.suite, run_code=code_runner(allow_code))
-    r = GlueRecipe(zoo, suite, g.tasks, g.search_questions, clusters=g.clusters, seed=g.seed)
-    work = open_work(r, progress); work.report = work.suite.part("report", g.report_questions)
+    r = GlueRecipe(zoo, g.suite, g.tasks, g.search_questions, clusters=g.clusters, seed=g.seed)
+    work = open_work(r, progress, suite)
+    work.report = work.suite.part("report", g.report_questions)
     few_threads(work.zoo)
     return Bench(work, g, allow_code)
 
@@ -83,12 +84,11 @@ def open_bench(
 def compared(
     ours:Items, # Report answers of a system
     rivals:dict[str,Items], # gain, over_uniform → whom it is compared with
-    seed:int=0, # Of the resampling
 )->dict: # score low high, each rival's column with _low and _high, n, and the tasks
     "A system's score and its paired differences."
-    m = mean_interval(ours, seed=seed); row = dict(score=m.mean, low=m.low, high=m.high)
+    m = mean_interval(ours); row = dict(score=m.mean, low=m.low, high=m.high)
     for name, theirs in rivals.items():
-        d = paired_gain(ours, theirs, seed)
+        d = paired_gain(ours, theirs)
         row |= {name: d.mean, f"{name}_low": d.low, f"{name}_high": d.high}
     return row | dict(n=sum(map(len, ours.values()))) | {t: float(v.mean()) for t, v in ours.items()}
 
@@ -126,7 +126,7 @@ def merge_row(
     parts = [m for m in dict.fromkeys(leaves(winner)) if m != cell.base]; all_q = b.work.search.n_questions
     name = winner if isinstance(winner, str) else label(winner)
     row = dict(winner=name, merged=len(parts), search=b.scorer(winner))
-    row |= compared(b.told.items(winner), rivals, cell.seed) | cost_of(costs)
+    row |= compared(b.told.items(winner), rivals) | cost_of(costs)
     spent = dict(evaluations=sum(t.questions for t in trials) / all_q, bytes=sum(t.bytes for t in trials))
     return row | spent if trials else row
 
@@ -202,7 +202,7 @@ def mix_row(
     b.work.zoo = zoo # the mixture has gone
     out |= dict(params_total=total, params_active=active, bytes=model.n_bytes)
     if cell.strategy == "single": out |= dict(winner=single)
-    return out | compared(told, rivals, cell.seed) | cost_of(costs)
+    return out | compared(told, rivals) | cost_of(costs)
 
 # %% ../../nbs/11_experiments/05_bench.ipynb #318ff6b1
 def control_answers(
@@ -228,7 +228,7 @@ def control_row(
     "What a control gains where a claim says that its row does."
     if cell.benchmark == "mixture": return mix_row(b, cell)
     start = best_of(cell.members, b.scorer) if cell.figure == "gain" else uniform(cell)
-    return compared(control_answers(b, cell, start), {cell.figure: b.told.items(start)}, cell.seed)
+    return compared(control_answers(b, cell, start), {cell.figure: b.told.items(start)})
 
 def control_cells(
     b:Bench, # With a grid

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..benchmarking.intervals import Items, mean_score, task_weights, weights_of
+from ..benchmarking.intervals import Items, mean_score, task_weights, weighed_differences, weights_of
 from ..core import InputError
 from ..mixing.routers import fit_router
 from ..mixing.selection import by_task
@@ -84,9 +84,7 @@ def sign_flip(
     seed:int=0, # Of the signs
 )->float: # In (0, 1]; small: ours is better
     "How often chance alone would have given at least this gain in the mean over tasks."
-    weights = [w / len(v) for w, v in zip(task_weights(ours), ours.values())]
-    gains = [w * (np.asarray(ours[t], float) - theirs[t]) for w, t in zip(weights, ours)]
-    gain = np.concatenate(gains)
+    gain = weighed_differences(ours, theirs)
     gain = gain[gain != 0]
     if not len(gain): return 1.0
     signs = np.random.default_rng(seed).integers(0, 2, (n, len(gain)), np.int8)

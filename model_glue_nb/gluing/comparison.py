@@ -204,13 +204,13 @@ def compare(
 ): # DataFrame, one row per system
     "The comparison table, on the report split, gains paired against the best single model."
     import pandas as pd
-    answers, seed, answered = {}, work.recipe.seed, {} if answered is None else answered
+    answers, answered = {}, {} if answered is None else answered
     for i, (system, name) in enumerate(systems.items()):
         work.progress(i, len(systems), f"lm-eval: {system}")
         answers[system] = asked_once(work, name, answered)
     answers |= dict(oracle_task=oracle_task(singles), oracle_question=oracle_question(singles))
     def row(system, theirs):
-        m, g = mean_interval(theirs, seed=seed), paired_gain(theirs, answers["best_single"], seed); cost = {}
+        m, g = mean_interval(theirs), paired_gain(theirs, answers["best_single"]); cost = {}
         if name := systems.get(system, ""):
             total, active = size(work, name)
             cost = dict(params_total=total, params_active=active, ms_per_question=ms_per_question(work, name))

@@ -27,8 +27,8 @@ from ..merging.recipes import MergeRecipe, recipe
 from ..mixing.mixture import mix
 from ..mixing.selection import experts_for
 from ..searching.candidates import CandidateScorer
-from ..searching.evidence import (LAYER_GROUPS, TRIAL_COLUMNS, ablations, attribution, contenders,
-                                              honest_table, trial_row)
+from ..searching.evidence import (TRIAL_COLUMNS, asked_for_attribution, asked_for_honesty,
+                                              attribution, honest_table, trial_row)
 from ..searching.executors import ask_together
 from ..searching.search import SearchResult, needs_base, search_each
 from ..zoo.vocabulary_choice import TokenizerChoice, vocabulary_groups
@@ -219,7 +219,7 @@ def tell_search(
         tables.append(explained(work, "search", g.best, work.report, honest).assign(cluster=c.name))
         if not n: continue
         some = work.report.part("all", n)
-        owes = lambda: attribution(g.best, scorer, some, seed=seed, executor=who)
+        owes = lambda: attribution(g.best, scorer, some, executor=who)
         parts.append(explained(work, "attribution", g.best, some, owes).assign(cluster=c.name))
     for name, found in (("search", tables), ("attribution", parts)):
         if found: work.run.write_table(name, pd.concat(found)[["cluster", *found[0].columns[:-1]]])
@@ -233,12 +233,11 @@ def ask_for_evidence(
     def is_open(name, f, told):
         return work.run.store.remembered("evidence", table_key(work, name, f, told)) is None
     tables = [f for f in found if is_open("search", f, work.report)]
-    ask_together(scorer.on(work.report), [c for f in tables for _, c in contenders(f).values()], who)
+    ask_together(scorer.on(work.report), [c for f in tables for c in asked_for_honesty(f)], who)
     if not n: return
     some = work.report.part("all", n)
     merges = [f for f in found if not isinstance(f.winner, str) and is_open("attribution", f, some)]
-    parts = [c for f in merges for c in (f.winner, *(c for *_, c in ablations(f, scorer, LAYER_GROUPS)))]
-    ask_together(scorer.on(some), parts, who)
+    ask_together(scorer.on(some), [c for f in merges for c in asked_for_attribution(f, scorer)], who)
 
 def tell_aside(work:Work, clusters:list[Cluster], glued:list[Glued]):
     "Add whom a search set aside to the table of vocabularies."

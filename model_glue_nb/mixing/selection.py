@@ -236,7 +236,7 @@ def lab_row(
 )->dict: # Part of one row of the lab
     "What a route scores, and how far it is from the best single expert and from the oracles."
     values, _ = by_question(report, list(report)); mine = values[np.arange(len(values)), route]
-    m = mean_interval(by_task(mine, report[best]), seed=seed)
+    m = mean_interval(by_task(mine, report[best]))
     low, high = mean_score(report[best]), mean_score(oracle_task(report))
     return dict(score=m.mean, low=m.low, high=m.high, best_single=low, oracle_task=high,
                 oracle_question=mean_score(oracle_question(report)),
