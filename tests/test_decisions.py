@@ -9,7 +9,7 @@ from model_glue_nb.merging.recipes import MergeRecipe, recipe
 from model_glue_nb.mixing.routers import fit_router, lessons
 from model_glue_nb.mixing.routing import Router, choose, groups, pool, prompt_keys, prompt_mask, router_scores, token_keys
 from model_glue_nb.searching.protocol import Answer, Ask, Problem, better, first, weigh
-from model_glue_nb.searching.strategies import at, average, behind, field_of, layerwise, moved, most_similar, race, race_cost
+from model_glue_nb.searching.strategies import point_at, average, behind, field_of, layerwise, weight_moved, most_similar, race, race_cost
 from model_glue_nb.searching.strategies import exchanged, greedy, n_scales, rounds, space_of, tune_scale, undominated
 
 NAMES = "a", "b", "c"
@@ -135,7 +135,7 @@ def test_ranges_of_what_is_searched():
     assert set(space_of(problem(), 2)) == {f"weight {m} {g}" for m in NAMES for g in range(3)}
 
 def test_points_become_weights_that_add_up_to_one():
-    made = at(problem("ties"), {"weight a": .2, "weight b": .6, "weight c": 0., "density a": .3, "density b": .4, "density c": .5, "scale": 1.25})
+    made = point_at(problem("ties"), {"weight a": .2, "weight b": .6, "weight c": 0., "density a": .3, "density b": .4, "density c": .5, "scale": 1.25})
     assert weights(made) == dict(a=.25, b=.75) and made.parameters == dict(scale=1.25)
     assert [s.parameters for s in made.models] == [dict(density=.3), dict(density=.4)]
 
@@ -200,8 +200,8 @@ def test_layers_move_one_group_at_a_time_and_keep_lambda():
 
 def test_moves_stay_between_zero_and_one():
     w = np.array([[.2, 1.], [1., 0.]])
-    assert moved(w, 0, 0, -.5)[0, 0] == 0 and moved(w, 0, 0, .5)[0, 0] == .7 and moved(w, 1, 0, .5) is None
-    assert moved(np.array([[.2], [0.]]), 0, 0, -.5) is None, "nobody would be left"
+    assert weight_moved(w, 0, 0, -.5)[0, 0] == 0 and weight_moved(w, 0, 0, .5)[0, 0] == .7 and weight_moved(w, 1, 0, .5) is None
+    assert weight_moved(np.array([[.2], [0.]]), 0, 0, -.5) is None, "nobody would be left"
 
 # --- how a mixture chooses
 

@@ -363,14 +363,14 @@ def test_stores_of_older_versions_are_read_and_twins_are_asked_once(demo, tmp_pa
 def test_twins_are_not_asked_twice_and_cost_nothing():
     asked = []
     def score(c): asked.append(c); return .5
-    from model_glue_nb.searching.conversations import converse
+    from model_glue_nb.searching.conversations import drive
     from model_glue_nb.searching.search import Ledger
     def talk():
         yield [Ask(recipe("linear", ["a", "b"])), Ask(recipe("linear", ["b", "a"], [.5, .5])), Ask(recipe("linear", ["a", "b"], [1, 2]))]
     from model_glue_nb.searching.executors import scored
     own = {m: Answer(Items({"score": np.array([.1])})) for m in "ab"}
     ledger = Ledger(score, own, Budget(evaluations=9), None, lambda t: None)
-    converse([(talk(), ledger)], lambda asks: ((a, scored(score, a)) for a in asks))
+    drive([(talk(), ledger)], lambda asks: ((a, scored(score, a)) for a in asks))
     assert len(asked) == len(ledger.trials) == 2 and ledger.spent == 2
 
 def test_every_kind_of_move_is_reached_by_a_small_budget():

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
 
-from .sandbox import CodeEval, is_code_eval, way_in
+from .sandbox import CodeEval, is_code_eval, isolation
 from ..core import InputError
 
 # %% ../../nbs/04_benchmarking/06_task_code.ipynb #8511558b
@@ -77,7 +77,7 @@ class Rules:
         "In the place of `evaluate.load`."
         if is_code_eval(path):
             if not self.allowed: self.refuse("runs programs that the model writes")
-            way_in(); return CodeEval() # refused at once where no isolation can be had
+            isolation(); return CodeEval() # refused at once where no isolation can be had
         if self.own and not self.allowed:
             self.refuse(f"measures by '{path}', a script that would be fetched and run")
         return was(path, *args, **how)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'Answered', 'ORDER', 'COLUMNS', 'size', 'encoder_size', 'ms_per_question', 'route_key', 'routes_of',
-           'own_rows', 'routed_rows', 'experts_of', 'stays_whole', 'sampled', 'differing', 'answers_of',
-           'routed_answers', 'check_agreement', 'asked_once', 'compare', 'routing_table', 'tell']
+           'own_rows', 'routed_rows', 'experts_of', 'stays_whole', 'sampled', 'differing', 'report_answers',
+           'routed_answers', 'check_agreement', 'asked_once', 'compare_systems', 'routing_table', 'write_findings']
 
 # %% ../../nbs/09_gluing/08_comparison.ipynb #d3c03
 import json, time
@@ -146,7 +146,7 @@ def differing(
             if value != other or said.strip() != answer.strip(): out.append((t.name, q.prompt, said, answer))
     return out
 
-def answers_of(
+def report_answers(
     work:Work, # As `begin` gives it
     name:str, # A model or a mixture
 )->Items: # On *report*
@@ -193,10 +193,10 @@ COLUMNS = ("system model mean low high n params_total params_active gain gain_lo
 
 def asked_once(work:Work, name:str, answered:dict[str,Items])->Items:
     "A system's answers; systems may be one model, and several tables are about it."
-    if name not in answered: answered[name] = answers_of(work, name)
+    if name not in answered: answered[name] = report_answers(work, name)
     return answered[name]
 
-def compare(
+def compare_systems(
     work:Work, # As `begin` gives it
     systems:dict[str,str], # System → name of its model
     singles:dict[str,Items], # Report answers of every single model
@@ -242,7 +242,7 @@ def routing_table(
                 rows.append((system, experts[i], t.name, float(mine.mean()), score, int((mine > 0).sum())))
     return pd.DataFrame(rows, columns="system expert task share score n".split())
 
-def tell(
+def write_findings(
     work:Work, # As `begin` gives it
     systems:dict[str,str], # System → name of its model
     searched:dict[str,Items], # Search answers of every single model
@@ -257,5 +257,5 @@ def tell(
     tables = scores_table(searched, "search"), scores_table(answers, "report")
     work.run.write_table("scores", pd.concat(tables))
     answered = {}
-    work.run.write_table("comparison", compare(work, systems, singles, answered))
+    work.run.write_table("comparison", compare_systems(work, systems, singles, answered))
     work.run.write_table("routing", routing_table(work, systems, answered))

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['CLUSTERS', 'MERGE', 'MIXTURE', 'COUNT', 'ROUTER', 'CLUSTER_KEYS', 'PARTS', 'DTYPES', 'RUN', 'PASSED', 'complete',
-           'GlueRecipe', 'executor_of', 'router_of', 'read_recipe', 'shares_checkpoint', 'mixture_spec', 'check_recipe',
-           'Work', 'check_shared', 'open_work', 'begin', 'small_models', 'shared_store', 'other_zoo', 'describe_run']
+           'GlueRecipe', 'executor_of', 'router_of', 'read_recipe', 'shares_checkpoint', 'mixture_spec',
+           'check_glue_recipe', 'Work', 'check_shared', 'open_work', 'begin', 'small_models', 'shared_store',
+           'other_zoo', 'describe_run']
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #d1a03
 import os, platform, sys
@@ -101,7 +102,7 @@ def read_recipe(
     if not isinstance(given, dict): given = read_yaml(given, "recipe")
     require(given, RUN, where, f"Cannot use {where}")
     r = GlueRecipe(**given)
-    refuse(check_recipe(r), f"Cannot use {where}")
+    refuse(check_glue_recipe(r), f"Cannot use {where}")
     return r
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #d1a18
@@ -126,7 +127,7 @@ def mixture_spec(
     return MixtureSpec(tuple(experts), router, **given | more)
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #2e769e90
-def check_recipe(
+def check_glue_recipe(
     r:GlueRecipe, # As read
 )->list[str]: # One problem per line
     "Names and ranges of a recipe that can be checked before anything is opened."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['linkages', 'Tree', 'grow_tree', 'average', 'first_fit', 'spread_from', 'likely_base', 'outliers', 'Cluster',
-           'describe', 'cluster_by_similarity', 'divide', 'base_first', 'vocabularies_table', 'relations',
+           'describe_cluster', 'cluster_by_similarity', 'divide', 'base_first', 'vocabularies_table', 'relations',
            'threshold_sensitivity']
 
 # %% ../../nbs/05_mergeability/03_clusters.ipynb #09078e3c
@@ -145,7 +145,7 @@ class Cluster:
     medoid: str = "" # The member closest to all others
     outliers: tuple[str, ...] = () # Members much further from the others than is usual
 
-def describe(
+def describe_cluster(
     names:list[str], # Members
     similarity, # n×n DataFrame
     bases:dict[str,str|None], # Model name → name of its base
@@ -174,7 +174,7 @@ def cluster_by_similarity(
     labels = linkages[linkage](similarity.loc[names, names].fillna(-1).to_numpy(), threshold)
     label, groups = dict(zip(names, labels)), {}
     for name in similarity.index: groups.setdefault(label[name], []).append(name)
-    return [describe(names, similarity, bases or {}) for names in groups.values()]
+    return [describe_cluster(names, similarity, bases or {}) for names in groups.values()]
 
 # %% ../../nbs/05_mergeability/03_clusters.ipynb #2f5eb3be
 def divide(
@@ -187,7 +187,7 @@ def divide(
     bases, out = {m.name: m.base for m in zoo}, []
     for c in clusters:
         groups = vocabulary_groups(base_first(c, zoo), wish)
-        cut = [describe(list(g.members), similarity, bases) for g in groups]
+        cut = [describe_cluster(list(g.members), similarity, bases) for g in groups]
         out += cut if len(groups) > 1 else [c]
     return out
 

@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 
 from ..schemas import whole
-from .protocol import Candidate, Problem, Talk, layer_spans, patched, scores_of, weigh
+from .protocol import Candidate, Problem, Strategy, layer_spans, patched, scores_of, weigh
 from .strategies import strategies
 
 # %% ../../nbs/07_searching/03_moves.ipynb #4b455b21
@@ -153,7 +153,7 @@ STEPS = (1.6, 1.25, 1.1) # Factors of λ and weights, the coarse ones first
 def stepwise(
     problem:Problem, # Members, best first
     layer_groups:Annotated[int, whole(1, 1000)]=4, # Groups of consecutive layers that may be another's
-)->Talk:
+)->Strategy:
     "Greedy soup, then λ, members out or exchanged, weights, layers: the best use of a small budget."
     kinds, spans = kinds_of(problem), layer_spans(problem.layers, layer_groups) if problem.layers else []
     joining, turn = divided(len(problem.members), kinds, problem.budget)

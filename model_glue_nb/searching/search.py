@@ -23,7 +23,7 @@ from ..merging.methods import merge_methods, method_info
 from ..merging.recipes import MergeRecipe, recipe_from_dict
 from ..schemas import short
 from .budgets import Budget, check_budget, read_budget
-from .conversations import converse
+from .conversations import drive
 from .executors import Outcome, executors
 from .flattery import corrected_score
 from .moves import stepwise
@@ -332,7 +332,7 @@ def search_each(
             problem = problem_of(joining, own, score, method, base, seed, budget, fit.tokenizer)
             if len(joining) > 1: talks.append((strategies[strategy](problem, **options), ledger))
         check_budget(budget, sum(ledger.lengths.values()), smallest_share(strategy, options))
-        converse(talks, evaluate)
+        drive(talks, evaluate)
         def found(ledger):
             corrected = corrected_score(ledger.whole(), seed=seed)
             known = ledger.winner, ledger.best, tuple(ledger.trials), own, corrected
