@@ -57,9 +57,9 @@ def run(
     if dtype: r = read_recipe(asdict(r) | dict(dtype=dtype))
     shared = shared_store(store)
     if dry_run:
-        from model_glue_nb.gluing.dry_run import plan_run
+        from model_glue_nb.gluing.dry_run import estimate_run
         title = f"{recipe}: what would be done at most, minutes on one core as far as is known"
-        return show(plan_run(r, shared), title, as_json)
+        return show(estimate_run(r, shared), title, as_json)
     from model_glue_nb.gluing.pipeline import glue
     with progress_bar() as progress: done = glue(r, out, progress, shared)
     from model_glue_nb.reporting.dashboard import write_report

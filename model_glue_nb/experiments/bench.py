@@ -24,8 +24,8 @@ from ..benchmarking.suites import Suite, load_suite
 from ..core import InputError, Run, digest, refuse
 from ..endings import is_machine, is_memory, reason
 from .controls import random_step, shuffled, shuffled_scorer
-from .grids import (Cell, Grid, best_member, largest_first, merging_cells, merging_sets,
-                                             mixture_cells, read_grid)
+from .grids import (Cell, Grid, best_member, largest_first, merging_cells,
+                                             merging_sets, mixture_cells, read_grid)
 from .meter import MeteredScorer, cost_of, joules, metered
 from .tables import claimed, tidy, write_tables
 from ..gluing.comparison import size

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..benchmarking.intervals import Items, mean_score, task_weights, weighed_differences, weights_of
+from ..benchmarking.intervals import (Items, mean_score, task_weights, weighed_differences,
+                                                  weights_of)
 from ..core import InputError
 from ..mixing.routers import fit_router
 from ..mixing.selection import by_task

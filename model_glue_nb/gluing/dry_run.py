@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLOPS', 'SHARE', 'is_here', 'parts_of_zoo', 'Seen', 'planned', 'seconds_per_work', 'matrix_speed', 'RunStep',
-           'plan_run', 'clusters_of', 'vocabularies', 'cost', 'scoring', 'searching', 'evidence_of', 'merging',
+           'estimate_run', 'clusters_of', 'vocabularies', 'cost', 'scoring', 'searching', 'evidence_of', 'merging',
            'mixing', 'reporting']
 
 # %% ../../nbs/09_gluing/04_dry_run.ipynb #d4a03
@@ -103,7 +103,7 @@ class RunStep:
     seconds: float = 0.0 # Of one core
 
 # %% ../../nbs/09_gluing/04_dry_run.ipynb #d4a10
-def plan_run(
+def estimate_run(
     r:GlueRecipe, # What to do
     store:Store|None=None, # Answers of other runs, which are not asked again
 ): # DataFrame: step, what, questions, minutes
@@ -214,7 +214,8 @@ def mixing(seen:Seen, clusters:list[Cluster], speed)->list[RunStep]:
     if not shares_checkpoint(work.recipe):
         return [RunStep("mix", what), RunStep("choose", "from answers that are known")]
     n, seconds = cost(work.search, seen.models[:1], speed)
-    return [RunStep("mix", what), RunStep("choose", "each of 2 mixtures made twice, on search", 2 * n, 2 * seconds)]
+    choosing = RunStep("choose", "each of 2 mixtures made twice, on search", 2 * n, 2 * seconds)
+    return [RunStep("mix", what), choosing]
 
 def reporting(seen:Seen, store, speed, sample:int=8)->list[RunStep]:
     "Everything on *report*."

@@ -360,4 +360,5 @@ def mixture_of(
     models = [work.zoo[n].fingerprint() for n in (*experts, *([dense] if dense else []))]
     asked = [q.key for t in work.search.tasks for q in t.questions]
     key = digest("router.json", asdict(spec), models, asked)
-    return find_or_make(work, name, key, lambda out: mix(spec, out, work.zoo, work.search, items, overwrite=True))
+    def make(out): return mix(spec, out, work.zoo, work.search, items, overwrite=True)
+    return find_or_make(work, name, key, make)

@@ -16,7 +16,8 @@ from typing import Annotated
 import numpy as np
 
 from ..schemas import whole
-from .protocol import Candidate, Problem, Strategy, layer_spans, patched, scores_of, weigh
+from .protocol import (Candidate, Problem, Strategy, layer_spans, patched,
+                                              scores_of, weigh)
 from .strategies import strategies
 
 # %% ../../nbs/07_searching/03_moves.ipynb #4b455b21

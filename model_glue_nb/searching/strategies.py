@@ -20,8 +20,8 @@ from ..benchmarking.intervals import behind
 from ..core import Registry
 from ..merging.recipes import MergeRecipe
 from ..schemas import Kind, is_number, number, whole
-from .protocol import (Answer, Ask, Candidate, Problem, Strategy, better, needs, scores_of,
-                                              weigh)
+from .protocol import (Answer, Ask, Candidate, Problem, Strategy, better, needs,
+                                              scores_of, weigh)
 
 # %% ../../nbs/07_searching/02_strategies.ipynb #494caea5
 strategies = Registry("search strategy")
@@ -210,7 +210,8 @@ def generations(
     n, left = len(starts), 200 if math.isinf(problem.budget) else max(1, math.ceil(problem.budget))
     for _ in range(10 * left): # members cost nothing; a population that has become one member must end too
         trials = [study.ask(numbers) for _ in range(n)]; n = size
-        candidates = [point_at(problem, t.params) for t in trials]; answers = yield [Ask(c) for c in candidates]
+        candidates = [point_at(problem, t.params) for t in trials]
+        answers = yield [Ask(c) for c in candidates]
         left -= sum(not isinstance(c, str) for c in candidates)
         for t, c, a in zip(trials, candidates, answers):
             if a.mean >= best: winner, best = c, a.mean
