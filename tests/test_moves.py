@@ -4,12 +4,12 @@ import math
 import numpy as np
 import pytest
 
-from model_glue_nb.benchmarking.intervals import Items
+from model_glue_nb.benchmarking.intervals import ItemScores
 from model_glue_nb.searching.moves import Place, divided, drop_moves, kinds_of, layer_moves, moved, placed, plan_reach, reach
 from model_glue_nb.searching.moves import scale_moves, stepwise, swap_moves, weight_moves
 from model_glue_nb.searching.protocol import Answer, Problem, layer_spans
 
-def answer(score): return Answer(Items(dict(x=np.full(4, float(score)))))
+def answer(score): return Answer(ItemScores(dict(x=np.full(4, float(score)))))
 
 def problem(method="linear", members="abcd", **more):
     base = "z" if method in ("ties", "task_arithmetic") else None

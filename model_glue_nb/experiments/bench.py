@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..benchmarking.harness import are_small, few_threads
-from ..benchmarking.intervals import Items, mean_interval, mean_score, paired_gain
+from ..benchmarking.intervals import ItemScores, mean_interval, mean_score, paired_gain
 from ..benchmarking.sandbox import code_runner
 from ..benchmarking.scores import ask, known_items
 from ..benchmarking.suites import Suite, load_suite
@@ -82,8 +82,8 @@ def open_bench(
 
 # %% ../../nbs/11_experiments/05_bench.ipynb #01992c60
 def compared(
-    ours:Items, # Report answers of a system
-    rivals:dict[str,Items], # gain, over_uniform → whom it is compared with
+    ours:ItemScores, # Report answers of a system
+    rivals:dict[str,ItemScores], # gain, over_uniform → whom it is compared with
 )->dict: # score low high, each rival's column with _low and _high, n, and the tasks
     "A system's score and its paired differences."
     m = mean_interval(ours); row = dict(score=m.mean, low=m.low, high=m.high)
@@ -133,20 +133,20 @@ def merge_row(
 # %% ../../nbs/11_experiments/05_bench.ipynb #a5131d45
 def deal(
     suite:Suite, # Questions
-    items:dict[str,Items], # Model → its answers to them
+    items:dict[str,ItemScores], # Model → its answers to them
     wanted:Callable, # Position in its task → is the question wanted?
-)->tuple[Suite,dict[str,Items]]: # The same of some questions
+)->tuple[Suite,dict[str,ItemScores]]: # The same of some questions
     "Some questions of every task, and the answers to them."
     at = {t.name: [i for i in range(len(t.questions)) if wanted(i)] for t in suite.tasks}
     some = lambda t: replace(t, questions=tuple(t.questions[i] for i in at[t.name]))
     part = replace(suite, tasks=tuple(map(some, suite.tasks)))
-    return part, {m: Items({t: v[at[t]] for t, v in x.items()}, x.weights) for m, x in items.items()}
+    return part, {m: ItemScores({t: v[at[t]] for t, v in x.items()}, x.weights) for m, x in items.items()}
 
 def unseen_score(
     b:Bench, # As `open_bench` gives it, with a run
     spec:MixtureSpec, # What to mix
     folder:str, # Where to write it for a while
-    items:dict[str,Items], # Expert → its *search* answers
+    items:dict[str,ItemScores], # Expert → its *search* answers
     parts:int=3, # Each is answered by a router that learned from the others
 )->float|None: # None: the router does not learn, or a task has too few questions
     "Mean score of a mixture on *search* questions that its router did not learn from."
@@ -160,7 +160,7 @@ def unseen_score(
         answers = ask(model.load, model.fingerprint(), left, b.work.run.store)
         for t, some in zip(suite.tasks, left.tasks): # perplexities are told per mean word of the part
             told[t.name][k::parts] = answers[t.name] * some.mean_size / t.mean_size
-    return mean_score(Items(told, suite.weights))
+    return mean_score(ItemScores(told, suite.weights))
 
 # %% ../../nbs/11_experiments/05_bench.ipynb #b0ce4b37
 def timed_answers(
@@ -209,7 +209,7 @@ def control_answers(
     b:Bench, # As `open_bench` gives it, with a run
     cell:Cell, # Of the first benchmark, with a control
     start:Candidate, # Whom the cell's figure compares with
-)->Items: # *report* answers
+)->ItemScores: # *report* answers
     "What a control of a merge answers."
     if cell.control == "base": return b.told.items(cell.base)
     if cell.control == "shuffled":
@@ -283,7 +283,7 @@ def plan_bench(
 
 def chosen_experts(
     b:Bench, # With a run
-    items:dict[str,Items], # Member of one cluster → its *search* answers
+    items:dict[str,ItemScores], # Member of one cluster → its *search* answers
 )->tuple[str,...]: # None where there is one member
     "The experts of the mixtures: the set that a linear router makes most of."
     n, work = b.grid.mixture["experts"], b.work

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..benchmarking.intervals import (Items, mean_score, task_weights, weighed_differences,
+from ..benchmarking.intervals import (ItemScores, mean_score, task_weights, weighed_differences,
                                                   weights_of)
 from ..core import InputError
 from ..mixing.routers import fit_router
@@ -22,10 +22,10 @@ Procedure = Callable[[np.ndarray, np.ndarray], np.ndarray] # (learn, ask), posit
 
 def cross_fitted(
     procedures:dict[str,Procedure], # System → how it chooses and what that scores
-    like:Items, # Scores of any model: for the tasks, their questions and weights
+    like:ItemScores, # Scores of any model: for the tasks, their questions and weights
     folds:int=5, # Parts; each is scored by what the others chose
     seed:int=0, # Of the parts
-)->dict[str,Items]: # System → a value per task and question
+)->dict[str,ItemScores]: # System → a value per task and question
     "What each system scores on questions that did not choose it."
     from sklearn.model_selection import StratifiedKFold
     task = np.repeat(np.arange(len(like)), [len(v) for v in like.values()])
@@ -39,7 +39,7 @@ def cross_fitted(
     return {name: by_task(v, like) for name, v in values.items()}
 
 def weights_at(
-    like:Items, # For the tasks, their questions and weights
+    like:ItemScores, # For the tasks, their questions and weights
     some:np.ndarray, # Positions of some questions
 )->np.ndarray: # One per question of `some`; together 1
     "How much each question counts in the mean over tasks, where only some are asked."
@@ -50,7 +50,7 @@ def weights_at(
 
 def best_of(
     values:np.ndarray, # (n, M): what each candidate scored
-    like:Items, # For the tasks, their questions and weights
+    like:ItemScores, # For the tasks, their questions and weights
 )->Procedure:
     "The one candidate with the best mean."
     def procedure(learn, ask):
@@ -65,7 +65,7 @@ def routed(
     values:np.ndarray, # (n, E): what each expert scored
     costs:list[float]|None=None, # What each expert costs, for routers with a margin
     experts:Callable|None=None, # Positions of questions → columns to keep; None: all
-    like:Items|None=None, # For the tasks and their weights; None: all questions count the same
+    like:ItemScores|None=None, # For the tasks and their weights; None: all questions count the same
 )->Procedure:
     "Experts behind a router."
     def procedure(learn, ask):
@@ -80,7 +80,7 @@ def routed(
 
 # %% ../../nbs/09_gluing/05_choice.ipynb #c9a13
 def sign_flip(
-    ours:Items, theirs:Items, # Values on the same questions
+    ours:ItemScores, theirs:ItemScores, # Values on the same questions
     n:int=9999, # Random signs
     seed:int=0, # Of the signs
 )->float: # In (0, 1]; small: ours is better
@@ -102,7 +102,7 @@ class Choice(NamedTuple):
     table: object # DataFrame: system search gain p p_leader chosen
 
 def simplest(
-    held:dict[str,Items], # System → cross-fitted values; doing nothing first, then by complexity
+    held:dict[str,ItemScores], # System → cross-fitted values; doing nothing first, then by complexity
     level:float=LEVEL, # Share of wrong choices, all systems together
     seed:int=0, # Of the random signs
 )->Choice:

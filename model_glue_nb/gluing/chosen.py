@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..benchmarking.intervals import Items, mean_score
+from ..benchmarking.intervals import ItemScores, mean_score
 from ..benchmarking.scores import ask_model
 from ..benchmarking.suites import Suite
 from ..core import digest
@@ -31,7 +31,7 @@ from ..mixing.selection import by_question, select_experts
 @dataclass
 class Tried:
     "What every single model and every merge that was tried scored on *search*."
-    items: dict[str,Items] # Column → scores; a single model by its name, a merge by its fingerprint
+    items: dict[str,ItemScores] # Column → scores; a single model by its name, a merge by its fingerprint
     singles: list[str] # Columns
     merges: list[str] # Columns
     clusters: list[list[str]] # Per cluster its members and its merges
@@ -47,7 +47,7 @@ def tried_in(
     clusters:list[Cluster], # All of them
     glued:list[Glued], # What came of each
     full:list[str], # Names of full merges
-    searched:dict[str,Items], # Single model → scores on *search*
+    searched:dict[str,ItemScores], # Single model → scores on *search*
 )->Tried:
     "Gather what a run knows of *search*."
     scorer = scorer_of(work)
@@ -134,15 +134,15 @@ def experts_on(
                           seed=work.recipe.seed).expert.tolist()
 
 def items_at(
-    items:Items, # Values of all questions
+    items:ItemScores, # Values of all questions
     positions:np.ndarray, # Of some questions, rising
-)->Items: # Values of these
+)->ItemScores: # Values of these
     "Part of an answer."
     out, start = {}, 0
     for task, v in items.items():
         mine = positions[(positions >= start) & (positions < start + len(v))] - start
         out[task], start = np.asarray(v)[mine], start + len(v)
-    return Items(out, items.weights)
+    return ItemScores(out, items.weights)
 
 # %% ../../nbs/09_gluing/06_chosen.ipynb #c8a12
 def made_anew(
@@ -167,7 +167,7 @@ def questions_at(
     positions:np.ndarray, # Of some
 )->Suite:
     "Part of a suite."
-    asked = items_at(Items({t.name: np.arange(len(t.questions)) for t in suite.tasks}), positions)
+    asked = items_at(ItemScores({t.name: np.arange(len(t.questions)) for t in suite.tasks}), positions)
     of = lambda t: tuple(t.questions[i] for i in asked[t.name])
     return replace(suite, tasks=tuple(replace(t, questions=of(t)) for t in suite.tasks))
 
@@ -190,7 +190,8 @@ def choose_system(
     models = {n: work.zoo[n].fingerprint() if n in work.zoo.names else n for n in tried.items}
     about = asdict(work.recipe)["mixture"], dense, {k: list(v) for k, v in experts.items()}, tried.clusters
     held = work.run.store.remembered("cross-fitted", digest(tasks, models, about, folds, seed), compute)
-    held = {s: Items({t: np.array(v) for t, v in tasks.items()}, like.weights) for s, tasks in held.items()}
+    def arrays(tasks): return ItemScores({t: np.array(v) for t, v in tasks.items()}, like.weights)
+    held = {s: arrays(tasks) for s, tasks in held.items()}
     return tell_choice(work, systems, simplest({s: v for s, v in held.items() if s in systems}, seed=seed))
 
 def alone(

@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from ..benchmarking.intervals import (Items, mean_interval, oracle_question, oracle_task,
+from ..benchmarking.intervals import (ItemScores, mean_interval, oracle_question, oracle_task,
                                                   paired_gain)
 from ..benchmarking.scores import (ask_lm_eval, ask_model, ask_zoo, asked_through, by_asker,
                                                scores_table)
@@ -149,7 +149,7 @@ def differing(
 def report_answers(
     work:Work, # As `begin` gives it
     name:str, # A model or a mixture
-)->Items: # On *report*
+)->ItemScores: # On *report*
     "What a system answers: remembered answers where a sample through lm-eval is the same."
     m = work.zoo[name]
     if stays_whole(m): return routed_answers(work, m)
@@ -164,7 +164,7 @@ def report_answers(
 def routed_answers(
     work:Work, # As `begin` gives it
     mixture:ZooModel, # Of experts that stay whole
-)->Items: # On *report*
+)->ItemScores: # On *report*
     "What a mixture answers: its experts' answers, where they are the same."
     own, theirs = by_asker(work.report.tasks)
     for m in (*experts_of(mixture), mixture) if theirs else (): own_rows(work, m, theirs)
@@ -191,7 +191,7 @@ ORDER = ("best_single best_merge full_merge full_mixture model_glue chosen oracl
 COLUMNS = ("system model mean low high n params_total params_active gain gain_low gain_high "
            "ms_per_question").split() # and one per task
 
-def asked_once(work:Work, name:str, answered:dict[str,Items])->Items:
+def asked_once(work:Work, name:str, answered:dict[str,ItemScores])->ItemScores:
     "A system's answers; systems may be one model, and several tables are about it."
     if name not in answered: answered[name] = report_answers(work, name)
     return answered[name]
@@ -199,8 +199,8 @@ def asked_once(work:Work, name:str, answered:dict[str,Items])->Items:
 def compare_systems(
     work:Work, # As `begin` gives it
     systems:dict[str,str], # System → name of its model
-    singles:dict[str,Items], # Report answers of every single model
-    answered:dict[str,Items]|None=None, # Model → its answers, so far; filled
+    singles:dict[str,ItemScores], # Report answers of every single model
+    answered:dict[str,ItemScores]|None=None, # Model → its answers, so far; filled
 ): # DataFrame, one row per system
     "The comparison table, on the report split, gains paired against the best single model."
     import pandas as pd
@@ -224,7 +224,7 @@ def compare_systems(
 def routing_table(
     work:Work, # As `begin` gives it
     systems:dict[str,str], # System → name of its model
-    answered:dict[str,Items]|None=None, # Model → its answers, so far; filled
+    answered:dict[str,ItemScores]|None=None, # Model → its answers, so far; filled
 ): # DataFrame: system, expert, task, share, score, n
     "Where each mixture sends the report questions of each task, and how they fare there."
     import pandas as pd
@@ -245,7 +245,7 @@ def routing_table(
 def write_findings(
     work:Work, # As `begin` gives it
     systems:dict[str,str], # System → name of its model
-    searched:dict[str,Items], # Search answers of every single model
+    searched:dict[str,ItemScores], # Search answers of every single model
 ):
     "Score on the report split and write the tables of the run."
     import pandas as pd

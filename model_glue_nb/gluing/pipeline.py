@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..benchmarking.intervals import Items, mean_score
+from ..benchmarking.intervals import ItemScores, mean_score
 from ..benchmarking.scores import ask_model
 from ..core import Run
 from .chosen import choose_system, tried_in
@@ -79,7 +79,7 @@ def glue(
 
 def systems_of(
     work:Work, # As `begin` gives it
-    searched:dict[str,Items], # Single model → scores on *search*
+    searched:dict[str,ItemScores], # Single model → scores on *search*
     made:list[str], # Models of the clusters, and full merges
     experts:dict[str,list[str]], # Mixture → names of its experts
     dense:str|None, # What experts in one checkpoint share

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..benchmarking.intervals import Items, mean_score
+from ..benchmarking.intervals import ItemScores, mean_score
 from ..benchmarking.scores import ask_model, ask_zoo
 from ..benchmarking.suites import Suite
 from ..core import digest, file_name
@@ -72,7 +72,7 @@ def made(
 def score_members(
     work:Work, # As `begin` gives it
     names:list[str]|None=None, # Of members; None: all of them
-)->dict[str,Items]: # Name → scores on *search*, of those that answered
+)->dict[str,ItemScores]: # Name → scores on *search*, of those that answered
     "Ask members; those that fail are set aside."
     aside, some = {}, work.zoo if names is None else work.zoo.subset(names)
     ask_together(scorer_of(work), some.names, executor_of(work.recipe))

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..benchmarking.intervals import Items, mean_interval, paired_gain
+from ..benchmarking.intervals import ItemScores, mean_interval, paired_gain
 from .candidates import CandidateScorer, leaves
 from ..benchmarking.suites import Suite
 from ..merging.recipes import MergeSource, recipe
@@ -134,7 +134,7 @@ def attribution(
         for kind, name, candidate in ablations(found, score, layer_groups):
             rest = told.items(candidate)
             for task, part in [*((t, [t]) for t in whole), ("mean", list(whole))]:
-                some = lambda x: Items({t: x[t] for t in part}, x.weights)
+                some = lambda x: ItemScores({t: x[t] for t in part}, x.weights)
                 d = paired_gain(some(rest), some(whole))
                 n = sum(len(whole[t]) for t in part)
                 rows.append((kind, name, task, d.mean, d.low, d.high, n))

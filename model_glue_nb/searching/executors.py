@@ -21,7 +21,7 @@ from itertools import chain
 import numpy as np
 
 from ..benchmarking.harness import are_small
-from ..benchmarking.intervals import Items, weights_of
+from ..benchmarking.intervals import ItemScores, weights_of
 from ..core import InputError, Registry, digest
 from ..endings import is_machine, reason
 from .protocol import Ask
@@ -31,17 +31,17 @@ from ..zoo.language_model import COMPUTED_IN, compute_dtype, pick_device
 @dataclass(frozen=True)
 class Outcome:
     "What scoring one candidate gave."
-    items: Items # A value per task and question; empty when it failed
+    items: ItemScores # A value per task and question; empty when it failed
     seconds: float
     failed: str = "" # Why
 
 def items_from_score(
     value, # A number, {task: number}, or {task: values}
-)->Items:
+)->ItemScores:
     "Any score as values per task."
     value = value if isinstance(value, dict) else dict(score=value)
     values = {t: np.atleast_1d(np.asarray(v, float)) for t, v in value.items()}
-    return Items(values, weights_of(value))
+    return ItemScores(values, weights_of(value))
 
 def scored(
     score, # A function of a candidate, or an object with `items`

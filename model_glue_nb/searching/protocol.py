@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..benchmarking.intervals import Items, mean_score, weights_of
+from ..benchmarking.intervals import ItemScores, mean_score, weights_of
 from ..merging.canonical import SYMMETRIC
 from ..merging.methods import method_info
 from ..merging.recipes import MergeRecipe, MergeSource
@@ -31,7 +31,7 @@ class Ask:
 @dataclass(frozen=True)
 class Answer:
     "What a candidate scored."
-    items: Items # A value per task and question; empty when it failed
+    items: ItemScores # A value per task and question; empty when it failed
 
     @property
     def tasks(self)->dict[str,float]: return {t: float(np.mean(v)) for t, v in self.items.items()}
@@ -41,12 +41,12 @@ class Answer:
         return m if np.isfinite(m) else -np.inf
 
 def first(
-    items:Items, # Values of all questions
+    items:ItemScores, # Values of all questions
     share:float, # In (0, 1]
-)->Items: # Values of the first questions of each task, rounded up
+)->ItemScores: # Values of the first questions of each task, rounded up
     "The part of an answer that a share of the questions gives."
     part = {t: v[:math.ceil(round(share * len(v), 9))] for t, v in items.items()}
-    return Items(part, weights_of(items))
+    return ItemScores(part, weights_of(items))
 
 # %% ../../nbs/07_searching/01_protocol.ipynb #04abbf8f
 @dataclass(frozen=True)

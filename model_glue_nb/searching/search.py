@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-from ..benchmarking.intervals import Items
+from ..benchmarking.intervals import ItemScores
 from ..core import InputError, Run, atomic_path, digest, refuse, unknown
 from ..merging.canonical import canonical_print
 from ..merging.methods import merge_methods, method_info
@@ -128,10 +128,10 @@ class TrialLog:
             if k not in self.study.user_attrs: self.study.set_user_attr(k, v)
         self.known = {t.user_attrs["key"]: t.user_attrs for t in self.study.get_trials(deepcopy=False)}
 
-    def get(self, key:str, weights:dict|None=None)->Outcome|None: # Weights as `Items` takes them
+    def get(self, key:str, weights:dict|None=None)->Outcome|None: # Weights as `ItemScores` takes them
         "What is remembered of a candidate."
         if (t := self.known.get(key)) is None: return None
-        items = Items({k: np.array(v) for k, v in t["items"].items()}, weights)
+        items = ItemScores({k: np.array(v) for k, v in t["items"].items()}, weights)
         return Outcome(items, t["seconds"], t["failed"])
 
     def add(self, key:str, outcome:Outcome, **more):
@@ -170,7 +170,7 @@ class Ledger:
         if hasattr(self.score, "key"): return self.score.key(candidate)
         return candidate if isinstance(candidate, str) else canonical_print(candidate)
 
-    def whole(self)->list[Items]:
+    def whole(self)->list[ItemScores]:
         "Values of everything that answered all questions, in the order in which it did."
         return [a.items for (_, share), a in self.answers.items() if share == 1 and a.items]
 
