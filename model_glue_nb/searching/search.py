@@ -22,7 +22,7 @@ from ..merging.canonical import canonical_print
 from ..merging.methods import merge_methods, method_info
 from ..merging.recipes import MergeRecipe, recipe_from_dict
 from ..schemas import short
-from .budgets import Budget, check_budget, read_budget
+from .budgets import Budget, check_affordable, read_budget
 from .conversations import drive
 from .executors import Outcome, executors
 from .flattery import corrected_score
@@ -331,7 +331,7 @@ def search_each(
             joining = [m for m in own if m != base or not needs_base(method)]
             problem = problem_of(joining, own, score, method, base, seed, budget, fit.tokenizer)
             if len(joining) > 1: talks.append((strategies[strategy](problem, **options), ledger))
-        check_budget(budget, sum(ledger.lengths.values()), smallest_share(strategy, options))
+        check_affordable(budget, sum(ledger.lengths.values()), smallest_share(strategy, options))
         drive(talks, evaluate)
         def found(ledger):
             corrected = corrected_score(ledger.whole(), seed=seed)
