@@ -38,7 +38,7 @@ FACE = {
     "mixing.spec": "MixtureSpec",
     "mixing.mixture": "mix",
     "gluing.recipe": "GlueRecipe read_recipe",
-    "gluing.dry_run": "plan_run",
+    "gluing.dry_run": "estimate_run",
     "gluing.pipeline": "glue",
     "reporting.plots_clusters": "plot_similarity",
     "reporting.plots_performance": "plot_comparison plot_scores",

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['CONTROLS', 'DIRECTIONS', 'UNSEEN', 'DEPTH', 'MOST', 'CONFIG', 'INDEX', 'TOKENIZER', 'WORDS', 'SURROGATE',
            'YAML_BYTES', 'YAML_NODES', 'plain', 'open_regular', 'read_bytes', 'too_large', 'as_text', 'read_text',
-           'bounded', 'too_deep', 'read_json', 'parse_json', 'mended', 'read_yaml', 'parse_yaml', 'flow_depth',
+           'bounded', 'too_deep', 'read_json', 'parse_json', 'mended', 'read_yaml', 'parse_yaml', 'not_yaml',
            'yaml_loader', 'written_out', 'inside', 'lies_inside']
 
 # %% ../nbs/00_ground/02_reading.ipynb #3727696e
 import json, os, re, stat
+from functools import lru_cache
 from pathlib import Path
 
 from .errors import InputError, MissingFile
@@ -146,57 +147,63 @@ YAML_BYTES, YAML_NODES = 2**18, 50_000 # Most bytes of a file; most values, alia
 def read_yaml(
     path:str|Path, # A file
     kind:str="YAML file", # What it is called in messages: "recipe", "suite", …
+    tags:tuple[str,...]=(), # As for `parse_yaml`
+    only_utf8:bool=False, # Refuse other encodings, which another program that reads the file would not know
 ):
     "The content of a YAML file written by hand; anything wrong with it is one `InputError`."
     if not os.path.isfile(path) and not os.path.exists(path):
         raise MissingFile(f"There is no {kind} '{plain(path)}'. Give a YAML file.")
-    return parse_yaml(as_text(read_bytes(path, YAML_BYTES)), path)
+    raw = read_bytes(path, YAML_BYTES)
+    if not only_utf8: return parse_yaml(as_text(raw), path, tags)
+    try: text = raw.decode("utf-8")
+    except UnicodeDecodeError as e: raise not_yaml(path, e) from None
+    return parse_yaml(text, path, tags)
 
 def parse_yaml(
     text:str, # YAML
     where, # What it is called in messages, usually a path
+    tags:tuple[str,...]=(), # Tags that may stand before a value: both are kept as one text
 ):
     "YAML from strangers; anything wrong with it is one `InputError`."
-    name = plain(where)
     if len(text) > YAML_BYTES: raise too_large(where, len(text), YAML_BYTES)
-    if flow_depth(text) > DEPTH: raise too_deep(where, "Write it flatter.")
     loader = None
     try:
-        loader = yaml_loader()(text) # looks at the first characters already
+        loader = yaml_loader(tags)(text) # looks at the first characters already
         node = loader.get_single_node()
         if node is None: return None
         if written_out(node, {}) > YAML_NODES:
-            raise InputError(f"'{name}' has aliases that stand for more than {YAML_NODES:,} values. "
+            raise InputError(f"'{plain(where)}' has aliases that stand for more than {YAML_NODES:,} values. "
                              "Write it without them.")
         found = bounded(loader.construct_document(node), where, "Correct it.")
         return mended(found) if SURROGATE.search(text) else found
     except InputError: raise
     except RecursionError: raise too_deep(where, "Write it flatter.") from None
     except Exception as e: # the constructors of YAML raise a dozen kinds
-        raise InputError(f"'{name}' is not YAML: {plain(e)}. Correct it.") from None
+        raise not_yaml(where, e) from None
     finally:
         if loader: loader.dispose()
 
-def flow_depth(
-    text:str, # YAML
-)->int: # At least the depth of its brackets; those in quotes count too
-    "How deeply brackets nest; PyYAML's time grows with the square of it."
-    deepest = depth = 0
-    for mark in re.findall(r"[\[{\]}]", text):
-        depth = depth + 1 if mark in "[{" else max(0, depth - 1)
-        deepest = max(deepest, depth)
-    return deepest
+def not_yaml(where, why)->InputError:
+    "Error for a text that is not YAML."
+    return InputError(f"'{plain(where)}' is not YAML: {plain(why)}. Correct it.")
 
-def yaml_loader()->type:
+@lru_cache
+def yaml_loader(
+    tags:tuple[str,...]=(), # As for `parse_yaml`
+)->type:
     "PyYAML's safe loader; dates are left as text."
     import yaml
-    if not hasattr(yaml_loader, "kept"):
-        class Loader(yaml.SafeLoader): "Plain values only."
-        rules = {k: [r for r in v if not r[0].endswith("timestamp")]
-                 for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-        Loader.yaml_implicit_resolvers = rules
-        yaml_loader.kept = Loader
-    return yaml_loader.kept
+    class Loader(yaml.SafeLoader):
+        "Plain values only."
+        def fetch_flow_collection_start(self, token):
+            "Brackets within brackets: PyYAML's time grows with the square of their depth."
+            if self.flow_level >= DEPTH: raise RecursionError
+            super().fetch_flow_collection_start(token)
+    rules = {k: [r for r in v if not r[0].endswith("timestamp")]
+             for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+    Loader.yaml_implicit_resolvers = rules
+    for tag in tags: Loader.add_constructor(tag, lambda loader, node: f"{node.tag} {node.value}")
+    return Loader
 
 def written_out(
     node, # A node that PyYAML composed

@@ -97,7 +97,7 @@ def test_a_control_is_what_it_is_called(undisturbed):
     from model_glue_nb.benchmarking.intervals import paired_gain
     b = open_bench(GRID, ZOO); b.work.run = undisturbed
     cell = Cell("merging", "a-base: 3", ("a-sort", "a-reverse", "a-shift"), "a-base", "linear", "average", budget=4)
-    single = module.best_of(cell.members, b.scorer)
+    single = module.best_member(cell.members, b.scorer)
     base = row_of(b, replace(cell, control="base", figure="gain"))
     assert base["gain"] == pytest.approx(paired_gain(b.told.items("a-base"), b.told.items(single)).mean)
     from model_glue_nb.experiments.controls import shuffled_scorer
@@ -240,9 +240,9 @@ def test_tasks_that_run_code_are_skipped_by_name_or_run_in_the_sandbox(tmp_path,
     write_tables(run, [dict(benchmark="merging", set="x", n_models=1, strategy="single", search=.5, score=.5, gain=0., gain_low=0., gain_high=0.)], b.work.report)
     assert asked == [None]
     for end in ("md", "tex"): assert "Skipped: programs (runs generated code" in (run.path/f"merging.{end}").read_text()
-    monkeypatch.setattr(sandbox, "way_in", lambda: "user")
+    monkeypatch.setattr(sandbox, "isolation", lambda: "user")
     open_bench(replace(GRID, tasks=None), ZOO[:2], allow_code=True); assert asked[1] is sandbox.passes
     def no(): raise InputError("Generated code cannot be run here")
-    monkeypatch.setattr(sandbox, "way_in", no)
+    monkeypatch.setattr(sandbox, "isolation", no)
     with pytest.raises(InputError, match="cannot be run here"): bench(GRID, ZOO, tmp_path/"other", allow_code=True)
     assert not (tmp_path/"other").exists()

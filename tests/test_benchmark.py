@@ -6,7 +6,7 @@ import numpy as np, pytest, yaml
 from forked import MAIN, Forked, python
 from forked import command as forked_command
 from model_glue_nb.benchmarking.import_scores import published_scores, read_results
-from model_glue_nb.benchmarking.intervals import Items, rank_models
+from model_glue_nb.benchmarking.intervals import ItemScores, rank_models
 from model_glue_nb.benchmarking.scores import ask_model, lm_eval_task, plan_scores, scores_table
 from model_glue_nb.benchmarking.suites import EvalTask, load_suite
 from model_glue_nb.core import InputError
@@ -435,7 +435,7 @@ def test_ranks_cover_the_truth():
     "Of 60 draws of three models of known order, the told range misses the true rank rarely."
     miss = 0
     for seed in range(60):
-        rng = np.random.default_rng(seed); items = {str(p): Items({"t": (rng.random(150) < p).astype(float)}) for p in (.4, .5, .6)}
-        t = rank_models(items, n_resamples=300).set_index("model")
+        rng = np.random.default_rng(seed); items = {str(p): ItemScores({"t": (rng.random(150) < p).astype(float)}) for p in (.4, .5, .6)}
+        t = rank_models(items).set_index("model")
         miss += sum(not t.best_rank[m] <= r <= t.worst_rank[m] for m, r in (("0.6", 1), ("0.5", 2), ("0.4", 3)))
     assert miss <= 60 * 3 * .05

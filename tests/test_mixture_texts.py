@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from model_glue_nb.benchmarking.intervals import Items
+from model_glue_nb.benchmarking.intervals import ItemScores
 from model_glue_nb.benchmarking.suites import Question, Suite, Task
 from model_glue_nb.core import InputError
 from model_glue_nb.gluing.comparison import size
@@ -53,7 +53,7 @@ def test_a_fitted_router_of_texts_is_refused_too(zoo, tmp_path):
     spec = MixtureSpec(("a", "b"), dict(file=str(tmp_path/"apart")), base="base")
     with pytest.raises(InputError, match="reads texts"): mix(spec, zoo, tmp_path/"one")
 
-def values(x, y): return Items(dict(x=np.full(12, float(x)), y=np.full(4, float(y))))
+def values(x, y): return ItemScores(dict(x=np.full(12, float(x)), y=np.full(4, float(y))))
 
 @pytest.mark.parametrize("where", [{}, dict(base="base", level="block"), dict(base="base", level="ffn"), dict(base="base", dense_layers=1)], ids=str)
 def test_a_tasks_weight_counts_at_every_level(zoo, tmp_path, where):

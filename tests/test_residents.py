@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from model_glue_nb.benchmarking.intervals import Items
+from model_glue_nb.benchmarking.intervals import ItemScores
 from model_glue_nb.benchmarking.suites import load_suite
 from model_glue_nb.core import InputError
 from model_glue_nb.mixing.experts import Translated
@@ -52,7 +52,7 @@ def test_a_routers_lessons_count_as_their_tasks_do(tmp_path):
     zoo, suite = tiny_zoo(tmp_path, ["a", "b"]), load_suite("demo").part("search", 4)
     first, second = suite.tasks[:2]
     suite = replace(suite, tasks=(replace(first, questions=first.questions[:2]), second))
-    right = {m: Items({t.name: np.ones(len(t.questions)) for t in suite.tasks}) for m in "ab"}
+    right = {m: ItemScores({t.name: np.ones(len(t.questions)) for t in suite.tasks}) for m in "ab"}
     made = mix(MixtureSpec(("a", "b"), dict(name="knn")), zoo, tmp_path/"m", suite, items=right)
     values = read_router(made.path).places["model"]["values"]
     np.testing.assert_allclose(values[:, 0], [1.5] * 2 + [.75] * 4, atol=1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from forked import python
 
-from model_glue_nb.benchmarking.intervals import Items, mean_score
+from model_glue_nb.benchmarking.intervals import ItemScores, mean_score
 from model_glue_nb.core import InputError, Run, Store, UnknownName, digest
 from model_glue_nb.merging.methods import merge_methods, method_info
 from model_glue_nb.merging.recipes import check_recipe_form, coefficients, recipe
@@ -202,7 +202,7 @@ def test_pareto_gives_a_front_to_pick_from():
 
 class Weighed(Toy):
     "Only what is asked in `z` counts."
-    def items(self, c, share=1.0): return Items(super().items(c, share), dict(x=0., y=0., z=1.))
+    def items(self, c, share=1.0): return ItemScores(super().items(c, share), dict(x=0., y=0., z=1.))
 
 @every
 def test_tasks_count_as_their_suite_says(strategy, tmp_path):
@@ -364,14 +364,14 @@ def test_stores_of_older_versions_are_read_and_twins_are_asked_once(demo, tmp_pa
 def test_twins_are_not_asked_twice_and_cost_nothing():
     asked = []
     def score(c): asked.append(c); return .5
-    from model_glue_nb.searching.conversations import converse
+    from model_glue_nb.searching.conversations import drive
     from model_glue_nb.searching.search import Ledger
     def talk():
         yield [Ask(recipe("linear", ["a", "b"])), Ask(recipe("linear", ["b", "a"], [.5, .5])), Ask(recipe("linear", ["a", "b"], [1, 2]))]
     from model_glue_nb.searching.executors import scored
-    own = {m: Answer(Items({"score": np.array([.1])})) for m in "ab"}
+    own = {m: Answer(ItemScores({"score": np.array([.1])})) for m in "ab"}
     ledger = Ledger(score, own, Budget(evaluations=9), None, lambda t: None)
-    converse([(talk(), ledger)], lambda asks: ((a, scored(score, a)) for a in asks))
+    drive([(talk(), ledger)], lambda asks: ((a, scored(score, a)) for a in asks))
     assert len(asked) == len(ledger.trials) == 2 and ledger.spent == 2
 
 def test_every_kind_of_move_is_reached_by_a_small_budget():

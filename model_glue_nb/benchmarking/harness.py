@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .chats import render, without_begin
-from .judging import Rows, holding, judge
+from .judging import Rows, holding, judge_answers
 from .lm_tasks import build, load_tasks, quiet, rules_of
 from .suites import EvalTask
 from ..core import InputError, Progress, digest, silent
@@ -378,7 +378,7 @@ def evaluate(
     respond(lm, [i for *_, mine in parts for i in mine], model, store, progress)
     out = {t.name: defaultdict(dict) for t in tasks}
     for t, name, loaded, mine in parts:
-        for metric, rows in judge(t, name, loaded, mine).items(): out[t.name][metric] |= rows
+        for metric, rows in judge_answers(t, name, loaded, mine).items(): out[t.name][metric] |= rows
     for t in tasks:
         for metric, rows in out[t.name].items():
             if store: store.add_items(model, t.asked._replace(metric=metric), rows)

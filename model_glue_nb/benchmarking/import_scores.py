@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLE', 'COLUMNS', 'ROWS', 'ENTRIES', 'SIZES', 'VERSIONS', 'RESULTS', 'LARGEST', 'SAMPLE', 'table_text', 'misshapen',
-           'by_task', 'read_scores', 'published_scores', 'result_files', 'read_json', 'read_results', 'is_score',
-           'import_samples', 'read_samples']
+           'scores_by_task', 'read_scores', 'published_scores', 'result_files', 'read_results_file', 'read_results',
+           'is_score', 'import_samples', 'read_samples']
 
 # %% ../../nbs/04_benchmarking/12_import_scores.ipynb #7803d04b
 import csv, io
@@ -54,7 +54,7 @@ def misshapen(
     except csv.Error as e: return f"{e}."
     return ""
 
-def by_task(
+def scores_by_task(
     t, # DataFrame: model task score
     shown:str, # The file's name
 ): # DataFrame: models × tasks
@@ -80,7 +80,7 @@ def read_scores(
         twice = short(t.columns[t.columns.duplicated()][0])
         raise InputError(f"'{shown}' has two columns '{twice}'. Keep one.")
     t["model"] = t.model.astype(str)
-    if {"task", "score"} <= set(t.columns): t = by_task(t, shown)
+    if {"task", "score"} <= set(t.columns): t = scores_by_task(t, shown)
     else: t = t.set_index("model")
     if "model" in t:
         raise InputError(f"'{shown}' has a task called 'model', the column of the models' names. Rename it.")
@@ -118,7 +118,7 @@ RESULTS = {"results": ENTRIES, "n-samples": maybe(SIZES), "versions": maybe(VERS
            "config": maybe(mapping()), "configs": maybe(ENTRIES), "model_name": maybe(text(0))}
 LARGEST = 2**28 # Most bytes of a file that lm-eval wrote
 
-def read_json(
+def read_results_file(
     file:Path, # A results file
 )->dict: # Its content
     "One results file, whole; its parts are of the kinds that lm-eval writes."
@@ -138,7 +138,7 @@ def read_results(
     import pandas as pd
     rows = {}
     for file in result_files(path):
-        found = read_json(file)
+        found = read_results_file(file)
         args = (found.get("config") or {}).get("model_args", file.parent.name)
         model = short(found.get("model_name") or args, 1000)
         sizes, versions = found.get("n-samples") or {}, found.get("versions") or {}
@@ -172,7 +172,7 @@ def import_samples(
     "Import the answers that lm-eval logged."
     import pandas as pd
     files, settings = result_files(path), {}
-    for f in files: settings |= read_json(f).get("configs") or {}
+    for f in files: settings |= read_results_file(f).get("configs") or {}
     samples = [s for folder in {f.parent for f in files} for s in sorted(folder.glob("samples_*.jsonl"))]
     rows = []
     for t in suite.tasks:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIBC', 'MOUNT', 'SPACES', 'PROCESS_SPACE', 'USER_SPACE', 'NOBODY', 'EXAMINED', 'call', 'mount', 'unshare', 'leave',
-           'show', 'write_program', 'build_room', 'Examiner', 'die_with_parent', 'bind', 'become', 'keep', 'ending',
-           'owned', 'sweep', 'watch', 'enter']
+           'show_path', 'write_program', 'build_room', 'Examiner', 'die_with_parent', 'bind', 'become', 'first_process',
+           'ending_of', 'owned', 'kill_processes', 'watch', 'enter']
 
 # %% ../../nbs/04_benchmarking/04_jail.ipynb #2cef359e
 import ctypes, json, os, resource, select, signal, socket, struct, time
@@ -54,7 +54,7 @@ def leave(
         with open(f"/proc/self/{name}", "w") as f: f.write(text)
 
 # %% ../../nbs/04_benchmarking/04_jail.ipynb #71368a9a
-def show(
+def show_path(
     path:str, # Of the machine
     root:str, # The new root
 ):
@@ -86,7 +86,7 @@ def build_room(
     mount(None, "/", None, "rec private")
     size = 2**20 + 4 * len(c["code"]) # a letter is at most four bytes
     mount("tmpfs", root, "tmpfs", "nosuid nodev", f"size={size},mode=755")
-    for path in c["shown"]: show(path, root)
+    for path in c["shown"]: show_path(path, root)
     write_program(f"{root}/program.py", c["code"])
     os.mkdir(f"{root}/tmp")
     mount("tmpfs", f"{root}/tmp", "tmpfs", "nosuid nodev", f"size={c['file_bytes']},mode=1777")
@@ -201,7 +201,7 @@ def become(
         os.write(trouble, f"cannot start the program: {e}\n".encode()); os._exit(127)
 
 # %% ../../nbs/04_benchmarking/04_jail.ipynb #cc0b7f99
-def keep(
+def first_process(
     c:dict, # Settings
     guard, # Of memory
     talk:int, # Socket to the examiner
@@ -224,7 +224,7 @@ def keep(
     except BaseException as e:
         os.write(2, f"cannot build the room: {e}\n".encode()); os._exit(126)
 
-def ending(
+def ending_of(
     status:int, # As `os.wait` gives it
 )->dict[str,int]: # code: 0 to 255, as the program gave it; signal: what ended it, or 0
     "How a process ended; a shell's single number would mix the two up."
@@ -243,7 +243,7 @@ def owned(
         except OSError: pass # it has just gone
     return False
 
-def sweep(
+def kill_processes(
     uid:int, # The program's user, whom no other process has
 ):
     "Kill every process of a user."
@@ -285,17 +285,17 @@ def enter(
     guard = memory_guard(c["memory_bytes"], c["guard"], 0 if c["spaces"] else c["uid"])
     if c["spaces"]: leave(c["own_users"])
     began = time.monotonic(); keeper = os.fork()
-    if not keeper: keep(c, guard, examiner.theirs.fileno(), report)
+    if not keeper: first_process(c, guard, examiner.theirs.fileno(), report)
     os.close(report); examiner.theirs.close()
     try: why = watch(c, keeper, examiner, guard)
     finally:
         os.kill(keeper, signal.SIGKILL)
         _, status = os.waitpid(keeper, 0)
-        if c["uid"]: sweep(c["uid"])
+        if c["uid"]: kill_processes(c["uid"])
         over = guard.passed(keeper)
         guard.close()
     examiner.hear() # its last messages
     told = os.read(heard, 16)
     found = dict(passed=examiner.passed, spoilt=examiner.spoilt, guard=str(guard), late=why["late"],
                  over=why["over"] or over, seconds=time.monotonic() - began)
-    return json.dumps(ending(int(told or status)) | found)
+    return json.dumps(ending_of(int(told or status)) | found)

@@ -18,7 +18,7 @@ import numpy as np
 
 from .chats import Chat
 from .harness import as_lm_eval, evaluate
-from .intervals import Items
+from .intervals import ItemScores
 from .lm_tasks import quiet
 from .suites import EvalTask, Suite, Task, load_suite, metrics
 from ..core import InputError, Progress, digest, file_name, refuse, silent
@@ -42,16 +42,16 @@ def open_questions(
 def as_items(
     suite:Suite, # What was asked
     known:dict, # Task → question → (value, answer), complete
-)->Items: # A value per task and question, larger is better
+)->ItemScores: # A value per task and question, larger is better
     "Remembered answers in the suite's order."
-    return Items({t.name: t.values([known[t.name][q.key][0] for q in t.questions]) for t in suite.tasks},
+    return ItemScores({t.name: t.values([known[t.name][q.key][0] for q in t.questions]) for t in suite.tasks},
                  suite.weights)
 
 def known_items(
     store:Store|None, # Where answers are remembered
     fingerprint:str, # Of a model or a merge
     suite:Suite, # Questions
-)->Items|None: # None unless every question was answered before
+)->ItemScores|None: # None unless every question was answered before
     "Remembered answers, when they are complete."
     known, rest = open_questions(store, fingerprint, suite)
     return None if rest else as_items(suite, known)
@@ -89,7 +89,7 @@ def ask(
     *,
     progress:Progress=silent, # Called with numbers of questions
     batch_size:int|str="auto", # Requests per batch of lm-eval's tasks
-)->Items: # A value per task and question, larger is better
+)->ItemScores: # A value per task and question, larger is better
     "Item-level scores of one system; only questions without a remembered answer are asked."
     known, rest = open_questions(store, fingerprint, suite)
     own, theirs = by_asker(rest)
@@ -155,7 +155,7 @@ def ask_model(
     *,
     progress:Progress=silent, # Called with numbers of questions
     batch_size:int|str="auto", # Requests per batch of lm-eval's tasks
-)->Items: # A value per task and question
+)->ItemScores: # A value per task and question
     "Item-level scores of a model folder; it is loaded once, and only when a question is open."
     return ask(cache(model.load), model.fingerprint(), suite, store, progress=progress, batch_size=batch_size)
 
@@ -170,7 +170,7 @@ def cut_questions(
 
 # %% ../../nbs/04_benchmarking/11_scores.ipynb #8599c5d3
 def scores_table(
-    items:dict[str,Items], # Model name → item-level scores
+    items:dict[str,ItemScores], # Model name → item-level scores
     split:str, # Which side of the split they come from
     suite:Suite|None=None, # To report perplexities as lm-eval does, with metrics and weights
 ): # DataFrame: model, task, split, score, stderr, n, and with a suite metric and weight
@@ -206,7 +206,7 @@ def ask_zoo(
     progress:Progress=silent, # Called as work proceeds, with numbers of questions
     batch_size:int|str="auto", # Requests per batch of lm-eval's tasks
     aside:dict[str,str]|None=None, # Filled with name → why for models that fail; None: a failure is raised
-)->dict[str,Items]: # Model name → item-level scores
+)->dict[str,ItemScores]: # Model name → item-level scores
     "Item-level scores of every model of a zoo."
     n = {m.name: n_open(m, suite, store) for m in zoo}
     out, done, total = {}, 0, sum(n.values())
@@ -291,7 +291,7 @@ def ask_lm_eval(
     fingerprint:str, # Of the model: what remembered values belong to
     suite:Suite, # Questions to answer
     store:Store|None=None, # Where answers are remembered
-)->Items: # A value per task and question
+)->ItemScores: # A value per task and question
     "Item-level scores by lm-eval, for custom tasks too; a task that is fully remembered is not run again."
     own, theirs = by_asker(suite.tasks)
     theirs += [t for t in own if t.chat != Chat()] # conversations are asked in one way only
@@ -306,7 +306,7 @@ def ask_lm_eval(
             if store: store.add_items(fingerprint, asked_through(t), rows)
             said[t.name] |= rows
     known |= {t.name: t.values([said[t.name][q.key][0] for q in t.questions]) for t in own}
-    return Items({t.name: known[t.name] for t in suite.tasks}, suite.weights)
+    return ItemScores({t.name: known[t.name] for t in suite.tasks}, suite.weights)
 
 # %% ../../nbs/04_benchmarking/11_scores.ipynb #39be03b6
 def run_lm_eval(

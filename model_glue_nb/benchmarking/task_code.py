@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
 
-from .sandbox import CodeEval, is_code_eval, way_in
+from .sandbox import CodeEval, is_code_eval, isolation
 from ..core import InputError
 
 # %% ../../nbs/04_benchmarking/06_task_code.ipynb #8511558b
@@ -26,7 +26,7 @@ class CodeRefused(InputError):
     "A task runs code that was not allowed."
 
 def functions_of(
-    config, # A task's settings as `lm_tasks.read_config` gives them
+    config, # A task's settings as `lm_tasks.task_config` gives them
 )->list[str]: # "utils.process_docs"
     "The functions that a task file names."
     if isinstance(config, str): return [config.split(None, 1)[-1]] if config.startswith("!function") else []
@@ -35,7 +35,7 @@ def functions_of(
 
 def check_code(
     task:str, # Its name or file
-    config:dict, # Its settings as `lm_tasks.read_config` gives them
+    config:dict, # Its settings as `lm_tasks.task_config` gives them
     own:bool, # A file of the user's, none of lm-eval's?
     allowed:bool, # By --allow-code-execution
 ):
@@ -77,7 +77,7 @@ class Rules:
         "Replaces `evaluate.load`."
         if is_code_eval(path):
             if not self.allowed: self.refuse("runs programs that the model writes")
-            way_in(); return CodeEval() # refused at once where no isolation can be had
+            isolation(); return CodeEval() # refused at once where no isolation can be had
         if self.own and not self.allowed:
             self.refuse(f"measures by '{path}', a script that would be fetched and run")
         return was(path, *args, **how)

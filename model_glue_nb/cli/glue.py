@@ -56,9 +56,9 @@ def run(
     if dtype: r = read_recipe(asdict(r) | dict(dtype=dtype))
     shared = shared_store(store)
     if dry_run:
-        from model_glue_nb.gluing.dry_run import plan_run
+        from model_glue_nb.gluing.dry_run import estimate_run
         title = f"{recipe}: the most that would be done, in minutes on one core where known"
-        return show(plan_run(r, shared), title, as_json)
+        return show(estimate_run(r, shared), title, as_json)
     from model_glue_nb.gluing.pipeline import glue
     with progress_bar() as progress: done = glue(r, out, progress=progress, store=shared)
     from model_glue_nb.reporting.dashboard import write_report

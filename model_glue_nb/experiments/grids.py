@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONTROLS', 'MERGING', 'MIXING', 'COUNT', 'NAMES', 'STRATEGIES', 'BUDGET', 'GRID', 'Grid', 'grids_path', 'read_grid',
-           'check_grid', 'Cell', 'largest_first', 'best_of', 'merging_sets', 'merging_cells', 'layers_of', 'ways_in',
-           'mixture_cells']
+           'check_grid', 'Cell', 'largest_first', 'best_member', 'merging_sets', 'merging_cells', 'layers_of',
+           'ways_in', 'mixture_cells']
 
 # %% ../../nbs/11_experiments/01_grids.ipynb #82974d2a
 from collections.abc import Callable
@@ -139,7 +139,7 @@ class Cell:
 def largest_first(clusters:list[Cluster])->list[Cluster]: # Names settle ties
     return sorted(clusters, key=lambda c: (-len(c.members), c.name))
 
-def best_of(names, score:Callable)->str: # Names settle ties
+def best_member(names, score:Callable)->str: # Names settle ties
     return max(sorted(names), key=score)
 
 def merging_sets(
@@ -154,7 +154,7 @@ def merging_sets(
         names = sorted((m for m in c.members if m != c.base), key=lambda m: (-own[m], m))
         for n in sorted({min(s, len(names)) for s in g.merging["sizes"]} - {0, 1}):
             out[f"{c.name}: {n}"] = tuple(names[:n]), c.base, True
-    best = [(best_of(c.members, own.get), c.base) for c in ordered]
+    best = [(best_member(c.members, own.get), c.base) for c in ordered]
     pairs = [(a, b, base) for i, (a, base) in enumerate(best) for b, _ in best[i + 1:]
              if zoo[a].signature == zoo[b].signature]
     for a, b, base in pairs[:1]: out["across"] = (a, b), base, False

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from ..benchmarking.intervals import Items
+from ..benchmarking.intervals import ItemScores
 from ..core import digest
 from ..searching.candidates import CandidateScorer
 
@@ -53,7 +53,7 @@ class MeteredScorer(CandidateScorer):
     @cached_property
     def asked(self)->str: return self.identity()["questions"]
 
-    def items(self, candidate, share=1.0)->Items:
+    def items(self, candidate, share=1.0)->ItemScores:
         if self.known(candidate, share): return super().items(candidate, share)
         with metered() as used: out = super().items(candidate, share)
         self.store.remembered("cost", digest(self.key(candidate), share, self.asked), lambda: used)

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..benchmarking.lm_tasks import built_in_tasks, is_file, read_config
+from ..benchmarking.lm_tasks import built_in_tasks, is_file, task_config
 from ..benchmarking.suites import (Question, Suite, Task, load_suite, read_suite, read_task,
                                                shared_settings, source_of, suite_files)
 from ..core import cache_path, unknown
@@ -41,7 +41,7 @@ def is_read(
     if not is_file(source.task) and source.task not in built_in_tasks():
         raise unknown("lm-eval task", source.task, built_in_tasks())
     file = Path(source.task) if is_file(source.task) else built_in_tasks()[source.task]
-    return read_config(file).get("dataset_path") in LOCAL
+    return task_config(file).get("dataset_path") in LOCAL
 
 def unread_task(
     given:dict, # An entry of a suite's `tasks`

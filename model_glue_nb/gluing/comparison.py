@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'Answered', 'ORDER', 'COLUMNS', 'size', 'encoder_size', 'ms_per_question', 'route_key', 'routes_of',
-           'own_rows', 'routed_rows', 'experts_of', 'stays_whole', 'sampled', 'differing', 'answers_of',
-           'routed_answers', 'check_agreement', 'asked_once', 'compare', 'routing_table', 'tell']
+           'own_rows', 'routed_rows', 'experts_of', 'stays_whole', 'sampled', 'differing', 'report_answers',
+           'routed_answers', 'check_agreement', 'asked_once', 'compare_systems', 'routing_table', 'write_findings']
 
 # %% ../../nbs/09_gluing/08_comparison.ipynb #d3c03
 import json, time
@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from ..benchmarking.intervals import (Items, mean_interval, oracle_question, oracle_task,
+from ..benchmarking.intervals import (ItemScores, mean_interval, oracle_question, oracle_task,
                                                   paired_gain)
 from ..benchmarking.scores import (ask_lm_eval, ask_model, ask_zoo, asked_through, by_asker,
                                                scores_table)
@@ -146,10 +146,10 @@ def differing(
             if value != other or said.strip() != answer.strip(): out.append((t.name, q.prompt, said, answer))
     return out
 
-def answers_of(
+def report_answers(
     work:Work, # As `begin` gives it
     name:str, # A model or a mixture
-)->Items: # On *report*
+)->ItemScores: # On *report*
     "What a system answers: remembered answers where a sample through lm-eval is the same."
     m = work.zoo[name]
     if stays_whole(m): return routed_answers(work, m)
@@ -164,7 +164,7 @@ def answers_of(
 def routed_answers(
     work:Work, # As `begin` gives it
     mixture:ZooModel, # Of experts that stay whole
-)->Items: # On *report*
+)->ItemScores: # On *report*
     "What a mixture answers: its experts' answers, where they are the same."
     own, theirs = by_asker(work.report.tasks)
     for m in (*experts_of(mixture), mixture) if theirs else (): own_rows(work, m, theirs)
@@ -191,26 +191,26 @@ ORDER = ("best_single best_merge full_merge full_mixture model_glue chosen oracl
 COLUMNS = ("system model mean low high n params_total params_active gain gain_low gain_high "
            "ms_per_question").split() # and one per task
 
-def asked_once(work:Work, name:str, answered:dict[str,Items])->Items:
+def asked_once(work:Work, name:str, answered:dict[str,ItemScores])->ItemScores:
     "A system's answers; systems may be one model, and several tables are about it."
-    if name not in answered: answered[name] = answers_of(work, name)
+    if name not in answered: answered[name] = report_answers(work, name)
     return answered[name]
 
-def compare(
+def compare_systems(
     work:Work, # As `begin` gives it
     systems:dict[str,str], # System → name of its model
-    singles:dict[str,Items], # Report answers of every single model
-    answered:dict[str,Items]|None=None, # Model → its answers, so far; filled
+    singles:dict[str,ItemScores], # Report answers of every single model
+    answered:dict[str,ItemScores]|None=None, # Model → its answers, so far; filled
 ): # DataFrame, one row per system
     "The comparison table, on the report split, gains paired against the best single model."
     import pandas as pd
-    answers, seed, answered = {}, work.recipe.seed, {} if answered is None else answered
+    answers, answered = {}, {} if answered is None else answered
     for i, (system, name) in enumerate(systems.items()):
         work.progress(i, len(systems), f"lm-eval: {system}")
         answers[system] = asked_once(work, name, answered)
     answers |= dict(oracle_task=oracle_task(singles), oracle_question=oracle_question(singles))
     def row(system, theirs):
-        m, g = mean_interval(theirs, seed=seed), paired_gain(theirs, answers["best_single"], seed); cost = {}
+        m, g = mean_interval(theirs), paired_gain(theirs, answers["best_single"]); cost = {}
         if name := systems.get(system, ""):
             total, active = size(work, name)
             cost = dict(params_total=total, params_active=active, ms_per_question=ms_per_question(work, name))
@@ -224,7 +224,7 @@ def compare(
 def routing_table(
     work:Work, # As `begin` gives it
     systems:dict[str,str], # System → name of its model
-    answered:dict[str,Items]|None=None, # Model → its answers, so far; filled
+    answered:dict[str,ItemScores]|None=None, # Model → its answers, so far; filled
 ): # DataFrame: system, expert, task, share, score, n
     "Where each mixture sends the report questions of each task, and how they score there."
     import pandas as pd
@@ -242,10 +242,10 @@ def routing_table(
                 rows.append((system, experts[i], t.name, float(mine.mean()), score, int((mine > 0).sum())))
     return pd.DataFrame(rows, columns="system expert task share score n".split())
 
-def tell(
+def write_findings(
     work:Work, # As `begin` gives it
     systems:dict[str,str], # System → name of its model
-    searched:dict[str,Items], # Search answers of every single model
+    searched:dict[str,ItemScores], # Search answers of every single model
 ):
     "Score on the report split and write the tables of the run."
     import pandas as pd
@@ -257,5 +257,5 @@ def tell(
     tables = scores_table(searched, "search"), scores_table(answers, "report")
     work.run.write_table("scores", pd.concat(tables))
     answered = {}
-    work.run.write_table("comparison", compare(work, systems, singles, answered))
+    work.run.write_table("comparison", compare_systems(work, systems, singles, answered))
     work.run.write_table("routing", routing_table(work, systems, answered))

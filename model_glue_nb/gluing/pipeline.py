@@ -10,11 +10,11 @@ import os, time
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..benchmarking.intervals import Items, mean_score
+from ..benchmarking.intervals import ItemScores, mean_score
 from ..benchmarking.scores import ask_model
 from ..core import Progress, Run, silent
-from .chosen import choose, tried_in
-from .comparison import tell
+from .chosen import choose_system, tried_in
+from .comparison import write_findings
 from .recipe import GlueRecipe, Work, begin, describe_run, read_recipe
 from .steps import (choose_experts, dense_model, find_clusters, full_merges, glue_cluster,
                                         mixture_of, score_members, tell_search)
@@ -72,14 +72,14 @@ def glue(
             if full: systems["full_merge"] = full[0]
         with clock.stage("choose"):
             tried = tried_in(work, clusters, glued, full, searched)
-            systems["chosen"] = systems[choose(work, systems, tried, experts, dense).system]
-        with clock.stage("report"): tell(work, systems, searched)
+            systems["chosen"] = systems[choose_system(work, systems, tried, experts, dense).system]
+        with clock.stage("report"): write_findings(work, systems, searched)
         clock.write(work.run)
     return work.run
 
 def systems_of(
     work:Work, # As `begin` gives it
-    searched:dict[str,Items], # Single model → scores on *search*
+    searched:dict[str,ItemScores], # Single model → scores on *search*
     made:list[str], # Models of the clusters, and full merges
     experts:dict[str,list[str]], # Mixture → names of its experts
     dense:str|None, # What experts in one checkpoint share

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'PICKLES', 'COLUMNS', 'fetch_header', 'fetch_headers', 'suspicious_files', 'suspicious_weights', 'Case',
            'examine', 'is_adapter', 'examine_adapter', 'examine_checkpoint', 'examine_zoo', 'look_at', 'adapted_case',
-           'find_bases', 'members_table', 'facts', 'number', 'doctor', 'verdict', 'pairs_table']
+           'find_bases', 'members_table', 'model_facts', 'plain_number', 'doctor', 'verdict', 'pairs_table']
 
 # %% ../../nbs/05_mergeability/05_doctor.ipynb #6bdc2435
 import os, struct, tempfile
@@ -221,24 +221,24 @@ def members_table(
         if c.adapter is not None: return out | dict(architecture=f"{c.adapter.get('peft_type')} adapter")
         if not c.sound: return out
         group = groups.setdefault(m.signature, f"{m.architecture} {len(groups) + 1}")
-        return out | dict(group=group) | facts(c)
+        return out | dict(group=group) | model_facts(c)
     return pd.DataFrame([row(c) for c in cases]).reindex(columns=COLUMNS)
 
 # %% ../../nbs/05_mergeability/05_doctor.ipynb #a41478a0
-def facts(
+def model_facts(
     c:Case, # A sound one
 )->dict: # Columns of the table
     "A sound model, in short."
     m, k = c.model, c.model.effective
     dtypes = sorted({t.dtype for t in m.stored.values()})
-    return dict(architecture=m.architecture, layers=m.n_layers, hidden=number(k.get("hidden_size")),
-                heads=heads(k), rope=rope(k), norm_eps=number(norm_eps(k)), params=m.n_params,
-                bytes=m.n_bytes, dtype="+".join(dtypes), vocabulary=number(k.get("vocab_size")),
+    return dict(architecture=m.architecture, layers=m.n_layers, hidden=plain_number(k.get("hidden_size")),
+                heads=heads(k), rope=rope(k), norm_eps=plain_number(norm_eps(k)), params=m.n_params,
+                bytes=m.n_bytes, dtype="+".join(dtypes), vocabulary=plain_number(k.get("vocab_size")),
                 tokenizer=c.tokenizer[:6],
                 chat="yes" if chat_template(m.path) else "",
                 licence=plain(read_card(m.path).get("license", ""))[:60])
 
-def number(x):
+def plain_number(x):
     "A stranger's number, or nothing if it is not a number."
     return x if isinstance(x, int | float) and not isinstance(x, bool) else None
 

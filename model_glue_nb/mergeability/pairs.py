@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'ON_DELTAS', 'TILE', 'TILE_ROWS', 'upper_triangle', 'N_GROUPS', 'T_95', 'column_products', 'subtract_bases',
-           'pair_dots', 'count_signs', 'add_block', 'sum_columns', 'Sums', 'symmetric', 'cosines_of', 'measured',
-           'row_groups', 'files_for', 'address_space', 'stored_rows', 'compare_weight', 'add_rows', 'bounds',
-           'task_vector', 'compare_subspaces']
+           'pair_dots', 'count_signs', 'add_block', 'sum_columns', 'Sums', 'symmetric', 'cosines_of',
+           'metrics_from_sums', 'row_groups', 'files_for', 'address_space', 'stored_rows', 'compare_weight',
+           'add_weight_rows', 'bounds', 'task_vector', 'compare_subspaces']
 
 # %% ../../nbs/05_mergeability/02_pairs.ipynb #692f9ecd
 import os
@@ -198,7 +198,7 @@ def cosines_of(
     return (gram / norms[:, None] / norms).clip(-1, 1)
 
 # %% ../../nbs/05_mergeability/02_pairs.ipynb #e5e9bee6
-def measured(
+def metrics_from_sums(
     parts:list[Sums], # Closed sums of all strips of one weight
     shape:tuple[int,int], # Of the weight
     metrics:tuple[str,...], # Which are wanted
@@ -289,19 +289,19 @@ def compare_weight(
             fresh = n, columns.stop - start, base, metrics; every = Sums(*fresh)
             for rows, done in zip(groups, sums[1:]):
                 s = every if len(groups) == 1 else Sums(*fresh)
-                n_read += add_rows(s, inputs, rows, shape, columns, tile_bytes)
+                n_read += add_weight_rows(s, inputs, rows, shape, columns, tile_bytes)
                 if s is not every: every += s; done.append(s.close())
             sums[0].append(every.close())
         if "subspace_overlap" in metrics: overlap = compare_subspaces(inputs, groups, shape, base)
         for m in models: files.forget(m.tensors[name])
-    values, *samples = [measured(s, shape, metrics) for s in sums if s]
+    values, *samples = [metrics_from_sums(s, shape, metrics) for s in sums if s]
     errors = bounds(values, samples, sum(map(len, groups)) / shape[0])
     if "subspace_overlap" in metrics:
         values["subspace_overlap"], errors["subspace_overlap"] = overlap
     return values, errors, n_read
 
 # %% ../../nbs/05_mergeability/02_pairs.ipynb #c12a8772
-def add_rows(
+def add_weight_rows(
     sums:Sums, # Added to
     inputs:list, # What `open_stored` gave, one per model
     rows:np.ndarray, # Row numbers, ascending

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..benchmarking.intervals import Items, mean_score, paired_gain
+from ..benchmarking.intervals import ItemScores, mean_score, paired_gain
 from ..benchmarking.scores import ask, ask_model, ask_zoo, known_items
 from ..benchmarking.suites import Suite, load_suite
 from ..core import InputError, Progress, Store, silent, unknown
@@ -99,7 +99,7 @@ def recipes_by(
         return pair_recipe(a, b, method, base) if base else None
     return make
 
-def change(items:Items, own:list[Items])->tuple: # Three scores, the change with its interval, n
+def change(items:ItemScores, own:list[ItemScores])->tuple: # Three scores, the change with its interval, n
     "A merge against the better of its parents, paired by question."
     scores = [mean_score(x) for x in (*own, items)]
     gain = paired_gain(items, own[int(scores[1] > scores[0])])

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..benchmarking.harness import as_lm_eval, token_batches
-from ..benchmarking.intervals import Items
+from ..benchmarking.intervals import ItemScores
 from ..benchmarking.scores import ask_model
 from ..benchmarking.suites import Suite, load_suite
 from ..core import InputError, atomic_path, file_name, refuse
@@ -38,7 +38,7 @@ def search_values(
     spec:MixtureSpec, # What to mix
     zoo:Zoo|None, # Where names are looked up; None: they are folders
     suite:Suite|None=None, # The *search* part of a suite; None where nothing is learned from scores
-    items:dict[str,Items]|None=None, # Expert → item-level scores on `suite`; missing ones are asked now
+    items:dict[str,ItemScores]|None=None, # Expert → item-level scores on `suite`; missing ones are asked now
 )->tuple[list[str],np.ndarray|None]: # Prompts, and (n, E): what each expert scored on them
     "The search questions and the experts' scores that the router learns from."
     r = spec.router; told = r.get("file") or r.get("positive")
@@ -135,7 +135,7 @@ def mix(
     out:str|Path, # Folder to write
     suite:Suite|None=None, # The *search* part of a suite: what the router may learn from
     *,
-    items:dict[str,Items]|None=None, # Expert → item-level scores on `suite`; missing ones are asked now
+    items:dict[str,ItemScores]|None=None, # Expert → item-level scores on `suite`; missing ones are asked now
     overwrite:bool=False, # Replace an existing folder?
     verify:bool|None=None, # Compute with it before it appears? None: in one checkpoint, where it is small
 )->ZooModel: # The mixture

@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from ..benchmarking.intervals import (Items, mean_interval, mean_score, oracle_question,
+from ..benchmarking.intervals import (ItemScores, mean_interval, mean_score, oracle_question,
                                                   oracle_task)
 from ..benchmarking.intervals import task_weights, weights_of
 from ..benchmarking.suites import Suite
@@ -25,7 +25,7 @@ from ..zoo.zoo import LanguageModel, Zoo
 
 # %% ../../nbs/08_mixing/14_selection.ipynb #cb8f8f2d
 def by_question(
-    items:dict[str,Items], # Model → item-level scores
+    items:dict[str,ItemScores], # Model → item-level scores
     names:list[str], # The models wanted
 )->tuple[np.ndarray,np.ndarray]: # (n, E) values; (n,) number of each question's task
     "Scores of some models, one row per question."
@@ -36,14 +36,14 @@ def by_question(
 
 def split_by_task(
     values:np.ndarray, # (n,): one per question
-    like:Items, # Who has the same questions
-)->Items: # The same tasks, counting as much
+    like:ItemScores, # Who has the same questions
+)->ItemScores: # The same tasks, counting as much
     "Values of all questions, task by task again."
     ends = np.cumsum([len(v) for v in like.values()])[:-1]
-    return Items(zip(like, np.split(values, ends)), weights_of(like))
+    return ItemScores(zip(like, np.split(values, ends)), weights_of(like))
 
 def shares_of(
-    like:Items, # Who has the same questions
+    like:ItemScores, # Who has the same questions
 )->np.ndarray: # (n,): together n
     "How much each question counts in the mean over tasks."
     counts = {t: len(v) for t, v in like.items()}
@@ -137,7 +137,7 @@ def check_selection_budget(
 
 # %% ../../nbs/08_mixing/14_selection.ipynb #6cf70be8
 def select_experts(
-    items:dict[str,Items], # Candidate → item-level scores on *search*: single models, merged models
+    items:dict[str,ItemScores], # Candidate → item-level scores on *search*: single models, merged models
     vectors:np.ndarray, # (n, width): one row per search prompt, in the order of the questions
     n_params:dict[str,int], # Candidate → parameters
     router:dict=dict(name="linear"), # Who will choose among them
@@ -172,7 +172,7 @@ def select_experts(
 def experts_for(
     zoo:Zoo, # The candidates, merged and single models
     suite:Suite, # The *search* part of a suite
-    items:dict[str,Items], # Candidate → item-level scores on it
+    items:dict[str,ItemScores], # Candidate → item-level scores on it
     router:dict=dict(name="linear"), # Who will choose among them
     features:str="embedding", # What it reads where the router does not decide that
     **budget, # max_experts, max_params, min_gain, seed: as for `select_experts`
@@ -189,7 +189,7 @@ def read_search(zoo, suite, items, router, features)->np.ndarray: # (n, width)
 
 # %% ../../nbs/08_mixing/14_selection.ipynb #4036928c
 def rank_pairs(
-    items:dict[str,Items], # Candidate → item-level scores on *search*
+    items:dict[str,ItemScores], # Candidate → item-level scores on *search*
     seen:list[tuple[dict,np.ndarray]], # Routers, and what each sees of the search prompts
     n_params:dict[str,int], # Candidate → parameters
     **budget, # max_experts, max_params, min_gain, seed: as for `select_experts`
@@ -206,7 +206,7 @@ def rank_pairs(
 def choose_pair(
     zoo:Zoo, # The candidates, merged and single models
     suite:Suite, # The *search* part of a suite
-    items:dict[str,Items], # Candidate → item-level scores on it
+    items:dict[str,ItemScores], # Candidate → item-level scores on it
     names:list|None=None, # Routers, by name or with settings; None: all that predict scores
     features:str="embedding", # What they read where the router does not decide that
     **budget, # max_experts, max_params, min_gain, seed: as for `select_experts`
@@ -230,13 +230,13 @@ def load_facts(
 
 def lab_row(
     route:np.ndarray, # (n,): expert of each report question
-    report:dict[str,Items], # Expert → item-level scores on *report*
+    report:dict[str,ItemScores], # Expert → item-level scores on *report*
     best:str, # The best single expert, by *search*
     seed:int=0, # Of the interval
 )->dict: # Part of one row of the lab
     "What a route scores, and how far it is from the best single expert and from the oracles."
     values, _ = by_question(report, list(report)); mine = values[np.arange(len(values)), route]
-    m = mean_interval(split_by_task(mine, report[best]), seed=seed)
+    m = mean_interval(split_by_task(mine, report[best]))
     low, high = mean_score(report[best]), mean_score(oracle_task(report))
     return dict(score=m.mean, low=m.low, high=m.high, best_single=low, oracle_task=high,
                 oracle_question=mean_score(oracle_question(report)),
@@ -245,8 +245,8 @@ def lab_row(
 
 # %% ../../nbs/08_mixing/14_selection.ipynb #338ff487
 def router_lab(
-    search:tuple[Suite,dict[str,Items]], # The *search* part and the experts' item-level scores on it
-    report:tuple[Suite,dict[str,Items]], # The *report* part and theirs on that
+    search:tuple[Suite,dict[str,ItemScores]], # The *search* part and the experts' item-level scores on it
+    report:tuple[Suite,dict[str,ItemScores]], # The *report* part and theirs on that
     eyes:LanguageModel, # Who reads the prompts
     n_params:dict[str,int], # Expert → parameters
     names:list|None=None, # Routers, by name or as dicts with settings; None: all

@@ -13,8 +13,9 @@ from importlib import resources
 from pathlib import Path
 
 from ..core import RUN_BYTES, Run, digest, write_text
-from .cluster_explorer import ClusterExplorer, branches, grow_tree
+from .cluster_explorer import ClusterExplorer, branches
 from ..gluing.comparison import COLUMNS
+from ..mergeability.clusters import grow_tree
 from ..reading import read_bytes
 from .example_run import invented_run
 from .figures import NAMES, count

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..benchmarking.intervals import Items, paired_gain
+from ..benchmarking.intervals import ItemScores, paired_gain
 from ..benchmarking.scores import asked_through
 from ..benchmarking.suites import Suite, load_suite
 from ..core import InputError, Run, file_name, unknown
@@ -148,7 +148,7 @@ class Answers:
                 self.asked.setdefault(task, (r.question.to_list(), r.expected.astype(str).to_list()))
         self.models = [m for m in items.model.drop_duplicates() if all(m in v for v in self.values.values())]
 
-    def of(self, model:str)->dict[str,np.ndarray]: # As `Items` of the benchmark
+    def of(self, model:str)->dict[str,np.ndarray]: # As `ItemScores` of the benchmark
         "One model's values per task."
         return {t: v[model] for t, v in self.values.items()}
 
@@ -180,7 +180,7 @@ def paired_gains(
     if best not in answers.models: return None
     parts = [*((t, [t]) for t in answers.values), ("mean", list(answers.values))]; rows = []
     for task, names in parts:
-        some = lambda m: Items({t: answers.values[t][m] for t in names}, weights)
+        some = lambda m: ItemScores({t: answers.values[t][m] for t in names}, weights)
         theirs = some(best); n = sum(map(len, theirs.values()))
         gains = [paired_gain(some(m), theirs) for m in answers.models]
         rows += [(m, task, g.mean, g.low, g.high, n) for m, g in zip(answers.models, gains)]

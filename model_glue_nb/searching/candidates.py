@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from fastcore.basics import patch
 
-from ..benchmarking.intervals import Items
+from ..benchmarking.intervals import ItemScores
 from ..benchmarking.scores import ask, ask_model, known_items
 from ..core import InputError, Store, digest, refuse
 from ..merging.canonical import lead_fingerprint, lead_name
@@ -59,7 +59,7 @@ class CandidateScorer:
     def items(self,
         candidate:Candidate, # A member or a merge
         share:float=1.0, # Of each task's questions, the first ones
-    )->Items: # A value in [0, 1] per task and question
+    )->ItemScores: # A value in [0, 1] per task and question
         "Item-level scores of a candidate."
         suite, key = self.part(share), self.key(candidate)
         def asked(store):
@@ -86,8 +86,8 @@ def at_once(
     store:Store, # Where answers are remembered
     key:str, # What they belong to
     suite:Suite, # The questions
-    asked:Callable[[Store],Items], # Asks what its store does not know, and remembers it there
-)->Items: # A value per task and question
+    asked:Callable[[Store],ItemScores], # Asks what its store does not know, and remembers it there
+)->ItemScores: # A value per task and question
     "Ask, and remember all answers or none."
     if (known := known_items(store, key, suite)) is not None: return known
     aside = Store(":memory:")
@@ -279,7 +279,7 @@ def rows(self:CandidateScorer, candidate, share)->dict: # What was asked → que
     return {t.asked: self.store.items(key, t.asked) for t in self.suite.tasks}
 
 @patch
-def take(self:CandidateScorer, candidate, share, rows)->Items:
+def take(self:CandidateScorer, candidate, share, rows)->ItemScores:
     "Remember the answers that a worker collected."
     self.store, key = self.store or Store(":memory:"), self.key(candidate)
     for task, answers in rows.items(): self.store.add_items(key, task, answers)

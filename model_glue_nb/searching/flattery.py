@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from ..benchmarking.intervals import Items, mean_score, weights_of
+from ..benchmarking.intervals import ItemScores, mean_score, weights_of
 
 # %% ../../nbs/07_searching/05_flattery.ipynb #5c6794f2
 def dealt(
@@ -22,7 +22,7 @@ def dealt(
     return rng.permutation(np.arange(n) % parts)
 
 def corrected_score(
-    candidates:list[Items], # Values of everything that answered all questions
+    candidates:list[ItemScores], # Values of everything that answered all questions
     parts:int=5, # Each is answered for by what is best on the others
     deals:int=20, # Different ways to deal
     seed:int=0, # Of the dealing
@@ -37,7 +37,7 @@ def corrected_score(
         deal = {t: dealt(values[t].shape[1], parts, rng) for t in tasks}
         chosen = [best_without(values, deal, k, shares) for k in range(parts)]
         out.append({t: np.array([values[t][chosen[k], i] for i, k in enumerate(deal[t])]) for t in tasks})
-    return float(np.mean([mean_score(Items(x, weights)) for x in out]))
+    return float(np.mean([mean_score(ItemScores(x, weights)) for x in out]))
 
 def best_without(values:dict, deal:dict, part:int, shares:np.ndarray)->int: # Position of a candidate
     "The candidate that is best on all folds but one; the last in a tie, as in a search."

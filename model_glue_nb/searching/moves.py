@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOVES', 'WORDS', 'STEPS', 'Place', 'placed', 'scale_moves', 'drop_moves', 'swap_moves', 'weight_moves', 'layer_moves',
-           'moved', 'kinds_of', 'divided', 'reach', 'plan_reach', 'stepwise', 'joined', 'untried']
+           'place_moved', 'kinds_of', 'divided', 'reach', 'plan_reach', 'stepwise', 'joined', 'untried']
 
 # %% ../../nbs/07_searching/03_moves.ipynb #1d8023f0
 import math
@@ -16,7 +16,8 @@ from typing import Annotated
 import numpy as np
 
 from ..schemas import whole
-from .protocol import Candidate, Problem, Talk, layer_spans, patched, scores_of, weigh
+from .protocol import (Candidate, Problem, Strategy, layer_spans, patched,
+                                              scores_of, weigh)
 from .strategies import strategies
 
 # %% ../../nbs/07_searching/03_moves.ipynb #4b455b21
@@ -51,24 +52,24 @@ def scale_moves(problem, place, step, spans)->Iterator[Place]:
 def drop_moves(problem, place, step, spans)->Iterator[Place]:
     "Each member out, the worst first."
     for i in place.inside[::-1]:
-        if len(place.inside) > 2: yield moved(place, {i: 0.0})
+        if len(place.inside) > 2: yield place_moved(place, {i: 0.0})
 
 def swap_moves(problem, place, step, spans)->Iterator[Place]:
     "A member in place of another, or added to all; the best outsider first. One alone also yields to pairs."
     outside = [j for j, w in enumerate(place.weights) if not w]
     if len(place.inside) == 1: # the best alone may be of no use in company
         for i, j in sorted(combinations(outside, 2), key=sum):
-            yield moved(place, {place.inside[0]: 0.0, i: 1.0, j: 1.0})
+            yield place_moved(place, {place.inside[0]: 0.0, i: 1.0, j: 1.0})
     middle = sum(place.weights) / len(place.inside)
     for j in outside:
-        for i in place.inside[::-1]: yield moved(place, {i: 0.0, j: place.weights[i]})
-        yield moved(place, {j: middle})
+        for i in place.inside[::-1]: yield place_moved(place, {i: 0.0, j: place.weights[i]})
+        yield place_moved(place, {j: middle})
 
 def weight_moves(problem, place, step, spans)->Iterator[Place]:
     "A member's weight up or down."
     if len(place.inside) < 2: return
     for i in place.inside:
-        for f in (step, 1 / step): yield moved(place, {i: place.weights[i] * f})
+        for f in (step, 1 / step): yield place_moved(place, {i: place.weights[i] * f})
 
 def layer_moves(problem, place, step, spans)->Iterator[Place]:
     "A group of layers as in the base, as in a member, or as merged again."
@@ -81,7 +82,7 @@ def layer_moves(problem, place, step, spans)->Iterator[Place]:
             left = {k: v for k, v in (now | {g: owner}).items() if v is not None}
             if len(left) < len(spans): yield replace(place, patches=tuple(sorted(left.items())))
 
-def moved(place:Place, changes:dict[int,float])->Place:
+def place_moved(place:Place, changes:dict[int,float])->Place:
     "A point with other weights, the largest of which is 1."
     w = np.array(place.weights)
     for i, x in changes.items(): w[i] = x
@@ -153,7 +154,7 @@ STEPS = (1.6, 1.25, 1.1) # Factors of λ and weights, the coarse ones first
 def stepwise(
     problem:Problem, # Members, best first
     layer_groups:Annotated[int, whole(1, 1000)]=4, # Groups of consecutive layers that may be another's
-)->Talk:
+)->Strategy:
     "Greedy soup, then λ, members out or exchanged, weights, layers: the best use of a small budget."
     kinds, spans = kinds_of(problem), layer_spans(problem.layers, layer_groups) if problem.layers else []
     joining, turn = divided(len(problem.members), kinds, problem.budget)
@@ -176,7 +177,7 @@ def joined(problem:Problem, spans:list, joining:int)->Generator: # Ends with pla
     n = len(problem.members); place = Place((1.0, *[0.0] * (n - 1)))
     winner, best = problem.members[0], problem.own[problem.members[0]].mean
     for j in range(1, joining + 1):
-        p = moved(place, {j: 1.0}); c = placed(problem, p, spans)
+        p = place_moved(place, {j: 1.0}); c = placed(problem, p, spans)
         score, = yield from scores_of([c])
         if score >= best: place, winner, best = p, c, score
     return place, winner, best

@@ -16,14 +16,14 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-from ..benchmarking.intervals import Items
+from ..benchmarking.intervals import ItemScores
 from ..core import InputError, Run, atomic_path, digest, refuse, unknown
 from ..merging.canonical import merge_fingerprint
 from ..merging.methods import merge_methods, method_info
 from ..merging.recipes import MergeRecipe
 from ..schemas import short
-from .budgets import Budget, check_budget, read_budget
-from .conversations import converse
+from .budgets import Budget, check_affordable, read_budget
+from .conversations import drive
 from .executors import Outcome, executors
 from .flattery import corrected_score
 from .moves import stepwise
@@ -128,10 +128,10 @@ class TrialLog:
             if k not in self.study.user_attrs: self.study.set_user_attr(k, v)
         self.known = {t.user_attrs["key"]: t.user_attrs for t in self.study.get_trials(deepcopy=False)}
 
-    def get(self, key:str, weights:dict|None=None)->Outcome|None: # Weights as `Items` takes them
+    def get(self, key:str, weights:dict|None=None)->Outcome|None: # Weights as `ItemScores` takes them
         "What is remembered about a candidate."
         if (t := self.known.get(key)) is None: return None
-        items = Items({k: np.array(v) for k, v in t["items"].items()}, weights)
+        items = ItemScores({k: np.array(v) for k, v in t["items"].items()}, weights)
         return Outcome(items, t["seconds"], t["failed"])
 
     def add(self, key:str, outcome:Outcome, **more):
@@ -170,7 +170,7 @@ class Ledger:
         if hasattr(self.score, "key"): return self.score.key(candidate)
         return candidate if isinstance(candidate, str) else merge_fingerprint(candidate)
 
-    def whole(self)->list[Items]:
+    def whole(self)->list[ItemScores]:
         "Values of every candidate that answered all questions, in the order in which they did."
         return [a.items for (_, share), a in self.answers.items() if share == 1 and a.items]
 
@@ -332,8 +332,8 @@ def search_each(
             joining = [m for m in own if m != base or not needs_base(method)]
             problem = problem_of(joining, own, score, method, base, seed, budget, fit.tokenizer)
             if len(joining) > 1: talks.append((strategies[strategy](problem, **options), ledger))
-        check_budget(budget, sum(ledger.lengths.values()), smallest_share(strategy, options))
-        converse(talks, evaluate)
+        check_affordable(budget, sum(ledger.lengths.values()), smallest_share(strategy, options))
+        drive(talks, evaluate)
         def found(ledger):
             corrected = corrected_score(ledger.whole(), seed=seed)
             known = ledger.winner, ledger.best, tuple(ledger.trials), own, corrected
