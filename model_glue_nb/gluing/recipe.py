@@ -24,7 +24,7 @@ from ..core import InputError, Run, machine_store, refuse, unknown
 from ..mergeability.clusters import Cluster, cluster_by_similarity, divide, linkages
 from ..mergeability.similarity import METRICS, ROLES, Comparison, compare_zoo
 from ..merging.methods import merge_methods
-from ..mixing.learners import routers
+from ..mixing.learners import router_settings, routers
 from ..mixing.spec import MixtureSpec, check_form, find_parts
 from ..reading import read_yaml
 from ..schemas import (Kind, either, listed, mapping, maybe, name, name_in, number, path, require,
@@ -122,7 +122,7 @@ def mixture_spec(
 )->MixtureSpec:
     "The recipe's mixture of some experts; what is random in its router takes the recipe's seed."
     m, router = r.mixture, router_of(r)
-    if router.get("name") in routers and "seed" in routers[router["name"]].settings:
+    if router.get("name") in routers and "seed" in router_settings(router["name"]):
         router = dict(seed=r.seed) | router
     given = {k: m[k] for k in PASSED if k in m}
     return MixtureSpec(tuple(experts), router, **given | more)

@@ -21,13 +21,13 @@ from ..core import InputError, Run, atomic_path, digest, refuse, unknown
 from ..merging.canonical import canonical_print
 from ..merging.methods import merge_methods, method_info
 from ..merging.recipes import MergeRecipe, recipe_from_dict
-from ..schemas import short
+from ..schemas import setting_kinds, short
 from .budgets import Budget, check_budget, read_budget
 from .conversations import converse
 from .executors import Outcome, executors
 from .flattery import corrected_score
 from .moves import stepwise
-from .protocol import Answer, Ask, Candidate, Problem, first, setting_kinds
+from .protocol import Answer, Ask, Candidate, Problem, first
 from .strategies import strategies, undominated
 from ..zoo.vocabulary_choice import TokenizerChoice
 
