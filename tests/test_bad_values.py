@@ -9,7 +9,7 @@ import yaml
 
 from model_glue_nb.core import InputError
 from model_glue_nb.reading import parse_json, parse_yaml
-from model_glue_nb.searching.protocol import setting_kinds
+from model_glue_nb.schemas import setting_kinds
 from model_glue_nb.searching.search import check_options
 from model_glue_nb.searching.strategies import strategies
 

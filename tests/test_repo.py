@@ -131,3 +131,49 @@ def test_data_is_packaged():
     manifest = (root/"MANIFEST.in").read_text()
     assert "recursive-include model_glue_nb/data" in manifest
     assert (root/"model_glue_nb/data/report.html.template").exists()
+
+# ---- one way to extend a class, one manner of registries
+HUNG_ON = {"tensors.native": 3, "merging.recipes": 3} # methods hung on a class at the top level; may fall, should not rise
+
+def top_level(name): return ast.parse(file_of(name).read_text()).body
+
+@mod
+def test_methods_come_by_patch(name):
+    "`@patch` says in one line which class a function belongs to; an assignment says it anywhere."
+    targets = [t for n in top_level(name) if isinstance(n, ast.Assign) for t in n.targets]
+    parts = [x for t in targets for x in (t.elts if isinstance(t, ast.Tuple) else [t])]
+    hung = [ast.unparse(x) for x in parts if isinstance(x, ast.Attribute)]
+    assert len(hung) <= HUNG_ON.get(name, 0), f"{', '.join(hung)}: use fastcore's @patch"
+
+@mod
+def test_public_names_are_words(name):
+    public = [ast.literal_eval(n.value) for n in top_level(name)
+              if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__" and isinstance(n.value, ast.List)]
+    short = [x for names in public for x in names if len(x) < 2]
+    assert not short, f"{', '.join(short)}: what is not meant for users begins with _, the rest has a name"
+
+def registries():
+    "Every registry of the package by name, all of its entries registered."
+    from importlib import import_module
+    from model_glue_nb.core import Registry
+    text = {name: file_of(name).read_text() for name in exporting()}
+    made = [n for n in text if re.search(r"^\w+ = \w+\(\"[\w ]+\"\)", text[n], re.M) and "Registry" in text[n]]
+    found = {k: v for n in made for k, v in vars(import_module(f"model_glue_nb.{n}")).items() if isinstance(v, Registry)}
+    adds = re.compile(rf"^@({'|'.join(found)})\b", re.M)
+    for n in text:
+        if adds.search(text[n]): import_module(f"model_glue_nb.{n}")
+    return found
+
+def test_registries_have_one_manner():
+    "An entry is a function whose signature declares what it takes, with a docstring that is its line in a list."
+    import inspect
+    found = registries()
+    assert set(found) >= {"merge_methods", "strategies", "routers", "metrics", "linkages", "executors", "loaders"}
+    for kind, registry in found.items():
+        assert registry, f"{kind} is empty"
+        for name, f in registry.items():
+            whole = inspect.unwrap(f)
+            assert inspect.isfunction(whole) and f.__name__ == name, f"{kind}: '{name}' is not a function"
+            assert whole.__doc__, f"{kind}: '{name}' has no docstring"
+            bare = [p.name for p in inspect.signature(whole).parameters.values() if p.annotation is p.empty]
+            assert not bare, f"{kind}: '{name}' leaves {', '.join(bare)} without annotation"

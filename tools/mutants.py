@@ -395,9 +395,9 @@ MUTANTS = {
         ("if weights is not None: edge = edge * weights[:, None]", "pass"),
         ("deviation = float((x - x.mean(0)).std())", "deviation = float(x.std())"),
         ("shares = [np.full(n, weights[t] / n) for t, n in counts.items() if n]", "shares = [np.full(n, weights[t]) for t, n in counts.items() if n]", ["tests/test_weights.py"]),
-        ("return knn.fit(vectors, values, weights, k)", "return knn.fit(vectors, values, None, k)", ROUTES),
-        ("return kmeans.fit(vectors, values, weights, clusters, seed)", "return kmeans.fit(vectors, values, None, clusters, seed)", ROUTES),
-        ("return kmeans.fit(vectors, values, weights, clusters, seed)", "return kmeans.fit(vectors, values, weights, 1, seed)", ROUTES),
+        ("return knn(vectors, values, weights, k=k)", "return knn(vectors, values, None, k=k)", ROUTES),
+        ("return kmeans(vectors, values, weights, clusters=clusters, seed=seed)", "return kmeans(vectors, values, None, clusters=clusters, seed=seed)", ROUTES),
+        ("return kmeans(vectors, values, weights, clusters=clusters, seed=seed)", "return kmeans(vectors, values, weights, clusters=1, seed=seed)", ROUTES),
     ]),
     "mixing.terms": (["nbs/08_mixing/03_terms.ipynb", "tests/test_routers.py::test_a_text_router_is_written_and_read_again"], [
         ("held = Counter(w for t in texts for w in set(words_of(t)))", "held = Counter(w for t in texts for w in words_of(t))"),

@@ -33,7 +33,7 @@ from ..gluing.recipe import GlueRecipe, Work, describe_run, open_work, other_zoo
 from ..gluing.steps import find_clusters, made, score_members
 from ..merging.merge import merge
 from ..merging.recipes import recipe
-from ..mixing.learners import routers
+from ..mixing.learners import router_settings, routers
 from ..mixing.mixture import mix
 from ..mixing.selection import experts_for
 from ..mixing.spec import MixtureSpec
@@ -192,7 +192,7 @@ def mix_row(
     with tempfile.TemporaryDirectory(dir=b.work.run.path, prefix=".mixture_") as d:
         model, costs, found = dense if cell.strategy == "uniform" else zoo[single], [], None
         if cell.router:
-            seeded = dict(seed=cell.seed) if "seed" in routers[cell.router].settings else {}
+            seeded = dict(seed=cell.seed) if "seed" in router_settings(cell.router) else {}
             spec = MixtureSpec(cell.members, dict(name=cell.router) | seeded, cell.level, cell.base,
                                cell.dense_layers, cell.top_k, cell.input, eyes=None if cell.base else single)
             with metered() as used: model = mix(spec, zoo, f"{d}/mixture", b.work.search, items=items)

@@ -23,7 +23,7 @@ from ..core import InputError, Progress, Run, machine_store, refuse, silent, unk
 from ..mergeability.clusters import Cluster, cluster_by_similarity, divide, linkages
 from ..mergeability.similarity import METRICS, ROLES, Comparison, compare_zoo
 from ..merging.methods import merge_methods
-from ..mixing.learners import routers
+from ..mixing.learners import router_settings, routers
 from ..mixing.spec import MixtureSpec, check_mixture_spec, find_parts
 from ..reading import read_yaml
 from ..schemas import (either, listed, mapping, maybe, name, name_in, number, path, require,
@@ -120,7 +120,7 @@ def mixture_spec(
 )->MixtureSpec:
     "The recipe's mixture of some experts; a random router takes the recipe's seed."
     m, router = r.mixture, router_of(r)
-    if router.get("name") in routers and "seed" in routers[router["name"]].settings:
+    if router.get("name") in routers and "seed" in router_settings(router["name"]):
         router = dict(seed=r.seed) | router
     given = {k: m[k] for k in PASSED if k in m}
     return MixtureSpec(tuple(experts), router, **given | more)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import InputError, MissingFile, digest, refuse, unknown
-from .learners import routers
+from .learners import router_settings, routers
 from .sentences import ENCODER, SentenceEncoder, encoder_identity, open_encoder
 from .terms import fit_terms, term_vectors
 from ..schemas import brief, listed, number, path, text
@@ -114,7 +114,7 @@ def check_router(
         return [] if alone else ["A router from a file brings its own settings. Give `file` alone."]
     name = router.get("name", "")
     if not isinstance(name, str): return text().problems(name, "The name of a router")
-    known = routers[name].settings | ALWAYS
+    known = router_settings(name) | ALWAYS
     given = {k: v for k, v in router.items() if k != "name" and v is not None}
     out = [str(unknown(f"setting of router '{name}'", k, ("name", *known))) for k in given if k not in known]
     checked = {k: v for k, v in given.items() if k in known}
@@ -186,8 +186,8 @@ def fit_router(
 )->FittedRouter:
     "Fit a router at every place."
     refuse(check_router(router, values.shape[1]), "Cannot fit the router")
-    kind = routers["random" if values.shape[1] == 1 else router["name"]] # one expert: nothing to learn
-    told = {k: v for k, v in router.items() if k in kind.settings and v is not None}
+    name = "random" if values.shape[1] == 1 else router["name"] # one expert: nothing to learn
+    settings = {k: router[k] for k in router_settings(name) if router.get(k) is not None}
     places, own, shared = {}, {}, {}
     share = np.ones(len(values)) if weights is None else np.asarray(weights, float)
     refuse_scores(values, share); counts = share > 0
@@ -195,7 +195,7 @@ def fit_router(
     for i, (place, x) in enumerate(vectors.items()):
         x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) if unit and len(x) else x
         x = np.ascontiguousarray(x[counts] if len(x) else x, np.float32)
-        shared, places[place] = kind.fit(x, values[counts], share, **told)
+        shared, places[place] = routers[name](x, values[counts], share, **settings)
         if shared["form"] == "hash" and i: own[place] = dict(seed=shared["seed"] + i) # layers differ
     if own: shared = shared | dict(seed=router.get("seed", 0))
     more = {k: router[k] for k in ("temperature", "margin") if router.get(k) is not None}

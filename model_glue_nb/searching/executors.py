@@ -67,7 +67,7 @@ executors = Registry("executor")
 @executors
 @contextmanager
 def local(
-    score, # As for `scored`
+    score:Callable, # As for `scored`
 ): # Function: iterable of asks → iterator of (ask, outcome)
     "Score in this process, one after another."
     yield lambda asks: ((a, scored(score, a)) for a in asks)
@@ -181,7 +181,7 @@ class Processes(Pool):
 @executors
 @contextmanager
 def processes(
-    score, # As for `scored`; it travels to the processes
+    score:Callable, # As for `scored`; it travels to the processes
 ): # Function: iterable of asks → iterator of (ask, outcome)
     "Score in processes of this machine, one per core."
     yield Processes(score, n_cores())
@@ -217,7 +217,7 @@ class Auto:
 @executors
 @contextmanager
 def auto(
-    score, # As for `scored`
+    score:Callable, # As for `scored`
 ): # Function: iterable of asks → iterator of (ask, outcome)
     "Score in this process, or in one process per core if that is faster."
     yield Auto(score)
@@ -271,7 +271,7 @@ class Actors(Pool):
 @executors
 @contextmanager
 def ray(
-    score, # As for `scored`; it travels to the actors
+    score:Callable, # As for `scored`; it travels to the actors
 ): # Function: iterable of asks → iterator of (ask, outcome)
     "Score on the actors of a Ray cluster, one per processor."
     try: import ray

@@ -16,18 +16,20 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
+
 from ..benchmarking.intervals import ItemScores
 from ..core import InputError, Run, atomic_path, digest, refuse, unknown
 from ..merging.canonical import merge_fingerprint
 from ..merging.methods import merge_methods, method_info
 from ..merging.recipes import MergeRecipe
-from ..schemas import short
+from ..schemas import setting_kinds, short
 from .budgets import Budget, check_affordable, read_budget
 from .conversations import drive
 from .executors import Outcome, executors
 from .flattery import corrected_score
 from .moves import stepwise
-from .protocol import Answer, Ask, Candidate, Problem, first, setting_kinds
+from .protocol import Answer, Ask, Candidate, Problem, first
 from .strategies import strategies, undominated
 from ..zoo.vocabulary_choice import TokenizerChoice
 
@@ -187,7 +189,8 @@ class Ledger:
         return n(ask.share) - n(max((s for k, s in self.answers if k == key and s < ask.share), default=0))
 
 # %% ../../nbs/07_searching/09_search.ipynb #46d8d76c
-def _payable(self, asks:list[Ask])->Iterator[Ask]:
+@patch
+def payable(self:Ledger, asks:list[Ask])->Iterator[Ask]:
     "New asks while the budget lasts; remembered answers are entered at once, at their price."
     total = sum(self.lengths.values()); most = min(self.budget.questions, self.budget.evaluations * total)
     taken = set()
@@ -201,7 +204,8 @@ def _payable(self, asks:list[Ask])->Iterator[Ask]:
         if remembered: self.enter(ask, remembered, new=False)
         else: yield ask
 
-def _enter(self, ask:Ask, outcome:Outcome, new:bool=True):
+@patch
+def enter(self:Ledger, ask:Ask, outcome:Outcome, new:bool=True):
     "Store an outcome; trials are in the order of the asks."
     c, share, a = ask.candidate, ask.share, Answer(outcome.items)
     key = self.key(c), share; number, price, _ = self.waiting[key]; self.seconds += outcome.seconds
@@ -218,8 +222,6 @@ def _enter(self, ask:Ask, outcome:Outcome, new:bool=True):
         t, self.answers[key] = done; del self.waiting[key]
         if t.share == 1 and self.answers[key].mean >= self.best: self.winner, self.best = t.candidate, t.score
         self.trials.append(replace(t, best=self.best)); self.on_trial(self.trials[-1])
-
-Ledger.payable, Ledger.enter = _payable, _enter
 
 # %% ../../nbs/07_searching/09_search.ipynb #dcc20aba
 OFFERS = dict(items="asks part of the questions: give a score with a method items(candidate, share)",
