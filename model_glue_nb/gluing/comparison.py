@@ -32,7 +32,7 @@ from ..zoo.zoo import ZooModel, open_model
 def size(
     work:Work, # As `begin` gives it
     name:str, # A model or a mixture
-)->tuple[int,int]: # Parameters in all; those read for one question (the largest expert and the router's eyes)
+)->tuple[int,int]: # Parameters in all; those read for one question (the largest expert, and the encoder)
     "What a system costs in parameters."
     m = work.zoo[name]; about = m.path/("mixture.json" if m.kind == "mixture" else "router.json")
     manifest = json.loads(about.read_text()) if about.exists() else {} # a plain model has neither
@@ -40,10 +40,10 @@ def size(
         return m.n_params, manifest.get("params_active", m.n_params)
     n = {e["name"]: e["n_params"] for e in manifest["experts"]}
     if manifest["features"] == "sentence": # an encoder of its own, beside the experts
-        eyes = encoder_size(m)
-        return sum(n.values()) + eyes, max(n.values()) + eyes
-    eyes = n[manifest["eyes"]] if manifest["features"] == "hidden" else 0
-    return sum(n.values()), max(n.values()) + eyes
+        encoder = encoder_size(m)
+        return sum(n.values()) + encoder, max(n.values()) + encoder
+    encoder = n[manifest["eyes"]] if manifest["features"] == "hidden" else 0
+    return sum(n.values()), max(n.values()) + encoder
 
 def encoder_size(
     mixture:ZooModel, # Whose router reads sentences

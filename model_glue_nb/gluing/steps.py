@@ -356,7 +356,7 @@ def mixture_of(
     if len(experts) == 1: return experts[0]
     items = {e: ask_model(work.zoo[e], work.search, work.run.store) for e in experts}
     best = max(experts, key=lambda e: mean_score(items[e]))
-    spec = mixture_spec(work.recipe, experts, **dict(base=dense) if dense else dict(eyes=best))
+    spec = mixture_spec(work.recipe, experts, **dict(base=dense) if dense else dict(prompt_encoder=best))
     spec = replace(spec, top_k=min(spec.top_k, len(experts))) # fewer experts than hoped for may be worth it
     models = [work.zoo[n].fingerprint() for n in (*experts, *([dense] if dense else []))]
     asked = [q.key for t in work.search.tasks for q in t.questions]
