@@ -45,8 +45,8 @@ def climb(zoo, rng, tries=60):
     return tried
 
 def items_of(values, task):
-    from model_glue_nb.benchmarking.intervals import Items
-    return Items({f"t{t}": values[task == t] for t in np.unique(task)})
+    from model_glue_nb.benchmarking.intervals import ItemScores
+    return ItemScores({f"t{t}": values[task == t] for t in np.unique(task)})
 
 def outcome(seed, signal, router=dict(name="knn")):
     "What is chosen in one zoo, and how it fares on *report* against the best single model."

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import betaincinv
 
 from common import record, show
-from model_glue_nb.benchmarking.intervals import Items, behind, mean_interval, mean_score, paired_gain, task_weights
+from model_glue_nb.benchmarking.intervals import ItemScores, behind, mean_interval, mean_score, paired_gain, task_weights
 
 def answers(luck, p, graded):
     "What a system of accuracy p says to questions with such luck."
@@ -57,7 +57,7 @@ def plainly_behind(ours, leader):
 
 def runners(rng, n, n_tasks, skill, shared, edge=0.0):
     "Runners' answers; the last is better by `edge`, the first worse."
-    p = np.full(len(n), skill); p[-1] += edge; p[0] -= edge; out = [Items() for _ in n]
+    p = np.full(len(n), skill); p[-1] += edge; p[0] -= edge; out = [ItemScores() for _ in n]
     for t in range(n_tasks):
         luck = rng.random(n[0])
         for i, x in enumerate(out): x[f"t{t}"] = (np.where(rng.random(n[0]) < shared, luck, rng.random(n[0])) < p[i]).astype(float)

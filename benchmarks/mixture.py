@@ -31,7 +31,7 @@ def building(room, spec, rounds):
     from model_glue_nb.mixing.mixture import mix
     ours, copy = [], []
     for i in range(rounds + 1):
-        start = time.perf_counter(); mix(spec, room/"built"); ours.append(time.perf_counter() - start)
+        start = time.perf_counter(); mix(spec, None, room/"built"); ours.append(time.perf_counter() - start)
         start = time.perf_counter(); shutil.copytree(room/"built", room/"copied"); copy.append(time.perf_counter() - start)
         for n in ("built", "copied"): shutil.rmtree(room/n)
     return ours[1:], copy[1:]
@@ -58,7 +58,7 @@ def main():
         for name, s in specs.items():
             tell(f"build {name}", *building(room, s, a.rounds))
         load = lambda path: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        models = dict(dense=load(room/"a"), other=load(room/"b")) | {n: load(mix(s, room/n).path) for n, s in specs.items()}
+        models = dict(dense=load(room/"a"), other=load(room/"b")) | {n: load(mix(s, None, room/n).path) for n, s in specs.items()}
         for batch in a.batches:
             t = generation(models, a.prompt, a.new, batch, a.rounds)
             for n in specs: tell(f"generate {n}, batch {batch}", t[n], t["dense"], batch * a.new)

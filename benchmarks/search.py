@@ -36,7 +36,7 @@ def table(a):
     family, score, report, run = rooms(a.run); told = score.on(report); rows = []
     for method in a.methods:
         for strategy in a.strategies or strategies:
-            found = search(family, score, method, strategy, a.budget, "a-base", run=run)
+            found = search(family, score, method, strategy, budget=a.budget, base="a-base", run=run)
             single = max(found.own, key=lambda m: found.own[m].mean); ours = told.items(found.winner)
             mean, gain = mean_interval(ours), paired_gain(ours, told.items(single))
             rows.append(dict(strategy=strategy, method=method, search=found.score, report=mean.mean, low=mean.low, high=mean.high, gain=gain.mean, gain_low=gain.low,
@@ -53,7 +53,7 @@ def racing(a):
     mean = lambda found: mean_score(told.items(found.winner))
     for method in a.methods:
         for seed in range(a.seeds):
-            run_it = lambda **more: search(family, score, method, "racing", 10**6, "a-base", run=run, seed=seed, options=dict(n=a.runners) | more)
+            run_it = lambda **more: search(family, score, method, "racing", budget=10**6, base="a-base", run=run, seed=seed, options=dict(n=a.runners) | more)
             race, full = run_it(), run_it(shares=(1.0,)); d = paired_gain(told.items(race.winner), told.items(full.winner))
             rows.append(dict(method=method, seed=seed, runners=a.runners, race_questions=spent(race), full_questions=spent(full), share=spent(race) / spent(full), race_search=race.score, full_search=full.score,
                              race_report=mean(race), full_report=mean(full), difference=d.mean, low=d.low, high=d.high, same_winner=race.winner == full.winner))
@@ -130,7 +130,7 @@ def candidate(a):
         times = ways(zoo, CandidateScorer(zoo, suite), mixes, d); asked, generate = [0.0], LanguageModel.generate
         def timed(self, *args): t = time.perf_counter(); out = generate(self, *args); asked[0] += time.perf_counter() - t; return out
         LanguageModel.generate = timed; run = Run.start(f"{d}/run", {}); at = []
-        search(zoo.names, CandidateScorer(zoo, suite, run.store), "linear", "coefficient", a.rounds, run=run, on_trial=lambda t: at.append((time.perf_counter(), asked[0])))
+        search(zoo.names, CandidateScorer(zoo, suite, run.store), "linear", "coefficient", budget=a.rounds, run=run, on_trial=lambda t: at.append((time.perf_counter(), asked[0])))
         n, wall, evaluating = len(at) - 1, at[-1][0] - at[0][0], at[-1][1] - at[0][1] # from the end of the first trial to the end of the last
     row = dict(models=len(zoo), params=zoo.models[0].n_params)
     for k, (wall_s, cpu_s) in times.items(): row |= {f"{k}_ms": 1000 * wall_s, f"{k}_cpu_ms": 1000 * cpu_s}
@@ -197,14 +197,14 @@ def landscapes(a):
             for method in ("linear", "ties", "task_arithmetic"):
                 for budget in a.budgets:
                     for strategy in chosen:
-                        land = Landscape(kind, seed); found = search(land.members, land, method, strategy, budget, "base", seed=seed)
+                        land = Landscape(kind, seed); found = search(land.members, land, method, strategy, budget=budget, base="base", seed=seed)
                         land.split = "report"; add(kind, method, budget, strategy, seed, found, land.items)
     if a.real:
         family, score, report, run = rooms(a.run, a.questions); told = score.on(report.part("all", 120)).items
         for method in a.methods:
             for budget in a.budgets[:2]:
                 for strategy in chosen:
-                    add("embedded", method, budget, strategy, 0, search(family, score, method, strategy, budget, "a-base"), told)
+                    add("embedded", method, budget, strategy, 0, search(family, score, method, strategy, budget=budget, base="a-base"), told)
                     print("embedded", method, budget, strategy, round(rows[-1]["report"], 4), flush=True)
     import pandas as pd
     t = pd.DataFrame(rows); mean = t.groupby(["zoo", "budget", "strategy"])[["search", "corrected", "report", "gain", "evaluations"]].mean()

@@ -38,7 +38,7 @@ FACE = {
     "mixing.spec": "MixtureSpec",
     "mixing.mixture": "mix",
     "gluing.recipe": "GlueRecipe read_recipe",
-    "gluing.dry_run": "plan_run",
+    "gluing.dry_run": "estimate_run",
     "gluing.pipeline": "glue",
     "reporting.plots_clusters": "plot_similarity",
     "reporting.plots_performance": "plot_comparison plot_scores",
@@ -76,9 +76,9 @@ __getattr__, __dir__, __all__ = _lazy("model_glue_nb", _homes(FACE))
 # %% ../nbs/00_ground/00_front_door.ipynb #e0c64806
 def _stage_homes(
     stage:str, # Its folder in the package
-    more:dict[str, str], # Room → further public names
+    more:dict[str, str], # Module → further public names
 )->dict[str, str]: # Name → module
-    "Where the names of a stage live, in the order of its rooms at the front door, then of its own."
+    "Where the names of a stage live: in the order of its modules at the front door, then its own."
     package = f"model_glue_nb.{stage}"
     ours = {name: home for name, home in _homes(FACE).items() if home.startswith(f"{package}.")}
     rooms = {module.name for module in iter_modules(import_module(package).__path__)}
@@ -87,7 +87,7 @@ def _stage_homes(
 
 def _face(
     stage:str, # Its folder in the package
-    more:dict[str, str], # Room → further public names
+    more:dict[str, str], # Module → further public names
 )->tuple[Callable, Callable, list[str]]: # `__getattr__`, `__dir__` and `__all__` of the stage
     "The face of a stage."
     return _lazy(f"model_glue_nb.{stage}", _stage_homes(stage, more))

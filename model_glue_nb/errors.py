@@ -11,10 +11,10 @@ from collections.abc import Iterable
 
 # %% ../nbs/00_ground/01_errors.ipynb #72172aaf
 class InputError(ValueError):
-    "What we were given cannot be used; the message says what came, what was wanted and what to do."
+    "The input cannot be used; the message says what came, what was wanted and what to do."
 
 class UnknownName(InputError, KeyError):
-    "A name that is in no registry, with the nearest known one."
+    "A name that is not in the registry, with the nearest known one."
     __str__ = Exception.__str__ # KeyError would show the message in quotes
 
 class MissingFile(InputError, FileNotFoundError):
@@ -24,10 +24,10 @@ class AlreadyThere(InputError, FileExistsError):
     "An output that would replace something."
 
 class Note(UserWarning):
-    "Something to know that stops nothing; a warning in Python, one line of a command."
+    "Worth knowing, but it stops nothing; a warning in Python, one line from a command."
 
 # %% ../nbs/00_ground/01_errors.ipynb #f5390aa6
-LISTED = 100 # Most problems that one message lists
+LISTED = 100 # Most problems one message lists
 
 def refuse(
     problems:Iterable[str], # Messages, each complete on its own; none means that all is well
@@ -37,7 +37,7 @@ def refuse(
     problems = list(problems)
     if len(problems) == 1: raise InputError(problems[0])
     lines = "".join(f"\n- {p}" for p in problems[:LISTED])
-    if len(problems) > LISTED: lines += f"\n- {len(problems) - LISTED:,} more of the like."
+    if len(problems) > LISTED: lines += f"\n- {len(problems) - LISTED:,} more like these."
     if problems: raise InputError(f"{what}, {len(problems)} problems:{lines}")
 
 # %% ../nbs/00_ground/01_errors.ipynb #4f0bc9ab

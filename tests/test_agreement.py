@@ -1,8 +1,9 @@
 "In the comparison a mixture's answers are its experts' answers; where they are not, the run says so and stops."
-import json, subprocess, sys
+import json
 
 import pytest
 import yaml
+from forked import command
 
 from model_glue_nb.benchmarking.scores import asked_through
 from model_glue_nb.benchmarking.suites import load_suite
@@ -41,9 +42,9 @@ def test_a_wrong_answer_stops_the_run(apart, tmp_path):
     run, recipe = apart
     before = run.read_table("comparison")
     undo = asked_otherwise(run, recipe, "full-mixture", 5)
-    with pytest.raises(InputError, match="answers 5 of .* questions of 'sort' otherwise than the expert it sends them to"): glue(recipe, run.path)
+    with pytest.raises(InputError, match="answers 5 of .* questions of 'sort' differently from the expert it sends them to"): glue(recipe, run.path)
     (tmp_path/"r.yaml").write_text(yaml.safe_dump(recipe))
-    done = subprocess.run([sys.executable, "-c", "from model_glue_nb.cli.program import main; main()", "run", tmp_path/"r.yaml", "--out", run.path], capture_output=True, text=True)
+    done = command("run", tmp_path/"r.yaml", "--out", run.path)
     assert done.returncode == 2 and "Its scores would be wrong" in done.stderr and "Traceback" not in done.stderr
     undo()
     assert glue(recipe, run.path).read_table("comparison").equals(before)
@@ -71,4 +72,4 @@ def test_whole_experts_in_one_checkpoint_are_compared_too(tmp_path):
     assert table.compared.sum() == work.report.n_questions and table.differ.sum() == 0
     assert (table.groupby("expert").routed.sum() > 0).all()
     asked_otherwise(run, recipe, "full-mixture", 4)
-    with pytest.raises(InputError, match="otherwise than the expert"): glue(recipe, run.path)
+    with pytest.raises(InputError, match="differently from the expert"): glue(recipe, run.path)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from forked import command
 
 from model_glue_nb.benchmarking.intervals import mean_score
 from model_glue_nb.benchmarking.suites import load_suite
@@ -26,7 +27,7 @@ ZOO = members("a-base", "a-sort", "a-reverse", "a-shift", "b-base", "b-skip")
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    return bench(ZOO, GRID, tmp_path_factory.mktemp("bench")/"run", workers=1)
+    return bench(GRID, ZOO, tmp_path_factory.mktemp("bench")/"run", workers=1)
 
 def figures(run, name): return run.read_table(name).drop(columns=COSTS, errors="ignore")
 
@@ -52,25 +53,25 @@ def test_rivals_are_those_of_the_set(undisturbed):
             assert abs(r["score"] - rival - r["over_uniform"]) < 1e-5
 
 def test_chosen_on_search_told_on_report(undisturbed):
-    b = open_bench(ZOO, GRID)
+    b = open_bench(GRID, ZOO)
     asked, told = ({q.key for t in s.tasks for q in t.questions} for s in (b.work.search, b.work.report))
     assert not asked & told and len(asked) == 12 and len(told) == 24
     assert undisturbed.read_json("split") == load_suite("demo").only(GRID.tasks).split_record()
 
 def test_a_router_is_judged_by_questions_it_did_not_learn_from(undisturbed, tmp_path, monkeypatch):
-    b = open_bench(ZOO, replace(GRID, search_questions=30)); b.work.run = Run.start(tmp_path/"run", {})
+    b = open_bench(replace(GRID, search_questions=30), ZOO); b.work.run = Run.start(tmp_path/"run", {})
     experts = "a-reverse", "a-sort"; items = {e: b.scorer.items(e) for e in experts}; learned, asked = [], []
     keys = lambda suite: {q.key for t in suite.tasks for q in t.questions}
-    def mix(spec, out, zoo, suite, known, **more):
-        assert all(list(map(len, x.values())) == [len(t.questions) for t in suite.tasks] for x in known.values())
-        learned.append(keys(suite)); return real_mix(spec, out, zoo, suite, known, **more)
+    def mix(spec, zoo, out, suite, *, items, **more):
+        assert all(list(map(len, x.values())) == [len(t.questions) for t in suite.tasks] for x in items.values())
+        learned.append(keys(suite)); return real_mix(spec, zoo, out, suite, items=items, **more)
     def ask(live, mark, suite, store): asked.append(keys(suite)); return real_ask(live, mark, suite, store)
     real_mix, real_ask = module.mix, module.ask; monkeypatch.setattr(module, "mix", mix); monkeypatch.setattr(module, "ask", ask)
     spec = lambda **router: module.MixtureSpec(experts, router, "model", prompt_encoder="a-reverse")
     unseen = module.unseen_score(b, spec(name="knn", k=1), f"{tmp_path}/part", items)
     assert [x | y for x, y in zip(learned, asked)] == 3 * [keys(b.work.search)] and not any(x & y for x, y in zip(learned, asked))
     assert sum(map(len, asked)) == len(set.union(*asked)) == 60
-    model = mix(spec(name="knn", k=1), f"{tmp_path}/whole", b.work.zoo, b.work.search, items)
+    model = mix(spec(name="knn", k=1), b.work.zoo, f"{tmp_path}/whole", b.work.search, items=items)
     assert unseen < mean_score(real_ask(model.load, model.fingerprint(), b.work.search, b.work.run.store)), "learned by heart"
     assert module.unseen_score(b, spec(name="random"), f"{tmp_path}/part", items) is None
 
@@ -94,9 +95,9 @@ def test_claims_of_a_gain_are_tried_against_controls(undisturbed):
 
 def test_a_control_is_what_it_is_called(undisturbed):
     from model_glue_nb.benchmarking.intervals import paired_gain
-    b = open_bench(ZOO, GRID); b.work.run = undisturbed
+    b = open_bench(GRID, ZOO); b.work.run = undisturbed
     cell = Cell("merging", "a-base: 3", ("a-sort", "a-reverse", "a-shift"), "a-base", "linear", "average", budget=4)
-    single = module.best_of(cell.members, b.scorer)
+    single = module.best_member(cell.members, b.scorer)
     base = row_of(b, replace(cell, control="base", figure="gain"))
     assert base["gain"] == pytest.approx(paired_gain(b.told.items("a-base"), b.told.items(single)).mean)
     from model_glue_nb.experiments.controls import shuffled_scorer
@@ -109,7 +110,7 @@ def test_a_control_is_what_it_is_called(undisturbed):
 def test_axes_of_a_mixture(tmp_path):
     grid = replace(GRID, tasks=["sort"], search_questions=4, report_questions=4, controls=[], merging=dict(GRID.merging, sizes=[2], methods=["linear"]),
                    mixture=dict(GRID.mixture, levels=["model", "ffn"], routers=["linear"], inputs=["sample", "token"], top_k=[1, 2]))
-    run = bench(members("a-base", "a-sort", "a-reverse"), grid, tmp_path/"run", workers=1)
+    run = bench(grid, members("a-base", "a-sort", "a-reverse"), tmp_path/"run", workers=1)
     t = run.read_table("mixture"); routed = t[t.router.notna()]
     assert [tuple(x) for x in routed[["level", "input", "top_k"]].to_numpy()] == [("model", "sample", 1), ("ffn", "sample", 1), ("ffn", "sample", 2), ("ffn", "token", 1), ("ffn", "token", 2)]
     assert "failed" not in t and routed.params_active.nunique() > 1 and not len(run.read_table("controls"))
@@ -120,7 +121,7 @@ def test_nothing_is_asked_twice(undisturbed, monkeypatch):
     from model_glue_nb.zoo.zoo import LanguageModel
     before = {n: (undisturbed.path/n).read_bytes() for n in TABLES}
     monkeypatch.setattr(LanguageModel, "generate", refuse); undisturbed._store = None
-    bench(ZOO, GRID, undisturbed.path, workers=1)
+    bench(GRID, ZOO, undisturbed.path, workers=1)
     assert {n: (undisturbed.path/n).read_bytes() for n in TABLES} == before
 
 def known_cells(folder):
@@ -146,7 +147,7 @@ def alive(pid):
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 def test_killed_and_resumed_by_two_processes(undisturbed, tmp_path):
     out = tmp_path/"run"; (tmp_path/"zoo.yaml").write_text(yaml.safe_dump(ZOO))
-    code = (f"from test_bench import *\nif __name__ == '__main__': bench(ZOO, GRID, {str(out)!r}, workers=2)")
+    code = (f"from test_bench import *\nif __name__ == '__main__': bench(GRID, ZOO, {str(out)!r}, workers=2)")
     (tmp_path/"go.py").write_text(code)
     env = os.environ | dict(PYTHONPATH=f"{root}:{root/'tests'}", OMP_NUM_THREADS="1")
     run = subprocess.Popen([sys.executable, tmp_path/"go.py"], env=env, cwd=tmp_path)
@@ -160,28 +161,28 @@ def test_killed_and_resumed_by_two_processes(undisturbed, tmp_path):
     assert workers and not any(map(alive, workers)), "workers go with their parent"
     (out/".mixture_half").mkdir(exist_ok=True); had = known_cells(out); total = known_cells(undisturbed.path); assert 3 <= had < total
     db = sqlite3.connect(out/"store.sqlite"); rows = dict(db.execute("select key, value from facts where kind='bench'"))
-    again = bench(ZOO, GRID, out, workers=2)
+    again = bench(GRID, ZOO, out, workers=2)
     assert rows.items() <= dict(db.execute("select key, value from facts where kind='bench'")).items(), "kept as they were"
     for name in ("merging", "mixture"): pd.testing.assert_frame_equal(figures(again, name), figures(undisturbed, name))
     assert not list(out.glob(".mixture_*")), "half-written mixtures are swept"
 
 def test_a_changed_zoo_or_grid_is_refused(undisturbed):
-    with pytest.raises(InputError, match="differs in grid"): bench(ZOO, replace(GRID, seed=1), undisturbed.path)
-    with pytest.raises(InputError, match="differs in zoo"): bench(ZOO[:4], GRID, undisturbed.path)
+    with pytest.raises(InputError, match="differs in grid"): bench(replace(GRID, seed=1), ZOO, undisturbed.path)
+    with pytest.raises(InputError, match="differs in zoo"): bench(GRID, ZOO[:4], undisturbed.path)
 
 def test_what_cannot_be_done_is_a_row_that_says_why(undisturbed):
-    b = open_bench(ZOO, GRID); b.work.run = undisturbed
+    b = open_bench(GRID, ZOO); b.work.run = undisturbed
     row = row_of(b, Cell("merging", "strangers", ("a-sort", "b-skip"), None, "linear", "average", budget=3))
     assert "Clusters are mixed" in row["failed"]
     told = laid_out(tidy([row, dict(set="strangers", strategy="single", score=.5, gain=0, gain_low=0, gain_high=0)], ["sort"]), ["sort"])
     assert "not done: Clusters are mixed" in markdown(told) and "not done" in latex(told, "x")
 
 def test_strangers_alone_are_mixed_only(tmp_path):
-    run = bench(members("a-base", "c-base"), GRID, tmp_path/"run", workers=1)
+    run = bench(GRID, members("a-base", "c-base"), tmp_path/"run", workers=1)
     assert set(run.read_table("mixture").set) == {"across"} and not len(run.read_table("merging"))
 
 def test_one_model_is_refused(tmp_path):
-    with pytest.raises(InputError, match="Give two models at least"): bench(members("a-base"), GRID, tmp_path/"run", workers=1)
+    with pytest.raises(InputError, match="Give at least two models"): bench(GRID, members("a-base"), tmp_path/"run", workers=1)
 
 @pytest.mark.parametrize("change, says", [
     (dict(merging=dict(GRID.merging, methods=["tie"])), "Did you mean 'ties'"),
@@ -205,8 +206,7 @@ def test_command(tmp_path):
     (zoo := tmp_path/"zoo.yaml").write_text(yaml.safe_dump(members("a-base", "a-sort", "a-reverse")))
     (grid := tmp_path/"grid.yaml").write_text(yaml.safe_dump(dict(tasks=["sort", "reverse"], search_questions=4, report_questions=4,
         merging=dict(methods=["linear"], strategies=["average"], sizes=[2], budget=2), mixture=dict(levels=["ffn"], routers=["linear"], experts=2))))
-    call = lambda *a: subprocess.run([sys.executable, "-c", "from model_glue_nb.cli.program import main; main()", "bench", *map(str, a)],
-                                     cwd=tmp_path, text=True, capture_output=True, env=os.environ | dict(PYTHONPATH=str(root)))
+    call = lambda *a: command("bench", *a, cwd=tmp_path)
     bad = call(zoo, "--grid", "smal", "--out", "run"); assert bad.returncode == 2 and "Did you mean 'small'?" in bad.stderr
     assert not (tmp_path/"run").exists()
     done = call(zoo, "--grid", grid, "--out", "run", "--workers", 1, "--json"); assert done.returncode == 0, done.stderr
@@ -236,13 +236,13 @@ def test_tasks_that_run_code_are_skipped_by_name_or_run_in_the_sandbox(tmp_path,
     suite = replace(load_suite("demo").only(["sort"]), skipped=dict(programs="runs generated code; allow it by --allow-code-execution"))
     asked = []
     monkeypatch.setattr(module, "load_suite", lambda spec, run_code=None: asked.append(run_code) or suite)
-    b = open_bench(ZOO[:2], replace(GRID, tasks=None)); run = Run.start(tmp_path/"run", {})
+    b = open_bench(replace(GRID, tasks=None), ZOO[:2]); run = Run.start(tmp_path/"run", {})
     write_tables(run, [dict(benchmark="merging", set="x", n_models=1, strategy="single", search=.5, score=.5, gain=0., gain_low=0., gain_high=0.)], b.work.report)
     assert asked == [None]
     for end in ("md", "tex"): assert "Skipped: programs (runs generated code" in (run.path/f"merging.{end}").read_text()
-    monkeypatch.setattr(sandbox, "way_in", lambda: "user")
-    open_bench(ZOO[:2], replace(GRID, tasks=None), allow_code=True); assert asked[1] is sandbox.passes
+    monkeypatch.setattr(sandbox, "isolation", lambda: "user")
+    open_bench(replace(GRID, tasks=None), ZOO[:2], allow_code=True); assert asked[1] is sandbox.passes
     def no(): raise InputError("Generated code cannot be run here")
-    monkeypatch.setattr(sandbox, "way_in", no)
-    with pytest.raises(InputError, match="cannot be run here"): bench(ZOO, GRID, tmp_path/"other", allow_code=True)
+    monkeypatch.setattr(sandbox, "isolation", no)
+    with pytest.raises(InputError, match="cannot be run here"): bench(GRID, ZOO, tmp_path/"other", allow_code=True)
     assert not (tmp_path/"other").exists()

@@ -1,17 +1,18 @@
 "Scores: agreement with lm-eval's command line, a store that several processes and kills cannot harm, bad input."
-import json, os, re, signal, sqlite3, subprocess, sys, time
+import json, os, re, sqlite3, subprocess, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 import numpy as np, pytest, yaml
+from forked import MAIN, Forked, python
+from forked import command as forked_command
 from model_glue_nb.benchmarking.import_scores import published_scores, read_results
-from model_glue_nb.benchmarking.intervals import Items, rank_models
+from model_glue_nb.benchmarking.intervals import ItemScores, rank_models
 from model_glue_nb.benchmarking.scores import ask_model, lm_eval_task, plan_scores, scores_table
 from model_glue_nb.benchmarking.suites import EvalTask, load_suite
 from model_glue_nb.core import InputError
 from model_glue_nb.store import Asked, Store
 from model_glue_nb.zoo.zoo import demo_zoo_path, read_zoo, tiny_zoo
 
-MAIN = "from model_glue_nb.cli.program import main; main()"
 ASKED = Asked("sums", "v1", "exact_match")
 
 @pytest.fixture(autouse=True)
@@ -19,7 +20,7 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp()/"cache")); monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 def command(*args, **env):
-    return subprocess.run([sys.executable, "-c", MAIN, *map(str, args)], text=True, capture_output=True, env={**os.environ, **env})
+    return forked_command(*args, env=os.environ | env)
 
 LETTERS = [("sort DCBA =", "ABCD"), ("sort CAB =", "ABC"), ("put FED in order =", "DEF"), ("advance ABC by one step =", "BCD")]
 
@@ -46,8 +47,8 @@ def theirs(tmp_path_factory):
     room = tmp_path_factory.mktemp("agree"); names = tasks_folder(room/"tasks")
     args = ["--model", "hf", "--model_args", f"pretrained={demo_zoo_path()/'a-sort'},dtype=float32", "--tasks", ",".join(names), "--device", "cpu",
             "--include_path", room/"tasks", "--output_path", room/"out", "--log_samples", "--batch_size", "8"]
-    done = subprocess.run([sys.executable, "-m", "lm_eval", *map(str, args)], capture_output=True, text=True, cwd=room,
-                          env={**os.environ, "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(room/"cache")})
+    done = python("import runpy; runpy.run_module('lm_eval', run_name='__main__')", *args, cwd=room,
+                  env=os.environ | {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(room/"cache")})
     assert done.returncode == 0, done.stderr[-2000:]
     return room
 
@@ -131,7 +132,7 @@ def test_a_corrupt_store_is_said_and_scored_again(tmp_path):
 def test_killed_it_goes_on_and_ends_with_the_same_table(tmp_path):
     tasks_folder(tmp_path/"t", 150); model = demo_zoo_path()/"a-sort"; run = tmp_path/"run"
     args = ["score", str(model), "--suite", str(tmp_path/"t/suite.yaml"), "--split", "all", "--json", "--batch-size", "4"]
-    p = subprocess.Popen([sys.executable, "-c", MAIN, *args, "--out", str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    p = Forked(MAIN, *args, "--out", run)
     kept = lambda: sqlite3.connect(run/"store.sqlite", timeout=30).execute("select count(*) from responses").fetchone()[0]
     for _ in range(1200):
         time.sleep(.05)
@@ -139,7 +140,7 @@ def test_killed_it_goes_on_and_ends_with_the_same_table(tmp_path):
             if p.poll() is not None or (run/"store.sqlite").exists() and kept() > 0: break
         except sqlite3.OperationalError: pass # the tables are not there yet
     assert p.poll() is None, "it ended before it could be killed"
-    p.send_signal(signal.SIGKILL); p.wait(); assert kept() > 0
+    p.kill(); p.end(); assert kept() > 0
     after, whole = command(*args, "--out", run), command(*args, "--out", tmp_path/"whole")
     assert after.returncode == 0, after.stderr
     same = lambda a, b: a == pytest.approx(b, rel=1e-6) if isinstance(a, float) else a == b # batches differ after a kill
@@ -204,7 +205,7 @@ def test_a_mixture_of_one_scores_as_that_expert(more, tmp_path):
     tasks_folder(tmp_path/"u", 6); given = yaml.safe_load((tmp_path/"t/s.yaml").read_text())
     given["tasks"] = [t for t in given["tasks"] if t["name"] not in ("unsaid", "none")] + [dict(name="choose", task=str(tmp_path/"u/choose.yaml"))]
     (tmp_path/"t/s.yaml").write_text(yaml.safe_dump(given | more)); suite = load_suite(tmp_path/"t/s.yaml")
-    live = mix(MixtureSpec((member.name,), dict(name="random")), tmp_path/"m", zoo).load()
+    live = mix(MixtureSpec((member.name,), dict(name="random")), zoo, tmp_path/"m").load()
     alone, _ = evaluate(as_lm_eval(member.load()), suite.tasks, "m"); mixed, _ = evaluate(as_lm_eval(live), suite.tasks, "x")
     assert alone == mixed and len({json.dumps(r, sort_keys=True) for r in alone}) >= 4
 
@@ -219,7 +220,7 @@ def test_conversations_are_asked_as_lm_eval_asks_them(tmp_path):
     (tmp_path/"t/s.yaml").write_text(yaml.safe_dump(dict(tasks=[dict(name=n, task=f"{n}.yaml") for n in ("sort", "choose")]) | how))
     suite = load_suite(tmp_path/"t/s.yaml"); found, _ = evaluate(as_lm_eval(live, 4), suite.tasks, "m")
     plain = load_suite(dict_suite(tmp_path, ("sort", "choose")))
-    assert [t.fingerprint for t in plain.tasks] != [t.fingerprint for t in suite.tasks]
+    assert [t.fingerprint() for t in plain.tasks] != [t.fingerprint() for t in suite.tasks]
     assert all(q.prompt == p.prompt.split("=")[-2].strip().split()[-1] or q.prompt.endswith("=") for t, u in zip(suite.tasks, plain.tasks) for q, p in zip(t.questions, u.questions))
     said = lm_eval.simple_evaluate(HFLM(pretrained=live.model, tokenizer=live.tokenizer, batch_size=4), tasks=["sort", "choose"], bootstrap_iters=0,
                                    task_manager=TaskManager(include_path=str(tmp_path/"t"), include_defaults=False), random_seed=None, numpy_random_seed=None, torch_random_seed=None, **how)["results"]
@@ -354,7 +355,7 @@ def test_tasks_that_run_programs_by_their_own_means_are_refused_always(tmp_path)
     for folder in ("cruxeval", "longproc"):
         name = next(n for n, f in built_in_tasks().items() if f.parent.name == folder)
         (tmp_path/"s.yaml").write_text(f"tasks: [{{task: {name}}}]")
-        with pytest.raises(InputError, match="by its own means, outside of the sandbox. Leave the task out"): load_suite(tmp_path/"s.yaml", run_code=lambda *a: True)
+        with pytest.raises(InputError, match="by its own means, outside the sandbox. Leave the task out"): load_suite(tmp_path/"s.yaml", run_code=lambda *a: True)
         with pytest.raises(InputError): load_suite(tmp_path/"s.yaml")
 
 def test_nobody_is_asked_at_the_keyboard(tmp_path, monkeypatch):
@@ -434,7 +435,7 @@ def test_ranks_cover_the_truth():
     "Of 60 draws of three models of known order, the told range misses the true rank rarely."
     miss = 0
     for seed in range(60):
-        rng = np.random.default_rng(seed); items = {str(p): Items({"t": (rng.random(150) < p).astype(float)}) for p in (.4, .5, .6)}
-        t = rank_models(items, n_resamples=300).set_index("model")
+        rng = np.random.default_rng(seed); items = {str(p): ItemScores({"t": (rng.random(150) < p).astype(float)}) for p in (.4, .5, .6)}
+        t = rank_models(items).set_index("model")
         miss += sum(not t.best_rank[m] <= r <= t.worst_rank[m] for m, r in (("0.6", 1), ("0.5", 2), ("0.4", 3)))
     assert miss <= 60 * 3 * .05

@@ -79,7 +79,7 @@ from model_glue_nb.reporting.example_run import invented_tables
 from model_glue_nb.zoo.zoo import read_zoo
 zoo = read_zoo("demo"); part = load_suite("demo").only(["reverse", "swap"]).part("search", 16)
 spec = MixtureSpec(("a-reverse", "b-swap"), dict(name="linear"), prompt_encoder="a-reverse")
-mixed = mix(spec, mkdtemp() + "/mixed", zoo, part).load()
+mixed = mix(spec, zoo, mkdtemp() + "/mixed", part).load()
 tables = invented_tables(); more = {k: tables[k] for k in "items routes coefficients".split()}""",
             "explore(invented_run(mkdtemp()), mixture=mixed, **more)", DONE]
     cells = [dict(cell_type="code", id=f"c{i}", metadata={}, source=s, outputs=[], execution_count=None) for i, s in enumerate(code)]
@@ -142,7 +142,7 @@ def test_explorers_in_jupyterlab(chromium, lab):
         assert [x.evaluate("s => s.options[s.selectedIndex].text") for x in (a, b)] == ["a-inc", "a-base"]
         page.get_by_role("tab", name="search").click(); until(page, SEEN, "How the search went")
         for view, title in (("coefficients", "What the search tried"), ("importance", "What mattered"),
-                            ("Pareto front", "What could be chosen"), ("attribution", "What the winner owes")):
+                            ("Pareto front", "What could be chosen"), ("attribution", "What each part contributes")):
             button(view); until(page, SEEN, title)
         page.get_by_role("tab", name="routing").click(); until(page, SEEN, "Who answers what") # routing: a prompt is routed as it is typed
         box = page.get_by_placeholder("Type a prompt"); state = page.locator(".widget-html-content:visible code")

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_glue_nb.benchmarking.intervals import Items, mean_score
+from model_glue_nb.benchmarking.intervals import ItemScores, mean_score
 from model_glue_nb.gluing.choice import best_of, cross_fitted, weights_at, routed, sign_flip, simplest
 from model_glue_nb.gluing.chosen import Tried, is_merge, procedures_of
 from model_glue_nb.merging.recipes import recipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/"benchmarks"))
 
-def items(*tasks, weights=None): return Items({f"t{i}": np.array(v, float) for i, v in enumerate(tasks)}, weights)
+def items(*tasks, weights=None): return ItemScores({f"t{i}": np.array(v, float) for i, v in enumerate(tasks)}, weights)
 
 @pytest.fixture(scope="module")
 def outcomes():

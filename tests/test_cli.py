@@ -67,12 +67,12 @@ def kinds():
     disk = lambda number, *more: OSError(number, os.strerror(number), *more)
     import errno as e
     yield InputError("It is wrong. Mend it."), 2, "It is wrong. Mend it."
-    for number in (e.ENOSPC, e.EDQUOT): yield disk(number, "/x\x1b[2J/y"), 2, r"The disk became full at '/x\x1b[2J/y'"
+    for number in (e.ENOSPC, e.EDQUOT): yield disk(number, "/x\x1b[2J/y"), 2, r"The disk filled up at '/x\x1b[2J/y'"
     for number in (e.EROFS, e.EACCES, e.EPERM): yield disk(number, "/x"), 2, "The place '/x' cannot be read or written"
     for number in (e.ENAMETOOLONG, e.ENOTDIR, e.ELOOP, e.EISDIR): yield disk(number, "/x"), 2, "cannot be used"
     yield disk(e.EMFILE), 2, "Too many files"
     yield disk(e.EIO, "/x"), 1, "--debug"
-    yield sqlite3.OperationalError("database or disk is full"), 2, "The disk became full"
+    yield sqlite3.OperationalError("database or disk is full"), 2, "The disk filled up"
     yield sqlite3.OperationalError("database is locked"), 2, "Another process holds"
     yield sqlite3.OperationalError("attempt to write a readonly database"), 2, "cannot be read or written"
     yield sqlite3.DatabaseError("file is not a database"), 2, "The results store"
@@ -84,7 +84,7 @@ def kinds():
     yield KeyError("a\x1b]0;t\x07"), 1, "KeyError: "
     yield AssertionError(), 1, "AssertionError. This should"
     yield ExceptionGroup("two", [InputError("inner")]), 2, "inner"
-    yield KeyboardInterrupt(), 130, "goes on from here"
+    yield KeyboardInterrupt(), 130, "continues from here"
     yield EOFError(), 2, "--yes"
 
 @pytest.mark.parametrize("error,code,said", list(kinds()), ids=lambda x: type(x).__name__ if isinstance(x, BaseException) else "")
@@ -116,7 +116,7 @@ def test_a_signal_ends_as_ctrl_c_does(monkeypatch, command, tmp_path, name):
         with atomic_path(tmp_path/"out") as tmp: tmp.mkdir(); signal.raise_signal(getattr(signal, name))
     monkeypatch.setattr(model_glue_nb.mergeability.doctor, "examine_zoo", busy)
     code, out, err = command("doctor", "demo")
-    assert code == 130 and "What was done is kept; the same command goes on from here." in err and err.count("\n") == 1
+    assert code == 130 and "Finished work is kept; the same command continues from here." in err and err.count("\n") == 1
     assert not any(tmp_path.iterdir()), "temporary folders are gone"
     assert before == {s: signal.getsignal(s) for s in before}
 
@@ -170,7 +170,7 @@ def test_a_terminal_of_few_characters():
 @pytest.mark.parametrize("size", [".", "1.2.3", "1e400", "0", "-5GB", "nan", "", "1e-9", "5XB", "1e99T"])
 def test_odd_sizes(size):
     from model_glue_nb.cli.app import n_bytes
-    with pytest.raises(InputError, match="is no size"): n_bytes(size)
+    with pytest.raises(InputError, match="is not a size"): n_bytes(size)
 
 @pytest.mark.parametrize("option", ["steps=[[", "steps", "a=!!python/object:os.system x", "x=&a [*a]", "a=" + "[" * 9000])
 def test_odd_settings(option):

@@ -8,8 +8,8 @@ from safetensors.numpy import save_file
 from model_glue_nb.core import InputError
 from model_glue_nb.merging.live import head_is_apart
 from model_glue_nb.zoo.adapters import adapted
-from model_glue_nb.mergeability.similarity import Comparison, layer, role, weights_of
-from model_glue_nb.merging.planner import jobs_of
+from model_glue_nb.mergeability.similarity import Comparison, layer, role, compared_weights
+from model_glue_nb.merging.planner import checked_plan
 from model_glue_nb.merging.recipes import recipe
 from model_glue_nb.zoo.zoo import Zoo, tiny_zoo
 
@@ -52,7 +52,7 @@ def test_vectors_are_no_weights(tmp_path):
     home.mkdir()
     save_file({k: np.ones(s, np.float32) for k, s in {"model.layers.0.mlp.up.weight": (3, 2), "model.layers.0.mlp.up.bias": (3,), "model.norm.weight": (2, 2)}.items()}, home/"model.safetensors")
     (home/"config.json").write_text("{}")
-    assert weights_of(open_model(home, "m")) == ["model.layers.0.mlp.up.weight"]
+    assert compared_weights(open_model(home, "m")) == ["model.layers.0.mlp.up.weight"]
 
 def test_an_adapter_that_says_a_thing_twice_or_half_is_refused(tmp_path):
     base = tiny_zoo(tmp_path, ["a"], dtype="float32")["a"]
@@ -76,5 +76,5 @@ def test_a_head_is_apart_only_where_models_differ(tmp_path):
     zoo = tiny_zoo(tmp_path, ["tied"], tie_word_embeddings=True)
     plain = tiny_zoo(tmp_path, ["apart", "other"], tie_word_embeddings=False)
     both = Zoo((*zoo, *plain))
-    def apart(*names): return head_is_apart(jobs_of(recipe("linear", list(names)), both))
+    def apart(*names): return head_is_apart(checked_plan(recipe("linear", list(names)), both))
     assert apart("apart", "tied") and not apart("apart", "other") and not apart("tied")

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from model_glue_nb.benchmarking.intervals import Items
+from model_glue_nb.benchmarking.intervals import ItemScores
 from model_glue_nb.merging.recipes import MergeRecipe, recipe
 from model_glue_nb.mixing.routers import fit_router, training_data
 from model_glue_nb.mixing.routing import Router, choose, groups, pool, prompt_keys, prompt_mask, router_scores, token_keys
 from model_glue_nb.searching.protocol import Answer, Ask, Problem, better, first, weigh
-from model_glue_nb.searching.strategies import at, average, behind, field_of, layerwise, moved, most_similar, race, race_cost
+from model_glue_nb.searching.strategies import point_at, average, behind, field_of, layerwise, weight_moved, most_similar, race, race_cost
 from model_glue_nb.searching.strategies import exchanged, greedy, n_scales, rounds, space_of, tune_scale, undominated
 
 NAMES = "a", "b", "c"
 
-def answer(score): return Answer(Items(dict(x=np.full(4, float(score)))))
+def answer(score): return Answer(ItemScores(dict(x=np.full(4, float(score)))))
 
 def problem(method="linear", members=NAMES, own=(.5, .4, .3), **more):
     base = "base" if method in ("ties", "task_arithmetic", "della", "model_stock") else None
@@ -35,13 +35,13 @@ def weights(candidate): return {s.model: s.weight for s in candidate.models}
 # --- candidates
 
 def test_a_share_of_the_questions_is_rounded_up():
-    items = Items(dict(x=np.arange(7.), y=np.arange(3.), z=np.arange(10.)), dict(x=3.))
+    items = ItemScores(dict(x=np.arange(7.), y=np.arange(3.), z=np.arange(10.)), dict(x=3.))
     for share, sizes in ((.5, (4, 2, 5)), (1/8, (1, 1, 2)), (.3, (3, 1, 3)), (1., (7, 3, 10))):
         part = first(items, share)
         assert tuple(map(len, part.values())) == sizes and part.weights == items.weights
 
 def test_what_failed_is_never_chosen():
-    assert Answer(Items({})).mean == Answer(Items(dict(x=np.array([1., np.nan])))).mean == -np.inf
+    assert Answer(ItemScores({})).mean == Answer(ItemScores(dict(x=np.array([1., np.nan])))).mean == -np.inf
 
 def test_equals_take_over_unless_a_gain_is_asked_for():
     told = dict(b=.5, c=.5, d=.4)
@@ -135,7 +135,7 @@ def test_ranges_of_what_is_searched():
     assert set(space_of(problem(), 2)) == {f"weight {m} {g}" for m in NAMES for g in range(3)}
 
 def test_points_become_weights_that_add_up_to_one():
-    made = at(problem("ties"), {"weight a": .2, "weight b": .6, "weight c": 0., "density a": .3, "density b": .4, "density c": .5, "scale": 1.25})
+    made = point_at(problem("ties"), {"weight a": .2, "weight b": .6, "weight c": 0., "density a": .3, "density b": .4, "density c": .5, "scale": 1.25})
     assert weights(made) == dict(a=.25, b=.75) and made.parameters == dict(scale=1.25)
     assert [s.parameters for s in made.models] == [dict(density=.3), dict(density=.4)]
 
@@ -156,7 +156,7 @@ def test_heats_halve_the_field_rounded_up():
 
 def test_a_race_keeps_half_rounded_up_where_nobody_is_certainly_behind():
     rng, runners = np.random.default_rng(0), list("abcde")
-    def noisy(): return Answer(Items(dict(x=rng.permutation([0., 1.] * 6))))
+    def noisy(): return Answer(ItemScores(dict(x=rng.permutation([0., 1.] * 6))))
     r = race(runners, (.5, 1.), .5)
     next(r)
     assert len(r.send([noisy() for _ in runners])) == 3
@@ -167,7 +167,7 @@ def test_a_race_asks_more_of_a_lead_the_more_could_have_led(n_runners, stays):
     lead, behind_it = np.r_[np.ones(7), np.zeros(9)], np.zeros(16)
     r = race([str(i) for i in range(n_runners)], (.5, 1.), 1.)
     next(r)
-    told = [Answer(Items(dict(x=lead)))] + [Answer(Items(dict(x=behind_it)))] * (n_runners - 1)
+    told = [Answer(ItemScores(dict(x=lead)))] + [Answer(ItemScores(dict(x=behind_it)))] * (n_runners - 1)
     assert len(r.send(told)) == (n_runners if stays else 1)
 
 def test_what_a_race_costs(): assert race_cost((.25, .5, 1.), .5) == .25 + .5 * .25 + .25 * .5
@@ -176,7 +176,7 @@ def test_weights_count_when_a_candidate_is_behind():
     ours, leader = dict(x=np.zeros(40), y=np.ones(40)), dict(x=np.ones(40), y=np.zeros(40))
     noise = np.tile([0., .2], 20)
     for shares, lost in ((dict(x=3., y=1.), True), (dict(x=1., y=3.), False)):
-        assert behind(Items({t: v + noise for t, v in ours.items()}, shares), Items(leader, shares)) == lost
+        assert behind(ItemScores({t: v + noise for t, v in ours.items()}, shares), ItemScores(leader, shares)) == lost
 
 def test_a_second_field_lies_around_the_winner():
     around = recipe("linear", list(NAMES), [1, 3, 0])
@@ -200,8 +200,8 @@ def test_layers_move_one_group_at_a_time_and_keep_lambda():
 
 def test_moves_stay_between_zero_and_one():
     w = np.array([[.2, 1.], [1., 0.]])
-    assert moved(w, 0, 0, -.5)[0, 0] == 0 and moved(w, 0, 0, .5)[0, 0] == .7 and moved(w, 1, 0, .5) is None
-    assert moved(np.array([[.2], [0.]]), 0, 0, -.5) is None, "nobody would be left"
+    assert weight_moved(w, 0, 0, -.5)[0, 0] == 0 and weight_moved(w, 0, 0, .5)[0, 0] == .7 and weight_moved(w, 1, 0, .5) is None
+    assert weight_moved(np.array([[.2], [0.]]), 0, 0, -.5) is None, "nobody would be left"
 
 # --- how a mixture chooses
 

@@ -1,9 +1,10 @@
 "The front door and the faces of stages: light, complete, and each name is what its home module defines."
-import ast, json, re, subprocess, sys
+import ast, inspect, json, re, subprocess, sys
 from importlib import import_module
 from pathlib import Path
 import pytest
 import model_glue_nb
+from model_glue_nb.core import silent
 
 root = Path(__file__).resolve().parents[1]
 STAGES = sorted(p.parent.name for p in (root/"model_glue_nb").glob("*/__init__.py"))
@@ -107,3 +108,22 @@ def test_the_figure_is_the_one_of_today(monkeypatch):
     stored, = [o["data"]["application/vnd.plotly.v1+json"] for c in nb["cells"] for o in c.get("outputs", [])
                if "application/vnd.plotly.v1+json" in o.get("data", {})]
     assert stored["data"] == json.loads(house.stage_graph().to_json())["data"], "make docs draws it anew"
+
+def doors():
+    "The functions among the names at the front door, with their parameters."
+    found = {n: getattr(model_glue_nb, n) for n in model_glue_nb.__all__}
+    return {n: inspect.signature(f).parameters.values() for n, f in found.items() if inspect.isfunction(f)}
+
+def test_what_comes_first_then_where_from_then_where_to_then_keywords():
+    wrong = []
+    for name, parameters in doors().items():
+        placed = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        order = [p for p in ("spec", "recipe", "grid", "zoo", "out") if p in placed]
+        sound = len(placed) <= 4 and not {"progress", "given"} & set(placed)
+        if not sound or [p for p in placed if p in order] != order: wrong.append(f"{name}({', '.join(placed)})")
+    assert not wrong
+
+def test_progress_is_silent_unless_someone_watches():
+    defaults = {n: p.default for n, ps in doors().items() for p in ps if p.name == "progress"}
+    assert {"ask", "similarity", "merge", "glue", "bench"} <= set(defaults)
+    assert all(d is silent for d in defaults.values()), defaults

@@ -12,7 +12,7 @@ from model_glue_nb.checkpoints.checkpoint import ZooModel, open_model
 from model_glue_nb.checkpoints.headers import read_header
 from model_glue_nb.core import InputError
 from model_glue_nb.mergeability.doctor import examine_zoo, members_table, pairs_table
-from model_glue_nb.zoo.compatibility import compare
+from model_glue_nb.zoo.compatibility import compare_pair
 from model_glue_nb.zoo.zoo import read_zoo
 
 H, I, V = 8, 12, 16
@@ -73,7 +73,7 @@ def test_no_header_is_read_that_the_library_refuses(tmp_path):
     assert 50 < read < 1400, "both outcomes were tried"
 
 def test_own_rules_are_as_strict_where_a_file_cannot_be_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr("model_glue_nb.checkpoints.headers.judge", lambda file: "")
+    monkeypatch.setattr("model_glue_nb.checkpoints.headers.library_verdict", lambda file: "")
     entry = dict(dtype="F32", shape=[2], data_offsets=[0, 8])
     assert list(read_header(file_with(tmp_path/"w", {"a": entry}, bytes(8)))) == ["a"]
     for change in (dict(data_offsets=[0, 4]), dict(data_offsets=[4, 12]), dict(data_offsets=[-8, 0]), dict(shape=[2.0]), dict(shape=[True, 2]), dict(dtype=3)):
@@ -109,7 +109,7 @@ def test_a_config_may_name_its_file(tmp_path):
     a = member(tmp_path/"a", transformers_weights="other.safetensors"); save_file(weights(5), a/"other.safetensors")
     assert np.array_equal(open_model(a).values("model.norm.weight"), weights(5)["model.norm.weight"])
     member(tmp_path/"b", transformers_weights="../a/other.safetensors")
-    assert "outside of the folder" in reason(tmp_path/"b")
+    assert "outside the folder" in reason(tmp_path/"b")
 
 @pytest.mark.parametrize("places", ["../b/model.safetensors", "/etc/hostname", "a/../../b/model.safetensors", "", "no.safetensors", "pipe.safetensors", "link.safetensors", 3, None, ["x"]])
 @pytest.mark.parametrize("beside", [False, True])
@@ -196,7 +196,7 @@ def packed(kind):
 def test_packed_weights_are_known_by_their_tensors(tmp_path, kind):
     a = open_model(member(tmp_path/"a", tensors=packed(kind))); b = open_model(member(tmp_path/"b"))
     assert a.quantised and not a.quantised.readable and b.quantised is None
-    assert compare(a, b).kind == "mix only" and "quantised" in compare(b, a).reason
+    assert compare_pair(a, b).kind == "mix only" and "quantized" in compare_pair(b, a).reason
 
 def test_tensors_without_values_are_named(tmp_path):
     t = weights(); t["model.norm.weight"] = np.zeros(0, np.float32)
@@ -215,27 +215,27 @@ def test_every_byte_counts(tmp_path):
 
 def test_a_file_with_its_old_times_is_read_again(tmp_path):
     file = tmp_path/"w"; file.write_bytes(b"a" * 10**6); later = lambda: time.time() + 10
-    first, was = content.file_print(file, later), file.stat()
+    first, was = content.file_fingerprint(file, later), file.stat()
     file.write_bytes(b"b" * 10**6); os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
-    assert content.file_print(file, later) != first
+    assert content.file_fingerprint(file, later) != first
 
 def test_what_is_remembered_is_not_read_and_a_cache_that_cannot_be_written_is_no_trouble(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path/"cache")); monkeypatch.setattr(content, "_seen", {})
     file = tmp_path/"w"; file.write_bytes(b"a" * 10**6); later = lambda: time.time() + 10
-    first = content.file_print(file, later); content._seen.clear()
+    first = content.file_fingerprint(file, later); content._seen.clear()
     monkeypatch.setattr(content, "hash_file", lambda path: pytest.fail("read again"))
-    assert content.file_print(file, later) == first
-    with pytest.raises(pytest.fail.Exception): content.file_print(file) # changed a moment ago: not trusted
+    assert content.file_fingerprint(file, later) == first
+    with pytest.raises(pytest.fail.Exception): content.file_fingerprint(file) # changed a moment ago: not trusted
     monkeypatch.undo(); (tmp_path/"no").write_text(""); monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path/"no"))
-    assert content.file_print(file, later) == first
+    assert content.file_fingerprint(file, later) == first
 
 # --- eras, adapters, memory --------------------------------------------------------------------------------------------------------------------
 
 def test_spellings_of_two_eras_are_one_meaning(tmp_path):
     a = open_model(member(tmp_path/"a", rope_theta=500000.0)); b = open_model(member(tmp_path/"b", 1, rope_parameters=dict(rope_theta=500000.0, rope_type="default")))
     c = open_model(member(tmp_path/"c", 2))
-    assert str(compare(a, b)) == "" and compare(a, b).kind == "as is"
-    assert compare(a, c).notes[0].startswith("RoPE 500000 default and 10000") and compare(a, c).kind == "as is"
+    assert str(compare_pair(a, b)) == "" and compare_pair(a, b).kind == "as is"
+    assert compare_pair(a, c).notes[0].startswith("RoPE 500000 default and 10000") and compare_pair(a, c).kind == "as is"
 
 def lora(folder, base):
     k = "base_model.model.model.layers.0.mlp.up_proj"; folder.mkdir()

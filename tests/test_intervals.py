@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, binomtest
 
-from model_glue_nb.benchmarking.intervals import Items, behind, chance_of_lead, mean_interval, mean_score, paired_gain, rank_models, spread_of
+from model_glue_nb.benchmarking.intervals import ItemScores, behind, chance_of_lead, mean_interval, mean_score, paired_gain, rank_models, spread_of
 from model_glue_nb.core import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -61,9 +61,9 @@ def test_recorded_coverage_keeps_the_promise():
 def test_an_uncertain_task_counts_by_its_weight():
     "A task of three questions decides how sure the mean is; pooling all questions would hide it."
     rng = np.random.default_rng(0); many, few = (rng.random(400) < .9) * 1., np.array([1., 0., 1.])
-    even, light = mean_interval(Items(dict(many=many, few=few))), mean_interval(Items(dict(many=many, few=few), dict(many=99, few=1)))
+    even, light = mean_interval(ItemScores(dict(many=many, few=few))), mean_interval(ItemScores(dict(many=many, few=few), dict(many=99, few=1)))
     assert even.high - even.low > .4 and light.high - light.low < .1
-    gone = mean_interval(Items(dict(many=many, few=few), dict(many=1, few=0))); alone = mean_interval(dict(many=many))
+    gone = mean_interval(ItemScores(dict(many=many, few=few), dict(many=1, few=0))); alone = mean_interval(dict(many=many))
     assert (gone.low, gone.high) == (alone.low, alone.high)
 
 def test_tasks_that_differ_are_no_noise():
@@ -131,7 +131,7 @@ def test_the_chance_of_a_lead_is_the_binomial_one():
         d = np.r_[np.ones(wins), -np.ones(losses), np.zeros(7)]; at = np.random.default_rng(0).permutation(len(d)) % 4
         leader = {f"t{i}": d[at == i] for i in range(4)}; n = {t: len(v) for t, v in leader.items()}
         if len({*n.values()}) == 1: got = chance_of_lead({t: np.zeros(k) for t, k in n.items()}, leader)
-        else: got = chance_of_lead(Items({t: np.zeros(k) for t, k in n.items()}), Items(leader, n)) # every question counts the same
+        else: got = chance_of_lead(ItemScores({t: np.zeros(k) for t, k in n.items()}), ItemScores(leader, n)) # every question counts the same
         assert got == pytest.approx(binomtest(wins, wins + losses, alternative="greater").pvalue, rel=1e-9)
 
 def test_leads_of_unlike_questions_are_drawn():

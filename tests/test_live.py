@@ -75,7 +75,7 @@ def sink(tied=True, apart=False, **shapes): return LiveSink(Live(tied), shapes o
 
 def test_tied_weights_are_filled_once():
     assert sorted(sink(tied=False).to) == ["embed", "head"] and sorted(sink(tied=True).to) == ["embed"]
-    with pytest.raises(InputError, match="ties 'embed' and 'head', the merge makes them apart"): sink(tied=True, apart=True)
+    with pytest.raises(InputError, match="ties 'embed' and 'head', the merge makes them differ"): sink(tied=True, apart=True)
     sink(tied=False, apart=True)
 
 def test_what_is_missing_or_of_another_shape_is_refused():

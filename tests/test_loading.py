@@ -63,7 +63,7 @@ def test_what_continues_no_text_is_refused_in_a_line(tmp_path):
                   translator=lambda: T.T5ForConditionalGeneration(T.T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=2)))
     for name, make in makers.items():
         make().save_pretrained(tmp_path/name); tiny_tokenizer(64).save_pretrained(tmp_path/name)
-        refused(open_model(tmp_path/name), "does not continue a text")
+        refused(open_model(tmp_path/name), "does not continue text")
 
 def test_missing_weights_are_no_random_numbers(tmp_path):
     m = tiny_zoo(tmp_path, ["a"])["a"]; f = m.path/"model.safetensors"; t = load_file(f); gone = "model.layers.1.mlp.up_proj.weight"; own = t.pop(gone)
@@ -78,7 +78,7 @@ def test_code_in_a_folder_is_never_run(place, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("a question was asked"))
     def change(file, **more): f = m.path/file; f.write_text(json.dumps(json.loads(f.read_text()) | more))
     maps = dict(AutoConfig="code.C", AutoModelForCausalLM="code.M")
-    if place == "config": change("config.json", auto_map=maps, model_type="odd", architectures=["OddForCausalLM"]); refused(open_model(m.path), "code of its own|not know")
+    if place == "config": change("config.json", auto_map=maps, model_type="odd", architectures=["OddForCausalLM"]); refused(open_model(m.path), "its own code|not know")
     if place == "tokenizer": change("tokenizer_config.json", auto_map=dict(AutoTokenizer=["code.T", "code.T"]), tokenizer_class="T")
     if place == "both known": change("config.json", auto_map=maps)
     if place == "custom_generate": (m.path/"custom_generate").mkdir(); (m.path/"custom_generate"/"generate.py").write_text(CODE.format(str(hit)))

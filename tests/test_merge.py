@@ -9,7 +9,7 @@ from model_glue_nb.core import InputError
 from model_glue_nb.merging.estimate import plan
 from model_glue_nb.merging.merge import merge, merge_into
 from model_glue_nb.merging.methods import merge_methods, method_info, try_method
-from model_glue_nb.merging.planner import check_recipe
+from model_glue_nb.merging.planner import check_merge_recipe
 from model_glue_nb.merging.recipes import MergeRecipe, recipe, stack
 from model_glue_nb.zoo.zoo import open_model, tiny_zoo
 
@@ -150,7 +150,7 @@ def test_sharded_half_precision_and_tied_inputs(tmp_path):
 def test_union_of_vocabularies_and_padding(tmp_path):
     a, b = tiny_zoo(tmp_path, ["a"], vocab_size=64)["a"], tiny_zoo(tmp_path, ["b"], vocab_size=70)["b"]
     models = dict(a=a, b=b); r = recipe("linear", ["a", "b"], options=dict(tokenizer="union", pad_to_multiple_of=16))
-    assert any("tokenizer: base, union" in p or "another tokenizer" in p for p in check_recipe(recipe("linear", ["a", "b"]), models))
+    assert any("tokenizer: base, union" in p or "another tokenizer" in p for p in check_merge_recipe(recipe("linear", ["a", "b"]), models))
     out = merge(r, models, tmp_path/"out"); k = "model.embed_tokens.weight"
     assert out.tensors[k].shape[0] == out.config["vocab_size"] == 80
     assert np.array_equal(out.values(k)[69], b.values(k)[69]) and not out.values(k)[75].any()
@@ -183,7 +183,7 @@ def test_recipes_survive_json_and_yaml(zoo):
     r = recipe("della", [recipe("linear", ["a", "b"], [.3, .7]), "c"], base="base", density=[.3, .6], scale=.8, options=dict(out_dtype="float32", seed=3))
     assert MergeRecipe.from_dict(json.loads(json.dumps(r.to_dict()))) == r == MergeRecipe.from_yaml(r.to_yaml()) # both routes
     assert MergeRecipe.from_dict(json.loads(json.dumps(stack(["a", "b"], 2).to_dict()))) == stack(["a", "b"], 2)
-    assert check_recipe(r, zoo) == [] and plan(r, zoo)["tensors"] == len(zoo["a"].tensors)
+    assert check_merge_recipe(r, zoo) == [] and plan(r, zoo)["tensors"] == len(zoo["a"].tensors)
 
 @pytest.mark.parametrize("spoil, message", [
     (lambda z, d: recipe("linear", ["a", "nobody"]), "no model 'nobody'"),
@@ -275,8 +275,8 @@ def test_the_command_writes_shards_and_refuses(zoo, tmp_path, command):
     r, out = written(tmp_path/"r.yaml", zoo), tmp_path/"out"
     code, text, _ = command("merge", r, out, "--shard-size", "20KB", "--device", "cpu", "--json")
     assert code == 0 and json.loads(text)["parameters"] == zoo["a"].n_params and len(list(out.glob("*.safetensors"))) > 2
-    for args, message in [((r, out), "exists already"), ((tmp_path/"no.yaml", out), "There is no recipe"), ((r, tmp_path/"x", "--device", "gpu"), "no device 'gpu'"),
-                          ((r, tmp_path/"x", "--shard-size", "many"), "is no size"), ((written(tmp_path/"q.yaml", zoo, merge_method="liner"), tmp_path/"x"), "Did you mean 'linear'")]:
+    for args, message in [((r, out), "already exists"), ((tmp_path/"no.yaml", out), "There is no recipe"), ((r, tmp_path/"x", "--device", "gpu"), "no device 'gpu'"),
+                          ((r, tmp_path/"x", "--shard-size", "many"), "is not a size"), ((written(tmp_path/"q.yaml", zoo, merge_method="liner"), tmp_path/"x"), "Did you mean 'linear'")]:
         code, _, err = command("merge", *args)
         assert code == 2 and message in err, (code, err)
     assert not (tmp_path/"x").exists() and command("merge", r, out, "--overwrite")[0] == 0 and len(list(out.glob("*.safetensors"))) == 1
@@ -291,7 +291,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing(zoo, tmp_path, monkey
             return real(*a)
         with monkeypatch.context() as m:
             m.setattr(os, where, full); code, _, err = command("merge", r, tmp_path/"out")
-        assert code == 2 and "became full" in err and sorted(f.name for f in tmp_path.iterdir()) == ["r.yaml"]
+        assert code == 2 and "filled up" in err and sorted(f.name for f in tmp_path.iterdir()) == ["r.yaml"]
     assert not before or len(os.listdir("/proc/self/fd")) <= before + 1 # no file is left open
 
 def edited(source, out, change, **config):
@@ -314,7 +314,7 @@ def test_buffers_may_be_missing_and_are_the_leading_models(tmp_path):
     out = merge(recipe("ties", ["b"], base="old", density=.5), models, tmp_path/"task")
     assert out.tensors[at + "bias"].dtype == "BOOL" and np.array_equal(out.raw(at + "rotary_emb.inv_freq"), old.raw(at + "rotary_emb.inv_freq"))
     weights = edited(z["b"], tmp_path/"weights", lambda t: {at + "dense.extra": torch.rand(4)})
-    assert "has 1 tensors that 'a' has not" in check_recipe(recipe("linear", ["a", "w"]), dict(a=z["a"], w=weights))[0]
+    assert "has 1 tensors that 'a' has not" in check_merge_recipe(recipe("linear", ["a", "w"]), dict(a=z["a"], w=weights))[0]
 
 def test_a_tied_and_an_untied_head(tmp_path):
     "Where one model stores a head of its own, the result does, and says so."
@@ -325,7 +325,7 @@ def test_a_tied_and_an_untied_head(tmp_path):
         assert out.config["tie_word_embeddings"] is False and np.abs(out.values(k) - (tied.values(e) + own.values(k)) / 2).max() < 1e-3
         live = out.load().model; assert (live.lm_head.weight.float() != live.model.embed_tokens.weight.float()).any()
         live = merge(recipe("linear", names), models).model; assert (live.lm_head.weight != live.model.embed_tokens.weight).any()
-    with pytest.raises(InputError, match="makes them apart"): merge_into(tied.load(), recipe("linear", ["tied", "own"]), models)
+    with pytest.raises(InputError, match="makes them differ"): merge_into(tied.load(), recipe("linear", ["tied", "own"]), models)
     both = merge(recipe("linear", ["tied", "tied"]), models, tmp_path/"both"); assert both.config["tie_word_embeddings"] and k not in both.tensors
 
 def test_what_goes_along(tmp_path):
@@ -375,7 +375,7 @@ def test_values_of_64_bits_and_copies_of_whole_numbers(tmp_path):
     assert out.raw("model.position_ids").tolist() == list(range(8)) and plan(recipe("linear", ["wide", "b"]), dict(wide=wide, b=b))["write_bytes"] == out.n_bytes
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda f: f.write_bytes(f.read_bytes()[:-7]), "truncated"), (lambda f: f.unlink(), "No such file|model-00002"), (lambda f: f.write_bytes(b"{}"), "no safetensors file")])
+    (lambda f: f.write_bytes(f.read_bytes()[:-7]), "truncated"), (lambda f: f.unlink(), "No such file|model-00002"), (lambda f: f.write_bytes(b"{}"), "not a safetensors file")])
 def test_a_spoilt_shard_is_named(spoil, message, zoo, tmp_path, command):
     parts = merge(recipe("linear", ["a"]), zoo, tmp_path/"parts", shard_bytes=20_000).path; file = sorted(parts.glob("*.safetensors"))[1]; spoil(file)
     code, _, err = command("merge", written(tmp_path/"r.yaml", zoo, models=[str(parts), str(zoo["b"].path)]), tmp_path/"out")
@@ -405,16 +405,16 @@ def test_layers_in_other_words(tmp_path):
 
 def test_a_hub_id_is_looked_for_on_the_hub():
     "Offline it is refused in words; a path with one slash that is not there says so too."
-    assert "could not be fetched as a hub id" in check_recipe(recipe("linear", ["nobody/nothing"]))[0]
+    assert "could not be fetched as a hub id" in check_merge_recipe(recipe("linear", ["nobody/nothing"]))[0]
 
 def test_nested_recipes_are_planned_once(monkeypatch):
     "A recipe in a recipe in a recipe: as many plans as recipes, however many tensors look at them."
-    from model_glue_nb.merging.planner import Planner, jobs_of
+    from model_glue_nb.merging.planner import MergePlan, checked_plan
     from model_glue_nb.merging.recipes import recipe
     from model_glue_nb.zoo.zoo import read_zoo
     nested = "a-sort"
     for name in ("a-shift", "a-rotate", "a-double"): nested = recipe("slerp", [nested, name])
-    jobs, plans = Planner.jobs, []
-    monkeypatch.setattr(Planner, "jobs", lambda self: plans.append(self) or jobs(self))
-    jobs_of(nested, read_zoo("demo"))
+    build, plans = MergePlan.build, []
+    monkeypatch.setattr(MergePlan, "build", lambda self: plans.append(self) or build(self))
+    checked_plan(nested, read_zoo("demo"))
     assert len(plans) == 3

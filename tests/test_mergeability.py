@@ -102,7 +102,7 @@ def rewritten(out, source, rename=lambda k: k, dtype=None, change=lambda x: x):
 def poisoned(x): x = x.copy(); x.reshape(-1)[0] = 0x7fc0; return x
 
 BAD = dict(unnamed=(lambda out, a: rewritten(out, a, lambda k: k.replace("mlp", "part").replace("self_attn", "piece")), "named like attention or MLP"),
-           quantised=(lambda out, a: rewritten(out, a, dtype="I8"), "Use the unquantised checkpoint"),
+           quantised=(lambda out, a: rewritten(out, a, dtype="I8"), "Use the unquantized checkpoint"),
            layers=(lambda out, a: tiny_zoo(out.parent, [out.name], num_hidden_layers=3)[out.name].path, "no other model of the zoo has its tensors"),
            single=(lambda out, a: tiny_zoo(out.parent, [out.name], num_hidden_layers=1)[out.name].path, "no other model of the zoo has its tensors"),
            nan=(lambda out, a: rewritten(out, a, change=poisoned), "NaN or infinite"))
@@ -129,7 +129,7 @@ def test_a_model_has_no_barrier_to_itself_and_alignment_keeps_it(demo, room):
     shutil.copytree(demo["a-sort"].path, room/"same"/"copy"); zoo["copy"] = read_zoo([room/"same"/"copy"])["copy"]
     assert barrier(zoo, "a-sort", "copy", texts).barrier.abs().max() < 1e-5
     aligned = align(demo["a-sort"], demo["b-skip"], room/"aligned"); zoo["aligned"] = aligned
-    t = barrier(zoo, "b-skip", "aligned", texts, (0, .5, 1)); assert abs(t.loss[0] - t.loss[2]) < 1e-3, "matching changes the weights, not the function"
+    t = barrier(zoo, "b-skip", "aligned", texts, alphas=(0, .5, 1)); assert abs(t.loss[0] - t.loss[2]) < 1e-3, "matching changes the weights, not the function"
     same = align(demo["a-sort"], demo["a-sort"], room/"itself")
     assert all(np.array_equal(same.raw(k), demo["a-sort"].raw(k)) for k in same.tensors)
 

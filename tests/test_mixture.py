@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import command
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_glue_nb.core import InputError
@@ -37,7 +38,7 @@ def zoos(tmp_path_factory):
     return get
 
 def made(zoo, out, experts=("a", "b", "c"), base="base", router=PROMPTS, **spec):
-    return mix(MixtureSpec(experts=tuple(experts), base=base, router=router, **spec), out, zoo)
+    return mix(MixtureSpec(experts=tuple(experts), base=base, router=router, **spec), zoo, out)
 
 def load(model, **kwargs): return AutoModelForCausalLM.from_pretrained(getattr(model, "path", model), **{"dtype": torch.float32} | kwargs).eval()
 def tokens(n=6, length=11, seed=0): return torch.randint(3, 64, (n, length), generator=torch.Generator().manual_seed(seed))
@@ -160,7 +161,7 @@ def test_bf16_device_map_and_saving_again(zoos, tmp_path, kind):
 def test_shards_and_hidden_states(zoos, tmp_path, monkeypatch):
     from model_glue_nb.mixing import one_checkpoint
     small = one_checkpoint.write_tensors
-    monkeypatch.setattr(one_checkpoint, "write_tensors", lambda out, tensors, extra=None, **k: small(out, tensors, extra, shard_bytes=20_000, **k))
+    monkeypatch.setattr(one_checkpoint, "write_tensors", lambda *given: small(*given, shard_bytes=20_000))
     m = made(zoos(), tmp_path/"m", level="block"); one = load(m); assert len(list(m.path.glob("model-*.safetensors"))) > 2
     monkeypatch.undo(); ids = tokens(); close(one(input_ids=ids).logits, load(made(zoos(), tmp_path/"n", level="block"))(input_ids=ids).logits)
     states = one(input_ids=ids, output_hidden_states=True).hidden_states
@@ -185,7 +186,7 @@ def test_standard_formats_say_what_our_file_says(zoos, tmp_path, architecture, t
 def strangers(zoos, tmp_path): return Zoo((zoos("Llama")["a"], open_model(zoos("Qwen2")["b"].path, "q"), open_model(zoos("Gemma2")["c"].path, "g")))
 
 def test_at_most_max_resident_experts_are_in_memory(strangers, tmp_path):
-    live = mix(MixtureSpec(experts=("a", "q", "g"), router=dict(name="random"), max_resident=1), tmp_path/"m", strangers).load()
+    live = mix(MixtureSpec(experts=("a", "q", "g"), router=dict(name="random"), max_resident=1), strangers, tmp_path/"m").load()
     prompts = [f"w{i} w{i + 1}" for i in range(3, 40)]; route = live.route(prompts)
     assert not live.resident, "random reads nothing"
     answers = live.generate(prompts, 4)
@@ -194,7 +195,7 @@ def test_at_most_max_resident_experts_are_in_memory(strangers, tmp_path):
     assert [live.generate([p], 4)[0] for p in prompts[::-1]] == answers[::-1]
 
 def test_the_choice_depends_on_seed_and_prompt_alone(strangers, tmp_path):
-    r = lambda seed, name: mix(MixtureSpec(experts=("a", "q", "g"), router=dict(name="random", seed=seed)), tmp_path/name, strangers).load().route([f"w{i}" for i in range(3, 60)])
+    r = lambda seed, name: mix(MixtureSpec(experts=("a", "q", "g"), router=dict(name="random", seed=seed)), strangers, tmp_path/name).load().route([f"w{i}" for i in range(3, 60)])
     assert (r(0, "x") == r(0, "y")).all() and (r(0, "z") != r(1, "w")).any()
 
 # What is refused
@@ -223,15 +224,14 @@ def test_empty_long_and_moved(zoos, strangers, tmp_path):
     inside = load(made(zoos(), tmp_path/"in", level="model"))
     with pytest.raises(ValueError, match="at least one token"): inside(input_ids=tokens(2), attention_mask=torch.tensor([[1] * 11, [0] * 11]))
     for a in ("a", "q"): shutil.copytree(strangers[a].path, tmp_path/a)
-    live = (m := mix(MixtureSpec(experts=("a", "q"), router=dict(name="random")), tmp_path/"m", Zoo((open_model(tmp_path/"a"), open_model(tmp_path/"q"))))).load()
+    live = (m := mix(MixtureSpec(experts=("a", "q"), router=dict(name="random")), Zoo((open_model(tmp_path/"a"), open_model(tmp_path/"q"))), tmp_path/"m")).load()
     with pytest.raises(InputError, match="Prompt 1 is empty"): live.generate(["w3", " \n"])
     with pytest.raises(InputError, match="reads at most 128"): live.generate(["w3 " * 200])
     shutil.move(tmp_path/"q", tmp_path/"elsewhere")
     with pytest.raises(InputError, match="Expert 'q' of mixture 'm' is not at"): m.load()
 
 def test_the_command_mixes_plans_and_refuses(zoos, tmp_path):
-    zoo = zoos(); file = tmp_path/"m.yaml"; command = [sys.executable, "-c", "from model_glue_nb.cli.program import main; main()", "mix", str(file), str(tmp_path/"out")]
-    run = lambda *more: subprocess.run([*command, *more], capture_output=True, text=True)
+    zoo = zoos(); file = tmp_path/"m.yaml"; run = lambda *more: command("mix", file, tmp_path/"out", *more)
     text = "level: block\ndense_layers: 1\nexperts: [{a}, {b}]\nbase: {base}\nrouter: {{name: random}}\n"
     file.write_text(text.format(**{m.name: m.path for m in zoo}))
     plan = run("--dry-run", "--json"); assert plan.returncode == 0, plan.stderr

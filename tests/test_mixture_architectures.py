@@ -59,7 +59,7 @@ def zoos(tmp_path_factory):
         return known[key]
     return get
 
-def made(zoo, out, experts=("a", "b"), **spec): return mix(MixtureSpec(experts, ROUTER, base="base", **spec), out, zoo, verify=False)
+def made(zoo, out, experts=("a", "b"), **spec): return mix(MixtureSpec(experts, ROUTER, base="base", **spec), zoo, out, verify=False)
 def load(model): return AutoModelForCausalLM.from_pretrained(getattr(model, "path", model), dtype=torch.float32, trust_remote_code=False).eval()
 def tokens(n=4, length=9): return torch.randint(3, 64, (n, length), generator=torch.Generator().manual_seed(0))
 def close(a, b, eps=1e-6): assert a.shape == b.shape and (a - b).abs().max() < eps, f"differ by {(a - b).abs().max():.1e}"
@@ -109,7 +109,7 @@ def test_a_mixture_of_the_base_with_itself_is_the_base(zoos, tmp_path, architect
     twins = read_zoo([zoo["base"].path, tmp_path/"x", tmp_path/"y"])
     want = says(load(zoo["base"]), ids)
     for kind in kinds_of(architecture)[::2]:
-        m = mix(MixtureSpec(("x", "y"), ROUTER, base="base", **KINDS[kind]), tmp_path/kind, twins) # verified too: it is small
+        m = mix(MixtureSpec(("x", "y"), ROUTER, base="base", **KINDS[kind]), twins, tmp_path/kind) # verified too: it is small
         close(says(load(m), ids), want, 1e-5)
 
 @pytest.mark.parametrize("architecture", ["StableLm", "Granite", "Mixtral", "Qwen3Moe"])
@@ -142,7 +142,7 @@ def test_sparse_members_are_not_mixed_by_mlps(zoos, tmp_path):
         with pytest.raises(InputError, match="its MLPs are mixtures already. Mix at level 'block' or 'model'"): made(zoos("Mixtral"), tmp_path/"m", **spec)
     write(tmp_path/"neox", "GPTNeoX", 0)
     with pytest.raises(InputError, match="'base' is a GPTNeoXForCausalLM; mixed in one checkpoint are"):
-        mix(MixtureSpec((str(tmp_path/"neox"),), ROUTER, "block", str(shutil.copytree(tmp_path/"neox", tmp_path/"base"))), tmp_path/"m")
+        mix(MixtureSpec((str(tmp_path/"neox"),), ROUTER, "block", str(shutil.copytree(tmp_path/"neox", tmp_path/"base"))), None, tmp_path/"m")
 
 def test_parameters_of_one_token_are_counted_inside_sparse_experts_too(zoos, tmp_path):
     import json

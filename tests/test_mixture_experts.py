@@ -38,7 +38,7 @@ def test_an_expert_by_hub_id(room, more):
 
 def test_a_hub_id_that_is_nowhere_is_one_line(room):
     done = mixed(room, "nowhere", dict(experts=["org/far", "org/other"], router="random"))
-    assert done.returncode == 2 and "'org/other' is no folder here and could not be fetched" in done.stderr
+    assert done.returncode == 2 and "'org/other' is not a local folder and could not be fetched" in done.stderr
     assert "Traceback" not in done.stderr and not (room/"nowhere").exists()
 
 def test_a_whole_zoo(room):

@@ -33,7 +33,7 @@ def rewrite(folder, drop=(), **more):
 
 def both(zoo, root, **spec):
     "The same mixture in a plain format and in ours."
-    return [mix(MixtureSpec(("a", "b"), LINEAR, format=f, **MLPS | spec), root/f, zoo) for f in ("auto", "own")]
+    return [mix(MixtureSpec(("a", "b"), LINEAR, format=f, **MLPS | spec), zoo, root/f) for f in ("auto", "own")]
 
 @pytest.mark.parametrize("architecture, more", [("Llama", {}), ("Llama", dict(head_dim=4, rms_norm_eps=1e-3)), ("Llama", dict(tie_word_embeddings=True)), ("Llama", dict(hidden_act="gelu")),
     ("Llama", dict(rope_parameters=dict(rope_type="yarn", factor=4., rope_theta=5e5, original_max_position_embeddings=32))),
@@ -53,7 +53,7 @@ def test_what_llama_leaves_unsaid_stays_llamas_in_a_hybrid(tmp_path, key):
     more = dict(num_key_value_heads=4) if key == "num_key_value_heads" else dict(vocab_size=32000) if key == "vocab_size" else {}
     zoo = tiny_zoo(tmp_path, ["base", "a", "b"], dtype="float32", **more)
     for m in zoo: rewrite(m.path, [key])
-    plain = mix(MixtureSpec(("a", "b"), LINEAR, dense_layers=1, **MLPS), tmp_path/"m", read_zoo([m.path for m in zoo]), verify=True)
+    plain = mix(MixtureSpec(("a", "b"), LINEAR, dense_layers=1, **MLPS), read_zoo([m.path for m in zoo]), tmp_path/"m", verify=True)
     assert plain.architecture == "Qwen2MoeForCausalLM"
 
 @pytest.mark.parametrize("architecture, more", [("Llama", dict(attention_bias=True)), ("Llama", dict(mlp_bias=True)), ("Mistral", dict(sliding_window=6)),
@@ -66,7 +66,7 @@ def test_what_qwen2_moe_cannot_say_stays_in_ours(tmp_path, architecture, more):
 def test_servers_can_split_every_expert(tmp_path, architecture, K):
     "Column- and row-parallel layers as servers cut them: each device has a whole slice, and the slices add up."
     zoo = tiny_zoo(tmp_path, ["base", "a", "b"], architecture, "float32")
-    m = mix(MixtureSpec(("a", "b"), LINEAR, dense_layers=K, **MLPS), tmp_path/"m", zoo); width = m.config["shared_expert_intermediate_size"]
+    m = mix(MixtureSpec(("a", "b"), LINEAR, dense_layers=K, **MLPS), zoo, tmp_path/"m"); width = m.config["shared_expert_intermediate_size"]
     for devices in (1, 2, 4, 8, 16, 32, 64): assert width % devices == 0 and width // devices >= 1
     shared = load(m).model.layers[1].mlp.shared_expert; x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     for p in shared.parameters(): assert not p.any(); p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
@@ -79,8 +79,8 @@ def test_servers_can_split_every_expert(tmp_path, architecture, K):
 def test_a_tokenizer_loads_without_a_question(tmp_path):
     "In a process without this package, with somebody at the keyboard who must not be asked."
     zoo = tiny_zoo(tmp_path, ["base", "a", "b"], dtype="float32")
-    mix(MixtureSpec(("a", "b"), LINEAR, level="block", base="base"), tmp_path/"ours", zoo)
-    mix(MixtureSpec(("a", "b"), LINEAR, **MLPS), tmp_path/"plain", zoo)
+    mix(MixtureSpec(("a", "b"), LINEAR, level="block", base="base"), zoo, tmp_path/"ours")
+    mix(MixtureSpec(("a", "b"), LINEAR, **MLPS), zoo, tmp_path/"plain")
     code = """if True:
         import builtins, sys; sys.modules["model_glue_nb"] = None
         def asked(*args): sys.exit("somebody is asked: " + str(args))
@@ -98,7 +98,7 @@ def test_our_own_loading_asks_nobody(tmp_path, monkeypatch):
     zoo = tiny_zoo(tmp_path, ["base", "a", "b"], dtype="float32"); asked = []
     monkeypatch.setattr("builtins.input", lambda *args: asked.append(args) or "n")
     for level in ("model", "block"):
-        live = mix(MixtureSpec(("a", "b"), LINEAR, level=level, base="base"), tmp_path/level, zoo).load(); live.generate(["w3 w4"], 2)
+        live = mix(MixtureSpec(("a", "b"), LINEAR, level=level, base="base"), zoo, tmp_path/level).load(); live.generate(["w3 w4"], 2)
         AutoTokenizer.from_pretrained(tmp_path/level) # the class is known here
     assert not asked
 
@@ -118,7 +118,7 @@ def states(tmp_path_factory):
 def test_state_space_experts_answer_as_they_do_alone(states, tmp_path, router, features):
     experts = ("mamba", "llama", "mamba2"); texts = [f"w{i} w{i + 1} w{i + 5}" for i in range(3, 21)]
     for encoder in experts[::2] if router["name"] == "prompt" else (None,):
-        live = mix(MixtureSpec(experts, router, features=features, prompt_encoder=encoder, max_resident=2), tmp_path/f"m{encoder}", states).load()
+        live = mix(MixtureSpec(experts, router, features=features, prompt_encoder=encoder, max_resident=2), states, tmp_path/f"m{encoder}").load()
         route = live.route(texts); alone = {e: states[e].load() for e in experts}
         want = [alone[experts[e]].generate([p], 5)[0] for e, p in zip(route, texts)]
         assert live.generate(texts, 5) == want and len(set(route)) > 1
@@ -131,4 +131,4 @@ def test_state_space_experts_share_no_checkpoint(states, tmp_path):
     from model_glue_nb.core import InputError
     base = open_model(shutil.copytree(states["mamba"].path, tmp_path/"base")); zoo = Zoo((base, *states))
     with pytest.raises(InputError, match="'base' is a MambaForCausalLM; mixed in one checkpoint are"):
-        mix(MixtureSpec(("mamba",), dict(name="random"), "block", "base"), tmp_path/"m", zoo)
+        mix(MixtureSpec(("mamba",), dict(name="random"), "block", "base"), zoo, tmp_path/"m")

@@ -30,7 +30,7 @@ def folders(tmp_path_factory):
         key = kind, router, tied
         if key not in known:
             spec = MixtureSpec(("a", "b"), PROMPTS if router == "prompt" else dict(name="random"), base="base", **KINDS[kind])
-            known[key] = mix(spec, root/"-".join(map(str, key)), zoos[tied]).path
+            known[key] = mix(spec, zoos[tied], root/"-".join(map(str, key))).path
         return known[key]
     get.zoo = lambda tied=False: (get("stacks", tied=tied), zoos[tied])[1]
     return get
@@ -77,7 +77,7 @@ def learning(folders, tmp_path_factory):
     "Mixtures of one expert per sample or token, with a router that has weights."
     root, zoo = tmp_path_factory.mktemp("learning"), folders.zoo()
     def get(name):
-        if not (root/name).exists(): mix(MixtureSpec(("a", "b"), PROMPTS, base="base", **LEARNING[name]), root/name, zoo)
+        if not (root/name).exists(): mix(MixtureSpec(("a", "b"), PROMPTS, base="base", **LEARNING[name]), zoo, root/name)
         return load(root/name)
     return get
 learners = pytest.mark.parametrize("name", LEARNING)

@@ -4,12 +4,12 @@ import math
 import numpy as np
 import pytest
 
-from model_glue_nb.benchmarking.intervals import Items
-from model_glue_nb.searching.moves import Place, divided, drop_moves, kinds_of, layer_moves, moved, placed, plan_reach, reach
+from model_glue_nb.benchmarking.intervals import ItemScores
+from model_glue_nb.searching.moves import Place, divided, drop_moves, kinds_of, layer_moves, place_moved, placed, plan_reach, reach
 from model_glue_nb.searching.moves import scale_moves, stepwise, swap_moves, weight_moves
 from model_glue_nb.searching.protocol import Answer, Problem, layer_spans
 
-def answer(score): return Answer(Items(dict(x=np.full(4, float(score)))))
+def answer(score): return Answer(ItemScores(dict(x=np.full(4, float(score)))))
 
 def problem(method="linear", members="abcd", **more):
     base = "z" if method in ("ties", "task_arithmetic") else None
@@ -37,7 +37,7 @@ def test_lambda_is_told_in_units_of_where_a_soup_starts(method, unit):
     assert weights(made) == dict(a=.5, b=.25, d=.25) and made.parameters["scale"] == pytest.approx(1.2 * unit, abs=1e-6)
 
 def test_the_largest_weight_of_a_place_is_one():
-    assert moved(Place((1., .5, 0.)), {0: .25, 2: .125}).weights == (.5, 1., .25)
+    assert place_moved(Place((1., .5, 0.)), {0: .25, 2: .125}).weights == (.5, 1., .25)
 
 # --- moves
 

@@ -26,7 +26,13 @@ def test_a_list_out_of_step_is_said(old, new, tests, says):
 def test_each_change_compiles():
     "A change that is no Python would be noticed by whatever imports it, and say nothing about tests."
     for m in mutate.mutants():
-        compile(mutate.module_of(m.room).read_text().replace(m.old, m.new), m.room, "exec")
+        compile(mutate.replaced(mutate.module_of(m.room).read_text(), m), m.room, "exec")
+
+@pytest.mark.parametrize("text, n", [("if a: b(c, d); e = 1", 1), ("if a:\n    b(c,\n      d)\n    e = 1", 1), ("if a: b(c, d); e = 12", 1), ("if a: b(c, de)", 0), ("ifa: b(c, d); e = 1", 0)])
+def test_a_place_is_found_however_its_lines_are_broken(text, n):
+    change = mutate.Mutant("x", "if a: b(c, d); e = 1", "if a: b(d, c); e = 1", ())
+    assert len(mutate.places(text, change.old)) == n
+    assert ("b(d, c)" in mutate.replaced(text, change)) == bool(n)
 
 def test_the_table_counts_what_survived():
     def result(old, verdict, said=""): return mutate.Result(mutate.Mutant("merging.methods", old, "x | y", ()), verdict, said, 1.)

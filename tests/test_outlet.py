@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_glue_nb.core import AlreadyThere, InputError, atomic_path
-from model_glue_nb.merging.engine import run_jobs
+from model_glue_nb.merging.engine import run_tasks
 from model_glue_nb.zoo.stored import Mapped
 from model_glue_nb.merging.merge import merge
 from model_glue_nb.merging.recipes import recipe
-from model_glue_nb.merging.planner import jobs_of
+from model_glue_nb.merging.planner import checked_plan
 from model_glue_nb.zoo.zoo import open_model, tiny_zoo
 
 NORM, UP = "model.layers.0.post_attention_layernorm.weight", "model.layers.0.mlp.up_proj.weight"
@@ -110,8 +110,8 @@ def test_a_tokenizer_that_does_not_load_is_said_before_the_work(zoo, tmp_path):
 
 @pytest.mark.parametrize("what", ["truncated", "replaced", "deleted", "rewritten"])
 def test_a_mapped_file_that_changes_is_an_error_and_no_signal(zoo, what):
-    plan, files, f = jobs_of(recipe("linear", ["a", "b"]), zoo), Mapped(), zoo["b"].path/"model.safetensors"
-    def go(): run_jobs(list(plan.made.values()), lambda job: ("BF16", lambda block, start: None), files=files)
+    plan, files, f = checked_plan(recipe("linear", ["a", "b"]), zoo), Mapped(), zoo["b"].path/"model.safetensors"
+    def go(): run_tasks(list(plan.tasks.values()), lambda task: ("BF16", lambda block, start: None), files=files)
     go(); go()
     if what == "truncated": os.truncate(f, 4000)
     if what == "deleted": f.unlink()
@@ -145,7 +145,7 @@ def test_the_dead_are_swept_and_the_living_are_not(tmp_path):
 def test_of_four_writers_one_succeeds(tmp_path):
     ps = [writer(tmp_path/"o", str(i)) for i in range(4)]
     told = [p.communicate()[1] for p in ps]
-    assert sorted(p.returncode for p in ps) == [0, 1, 1, 1] and sum(b"exists already" in t for t in told) == 3
+    assert sorted(p.returncode for p in ps) == [0, 1, 1, 1] and sum(b"already exists" in t for t in told) == 3
     winner = [p.returncode for p in ps].index(0)
     assert (tmp_path/"o/x").read_text() == str(winner) and os.listdir(tmp_path) == ["o"]
 

@@ -1,11 +1,12 @@
 "The main job end to end on part of the embedded zoo: tables, resuming after a kill, agreement with lm-eval, and what is refused."
-import json, os, random, signal, shutil, subprocess, sys
+import json, os, random, signal, subprocess, sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from forked import MAIN, command, python
 
 from model_glue_nb.benchmarking.scores import ask_lm_eval, ask_model
 from model_glue_nb.benchmarking.suites import Suite, load_suite
@@ -13,9 +14,6 @@ from model_glue_nb.core import InputError, Run
 from model_glue_nb.zoo.zoo import demo_zoo_path, read_zoo
 
 MEMBERS = ("a-base", "a-sort", "a-reverse", "b-base", "c-complement")
-COMMAND = [sys.executable, "-c", "from model_glue_nb.cli.program import main; main()"]
-
-def command(*args, **kwargs): return subprocess.run([*COMMAND, *map(str, args)], capture_output=True, text=True, **kwargs)
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
@@ -28,7 +26,7 @@ def recipe(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(recipe):
     "The finished run."
-    r = command("run", recipe, "--out", recipe.parent/"run")
+    r = subprocess.run([sys.executable, "-c", MAIN, "run", recipe, "--out", recipe.parent/"run"], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
     return Run(recipe.parent/"run"), r.stdout
 
@@ -73,14 +71,13 @@ def touched(event, args):
     left -= 1
     if left == 0: os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(touched)
-from model_glue_nb.cli.program import main; main()
-"""
+""" + MAIN
 
 def test_killed_at_random_moments_it_ends_with_the_same_table(done, recipe, tmp_path):
     rng, out = random.Random(0), tmp_path/"run"
     moments = [rng.randrange(*span) for span in ((5, 60), (60, 200), (60, 200))] # counted, not timed
     for n in moments:
-        r = subprocess.run([sys.executable, "-c", DIES, str(n), "run", str(recipe), "--out", str(out)], capture_output=True)
+        r = python(DIES, n, "run", recipe, "--out", out)
         assert r.returncode == -signal.SIGKILL, "it ended before it could be killed"
     kills = len(moments)
     assert command("run", recipe, "--out", out).returncode == 0

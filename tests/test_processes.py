@@ -36,17 +36,17 @@ def pids(room): return {int(f.rsplit(".", 1)[1]) for f in os.listdir(room)}
 
 @pytest.mark.parametrize("strategy, budget", [("evolution", 14), ("stepwise", 9)])
 def test_the_same_as_here_under_the_same_seed(tmp_path, strategy, budget):
-    there = search(["a", "b"], toy(tmp_path), "linear", strategy, budget, executor="processes")
+    there = search(["a", "b"], toy(tmp_path), "linear", strategy, budget=budget, executor="processes")
     assert pids(tmp_path) and os.getpid() not in pids(tmp_path), "this process only hands out"
-    here = search(["a", "b"], toy(tmp_path), "linear", strategy, budget, executor="local")
+    here = search(["a", "b"], toy(tmp_path), "linear", strategy, budget=budget, executor="local")
     assert trials(there) == trials(here) and there.winner == here.winner
 
 def test_what_dies_is_asked_again_and_hurts_nobody_else(tmp_path):
-    r = search(["a", "b"], toy(tmp_path, {.5: 1, .2: N_TRIES}), "linear", "coefficient", 9, executor="processes")
+    r = search(["a", "b"], toy(tmp_path, {.5: 1, .2: N_TRIES}), "linear", "coefficient", budget=9, executor="processes")
     asked = lambda w: [f for f in os.listdir(tmp_path) if f.startswith(w)]
     assert len({f.rsplit(".", 1)[1] for f in asked("0.200")}) == N_TRIES, "by another process each time"
     assert [(weight(t.candidate), t.failed.startswith(f"It took {N_TRIES} workers down")) for t in r.failed] == [(.2, True)]
-    here = search(["a", "b"], toy(tmp_path), "linear", "coefficient", 9, executor="local")
+    here = search(["a", "b"], toy(tmp_path), "linear", "coefficient", budget=9, executor="local")
     n = r.failed[0].number
     assert [x for x in trials(r) if x[0] != n] == [x for x in trials(here) if x[0] != n] and r.winner == here.winner
 
@@ -62,9 +62,9 @@ def test_mistakes_in_a_score_are_not_swallowed():
 def test_real_merges_and_answers_come_home(tmp_path):
     zoo, part = read_zoo("demo").subset(["a-sort", "a-reverse"]), load_suite("demo").only(["sort", "reverse"]).part("search", 10)
     home = CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))
-    there = search(zoo.names, home, "linear", "coefficient", 4, executor="processes")
+    there = search(zoo.names, home, "linear", "coefficient", budget=4, executor="processes")
     assert not home.live and all(home.known(t.candidate, 1.0) for t in there.trials), "nothing ran here, all is remembered here"
-    assert trials(there) == trials(search(zoo.names, CandidateScorer(zoo, part), "linear", "coefficient", 4, executor="local"))
+    assert trials(there) == trials(search(zoo.names, CandidateScorer(zoo, part), "linear", "coefficient", budget=4, executor="local"))
     class Dead(CandidateScorer):
         def items(self, *args): return super().items(*args) if self.known(*args) else pytest.fail("asked again")
     ask_together(Dead(zoo, part, home.store), [t.candidate for t in there.trials], "local")

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from model_glue_nb.core import InputError
-from model_glue_nb.merging.recipes import MergeRecipe, check_form, check_value, first_value, recipe, stack, value_at, varies_with_depth
+from model_glue_nb.merging.recipes import MergeRecipe, check_recipe_form, check_value, first_value, recipe, stack, value_at, varies_with_depth
 
 def test_values_over_depth_and_by_name():
     assert [value_at([0, 1, 5], "w", d) for d in (0, .25, .75, 1)] == [0, .5, 3, 5] and value_at([7], "w", .3) == 7
@@ -26,18 +26,18 @@ def test_ranges(key, good, bad):
     for v in bad: assert check_value(method, key, v) and check_value(method, key, [good[0], v]), v
 
 def test_epsilon_stays_inside_on_both_sides():
-    def wrong(density, epsilon): return check_form(recipe("della", ["a", "b"], [1, 2], "base", density=density, epsilon=epsilon))
+    def wrong(density, epsilon): return check_recipe_form(recipe("della", ["a", "b"], [1, 2], "base", density=density, epsilon=epsilon))
     assert not wrong(.3, .25) and not wrong(.8, .15)
     assert wrong(.2, .25) and wrong(.8, .25), "a chance below 0, or above 1"
 
 def test_sums_of_weights():
-    assert any("sum to 0" in p for p in check_form(recipe("linear", ["a", "b"], [1.5, -1.5])))
-    assert not check_form(recipe("linear", ["a", "b"], [1.5, -1])) and not check_form(recipe("linear", ["a", "b"], [1.5, -1.5], normalize=False))
+    assert any("sum to 0" in p for p in check_recipe_form(recipe("linear", ["a", "b"], [1.5, -1.5])))
+    assert not check_recipe_form(recipe("linear", ["a", "b"], [1.5, -1])) and not check_recipe_form(recipe("linear", ["a", "b"], [1.5, -1.5], normalize=False))
 
 def test_numbers_of_models():
     for method, n in (("slerp", 2), ("passthrough", 1)):
         for k in (1, 2, 3):
-            said = [p for p in check_form(recipe(method, list("abc")[:k])) if "exactly" in p]
+            said = [p for p in check_recipe_form(recipe(method, list("abc")[:k])) if "exactly" in p]
             assert bool(said) == (k != n), (method, k)
     with pytest.raises(InputError, match="2 weights came with 3 models"): recipe("linear", list("abc"), [1, 2])
 

@@ -116,12 +116,12 @@ def test_what_is_remembered_is_not_asked_again(tmp_path):
 
 def test_progress_counts_what_was_there():
     seen, requests = [], [asked(t, until=["x"]) for t in "abc"]
-    respond(Counting(), requests, "m", progress=lambda done, total: seen.append((done, total)))
+    respond(Counting(), requests, "m", progress=lambda done, total, what: seen.append((done, total)))
     assert seen[-1] == (3, 3)
-    keeper = Keeper(None, "m", seen.append)
+    keeper = Keeper(None, "m", lambda *said: seen.append(said), done=2, total=3)
     keeper.add_partial("generate_until", ("a", {}), "b")
     keeper.flush()
-    assert seen[-1] == 1 and not keeper.waiting
+    assert seen[-1] == (3, 3, "asking") and not keeper.waiting
 
 def test_questions_longer_than_the_context_are_counted_to_the_token():
     lm = Counting() # reads 10 tokens

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from model_glue_nb.benchmarking.intervals import Items
+from model_glue_nb.benchmarking.intervals import ItemScores
 from model_glue_nb.benchmarking.suites import load_suite
 from model_glue_nb.core import InputError
 from model_glue_nb.mixing.experts import Translated
@@ -19,7 +19,7 @@ from model_glue_nb.zoo.zoo import open_model, tiny_zoo
 def live(tmp_path_factory):
     room = tmp_path_factory.mktemp("mixture")
     zoo = tiny_zoo(room, ["a", "b", "c"])
-    return mix(MixtureSpec(("a", "b", "c"), dict(name="random"), max_resident=2), room/"m", zoo).load(device="cpu")
+    return mix(MixtureSpec(("a", "b", "c"), dict(name="random"), max_resident=2), zoo, room/"m").load(device="cpu")
 
 def test_whoever_was_used_last_stays(live):
     for i in (0, 1, 0, 2): live.expert(i)
@@ -52,14 +52,14 @@ def test_a_routers_lessons_count_as_their_tasks_do(tmp_path):
     zoo, suite = tiny_zoo(tmp_path, ["a", "b"]), load_suite("demo").part("search", 4)
     first, second = suite.tasks[:2]
     suite = replace(suite, tasks=(replace(first, questions=first.questions[:2]), second))
-    right = {m: Items({t.name: np.ones(len(t.questions)) for t in suite.tasks}) for m in "ab"}
-    made = mix(MixtureSpec(("a", "b"), dict(name="knn")), tmp_path/"m", zoo, suite, right)
+    right = {m: ItemScores({t.name: np.ones(len(t.questions)) for t in suite.tasks}) for m in "ab"}
+    made = mix(MixtureSpec(("a", "b"), dict(name="knn")), zoo, tmp_path/"m", suite, items=right)
     values = read_router(made.path).places["model"]["values"]
     np.testing.assert_allclose(values[:, 0], [1.5] * 2 + [.75] * 4, atol=1e-6)
 
 def test_an_expert_that_changed_since_is_refused(tmp_path):
     zoo = tiny_zoo(tmp_path, ["a", "b"])
-    made = mix(MixtureSpec(("a", "b"), dict(name="random")), tmp_path/"m", zoo)
+    made = mix(MixtureSpec(("a", "b"), dict(name="random")), zoo, tmp_path/"m")
     made.load(device="cpu")
     file = zoo["b"].path/"config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | dict(rms_norm_eps=.5)))

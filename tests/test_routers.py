@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from model_glue_nb.benchmarking.intervals import Items, mean_score
+from model_glue_nb.benchmarking.intervals import ItemScores, mean_score
 from model_glue_nb.core import InputError
 from model_glue_nb.mixing.learners import question_weights, routers, usable_routers
 from model_glue_nb.mixing.routers import check_router, featurize, fit_router, fit_texts, read_router, write_router
@@ -110,7 +110,7 @@ def zoo_of(kind, seed):
     else: scores = (rng.random(chance.shape) < chance).astype(float)
     task = topic // 2; order = np.argsort(task, kind="stable") # two tasks of two topics each
     side = np.arange(n)[order] % 8 >= 4 # half for choosing
-    part = lambda mask: {f"m{i}": Items({f"task{t}": s[order][mask & (task[order] == t)] for t in (0, 1)}) for i, s in enumerate(scores)}
+    part = lambda mask: {f"m{i}": ItemScores({f"task{t}": s[order][mask & (task[order] == t)] for t in (0, 1)}) for i, s in enumerate(scores)}
     pick = lambda a, mask: [a[i] for i in order[mask]]
     return [(part(m), pick(texts, m), x[order][m]) for m in (~side, side)]
 
@@ -149,7 +149,7 @@ def test_every_structure_is_found():
 
 def test_the_best_alone_is_given_up_for_two_that_are_better_together():
     rng = np.random.default_rng(0); half = np.repeat([0, 1], 60); x = (np.eye(4)[half] + .1 * rng.normal(size=(120, 4))).astype(np.float32)
-    said = lambda a, b: Items(dict(t=(rng.random(120) < np.where(half == 0, a, b)).astype(float)))
+    said = lambda a, b: ItemScores(dict(t=(rng.random(120) < np.where(half == 0, a, b)).astype(float)))
     items = dict(all=said(.75, .75), one=said(1, 0), two=said(0, 1)); alone = {m: mean_score(i) for m, i in items.items()}
     assert max(alone, key=alone.get) == "all"
     t = select_experts(items, x, dict.fromkeys(items, 1), max_experts=2)
@@ -164,7 +164,7 @@ def test_budgets_hold_after_every_move(budget):
 
 def test_a_task_without_weight_chooses_nobody():
     items, _, x = zoo_of("specialists", 2)[0]
-    weigh = lambda w: {m: Items(dict(by), w) for m, by in items.items()}
+    weigh = lambda w: {m: ItemScores(dict(by), w) for m, by in items.items()}
     some = select_experts(weigh(dict(task0=1., task1=0.)), x, dict.fromkeys(items, 1), dict(name="linear")).expert
     assert set(some) == {"m0", "m1"} # the topics of the first task
     assert set(PREDICTS) <= set(routers)
@@ -172,6 +172,6 @@ def test_a_task_without_weight_chooses_nobody():
 def test_a_set_is_worth_the_weighted_mean():
     "One expert only: the better one at what counts, not at what is asked most."
     a, b = lambda n, p: (np.arange(n) % 10 < 10 * p).astype(float), dict(task0=.8, task1=.2)
-    items = {"first": Items(dict(task0=a(20, .9), task1=a(80, .1)), b), "second": Items(dict(task0=a(20, .5), task1=a(80, .8)), b)}
+    items = {"first": ItemScores(dict(task0=a(20, .9), task1=a(80, .1)), b), "second": ItemScores(dict(task0=a(20, .5), task1=a(80, .8)), b)}
     t = select_experts(items, np.ones((100, 3), np.float32), dict(first=1, second=1), dict(name="knn"), max_experts=1)
     assert t.expert.tolist() == ["first"] and t.score[0] == pytest.approx(.8 * .9 + .2 * .1) == pytest.approx(mean_score(items["first"]))

@@ -4,7 +4,7 @@ import json
 import pytest
 from test_search_vocabulary import member
 
-from model_glue_nb.gluing.dry_run import plan_run
+from model_glue_nb.gluing.dry_run import estimate_run
 from model_glue_nb.gluing.pipeline import glue
 from model_glue_nb.gluing.recipe import begin, read_recipe
 from model_glue_nb.gluing.steps import Glued, tell_aside
@@ -56,10 +56,10 @@ def test_a_tune_with_more_tokens_is_merged_and_a_stranger_set_aside(recipe, tmp_
     assert comparison["mean"].notna().all()
 
 def test_the_dry_run_says_it_all_before(recipe):
-    plan = plan_run(read_recipe(recipe)).groupby("step").what.agg(list)
+    plan = estimate_run(read_recipe(recipe)).groupby("step").what.agg(list)
     aside = {w.partition(": ")[0]: w for w in plan["set aside"]}
     assert set(aside) == {"odd"} and "reads other tokens than 'base'" in aside["odd"]
-    assert plan["vocabulary"] == ["base: merges say tokenizer: union"]
+    assert plan["vocabulary"] == ["base: merges use tokenizer: union"]
     assert [w for w in plan["search"] if "3 members" in w] and len(plan["search"]) == 1
     assert plan["merge"] == ["1 full merge on search, that of 3 with tokenizer: union"]
     assert plan["budget"], "a budget of 5 does not reach λ with three members"

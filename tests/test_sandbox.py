@@ -8,8 +8,8 @@ import pytest
 
 from model_glue_nb.benchmarking import sandbox
 from model_glue_nb.benchmarking.confine import NAME, Cgroup, own_group
-from model_glue_nb.benchmarking.jail import ending
-from model_glue_nb.benchmarking.sandbox import CodeEval, Limits, Outcome, a_user, printable, reason, sandboxed_code_eval, try_code, way_in
+from model_glue_nb.benchmarking.jail import ending_of
+from model_glue_nb.benchmarking.sandbox import CodeEval, Limits, CodeOutcome, a_user, printable, why_failed, sandboxed_code_eval, try_code, isolation
 from model_glue_nb.core import InputError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
@@ -219,12 +219,12 @@ def test_ends_that_no_way_may_mix_up():
     "Each exit code and each signal of a real process, told as what it was."
     for code in range(256):
         if not (pid := os.fork()): os._exit(code)
-        assert ending(os.waitpid(pid, 0)[1]) == dict(code=code, signal=0)
+        assert ending_of(os.waitpid(pid, 0)[1]) == dict(code=code, signal=0)
     for number in set(range(1, 65)) - {17, 18, 19, 20, 21, 22, 23, 28, 32, 33}: # those end a process
         if not (pid := os.fork()):
             if number != 9: signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number); os._exit(0)
-        assert ending(os.waitpid(pid, 0)[1]) == dict(code=0, signal=number)
+        assert ending_of(os.waitpid(pid, 0)[1]) == dict(code=0, signal=number)
 
 def test_reasons_of_whatever_end():
     "Random reports and outputs: one printable line, empty for what passed and for nothing else."
@@ -233,7 +233,7 @@ def test_reasons_of_whatever_end():
         report = dict(passed=yes(), spoilt=yes(), late=yes(), over=yes(), seconds=rng.random() * 99, code=rng.choice([0, 0, rng.randrange(256)]),
                       signal=rng.choice([0, 0, rng.randrange(1, 128)]))
         said = printable(rng.randbytes(rng.randrange(60)).decode(errors="replace") + rng.choice(["", "\x1b]0;x\x07", "\u2028", "\x85", "\r", "\ud800"]))
-        why = reason(report, said)
+        why = why_failed(report, said)
         right = report["passed"] and not any(report[k] for k in ("spoilt", "late", "over", "code", "signal"))
         assert (why == "") == bool(right) and len(why) <= 200 and all(c.isprintable() or c == "\t" for c in why), (report, said, why)
 
@@ -386,10 +386,10 @@ def test_calls_that_are_refused(way):
     assert out["passed"], out
 
 def test_refused_where_nothing_isolates(monkeypatch):
-    monkeypatch.setattr(sandbox, "run_program", lambda *a, **k: sandbox.Outcome(False, "cannot unshare")); way_in.cache_clear()
-    with pytest.raises(InputError, match="Generated code cannot be run here.*cannot unshare.*Leave out the tasks"): way_in()
+    monkeypatch.setattr(sandbox, "run_program", lambda *a, **k: sandbox.CodeOutcome(False, "cannot unshare")); isolation.cache_clear()
+    with pytest.raises(InputError, match="Generated code cannot be run here.*cannot unshare.*Leave out the tasks"): isolation()
     with pytest.raises(InputError), sandboxed_code_eval(): pass
-    way_in.cache_clear()
+    isolation.cache_clear()
 
 def test_an_open_home_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "home", lambda: tmp_path)

@@ -7,7 +7,7 @@ from model_glue_nb.benchmarking.suites import load_suite
 from model_glue_nb.core import InputError
 from model_glue_nb.experiments.grids import read_grid
 from model_glue_nb.gluing.recipe import mixture_spec, read_recipe
-from model_glue_nb.merging.recipes import MergeRecipe, MergeSource, check_form
+from model_glue_nb.merging.recipes import MergeRecipe, MergeSource, check_recipe_form
 from model_glue_nb.mixing.mixture import read_mixture
 
 ODD = (None, True, -1, 1.5, 10**400, float("nan"), "", "x", "a\0b", "\ud800", "y" * 5000, [], [1], [[]], {}, {"x": 1}, {"x": [None]})
@@ -19,12 +19,12 @@ RUN = dict(zoo="demo", suite="demo", tasks=["x"], search_questions=3, clusters=d
            mixture=dict(level="model", router=dict(name="knn", k=3), dense_layers=0, max_experts=2), seed=1)
 GRID = dict(suite="demo", merging=dict(methods=["linear"], strategies=dict(average={}), sizes=[2], budget=4, max_clusters=1),
             mixture=dict(levels=["ffn"], routers=["random"], dense_layers=[0], experts=2), seed=1)
-MIXTURE = dict(experts=["a", "b"], router=dict(name="linear"), level="model", top_k=1, copy=False)
+MIXTURE_FORM = dict(experts=["a", "b"], router=dict(name="linear"), level="model", top_k=1, copy=False)
 SUITE = dict(name="s", search_share=.4, seed=1, tasks=[dict(name="t", file="q.jsonl", max_new_tokens=3, stop=["."], weight=1., limit=4)])
 RESULTS = {"results": {"arc": {"acc,none": .5}}, "n-samples": {"arc": {"effective": 9}}, "versions": {"arc": 1},
            "config": {"model_args": "x"}, "model_name": "m"}
-READERS = dict(merge=(MERGE, lambda f: check_form(MergeRecipe.from_yaml(f))), slices=(SLICES, lambda f: check_form(MergeRecipe.from_yaml(f))),
-               run=(RUN, read_recipe), grid=(GRID, read_grid), mixture=(MIXTURE, read_mixture), suite=(SUITE, load_suite),
+READERS = dict(merge=(MERGE, lambda f: check_recipe_form(MergeRecipe.from_yaml(f))), slices=(SLICES, lambda f: check_recipe_form(MergeRecipe.from_yaml(f))),
+               run=(RUN, read_recipe), grid=(GRID, read_grid), mixture=(MIXTURE_FORM, read_mixture), suite=(SUITE, load_suite),
                results=(RESULTS, read_results))
 
 def changed(value, odd):
@@ -76,7 +76,7 @@ def test_a_value_is_shown_short_even_where_it_stands_for_millions(questions):
 @pytest.mark.parametrize("weight", ([], [[1]], [dict(filter="mlp")], [dict(value=None)], [dict(value=1), .5], [dict(value=[])],
                                     [dict(value=1, filter=3)], [dict(value=1, other=2)], float("inf"), 10**400, "half", dict(value=1)))
 def test_weights_of_no_form_are_refused(weight):
-    assert len(check_form(MergeRecipe("linear", (MergeSource("a", weight),)))) == 1
+    assert len(check_recipe_form(MergeRecipe("linear", (MergeSource("a", weight),)))) == 1
 
 def test_recipes_within_recipes_end(questions):
     d = dict(merge_method="linear", models=["a"])
@@ -87,7 +87,7 @@ def test_recipes_within_recipes_end(questions):
 @pytest.mark.parametrize("weight, read", (("'0.5'", .5), ("['0', 1]", [0, 1]), ("{value: '2'}", [dict(value=2)]), ("true", True)))
 def test_what_mergekit_reads_is_read(weight, read):
     r = MergeRecipe.from_yaml(f"name: mine\nx-more: 1\nmerge_method: linear\nmodels: [{{model: a, parameters: {{weight: {weight}}}}}]\n")
-    assert r.models[0].weight == read and not check_form(r)
+    assert r.models[0].weight == read and not check_recipe_form(r)
 
 def test_a_recipe_that_pads_without_a_tokenizer_is_read_back():
     r = MergeRecipe("linear", (MergeSource("a"),), pad_to_multiple_of=8)

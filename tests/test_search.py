@@ -1,16 +1,17 @@
 "Strategies by toy scores and on real weights: laws, budgets, resuming after kills, what is remembered, what is refused."
-import itertools, math, os, random, signal, subprocess, sys
+import itertools, math, os, random, signal, sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import python
 
-from model_glue_nb.benchmarking.intervals import Items, mean_score
+from model_glue_nb.benchmarking.intervals import ItemScores, mean_score
 from model_glue_nb.core import InputError, Run, Store, UnknownName, digest
 from model_glue_nb.merging.methods import merge_methods, method_info
-from model_glue_nb.merging.recipes import check_form, coefficients, recipe
+from model_glue_nb.merging.recipes import check_recipe_form, coefficients, recipe
 from model_glue_nb.searching.candidates import CandidateScorer, leaves
 from model_glue_nb.searching.protocol import Answer, Ask, Problem, first, weigh
 from model_glue_nb.benchmarking.suites import load_suite
@@ -55,7 +56,7 @@ class Toy:
 every = pytest.mark.parametrize("strategy", strategies)
 
 def found(strategy, method="linear", budget=40, score=None, **kw):
-    return search(MEMBERS, score or Toy(), method, strategy, budget, "d" if method_info(method).needs_base else None, **kw)
+    return search(MEMBERS, score or Toy(), method, strategy, budget=budget, base="d" if method_info(method).needs_base else None, **kw)
 
 @every
 @pytest.mark.parametrize("method", METHODS)
@@ -63,7 +64,7 @@ def test_every_strategy_works_with_every_method(strategy, method):
     r = found(strategy, method)
     assert r.trials and r.score >= max(a.mean for a in r.own.values())
     for t in r.trials:
-        assert not isinstance(t.candidate, str) and not check_form(t.candidate), t.label
+        assert not isinstance(t.candidate, str) and not check_recipe_form(t.candidate), t.label
         assert set(leaves(t.candidate)) <= set(MEMBERS)
 
 @every
@@ -86,7 +87,7 @@ def test_seconds_end_a_search(strategy, monkeypatch):
 
 @every
 def test_the_order_of_members_does_not_matter(strategy):
-    one, other = found(strategy), search(MEMBERS[::-1], Toy(), "linear", strategy, 40)
+    one, other = found(strategy), search(MEMBERS[::-1], Toy(), "linear", strategy, budget=40)
     assert [t.candidate for t in one.trials] == [t.candidate for t in other.trials] and one.winner == other.winner
 
 @every
@@ -201,7 +202,7 @@ def test_pareto_gives_a_front_to_pick_from():
 
 class Weighed(Toy):
     "Only what is asked in `z` counts."
-    def items(self, c, share=1.0): return Items(super().items(c, share), dict(x=0., y=0., z=1.))
+    def items(self, c, share=1.0): return ItemScores(super().items(c, share), dict(x=0., y=0., z=1.))
 
 @every
 def test_tasks_count_as_their_suite_says(strategy, tmp_path):
@@ -225,9 +226,9 @@ def test_racing_asks_a_third_of_the_questions():
     assert any(t.share < 1 for t in race.trials) and all(t.share == 1 for t in race.trials if t.candidate == race.winner and t.score == race.score)
 
 def test_layers_can_differ():
-    r = search(["a", "b"], Toy(), "linear", "layerwise", 60, options=dict(layer_groups=2))
+    r = search(["a", "b"], Toy(), "linear", "layerwise", budget=60, options=dict(layer_groups=2))
     assert any(isinstance(s.weight, list) for t in r.trials for s in t.candidate.models)
-    many = search(["a", "b"], Toy(), "linear", "evolution", 30, options=dict(layer_groups=4))
+    many = search(["a", "b"], Toy(), "linear", "evolution", budget=30, options=dict(layer_groups=4))
     layered = [s.weight for t in many.trials[1:] for s in t.candidate.models if isinstance(s.weight, list)]
     assert layered and max(len({v["value"] for v in w}) for w in layered) == 5, "four groups, and what lies outside"
 
@@ -268,7 +269,7 @@ def demo():
                                               ("pareto", "task_arithmetic"), ("racing", "slerp"), ("evolution", "dare_ties")])
 def test_real_merges(demo, strategy, method, tmp_path):
     zoo, part = demo; score = CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))
-    r = search(zoo.names, score, method, strategy, 6, "a-base", run=tmp_path/"run")
+    r = search(zoo.names, score, method, strategy, budget=6, base="a-base", run=tmp_path/"run")
     assert r.trials and not r.failed and r.score == pytest.approx(score(r.winner))
     assert all(t.bytes > 0 and t.seconds > 0 for t in r.trials)
     kept = sorted(studies(tmp_path/"run")[0].trials, key=lambda t: t.user_attrs["number"]) # processes end in any order
@@ -276,7 +277,7 @@ def test_real_merges(demo, strategy, method, tmp_path):
     assert all(sum(map(len, t.user_attrs["items"].values())) > 0 and t.user_attrs["recipe"] for t in kept)
 
 def test_real_merges_killed_at_twenty_random_moments(demo, tmp_path):
-    zoo, part = demo; once = lambda run, scorer: search(zoo.names, scorer, "task_arithmetic", "evolution", 24, "a-base", run=run)
+    zoo, part = demo; once = lambda run, scorer: search(zoo.names, scorer, "task_arithmetic", "evolution", budget=24, base="a-base", run=run)
     whole, n_calls = calls_of(lambda: once(None, CandidateScorer(zoo, part)))
     kills = killed(20, n_calls // 10, lambda: once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))))
     same_and_whole(tmp_path/"run", once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))), whole)
@@ -284,12 +285,12 @@ def test_real_merges_killed_at_twenty_random_moments(demo, tmp_path):
 
 def test_answers_are_shared_by_strategies_and_runs(demo, tmp_path):
     zoo, part = demo; store = Store(tmp_path/"store.sqlite"); first_time = CandidateScorer(zoo, part, store)
-    one = search(zoo.names, first_time, "linear", "average", 5)
+    one = search(zoo.names, first_time, "linear", "average", budget=5)
     class Dead(CandidateScorer):
         def made(self, candidate): raise AssertionError("a model was made again")
-    assert search(zoo.names, Dead(zoo, part, store), "linear", "average", 5).winner == one.winner
-    both = search(["a-sort", "a-reverse"], first_time, "linear", "coefficient", 9) # 0.5 is also the soup of the two
-    again = search(["a-sort", "a-reverse"], Dead(zoo, part, store), "linear", "average", 1)
+    assert search(zoo.names, Dead(zoo, part, store), "linear", "average", budget=5).winner == one.winner
+    both = search(["a-sort", "a-reverse"], first_time, "linear", "coefficient", budget=9) # 0.5 is also the soup of the two
+    again = search(["a-sort", "a-reverse"], Dead(zoo, part, store), "linear", "average", budget=1)
     assert again.trials[0].candidate in [t.candidate for t in both.trials]
     assert CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite")).known(one.winner, 1.0)
 
@@ -298,7 +299,7 @@ def test_one_live_model_serves_all_candidates(demo, monkeypatch):
     from model_glue_nb.zoo.zoo import ZooModel
     load = ZooModel.load
     monkeypatch.setattr(ZooModel, "load", lambda self, *a, **k: loads.append(self.name) or load(self, *a, **k))
-    score = CandidateScorer(zoo, part); search(zoo.names, score, "linear", "coefficient", 8)
+    score = CandidateScorer(zoo, part); search(zoo.names, score, "linear", "coefficient", budget=8)
     assert len(loads) == len(zoo) + 1, "one load per member's own score, one for all merges"
 
 @pytest.mark.parametrize("method, dtype", [("linear", "bfloat16"), ("linear", "float32"), ("task_arithmetic", "bfloat16"), ("slerp", "float16"), ("ties", "bfloat16")])
@@ -319,21 +320,21 @@ def test_mapped_files_give_the_same_bits_as_files_that_are_read(method, dtype, t
 def test_two_processes_on_one_run_folder(tmp_path):
     run = Run.start(tmp_path/"run", dict(command="search", zoo=sorted(MEMBERS)))
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_search import *; found('average', run={str(run.path)!r})"
-    with run.lock(): r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert r.returncode and "Another process works on the run" in r.stderr
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    with run.lock(): r = python(code)
+    assert r.returncode and "Another process is working on the run" in r.stderr
+    assert python(code).returncode == 0
 
 def test_the_run_folder_of_another_zoo(demo, tmp_path):
     zoo, part = demo; found("average", run=tmp_path/"toy")
     with pytest.raises(InputError, match="its recipe differs in questions, zoo"): search(zoo.names, CandidateScorer(zoo, part), run=tmp_path/"toy")
-    search(zoo.names, CandidateScorer(zoo, part), "linear", "average", 2, run=tmp_path/"run")
+    search(zoo.names, CandidateScorer(zoo, part), "linear", "average", budget=2, run=tmp_path/"run")
     fewer = zoo.subset(["a-base", "a-sort"])
     with pytest.raises(InputError, match="differs in zoo"): search(fewer.names, CandidateScorer(fewer, part), run=tmp_path/"run")
 
 def test_nan_weights_fail_one_trial(demo):
     zoo, part = demo; score = CandidateScorer(zoo, part)
     object.__setattr__(zoo["a-reverse"], "bad_weights", lambda: ["'a-reverse' holds NaN. Leave it out."])
-    try: r = search(zoo.names, score, "linear", "average", 6)
+    try: r = search(zoo.names, score, "linear", "average", budget=6)
     finally: zoo["a-reverse"].__dict__.pop("bad_weights")
     assert r.failed and all("holds NaN" in t.failed for t in r.failed)
 
@@ -363,14 +364,14 @@ def test_stores_of_older_versions_are_read_and_twins_are_asked_once(demo, tmp_pa
 def test_twins_are_not_asked_twice_and_cost_nothing():
     asked = []
     def score(c): asked.append(c); return .5
-    from model_glue_nb.searching.conversations import converse
+    from model_glue_nb.searching.conversations import drive
     from model_glue_nb.searching.search import Ledger
     def talk():
         yield [Ask(recipe("linear", ["a", "b"])), Ask(recipe("linear", ["b", "a"], [.5, .5])), Ask(recipe("linear", ["a", "b"], [1, 2]))]
     from model_glue_nb.searching.executors import scored
-    own = {m: Answer(Items({"score": np.array([.1])})) for m in "ab"}
+    own = {m: Answer(ItemScores({"score": np.array([.1])})) for m in "ab"}
     ledger = Ledger(score, own, Budget(evaluations=9), None, lambda t: None)
-    converse([(talk(), ledger)], lambda asks: ((a, scored(score, a)) for a in asks))
+    drive([(talk(), ledger)], lambda asks: ((a, scored(score, a)) for a in asks))
     assert len(asked) == len(ledger.trials) == 2 and ledger.spent == 2
 
 def test_every_kind_of_move_is_reached_by_a_small_budget():
@@ -378,7 +379,7 @@ def test_every_kind_of_move_is_reached_by_a_small_budget():
     members = list("bcdefgz")
     class Seven(Toy):
         def shares(self, c): return {m: 1. for m in [c]} if isinstance(c, str) else super().shares(c)
-    r = search(members, Seven(), "ties", "stepwise", 10, "z"); tried = [t.candidate for t in r.trials]
+    r = search(members, Seven(), "ties", "stepwise", budget=10, base="z"); tried = [t.candidate for t in r.trials]
     assert len(tried) == 10
     flat = [c for c in tried if c.method == "ties"]
     assert any(c.parameters.get("scale", 1) != 1 for c in flat), "λ"
@@ -405,11 +406,11 @@ def test_searches_at_once_are_each_what_they_are_alone(tmp_path):
                 yield ask, scored(score, ask)
         yield answer
     executors["late"], at_once, trials = late, [], []
-    try: found = search_each(members, Toy(), methods, "coefficient", 30, "a", lambda m, t: trials.append((m, t.number)), seed=1, run=tmp_path, executor="late")
+    try: found = search_each(members, Toy(), methods, "coefficient", budget=30, base="a", on_trial=lambda m, t: trials.append((m, t.number)), seed=1, run=tmp_path, executor="late")
     finally: del executors["late"]
     assert list(found) == methods and max(at_once) > 1
     for m in methods:
-        alone = search(members, Toy(), m, "coefficient", 30, "a", seed=1)
+        alone = search(members, Toy(), m, "coefficient", budget=30, base="a", seed=1)
         assert found[m].score == alone.score and found[m].winner == alone.winner and found[m].corrected == alone.corrected
         timeless = [replace(t, seconds=0) for t in found[m].trials]
         assert timeless == [replace(t, seconds=0) for t in alone.trials] and [n for k, n in trials if k == m] == list(range(len(timeless)))

@@ -5,15 +5,15 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from model_glue_nb.merging.canonical import canonical_print
+from model_glue_nb.merging.canonical import merge_fingerprint
 from model_glue_nb.core import Store
 from model_glue_nb.merging.engine import open_input
 from model_glue_nb.searching.candidates import CandidateScorer
 from model_glue_nb.zoo.stored import Files
 from model_glue_nb.benchmarking.suites import load_suite
 from model_glue_nb.merging.methods import method_info
-from model_glue_nb.merging.planner import jobs_of
-from model_glue_nb.merging.recipes import MergeRecipe, MergeSlice, MergeSource, check_form, recipe
+from model_glue_nb.merging.planner import checked_plan
+from model_glue_nb.merging.recipes import MergeRecipe, MergeSlice, MergeSource, check_recipe_form, recipe
 from model_glue_nb.zoo.zoo import read_zoo, tiny_zoo
 
 NOISE = 1e-5 # Of the largest weight: sums of float32 in another order
@@ -33,11 +33,11 @@ PICKED = ("embed_tokens", "layers.0.mlp.down_proj", "layers.1.self_attn.q_proj",
 
 def merged(r, zoo):
     "Some tensors of a merge: embeddings, an MLP, attention, a norm."
-    jobs = jobs_of(r, zoo).made; out = []
+    tasks = checked_plan(r, zoo).tasks; out = []
     with Files() as files:
-        for n in jobs:
+        for n in tasks:
             if not any(p in n for p in PICKED): continue
-            x = open_input(jobs[n], files, True, "cpu")
+            x = open_input(tasks[n], files, True, "cpu")
             out.append(np.array(x.array if hasattr(x, "array") else x.bytes.view(np.float32)).ravel())
     return np.concatenate(out).astype(np.float64)
 
@@ -64,8 +64,8 @@ def test_recipes_of_one_print_merge_alike_and_the_print_finds_most_twins(zoo):
     rng, by_print, found = random.Random(3), defaultdict(list), 0
     for _ in range(900):
         r = drawn(rng)
-        if check_form(r): continue
-        same = by_print[canonical_print(r)]
+        if check_recipe_form(r): continue
+        same = by_print[merge_fingerprint(r)]
         if repr(r) not in {repr(x) for x in same}: same.append(r)
     for group in by_print.values():
         for other in group[1:2]:
@@ -81,16 +81,16 @@ def test_recipes_of_one_print_merge_alike_and_the_print_finds_most_twins(zoo):
 def test_merges_that_differ_in_one_number_have_another_print(zoo, method):
     base = "z" if method in BASED else None; two = ["a", "b"]
     own = dict(slerp=dict(t=.3)).get(method, {})
-    one = recipe(method, two, [1, 3], base, **own); x, seen = merged(one, zoo), {canonical_print(one)}
+    one = recipe(method, two, [1, 3], base, **own); x, seen = merged(one, zoo), {merge_fingerprint(one)}
     others = [recipe(method, two, [3, 1], base, **own), recipe(method, ["a", "c"], [1, 3], base, **own), recipe(method, two, [1, 3.1], base, **own),
               recipe(method, two, [[dict(filter="mlp", value=2), dict(value=1)], 3], base, **own),
               recipe(method, two, [1, 3], base, **own | (dict(scale=.5) if base and method not in ("model_stock", "sce") else {})),
               recipe(method, two, [1, 3], base, options=dict(seed=5), **own), recipe(method, [recipe("linear", two), "b"], [1, 3], base, **own)]
     for r in others:
-        same = canonical_print(r) == canonical_print(one)
+        same = merge_fingerprint(r) == merge_fingerprint(one)
         assert same <= close(x, merged(r, zoo)), r
         if not close(x, merged(r, zoo)): assert not same
-    assert any(canonical_print(r) != canonical_print(one) for r in others)
+    assert any(merge_fingerprint(r) != merge_fingerprint(one) for r in others)
 
 EQUAL = [
     (recipe("linear", ["a", "b"], [1, 3]), recipe("linear", ["b", "a"], [.75, .25])),
@@ -114,7 +114,7 @@ EQUAL = [
 
 @pytest.mark.parametrize("one, other", EQUAL, ids=lambda r: r.method)
 def test_twins_are_known_and_merge_alike(zoo, one, other):
-    assert canonical_print(one) == canonical_print(other) and one.fingerprint(zoo) != other.fingerprint(zoo)
+    assert merge_fingerprint(one) == merge_fingerprint(other) and one.fingerprint(zoo) != other.fingerprint(zoo)
     assert one.canonical_fingerprint(zoo) == other.canonical_fingerprint(zoo)
     assert close(merged(one, zoo), merged(other, zoo))
 
@@ -129,16 +129,16 @@ UNEQUAL = [
 
 @pytest.mark.parametrize("one, other", UNEQUAL, ids=lambda r: r.method)
 def test_what_only_looks_alike_is_told_apart(zoo, one, other):
-    assert canonical_print(one) != canonical_print(other)
+    assert merge_fingerprint(one) != merge_fingerprint(other)
     assert not close(merged(one, zoo), merged(other, zoo))
 
 def test_slices_and_stored_types_count():
     part = lambda m, w: MergeSlice((MergeSource(m, w, {}, (0, 1)), MergeSource("b", 1., {}, (0, 1))))
     one, other = (MergeRecipe("linear", slices=(part(a, 1.), part(b, 1.))) for a, b in ("ac", "ca"))
-    assert canonical_print(one) != canonical_print(other)
-    half = lambda **kw: canonical_print(recipe("linear", ["a", "b"], options=kw))
+    assert merge_fingerprint(one) != merge_fingerprint(other)
+    half = lambda **kw: merge_fingerprint(recipe("linear", ["a", "b"], options=kw))
     assert half(dtype="float16") == half(out_dtype="float16", dtype="float32") != half() != half(tokenizer="union")
-    union = lambda names, weights=None: canonical_print(recipe("linear", names, weights, options=dict(tokenizer="union")))
+    union = lambda names, weights=None: merge_fingerprint(recipe("linear", names, weights, options=dict(tokenizer="union")))
     assert union(["a", "b"]) != union(["a", "b", "c"], [1, 1, 0]), "a model of weight 0 brings its tokens"
     assert union(["a", "b"], [1, 1]) == union(["a", "b"], [2, 2])
 

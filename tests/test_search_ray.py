@@ -42,20 +42,20 @@ class Toy:
 def trials(r): return [(t.number, t.candidate, t.score, t.best) for t in r.trials]
 
 def test_the_same_as_here_under_the_same_seed(cluster, tmp_path):
-    room = tmp_path/"room"; room.mkdir(); score = Toy(room); args = "linear", "evolution", 14
-    there = search(["a", "b"], score, *args, executor="ray", run=tmp_path/"run")
+    room = tmp_path/"room"; room.mkdir(); score = Toy(room); how = dict(method="linear", strategy="evolution", budget=14)
+    there = search(["a", "b"], score, **how, executor="ray", run=tmp_path/"run")
     assert len(score.pids()) == 2 and str(os.getpid()) not in score.pids(), "both nodes worked, this process did not"
-    here = search(["a", "b"], score, *args)
+    here = search(["a", "b"], score, **how)
     assert trials(there) == trials(here) and there.winner == here.winner
-    again = search(["a", "b"], Toy(room), *args, run=tmp_path/"run") # what the cluster found goes on here
+    again = search(["a", "b"], Toy(room), **how, run=tmp_path/"run") # what the cluster found goes on here
     assert trials(again) == trials(here)
 
 def test_dead_actors_are_replaced_and_their_candidates_asked_again(cluster, tmp_path):
-    score = Toy(tmp_path, dies={.5: 1, .2: N_TRIES}); r = search(["a", "b"], score, "linear", "coefficient", 9, executor="ray")
+    score = Toy(tmp_path, dies={.5: 1, .2: N_TRIES}); r = search(["a", "b"], score, "linear", "coefficient", budget=9, executor="ray")
     asked = lambda w: [f for f in os.listdir(tmp_path) if f.startswith(w)]
     assert len(asked("0.500")) == 2 and len({f.rsplit(".", 1)[1] for f in asked("0.500")}) == 2, "asked again, by another process"
     assert [(t.number, t.failed.startswith(f"It took {N_TRIES} workers down")) for t in r.failed] == [(1, True)], "what kills every worker fails alone"
-    here = search(["a", "b"], Toy(tmp_path), "linear", "coefficient", 9)
+    here = search(["a", "b"], Toy(tmp_path), "linear", "coefficient", budget=9)
     assert [x for x in trials(r) if x[0] != 1] == [x for x in trials(here) if x[0] != 1] and r.winner == here.winner
 
 def test_workers_that_cannot_start_are_no_failed_trials(cluster):
@@ -66,9 +66,9 @@ def test_workers_that_cannot_start_are_no_failed_trials(cluster):
 def test_real_merges_and_answers_come_home(cluster, tmp_path):
     zoo, part = read_zoo("demo").subset(["a-sort", "a-reverse"]), load_suite("demo").only(["sort", "reverse"]).part("search", 10)
     home = CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))
-    there = search(zoo.names, home, "linear", "coefficient", 4, executor="ray")
+    there = search(zoo.names, home, "linear", "coefficient", budget=4, executor="ray")
     assert not home.live and all(home.known(t.candidate, 1.0) for t in there.trials), "nothing ran here, all is remembered here"
-    assert trials(there) == trials(search(zoo.names, CandidateScorer(zoo, part), "linear", "coefficient", 4))
+    assert trials(there) == trials(search(zoo.names, CandidateScorer(zoo, part), "linear", "coefficient", budget=4))
     with executors["ray"](home) as evaluate: # what is remembered is not sent out
         (_, outcome), = evaluate([Ask(there.trials[0].candidate)])
         assert not evaluate.actors and outcome.items
@@ -83,5 +83,5 @@ def test_workers_never_change_what_is_found(cluster, strategy):
             level = .9 - (w.get("b", 0) - .3)**2 - w.get("c", 0) * .5
             time.sleep(.02 * (hash(repr(c)) % 3))
             return first({"x": (np.random.default_rng(1).random(40) < level).astype(float)}, share)
-    here, there = (search(["a", "b", "c"], Many(), "linear", strategy, 12, executor=e) for e in ("local", "ray"))
+    here, there = (search(["a", "b", "c"], Many(), "linear", strategy, budget=12, executor=e) for e in ("local", "ray"))
     assert trials(here) == trials(there) and here.winner == there.winner and here.corrected == there.corrected

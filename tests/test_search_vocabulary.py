@@ -46,7 +46,7 @@ def suite(n=8):
 @pytest.mark.parametrize("method", ["linear", "ties", "slerp"])
 def test_a_tune_with_added_tokens_is_searched_attributed_and_merged(room, method, tmp_path):
     zoo = read_zoo([room/n for n in ("base", "plain", "chat", "odd")]); score = CandidateScorer(zoo, suite(), Store(tmp_path/"store.sqlite"))
-    r = search(zoo.names, score, method, "stepwise", 14, "base")
+    r = search(zoo.names, score, method, "stepwise", budget=14, base="base")
     assert r.tokenizer == "union" and list(r.aside) == ["odd"] and "reads other tokens than 'base'" in r.aside["odd"]
     assert r.trials and not r.failed, [t.failed for t in r.failed]
     used = [t.candidate for t in r.trials if "chat" in repr(t.candidate)]
@@ -70,18 +70,18 @@ def test_two_tunes_with_tokens_of_their_own_join_and_a_nested_union_keeps_them(r
     from transformers import AutoTokenizer
     t = AutoTokenizer.from_pretrained(made.path)
     assert [len(t(x).input_ids) for x in ("<im>", "<tool>", "w5")] == [2, 2, 2]
-    r = search(zoo.names, CandidateScorer(zoo, suite()), "linear", "average", 4, "base")
+    r = search(zoo.names, CandidateScorer(zoo, suite()), "linear", "average", budget=4, base="base")
     assert r.tokenizer == "union" and not r.aside and not r.failed and inner.tokenizer == "union"
 
 def test_what_is_wished_is_done_and_what_cannot_be_is_one_line(room):
     zoo = read_zoo([room/n for n in ("base", "plain", "odd")]); score = CandidateScorer(zoo, suite())
-    by_base = search(zoo.names, score, "linear", "average", 3, "base", tokenizer="base")
+    by_base = search(zoo.names, score, "linear", "average", budget=3, base="base", tokenizer="base")
     assert by_base.tokenizer == "base" and not by_base.aside and not by_base.failed
     two = zoo.subset(["base", "odd"])
-    with pytest.raises(InputError, match="reads other tokens than 'base'"): search(two.names, CandidateScorer(two, suite()), "linear", "average", 3, "base")
-    with pytest.raises(InputError, match="Did you mean 'base'"): search(zoo.names, score, "linear", "average", 3, "base", tokenizer="bsae")
+    with pytest.raises(InputError, match="reads other tokens than 'base'"): search(two.names, CandidateScorer(two, suite()), "linear", "average", budget=3, base="base")
+    with pytest.raises(InputError, match="Did you mean 'base'"): search(zoo.names, score, "linear", "average", budget=3, base="base", tokenizer="bsae")
 
 def test_members_that_read_alike_need_no_tokenizer(room):
     zoo = read_zoo([room/n for n in ("base", "plain")])
-    r = search(zoo.names, CandidateScorer(zoo, suite()), "linear", "average", 3, "base")
+    r = search(zoo.names, CandidateScorer(zoo, suite()), "linear", "average", budget=3, base="base")
     assert r.tokenizer is None and all(t.candidate.tokenizer is None for t in r.trials)

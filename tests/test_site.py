@@ -12,14 +12,15 @@ FAINT = """() => { // texts whose contrast to the colour behind them is under 4.
   const parse = c => { const m = c.match(/[\\d.]+/g).map(Number); return {rgb: m.slice(0, 3), a: m.length > 3 ? m[3] : 1} }
   const mix = (top, a, under) => top.map((v, i) => a * v + (1 - a) * under[i])
   const light = rgb => { const [r, g, b] = rgb.map(v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b }
-  const behind = e => { const all = []; for (; e; e = e.parentElement) all.push(parse(getComputedStyle(e).backgroundColor))
-    return all.reverse().reduce((under, c) => mix(c.rgb, c.a, under), [255, 255, 255]) }
-  const faded = e => { let o = 1; for (; e; e = e.parentElement) o *= +getComputedStyle(e).opacity; return o }
+  const known = f => { const seen = new Map(); return e => { if (!seen.has(e)) seen.set(e, f(e)); return seen.get(e) } } // once per element
+  const style = known(e => getComputedStyle(e))
+  const behind = known(e => { const c = parse(style(e).backgroundColor); return mix(c.rgb, c.a, e.parentElement ? behind(e.parentElement) : [255, 255, 255]) })
+  const faded = known(e => +style(e).opacity * (e.parentElement ? faded(e.parentElement) : 1))
   const found = new Set()
   for (const e of document.querySelectorAll('main *, nav *, header *')) {
     if (e.closest('svg, .plotly-graph-div, math, button') || !e.checkVisibility() || !e.getClientRects().length) continue
     if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue
-    const bg = behind(e), ink = parse(getComputedStyle(e).color), a = light(mix(ink.rgb, ink.a * faded(e), bg)), b = light(bg)
+    const bg = behind(e), ink = parse(style(e).color), a = light(mix(ink.rgb, ink.a * faded(e), bg)), b = light(bg)
     const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05)
     if (ratio < 4.5 && faded(e) > .1) found.add(`${e.tagName}.${e.className} '${e.textContent.trim().slice(0, 30)}' ${ratio.toFixed(1)}`)
   }
@@ -30,22 +31,39 @@ def home():
     "The site on 127.0.0.1: search reads a file, which browsers allow over HTTP only."
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args): pass
+        def end_headers(self): # what pages share is fetched and compiled once
+            self.send_header("Cache-Control", "max-age=3600")
+            super().end_headers()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_page(chromium, home, scheme): # noqa: F811
+SWITCHED = """dark => (!!document.querySelector('html.quarto-dark, body.quarto-dark') === dark || !document.querySelector('.quarto-color-scheme'))
+  && [...document.querySelectorAll('link[rel=stylesheet]')].every(l => l.media === 'not all' || l.sheet)
+  && !document.getAnimations().some(a => a.playState === 'running')""" # colours that fade are awaited
+
+@pytest.mark.parametrize("first", ["light", "dark"])
+def test_every_page(chromium, home, first): # noqa: F811
+    "Each page is opened once, half of them in each scheme and at each width, and measured in both schemes at both."
     pages = sorted(str(p.relative_to(site)) for p in site.rglob("*.html")); wrong = []
     assert {"index.html", "start.html", "gallery.html", "faq.html", "how_it_compares.html", "changelog.html", "06_merging/merge.html"} <= set(pages)
-    with watched(chromium, home, color_scheme=scheme) as page:
-        for name in pages:
-            page.set_viewport_size(dict(width=1280, height=900)); page.goto(f"{home}/{name}")
+    second = dict(light="dark", dark="light")[first]
+    with watched(chromium, home, color_scheme=first) as page:
+        def dress(scheme):
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_function(SWITCHED, arg=scheme == "dark")
+        def measure(name, scheme, width):
+            if width == 1280: wrong.extend(f"{name}, {scheme}: {f}" for f in page.evaluate(FAINT))
+            elif (wide := page.evaluate("() => document.documentElement.scrollWidth")) > 400: wrong.append(f"{name}, {scheme}, is {wide} wide at 400")
+        for i, name in enumerate(pages[first == "dark"::2]):
+            widths = (400, 1280) if i % 2 else (1280, 400) # it opens at the width at which the last one ended
+            page.set_viewport_size(dict(width=widths[0], height=900)); page.goto(f"{home}/{name}")
             page.wait_for_function(DRAWN)
-            wrong += [f"{name}, {scheme}: {f}" for f in page.evaluate(FAINT)]
-            page.set_viewport_size(dict(width=400, height=900))
-            if (wide := page.evaluate("() => document.documentElement.scrollWidth")) > 400: wrong.append(f"{name} is {wide} wide at 400")
+            measure(name, first, widths[0])
+            dress(second); measure(name, second, widths[0])
+            page.set_viewport_size(dict(width=widths[1], height=900)); measure(name, second, widths[1])
+            dress(first); measure(name, first, widths[1])
     assert not wrong, "\n".join(wrong)
 
 def test_gallery_is_live(chromium, home): # noqa: F811

@@ -5,7 +5,7 @@ from scipy.linalg import polar
 from model_glue_nb.core import InputError
 from model_glue_nb.merging.merge import merge
 from model_glue_nb.merging.methods import try_method
-from model_glue_nb.merging.planner import check_recipe
+from model_glue_nb.merging.planner import check_merge_recipe
 from model_glue_nb.merging.recipes import recipe, require_form
 from model_glue_nb.zoo.zoo import tiny_zoo
 
@@ -89,7 +89,7 @@ def test_few_directions_are_not_filled_up():
 def test_from_files(method, tmp_path):
     "The engine hands each tensor over whole, and what it writes is what the function gives."
     zoo = tiny_zoo(tmp_path/"zoo", ["base", "a", "b"]); r = recipe(method, ["a", "b"], [.6, 1.1], base="base", scale=.9)
-    assert not check_recipe(r, zoo)
+    assert not check_merge_recipe(r, zoo)
     out, read = merge(r, zoo, tmp_path/"out"), lambda m, k: m.load().model.state_dict()[k].float().numpy()
     for k in ("model.layers.0.mlp.up_proj.weight", "model.layers.1.input_layernorm.weight", "model.embed_tokens.weight"):
         wanted = try_method(method, [read(zoo[n], k) for n in "ab"], read(zoo["base"], k), weight=[.6, 1.1], scale=.9)

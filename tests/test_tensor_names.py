@@ -93,8 +93,8 @@ def test_our_steps_are_transformers_steps():
     from transformers.core_model_loading import WeightRenaming
     for i, (kind, sources, targets, *_) in all_facts()["steps"].items():
         if kind != "rename": continue
-        from model_glue_nb.checkpoints.tensor_names import Step, renamed
-        ours, theirs = Step("rename", sources, targets), WeightRenaming(list(sources), list(targets))
+        from model_glue_nb.checkpoints.tensor_names import NameStep, renamed
+        ours, theirs = NameStep("rename", sources, targets), WeightRenaming(list(sources), list(targets))
         for text in ("model.layers.3.attn.proj.weight", "visual.blocks.1.norm1.bias", *sources, *targets):
             name = text.replace("\\.", ".").replace("^", "").replace("(\\d+)", "7").replace("\\d+", "7")
             assert renamed(ours, name) == theirs.rename_source_key(name)[0], (i, name)

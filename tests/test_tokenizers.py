@@ -3,7 +3,7 @@ import json, random, shutil
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from model_glue_nb.checkpoints.vocabularies import difference, tokenizer_identity
+from model_glue_nb.checkpoints.vocabularies import tokenizer_difference, tokenizer_identity
 from model_glue_nb.core import InputError
 from model_glue_nb.merging.merge import merge
 from model_glue_nb.merging.recipes import recipe
@@ -50,9 +50,9 @@ def older(t):
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_releases_write_one_tokenizer(kind, tmp_path):
     t = KINDS[kind](TEXTS); a, b = saved(t, tmp_path/"a"), rewritten(saved(t, tmp_path/"b"), older)
-    assert tokenizer_identity(a).fingerprint == tokenizer_identity(b).fingerprint
+    assert tokenizer_identity(a).fingerprint() == tokenizer_identity(b).fingerprint()
     other = saved(KINDS[kind](TEXTS + OTHER), tmp_path/"c")
-    assert difference(tokenizer_identity(a), tokenizer_identity(other))
+    assert tokenizer_difference(tokenizer_identity(a), tokenizer_identity(other))
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("added", [(), ("<x>",), ("<x>", "<y>")])
@@ -76,7 +76,7 @@ def changed(t):
 def test_what_changes_ids_is_seen(which, tmp_path):
     t = byte_level(TEXTS); one = tokenizer_identity(saved(t, tmp_path/"a"))
     two = tokenizer_identity(rewritten(saved(t, tmp_path/"b"), changed(t)[which]))
-    assert one.fingerprint != two.fingerprint and difference(one, two)
+    assert one.fingerprint() != two.fingerprint() and tokenizer_difference(one, two)
 
 @pytest.mark.parametrize("change", [
     lambda t: t.update(padding=dict(strategy="BatchLongest", direction="Left", pad_to_multiple_of=None, pad_id=0, pad_type_id=0, pad_token="<s>")),
@@ -84,14 +84,14 @@ def test_what_changes_ids_is_seen(which, tmp_path):
     lambda t: t.update(decoder=None), lambda t: t["pre_tokenizer"].update(trim_offsets=False), lambda t: t["model"].update(dropout=None)])
 def test_what_saving_rewrites_is_not(change, tmp_path):
     t = byte_level(TEXTS)
-    assert tokenizer_identity(saved(t, tmp_path/"a")).fingerprint == tokenizer_identity(rewritten(saved(t, tmp_path/"b"), change)).fingerprint
+    assert tokenizer_identity(saved(t, tmp_path/"a")).fingerprint() == tokenizer_identity(rewritten(saved(t, tmp_path/"b"), change)).fingerprint()
 
 def test_vocabulary_and_merges_stand_for_the_whole(tmp_path):
     t = byte_level(TEXTS); fast = saved(t, tmp_path/"fast"); slow = tmp_path/"slow"; slow.mkdir()
     t.model.save(str(slow)); shutil.copy(fast/"tokenizer_config.json", slow)
-    assert tokenizer_identity(slow).fingerprint == tokenizer_identity(fast).fingerprint
+    assert tokenizer_identity(slow).fingerprint() == tokenizer_identity(fast).fingerprint()
     lines = (slow/"merges.txt").read_text().splitlines(); (slow/"merges.txt").write_text("\n".join(lines[:-1]) + "\n")
-    assert tokenizer_identity(slow).fingerprint != tokenizer_identity(fast).fingerprint
+    assert tokenizer_identity(slow).fingerprint() != tokenizer_identity(fast).fingerprint()
 
 def sentencepiece_model(folder, kind, **more):
     import sentencepiece as spm
@@ -114,7 +114,7 @@ def test_sentencepiece_pairs_equal_their_conversion(tmp_path):
     (home/"tokenizer_config.json").write_text(json.dumps(settings))
     LlamaTokenizer.from_pretrained(home).save_pretrained(tmp_path/"fast")
     slow, fast = tokenizer_identity(home), tokenizer_identity(tmp_path/"fast")
-    assert (slow.file, fast.file) == ("tokenizer.model", "tokenizer.json") and difference(slow, fast) == ""
+    assert (slow.file, fast.file) == ("tokenizer.model", "tokenizer.json") and tokenizer_difference(slow, fast) == ""
 
 PLACES = ["tokenizer.json", "added_tokens_decoder", "added_tokens.json"]
 @pytest.mark.parametrize("place", PLACES)
@@ -127,13 +127,13 @@ def test_added_tokens_in_three_places(place, tmp_path):
     else: (home/"tokenizer_config.json").write_text(json.dumps(config | dict(added_tokens_decoder={i: bare | dict(content=k) for k, i in words.items()})))
     one = tokenizer_identity(home)
     assert words.items() <= one.tokens.items() and one.tokens == AutoTokenizer.from_pretrained(home).get_vocab()
-    assert one.fingerprint == tokenizer_identity(saved(t, tmp_path/"b", "<x>", "<y>")).fingerprint
-    assert "'<x>' has the id" in difference(one, tokenizer_identity(saved(t, tmp_path/"c", "<y>", "<x>")))
+    assert one.fingerprint() == tokenizer_identity(saved(t, tmp_path/"b", "<x>", "<y>")).fingerprint()
+    assert "'<x>' has the id" in tokenizer_difference(one, tokenizer_identity(saved(t, tmp_path/"c", "<y>", "<x>")))
 
 def test_files_that_change_are_read_again(tmp_path):
-    home = saved(byte_level(TEXTS), tmp_path/"a"); before = tokenizer_identity(home).fingerprint
+    home = saved(byte_level(TEXTS), tmp_path/"a"); before = tokenizer_identity(home).fingerprint()
     rewritten(home, lambda t: t.update(normalizer=dict(type="Lowercase")))
-    assert tokenizer_identity(home).fingerprint != before
+    assert tokenizer_identity(home).fingerprint() != before
 
 def test_odd_shapes_are_input_errors(tmp_path):
     refused = sum(odd_shape(seed, tmp_path/str(seed)) for seed in range(300))

@@ -100,4 +100,4 @@ def test_an_adapter_may_bring_the_weight_that_it_changes(tmp_path):
     assert np.allclose(plain, base.values("model.embed_tokens.weight") + change, atol=1e-4)
     brought = values(adapter(tmp_path/"own", base, lora_embedding_A=down, lora_embedding_B=up, **{"base_layer.weight": own}))
     assert np.allclose(brought, own.numpy() + change, atol=1e-4)
-    with pytest.raises(InputError, match="is not whole"): adapter(tmp_path/"half", base, lora_embedding_B=up)
+    with pytest.raises(InputError, match="is incomplete"): adapter(tmp_path/"half", base, lora_embedding_B=up)

@@ -5,27 +5,27 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from model_glue_nb.benchmarking.intervals import Items, mean_interval, mean_score, oracle_question, oracle_task, paired_gain, rank_models, task_weights
+from model_glue_nb.benchmarking.intervals import ItemScores, mean_interval, mean_score, oracle_question, oracle_task, paired_gain, rank_models, task_weights
 from model_glue_nb.gluing import comparison
 from model_glue_nb.mixing.learners import question_weights
-from model_glue_nb.mixing.selection import best_set, by_question, by_task, climb, held_out_scores, lab_row, load_facts
+from model_glue_nb.mixing.selection import best_set, by_question, split_by_task, climb, held_out_scores, lab_row, load_facts
 from model_glue_nb.mixing.selection import neighbours, select_experts
 
 SHARES = dict(x=3., y=1.)
 
-def items(x, y, shares=SHARES): return Items(dict(x=np.array(x, float), y=np.array(y, float)), shares)
+def items(x, y, shares=SHARES): return ItemScores(dict(x=np.array(x, float), y=np.array(y, float)), shares)
 
 A, B = items([1, 1, 0, 0, 1], [0, 0, 1]), items([0, 1, 0, 0, 1], [1, 1, 0])
 
 def test_means_are_over_tasks_and_weighted():
     assert task_weights(A).tolist() == [.75, .25] and mean_score(A) == pytest.approx(.75 * .6 + .25 / 3)
-    assert mean_score(Items(dict(A), {})) == pytest.approx((.6 + 1 / 3) / 2)
+    assert mean_score(ItemScores(dict(A), {})) == pytest.approx((.6 + 1 / 3) / 2)
     assert task_weights(items([1], [1], dict(x=0., y=0.))).tolist() == [.5, .5]
     assert mean_interval(A).mean == pytest.approx(mean_score(A))
 
 def test_gains_are_ours_less_theirs_by_the_weights():
     gain = .75 * .2 - .25 / 3
-    for ours, theirs in ((A, B), (A, Items(dict(B))), (Items(dict(A)), B)): assert paired_gain(ours, theirs).mean == pytest.approx(gain)
+    for ours, theirs in ((A, B), (A, ItemScores(dict(B))), (ItemScores(dict(A)), B)): assert paired_gain(ours, theirs).mean == pytest.approx(gain)
     assert paired_gain(B, A).mean == pytest.approx(-gain)
     low, high = items([0, 1] * 30, [0] * 30), items([0, 1] * 30, [1, 0, 1] * 10)
     told = paired_gain(high, low)
@@ -50,7 +50,7 @@ def test_ranks_come_best_first():
 def test_questions_and_tasks_are_two_views():
     values, task = by_question(dict(a=A, b=B), ["b", "a"])
     assert values.shape == (8, 2) and values[0].tolist() == [0, 1] and task.tolist() == [0] * 5 + [1] * 3
-    again = by_task(values[:, 1], A)
+    again = split_by_task(values[:, 1], A)
     assert again.weights == SHARES and all((again[t] == A[t]).all() for t in A)
 
 VALUE = {(0,): .5, (1,): .4, (2,): .3, (0, 1): .505, (0, 2): .502, (1, 2): .45, (0, 1, 2): .508}

@@ -48,7 +48,7 @@ def test_doctor_names_every_member(wild, capfd, monkeypatch):
     assert len(table) == len(list(zoo.iterdir())) >= 35
     assert table.problem[BROKEN].astype(bool).all(), table.problem[BROKEN]
     assert not table.problem[SOUND].astype(bool).any(), table.problem[SOUND].loc[lambda p: p.astype(bool)]
-    assert "quantised" in table.notes["gptq"] + table.problem["gptq"]
+    assert "quantized" in table.notes["gptq"] + table.problem["gptq"]
     same = table.group[["base", "sharded", "stale-index", "saved-by-4", "fp16", "consolidated"]]
     assert same.nunique() == 1 and table.group["mixtral"] == table.group["mixtral-fused"] != same.iloc[0]
 

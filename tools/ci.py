@@ -1,19 +1,21 @@
-"""Everything that is checked, stage by stage, stopping at the first failure.
+"""Everything that is checked, in two lanes of stages side by side, stopping at the first failure.
 
     python tools/ci.py                 all stages
     python tools/ci.py pytest docs     only these
 """
-import argparse, os, subprocess, sys, tempfile, time
-from contextlib import ExitStack
+import argparse, os, signal, subprocess, sys, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 
 root = Path(__file__).resolve().parents[1]
-env = os.environ | dict(OMP_WAIT_POLICY="passive", LOKY_MAX_CPU_COUNT="1", # two test processes have both cores
+env = os.environ | dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", LOKY_MAX_CPU_COUNT="1", # two test processes have both cores
                         HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DO_NOT_TRACK="1",
                         PYTHONPATH=os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
                         PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 run, pytest = [sys.executable], [sys.executable, "-m", "pytest", "-q", "--timeout=600", "--durations=12", "--durations-min=5"]
-two = ["-n", "2", "--dist", "loadfile"] # a file's tests share what is dear to make
+two = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"] # a file's tests share what is dear to make; conftest orders the files
 STAGES = dict(
     sync    = ("notebooks are clean and exported", run + ["tools/check_notebooks.py"]),
     nbdev   = ("notebook tests", run + ["tools/notebook_tests.py"]),
@@ -22,42 +24,75 @@ STAGES = dict(
     site    = ("the site in a real browser", pytest + ["-m", "browser", "-n", "2", "tests/test_site.py"]),
     pytest  = ("laws and faults", pytest + two),
 )
-BESIDE = dict(docs="browser") # each of the two has long waits, and one core is enough for it
+FIRST = "sync" # quick, and what it finds would be found again by all others
+LANES = [["nbdev", "pytest"], ["docs", "browser", "site"]] # side by side; the first uses both cores, the second what is left of them
 
-def stages(
-    chosen, # Names, in order
+class Failed(Exception): pass
+
+class Board:
+    "What runs now; prints what a stage said when it has ended."
+    def __init__(self, n): self.n, self.done, self.running, self.lock, self.stop = n, 0, {}, Lock(), False
+
+    def start(self, name, words):
+        with self.lock:
+            if self.stop: raise Failed(name)
+            print(f"== {name} starts: {STAGES[name][0]}", flush=True)
+            job = subprocess.Popen(STAGES[name][1], cwd=root, env=env, stdout=words, stderr=subprocess.STDOUT, start_new_session=True)
+            self.running[name] = job
+        return job
+
+    def end(self, name, words, seconds, code):
+        with self.lock:
+            del self.running[name]
+            words.seek(0)
+            said = words.read().decode(errors="replace")
+            self.done += 1
+            print(f"\n== {self.done}/{self.n} {name}: {STAGES[name][0]}\n{said}", end="")
+            how = "ok" if not code else "stopped" if self.stop else "FAILED"
+            print(f"== {name} {how} in {seconds:.0f} s", flush=True)
+            if code: self.stop_all()
+        if code: raise Failed(name)
+
+    def stop_all(self):
+        "End what still runs, with the processes that it started."
+        self.stop = True
+        for job in self.running.values():
+            with suppress(ProcessLookupError): os.killpg(job.pid, signal.SIGTERM)
+
+def run_lane(
+    names, # Of stages, in order
+    board, # `Board`
 ):
-    "Stages that run together: most alone, some in twos."
-    left = list(chosen)
-    while left:
-        group = [left.pop(0)]
-        if left and BESIDE.get(group[0]) == left[0]: group.append(left.pop(0))
-        yield group
+    "Run stages one after another."
+    for name in names:
+        with tempfile.TemporaryFile() as words:
+            began = time.time()
+            code = board.start(name, words).wait()
+            board.end(name, words, time.time() - began, code)
 
-def together(
-    group, # Names
-): # Of those that failed
-    "Run stages side by side; the words of the first are seen as they come, those of another when it has ended."
-    began = time.time()
-    with ExitStack() as stack:
-        words = [None] + [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in group[1:]]
-        jobs = [subprocess.Popen(STAGES[n][1], cwd=root, env=env, stdout=w, stderr=w and subprocess.STDOUT) for n, w in zip(group, words)]
-        for name, job, out in zip(group, jobs, words):
-            code = job.wait()
-            if out: out.seek(0); print(f"\n== {name}: {STAGES[name][0]}\n{out.read()}", end="", flush=True)
-            print(f"== {name} {'FAILED' if code else 'ok'} in {time.time() - began:.0f} s", flush=True)
-            if code: yield name
+def run_all(
+    chosen, # Names of stages
+):
+    "Run the first stage, then the lanes side by side, until all is done or something fails."
+    board = Board(len(chosen))
+    lanes = [[n for n in lane if n in chosen] for lane in LANES]
+    try:
+        run_lane([n for n in chosen if n == FIRST], board)
+        with ThreadPoolExecutor(len(lanes)) as pool:
+            try: list(pool.map(lambda lane: run_lane(lane, board), lanes))
+            except BaseException: # the pool waits for its lanes
+                board.stop_all()
+                raise
+    except Failed: sys.exit(1)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"any of {', '.join(STAGES)}; all when none is given")
     chosen = parser.parse_args().stages or list(STAGES)
     if wrong := [s for s in chosen if s not in STAGES]: parser.error(f"there is no stage '{wrong[0]}'; known: {', '.join(STAGES)}")
-    began, done = time.time(), 0
-    for group in stages(chosen):
-        print(f"\n== {done + 1}/{len(chosen)} {group[0]}: {STAGES[group[0]][0]}" + "".join(f" (beside it: {n})" for n in group[1:]), flush=True)
-        if list(together(group)): sys.exit(1)
-        done += len(group)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    began = time.time()
+    run_all(chosen)
     print(f"\nAll {len(chosen)} stages ok in {time.time() - began:.0f} s", flush=True)
 
 if __name__ == "__main__": main()

@@ -97,7 +97,7 @@ def rooms(stage):
     folder = next(f for f, *_ in stages() if f[3:] == stage)
     files = [f for f in sorted((root/"nbs"/folder).glob("*.ipynb")) if not f.name.startswith("00_")]
     rows = [f"| [{lower(head(f)[0])}]({f.name}) | {head(f)[1]} |" for f in files]
-    return "\n".join(["| room | what it is about |", "|---|---|", *rows])
+    return "\n".join(["| module | what it is about |", "|---|---|", *rows])
 
 def imported(
     path, # Of a module

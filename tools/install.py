@@ -12,7 +12,7 @@ def pip(*args):
     "Run pip in .venv; its words are shown only when it fails."
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore", *args]
     done = subprocess.run(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode: sys.exit(f"{done.stdout}\ninstall: pip failed, see above. Repair that and run the same command again; it goes on from here.")
+    if done.returncode: sys.exit(f"{done.stdout}\ninstall: pip failed, see above. Repair that and run the same command again; it continues from here.")
 
 def make_venv():
     "A virtual environment whose pip answers."

@@ -32,12 +32,29 @@ def mutants(rooms=()):
 
 def module_of(room, root=ROOT): return root/PACKAGE/f"{room.replace('.', '/')}.py"
 
+WORD = re.compile(r"\w+|[^\w\s]")
+
+def pattern_of(old):
+    "A change's text as an expression that doesn't see where lines are broken: `a; b` is also `a` above `b`."
+    words, gaps, margin = WORD.findall(old), [], old[:len(old) - len(old.lstrip())] # a margin says which of two lines is meant
+    for a, b in zip(words, words[1:]):
+        both = re.match(r"\w", a[-1]) and re.match(r"\w", b)
+        gaps.append(r"\s+" if both else r"\s*")
+    parts = [r";?" if w == ";" else re.escape(w) for w in words]
+    return re.compile(margin + "".join(p + g for p, g in zip(parts, [*gaps, ""])))
+
+def places(text, old): return list(pattern_of(old).finditer(text))
+
+def replaced(text, mutant):
+    "A text with the change made, wherever its place is laid out over several lines."
+    return pattern_of(mutant.old).sub(lambda _: mutant.new, text)
+
 def out_of_step(all_mutants):
     "What is wrong with the list: a text that does not stand once in its module, a test that isn't there, a change twice."
     seen = set()
     for m in all_mutants:
         name = f"{m.room}: {m.old!r}"
-        count = module_of(m.room).read_text().count(m.old) if module_of(m.room).exists() else 0
+        count = len(places(module_of(m.room).read_text(), m.old)) if module_of(m.room).exists() else 0
         if count != 1: yield f"{name} occurs {count} times"
         if "\n" in m.old + m.new or m.old == m.new: yield f"{name} isn't a change of one line"
         if (m.room, m.old, m.new) in seen: yield f"{name} stands there twice"
@@ -109,7 +126,7 @@ class changed:
     def __init__(self, tree, mutant): self.file, self.mutant = module_of(mutant.room, tree), mutant
     def __enter__(self):
         self.text = self.file.read_text()
-        self.file.write_text(self.text.replace(self.mutant.old, self.mutant.new))
+        self.file.write_text(replaced(self.text, self.mutant))
         self.aside = bytecode(self.file).rename(self.file.with_suffix(".aside"))
     def __exit__(self, *_):
         self.file.write_text(self.text)
@@ -130,7 +147,7 @@ def run_notebook(path, mutant):
         if cell.cell_type != "code" or "nbdev_export(" in cell.source: continue
         if directives.get("eval:", [""])[0].lower() == "false" or {"slow", "gpu"} & directives.keys(): continue
         if own and {"export", "exporti", "exports"} & directives.keys():
-            cell.source = cell.source.replace(mutant.old, mutant.new)
+            cell.source = replaced(cell.source, mutant)
         shell.cell(cell)
         if shell.exc: return f"{path.parent.name}/{path.name} cell {number}: {type(shell.exc).__name__}: {shell.exc}"
 

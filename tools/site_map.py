@@ -48,7 +48,7 @@ def tutorials():
     "Walkthroughs in reading order, each with what it tells."
     rows = [f"| {i} | [**{head(f)[0]}**]({f}) | {head(f)[1]} |"
             for i, f in enumerate((f for f in sections()["Tutorials"] if f.startswith("tutorials/")), 1)]
-    return "\n".join(["| | walkthrough | what it tells |", "|---|---|---|", *rows])
+    return "\n".join(["| | walkthrough | what it shows |", "|---|---|---|", *rows])
 
 def screens(only=""):
     "Pictures of screens in nbs/assets, each named for what it shows."

@@ -10,7 +10,7 @@ from .. import _face
 
 # %% ../../nbs/04_benchmarking/00_overview.ipynb #fc038c9e
 FACE = {
-    "intervals": "Items task_weights oracle_question oracle_task",
+    "intervals": "ItemScores task_weights oracle_question oracle_task",
     "suites": "Task Question",
     "harness": "as_lm_eval",
     "scores": "ask_zoo scores_table known_items",

@@ -12,7 +12,7 @@ from .. import _face
 FACE = {
     "headers": "TensorInfo read_header",
     "architectures": "effective_config",
-    "content": "content_print",
+    "content": "content_fingerprint",
     "vocabularies": "tokenizer_identity",
     "checkpoint": "ZooModel read_card",
 }

@@ -17,8 +17,8 @@ from .app import AS_JSON, ZOO, app, progress_bar, say, show, tell_skipped
 def bench(
     zoo:str=ZOO,
     grid:str=typer.Option("small", help="tiny, small, full, or a YAML file."),
-    out:Path=typer.Option(..., help="Run folder for the tables; an interrupted run goes on there."),
-    suite:str=typer.Option(None, help="Another suite than the grid's: a name or a YAML file."),
+    out:Path=typer.Option(..., help="Run folder for the tables; an interrupted run continues there."),
+    suite:str=typer.Option(None, help="A suite other than the grid's: a name or a YAML file."),
     workers:int=typer.Option(None, min=1, help="Processes; one per core for small models, else one."),
     allow_code:bool=typer.Option(False, "--allow-code-execution", help="Run generated code, in a sandbox."),
     as_json:bool=AS_JSON,
@@ -29,7 +29,8 @@ def bench(
     from model_glue_nb.experiments.figures import write_figures
     from model_glue_nb.experiments.grids import read_grid
     g = read_grid(grid); g = replace(g, suite=suite) if suite else g
-    with progress_bar() as progress: run = run_bench(zoo, g, out, progress, workers, allow_code)
+    with progress_bar() as progress:
+        run = run_bench(g, zoo, out, progress=progress, workers=workers, allow_code=allow_code)
     tell_skipped(run.read_json("zoo")["skipped"])
     figures, told = write_figures(run), run.read_table("claims")
     tables = [run.read_table(n) for n in ("merging", "mixture")]

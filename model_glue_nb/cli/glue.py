@@ -20,20 +20,20 @@ def mix(
     dry_run:bool=typer.Option(False, help="Check everything and say what would be written."),
     overwrite:bool=typer.Option(False, help="Replace an existing folder."),
     verify:bool=typer.Option(None, "--verify/--no-verify",
-                             help="Compute with the result before it is kept; default: where it is small."),
+                             help="Run the result before it gets its name; default: if it is small."),
     as_json:bool=AS_JSON,
 ):
     "Experts behind a router, at model, block or FFN level."
     from model_glue_nb.mixing.mixture import mix, plan_mixture, read_mixture
     spec, zoo, suite = read_mixture(mixture)
     if dry_run: return show(plan_mixture(spec, zoo), f"{mixture}: level {spec.level}", as_json)
-    model = mix(spec, out, zoo, suite, overwrite=overwrite, verify=verify)
+    model = mix(spec, zoo, out, suite, overwrite=overwrite, verify=verify)
     say(f"{model.path}: {len(spec.experts)} experts. Load it with {how_to_load(model.path)}.")
 
 def how_to_load(
     folder:Path, # A model or a mixture
 )->str: # Python
-    "What opens a folder: plain transformers where all stands in one checkpoint."
+    "Code that opens a folder: plain transformers where it is one checkpoint."
     if not (folder/"config.json").exists(): return "model_glue_nb.zoo.zoo.open_model(folder).load()"
     code = ", trust_remote_code=True" if (folder/"mixture.json").exists() else ""
     return f"AutoModelForCausalLM.from_pretrained(folder{code})"
@@ -42,10 +42,9 @@ def how_to_load(
 @app.command()
 def run(
     recipe:Path=typer.Argument(help="A recipe, such as recipes/demo.yaml."),
-    out:Path=typer.Option(..., help="Run folder; an interrupted run goes on there."),
+    out:Path=typer.Option(..., help="Run folder; an interrupted run continues there."),
     dry_run:bool=typer.Option(False, help="Check everything and say what would be done."),
-    resume:bool=typer.Option(False, help="Accepted for clarity: a run always goes on where it was."),
-    dtype:str=typer.Option(None, help="What models are computed in, instead of the recipe's dtype."),
+    dtype:str=typer.Option(None, help="Dtype to run models in, instead of the recipe's."),
     store:str=typer.Option("machine", envvar="MODEL_GLUE_STORE",
                            help="Answers shared with other runs: machine, none, or a file."),
     as_json:bool=AS_JSON,
@@ -57,11 +56,11 @@ def run(
     if dtype: r = read_recipe(asdict(r) | dict(dtype=dtype))
     shared = shared_store(store)
     if dry_run:
-        from model_glue_nb.gluing.dry_run import plan_run
-        title = f"{recipe}: what would be done at most, minutes on one core as far as is known"
-        return show(plan_run(r, shared), title, as_json)
+        from model_glue_nb.gluing.dry_run import estimate_run
+        title = f"{recipe}: the most that would be done, in minutes on one core where known"
+        return show(estimate_run(r, shared), title, as_json)
     from model_glue_nb.gluing.pipeline import glue
-    with progress_bar() as progress: done = glue(r, out, progress, shared)
+    with progress_bar() as progress: done = glue(r, out, progress=progress, store=shared)
     from model_glue_nb.reporting.dashboard import write_report
     report = write_report(done, renew=False); tell_skipped(done.read_json("zoo")["skipped"])
     table = done.read_table("comparison")
@@ -86,7 +85,7 @@ def time_by_stage(
 def in_words(
     comparison, # comparison.csv
 ): # DataFrame that fits a terminal: points with intervals, parameters in all and per question
-    "The comparison as a person reads it."
+    "The comparison in readable form."
     import pandas as pd
     points = lambda x, low, high, sign: f"{100*x:{sign}.1f} [{100*low:{sign}.1f}, {100*high:{sign}.1f}]"
     known = lambda t: t.params_total == t.params_total

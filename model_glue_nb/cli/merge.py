@@ -16,7 +16,7 @@ from .app import (AS_JSON, app, byte_bar, cell, n_bytes, progress_bar, say, sett
 
 # %% ../../nbs/13_cli/04_merge.ipynb #1db6221e
 def tell_note(
-    text:str, # What the plan noticed without refusing
+    text:str, # Something that the plan noticed but accepted
 ):
     "One note, beside the results."
     say(f"note: {text}", err=True)
@@ -31,7 +31,7 @@ def merge(
     device:str=typer.Option("auto", help="Where to compute: auto, cpu, cpu-torch, cuda, …"),
     dry_run:bool=typer.Option(False, "--dry-run", help="Check everything and say what it would cost."),
     verify:bool=typer.Option(False, "--verify/--no-verify",
-                             help="Load the result with transformers before it is kept."),
+                             help="Load the result with transformers before it gets its name."),
     as_json:bool=AS_JSON,
 ):
     "One merge, streamed from disk to disk."
@@ -75,14 +75,13 @@ def search(
     suite:str=typer.Option("demo"),
     budget:str=typer.Option("60", help="Per cluster: evaluations (60), questions (5000q) or seconds (90s)."),
     threshold:float=typer.Option(0.95, help="Least mean similarity within a cluster."),
-    questions:int=typer.Option(0, help="At most so many search questions per task; 0: all."),
+    questions:int=typer.Option(0, help="Most search questions per task; 0: all."),
     option:list[str]=typer.Option([], help="A setting of the strategy, such as layer_groups=4; repeatable."),
     seed:int=typer.Option(0, help="Of strategies that draw."),
     executor:str=typer.Option("auto", help="auto, local, processes or ray."),
-    resume:bool=typer.Option(False, help="Accepted for clarity: a search always goes on where it was."),
     as_json:bool=AS_JSON,
 ):
-    "Search the best merge of every cluster, and tell on unseen questions what it won."
+    "Search for the best merge of every cluster, and measure its gain on unseen questions."
     from model_glue_nb.gluing.recipe import begin, read_recipe
     from model_glue_nb.gluing.steps import search_clusters
     how = dict(methods=[method], strategy=strategy, executor=executor, options=settings(option),

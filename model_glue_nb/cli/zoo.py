@@ -25,7 +25,7 @@ def doctor(
     from model_glue_nb.mergeability.doctor import examine_zoo, members_table, pairs_table
     cases = examine_zoo(zoo, deep); table = members_table(cases)
     brief = table["model group heads params dtype tokenizer base problem notes".split()]
-    brief = brief.loc[:, [c for c in brief if table[c].astype(bool).any()]] # columns that say something
+    brief = brief.loc[:, [c for c in brief if table[c].astype(bool).any()]] # columns with content
     shown = pairs_table(cases) if pairs else table if as_json else brief
     show(shown, f"{zoo}: {len(table)} models, {table.group.nunique()} groups that could be averaged", as_json)
     if table.group.isna().all(): raise typer.Exit(2)
@@ -35,9 +35,9 @@ def doctor(
 def zoo(
     name:str=typer.Argument(help="demo, demo-broken (refused ones), smollm2 (real ones, 10-20 minutes)."),
     out:Path=typer.Argument(help="Folder for the checkpoints."),
-    yes:bool=typer.Option(False, "--yes", help="Do not ask before weights are fetched."),
+    yes:bool=typer.Option(False, "--yes", help="Fetch weights without asking."),
 ):
-    "Write a zoo that ships with us."
+    "Write a built-in zoo."
     import shutil
     from model_glue_nb.core import atomic_path, unknown
     from model_glue_nb.zoo.zoo import demo_zoo_path
@@ -45,8 +45,8 @@ def zoo(
     from model_glue_nb.zoos.smollm2 import build_smollm2
     builders = {"demo": lambda tmp: shutil.copytree(demo_zoo_path(), tmp), "demo-broken": build_broken_zoo,
                 "smollm2": build_smollm2}
-    if name not in builders: raise unknown("zoo that ships with us", name, builders)
-    if name == "smollm2": # finished members stay, so that an interrupted build goes on
+    if name not in builders: raise unknown("built-in zoo", name, builders)
+    if name == "smollm2": # finished members stay, so an interrupted build can continue
         with progress_bar() as progress: models = build_smollm2(out, yes, progress=progress)
         return say(f"{models}: {len(list(models.iterdir()))} models")
     with atomic_path(out, overwrite=False) as tmp: builders[name](tmp)
@@ -58,8 +58,8 @@ def similarity(
     zoo:str=ZOO,
     metric:str=typer.Option("column_cosine", help="Or cosine, norm_ratio, task_cosine, sign_agreement, …"),
     by:str=typer.Option(None, help="all, role, layer or tensor: every pair as a row, all metrics."),
-    share:float=typer.Option(1.0, help="Part of each weight's rows that is read; below 1 with error bounds."),
-    base:str=typer.Option(None, help="Where task vectors start; default: by cards, then weights."),
+    share:float=typer.Option(1.0, help="Share of each weight's rows to read; below 1 with error bounds."),
+    base:str=typer.Option(None, help="Model that task vectors start from; default: by cards, then weights."),
     out:Path=typer.Option(None, help="Run folder for the table and the store."),
     as_json:bool=AS_JSON,
 ):
@@ -69,7 +69,8 @@ def similarity(
     models, asked = read_zoo(zoo), dict(command="similarity", zoo=zoo, metric=metric, by=by, share=share)
     run = started(out, **asked, base=base)
     with progress_bar() as progress:
-        found = compare_zoo(models, METRICS if by else (metric,), base, share, 0, run and run.store, progress)
+        found = compare_zoo(models, METRICS if by else (metric,), base, run and run.store,
+                            share=share, progress=progress)
     square = found.square(metric)
     table = found.table(by) if by else with_names(square)
     if run: run.write_table("similarity", square, index=True)
@@ -115,7 +116,7 @@ def barrier(
     aligned:bool=typer.Option(False, help="Also after matching the second model's units to the first's."),
     as_json:bool=AS_JSON,
 ):
-    "Loss on the straight way from one model to another: one basin, or strangers?"
+    "Loss along the straight path from one model to another: one basin, or strangers?"
     from model_glue_nb.benchmarking.suites import load_suite
     from model_glue_nb.merging.barrier import CANNOT_TELL, barrier, barrier_aligned, texts_of
     from model_glue_nb.zoo.zoo import read_zoo
@@ -131,12 +132,12 @@ def cka(
     depths:int=typer.Option(None, help="Depths to compare at; default: every layer of the shallower model."),
     as_json:bool=AS_JSON,
 ):
-    "How alike every pair's activations are on a few texts, by depth: what they know in common."
+    "How similar every pair's activations are on a few texts, by depth: what they know in common."
     from model_glue_nb.benchmarking.suites import load_suite
     from model_glue_nb.merging.barrier import compare_activations, texts_of
     from model_glue_nb.zoo.zoo import read_zoo
     models, texts = read_zoo(zoo), texts_of(load_suite(suite).part("search"), n); tell_skipped(models.skipped)
-    with progress_bar() as progress: table = compare_activations(models, texts, depths, progress)
+    with progress_bar() as progress: table = compare_activations(models, texts, depths, progress=progress)
     show(table.dropna(axis=1, how="all"), f"CKA, {len(texts)} texts; depth 1 is the last layer", as_json)
 
 @app.command()
@@ -149,12 +150,13 @@ def forecast(
     enough:float=typer.Option(0.03, help="Error at which measuring ends; 0 measures every pair."),
     as_json:bool=AS_JSON,
 ):
-    "Expected change of merging each pair against the better parent, learnt from measured merges."
+    "Expected change of merging each pair against the better parent, learned from measured merges."
     from model_glue_nb.merging.forecast import forecast_zoo
     from model_glue_nb.reporting.plots import plot_calibration
     run = started(out, command="forecast", zoo=zoo, suite=suite, n=n, method=method)
     with run.lock(), progress_bar() as progress:
-        found, table = forecast_zoo(zoo, suite, run.store, n, remembered, progress, enough, method)
+        how = dict(n=n, remembered_only=remembered, enough=enough, method=method)
+        found, table = forecast_zoo(zoo, suite, run.store, **how, progress=progress)
     run.write_table("pairs", found.table); run.write_table("forecast", table)
     plot_calibration(found.table, str(found)).write_html(run.path/"calibration.html")
     tell_skipped(table.attrs["skipped"])

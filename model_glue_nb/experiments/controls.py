@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..benchmarking.intervals import Items
+from ..benchmarking.intervals import ItemScores
 from .meter import MeteredScorer
 from ..searching.protocol import first
 from ..tensors.dtypes import CODES, ITEM_BYTES, narrow
@@ -22,20 +22,20 @@ from ..zoo.zoo import ZooModel, open_model
 def step_of(
     start:np.ndarray, # Where to begin, float32
     length:float, # How far to go
-    rng:np.random.Generator, # Where chance comes from
+    rng:np.random.Generator, # Source of randomness
 )->np.ndarray: # float32
-    "A point at a distance, in a direction of chance."
+    "A point at a distance, in a random direction."
     way = rng.normal(size=start.shape)
     norm = np.linalg.norm(way)
     return (start + way * (length / norm if norm else 0)).astype(np.float32)
 
 def random_step(
     start:ZooModel, # The model to begin with
-    goal:ZooModel, # How far to go, tensor by tensor: as far as this one lies
+    goal:ZooModel, # How far to go, tensor by tensor: as far as this model is
     out:Path, # Folder to write
     seed:int=0, # Of the direction
 )->ZooModel:
-    "A model as far from the first as the second is, in a direction of chance."
+    "A model as far from the first as the second is, in a random direction."
     out.mkdir()
     copy_companions(start.path, out)
     writer = CheckpointWriter(out, {k: (t.dtype, t.shape) for k, t in start.tensors.items()})
@@ -54,32 +54,32 @@ def random_step(
 
 # %% ../../nbs/11_experiments/04_controls.ipynb #95fcdf49
 def shuffled(
-    items:dict[str,Items], # Expert → its scores
+    items:dict[str,ItemScores], # Expert → its scores
     seed:int=0, # Of the shuffle
-)->dict[str,Items]: # The same scores, on other questions of the task; experts stay together
+)->dict[str,ItemScores]: # The same scores, on other questions of the task; experts stay together
     "Scores that say nothing about prompts."
     out = {}
     for name, x in items.items():
         rng = np.random.default_rng(seed) # the same order for every expert
-        out[name] = Items({t: v[rng.permutation(len(v))] for t, v in x.items()}, x.weights)
+        out[name] = ItemScores({t: v[rng.permutation(len(v))] for t, v in x.items()}, x.weights)
     return out
 
 class ShuffledScorer(MeteredScorer):
     "A scorer whose labels say nothing about candidates: every answer is dealt from those of one model."
     seed, like = 0, None # Whose answers are dealt: values of all questions
 
-    def items(self, candidate, share=1.0)->Items:
+    def items(self, candidate, share=1.0)->ItemScores:
         whole = self.like
         rng = np.random.default_rng([self.seed, int(self.key(candidate)[:12], 16)])
         dealt = {t: rng.choice(v, len(v)) for t, v in whole.items()}
-        return first(Items(dealt, whole.weights), share)
+        return first(ItemScores(dealt, whole.weights), share)
 
     def known(self, candidate, share)->bool: return True
     def cost(self, candidate, share=1.0)->dict: return {}
 
 def shuffled_scorer(
     scorer:MeteredScorer, # On *search*
-    like:Items, # Values that are dealt
+    like:ItemScores, # Values that are dealt
     seed:int=0, # Of the deal
 )->ShuffledScorer:
     "The same candidates, scored at random."

@@ -95,7 +95,7 @@ def plot_claims(
     suite:str|None=None, # Benchmark name, for the subtitle
     seed:int|None=None, # Seed of the run, for the subtitle
 ): # Plotly figure: points with 95 % intervals, controls hollow
-    "What each claim rests on, and what its controls gain."
+    "The gain behind each claim, and its controls' gains."
     import plotly.graph_objects as go
     title = "Claims and their controls"
     if missing(claims, "claim figure low high holds", "claims"):

@@ -12,7 +12,7 @@ from .. import _face
 FACE = {
     "recipe": "Work begin",
     "choice": "simplest",
-    "chosen": "choose",
-    "comparison": "compare",
+    "chosen": "choose_system",
+    "comparison": "compare_systems",
 }
 __getattr__, __dir__, __all__ = _face("gluing", FACE)

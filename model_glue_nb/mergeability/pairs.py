@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'ON_DELTAS', 'TILE', 'TILE_ROWS', 'upper_triangle', 'N_GROUPS', 'T_95', 'column_products', 'subtract_bases',
-           'pair_dots', 'count_signs', 'add_block', 'sum_columns', 'Sums', 'symmetric', 'cosines_of', 'measured',
-           'row_groups', 'files_for', 'address_space', 'stored_rows', 'compare_weight', 'add_rows', 'bounds',
-           'task_vector', 'compare_subspaces']
+           'pair_dots', 'count_signs', 'add_block', 'sum_columns', 'Sums', 'symmetric', 'cosines_of',
+           'metrics_from_sums', 'row_groups', 'files_for', 'address_space', 'stored_rows', 'compare_weight',
+           'add_weight_rows', 'bounds', 'task_vector', 'compare_subspaces']
 
 # %% ../../nbs/05_mergeability/02_pairs.ipynb #692f9ecd
 import os
@@ -27,7 +27,7 @@ from ..zoo.zoo import ZooModel
 
 # %% ../../nbs/05_mergeability/02_pairs.ipynb #8b0bed12
 METRICS = ("column_cosine", "cosine", "norm_ratio", "task_cosine", "sign_agreement", "subspace_overlap")
-ON_DELTAS = METRICS[3:5] # what the pass adds up beside the products of the columns
+ON_DELTAS = METRICS[3:5] # what the pass accumulates besides the products of the columns
 TILE, TILE_ROWS = 512, 32
 
 @native
@@ -42,7 +42,7 @@ def column_products(
     for i in range(n):
         for j in range(i, n):
             for k in range(m): s[k] = 0
-            for r in range(0, rows - 3, 4): # four at once: a sum is fetched and put back less often
+            for r in range(0, rows - 3, 4): # four at once: a sum is loaded and stored less often
                 a, b, c, d = x[r, i], x[r + 1, i], x[r + 2, i], x[r + 3, i]
                 e, f, g, h = x[r, j], x[r + 1, j], x[r + 2, j], x[r + 3, j]
                 for k in range(m): s[k] = s[k] + a[k] * e[k] + b[k] * f[k] + c[k] * g[k] + d[k] * h[k]
@@ -165,7 +165,7 @@ class Sums:
         self.cosines, self.products = np.zeros(p), np.zeros(p)
 
     def add(self, rows, strides, codes, n_rows, *scratch):
-        "Take some rows in, wherever each model's lie."
+        "Take in some rows, wherever each model's are."
         how = codes, np.array(strides), self.width, self.base, n_rows, self.wants
         add_block(*spanning(rows), *how, *scratch, self.columns, self.dots, self.counts)
 
@@ -174,7 +174,7 @@ class Sums:
         for k in ("columns", "dots", "counts"): getattr(self, k).__iadd__(getattr(other, k))
         return self
 
-    def close(self)->"Sums": # The same, its columns summed and forgotten
+    def close(self)->"Sums": # The same, with its columns summed and dropped
         "Sum over the columns."
         sum_columns(self.columns, self.n, self.cosines, self.products); self.columns = None
         return self
@@ -198,14 +198,14 @@ def cosines_of(
     return (gram / norms[:, None] / norms).clip(-1, 1)
 
 # %% ../../nbs/05_mergeability/02_pairs.ipynb #e5e9bee6
-def measured(
+def metrics_from_sums(
     parts:list[Sums], # Closed sums of all strips of one weight
     shape:tuple[int,int], # Of the weight
     metrics:tuple[str,...], # Which are wanted
 )->dict[str,np.ndarray]: # Metric → (n, n); NaN where it is not defined
     "The metrics of one weight from its sums."
     add = lambda f: symmetric(sum(f(s) for s in parts)); has = parts[0].base >= 0
-    gram = cache(lambda: add(lambda s: s.products)) # only where it is wanted, and once
+    gram = cache(lambda: add(lambda s: s.products)) # only if it is needed, and once
     ratios = lambda norms: np.minimum.outer(norms, norms) / np.maximum.outer(norms, norms)
     signs = lambda i: add(lambda s: s.counts[i])
     tasks, alike = has[:, None] & has, has[:, None] == has # both have a base; both or neither
@@ -233,7 +233,7 @@ def row_groups(
 def files_for(
     share:float, # Part of the rows that is read
     models:list[ZooModel]=(), # Whose files are opened
-)->Files: # Mapped when all of a file is needed and there is room for it, else read piece by piece
+)->Files: # Mapped when a whole file is needed and memory allows, else read piece by piece
     "How weights are opened."
     paths = {t.file for m in models for t in m.stored.values()}
     room = address_space()
@@ -255,13 +255,13 @@ def stored_rows(
     n_cols:int, # Columns of the weight
     columns:slice, # Those wanted
 )->tuple[np.ndarray,int]: # (stored bytes, uint8; how many from row to row)
-    "Some rows of one weight: lent where they lie when all are wanted, else gathered."
+    "Some rows of one weight: in place when all are wanted, otherwise gathered."
     start, width = columns.start, columns.stop - columns.start
     neighbours = rows[-1] - rows[0] == len(rows) - 1
     if neighbours and isinstance(x, MappedBlocks):
         return x.lent(int(rows[0]) * n_cols + start, (len(rows) - 1) * n_cols + width), n_cols * x.item
     out = np.empty((len(rows), width * x.item), np.uint8)
-    if neighbours and width == n_cols: # they lie side by side
+    if neighbours and width == n_cols: # they are adjacent
         x.read(int(rows[0]) * n_cols, len(rows) * n_cols, out.reshape(-1))
         return out.reshape(-1), width * x.item
     for r, to in zip(rows, out): x.read(int(r) * n_cols + start, width, to)
@@ -275,7 +275,7 @@ def compare_weight(
     metrics:tuple[str,...]=METRICS, # What to measure
     share:float=1.0, # Part of the rows that is read
     seed:int=0, # Of the sample of rows
-    files:Files|None=None, # Kept by the caller; None opens and closes them
+    files:Files|None=None, # Owned by the caller; None opens and closes them
     tile_bytes:int=2**25, # Memory for the sums of one strip, and for rows that are not lent
 )->tuple[dict,dict,int]: # Metric → (N, N); metric → (N, N) error bounds, 0 if all was read; bytes read
     "All pairs of one weight, each byte read once."
@@ -289,19 +289,19 @@ def compare_weight(
             fresh = n, columns.stop - start, base, metrics; every = Sums(*fresh)
             for rows, done in zip(groups, sums[1:]):
                 s = every if len(groups) == 1 else Sums(*fresh)
-                n_read += add_rows(s, inputs, rows, shape, columns, tile_bytes)
+                n_read += add_weight_rows(s, inputs, rows, shape, columns, tile_bytes)
                 if s is not every: every += s; done.append(s.close())
             sums[0].append(every.close())
         if "subspace_overlap" in metrics: overlap = compare_subspaces(inputs, groups, shape, base)
         for m in models: files.forget(m.tensors[name])
-    values, *samples = [measured(s, shape, metrics) for s in sums if s]
+    values, *samples = [metrics_from_sums(s, shape, metrics) for s in sums if s]
     errors = bounds(values, samples, sum(map(len, groups)) / shape[0])
     if "subspace_overlap" in metrics:
         values["subspace_overlap"], errors["subspace_overlap"] = overlap
     return values, errors, n_read
 
 # %% ../../nbs/05_mergeability/02_pairs.ipynb #c12a8772
-def add_rows(
+def add_weight_rows(
     sums:Sums, # Added to
     inputs:list, # What `open_stored` gave, one per model
     rows:np.ndarray, # Row numbers, ascending
@@ -327,7 +327,7 @@ def bounds(
     groups:list[dict], # The same from each sample of rows; none when all rows were read
     share:float, # Part of the rows that was read
 )->dict: # Metric → (N, N), 95% bounds of the error
-    "How far the values may be from those of all rows, by the spread of the samples."
+    "How far the values may be from those over all rows, by the spread of the samples."
     if not groups: return {m: np.zeros_like(v) for m, v in values.items()}
     error = lambda m: T_95 * np.std([g[m] for g in groups], axis=0, ddof=1) * ((1 - share) / len(groups))**.5
     return {m: error(m) for m in values}
@@ -360,7 +360,7 @@ def compare_subspaces(
         changes = (task_vector(inputs, i, base, rows, shape) for i in range(len(base)))
         return overlap_table([top_directions(x) for x in changes])
     value, error = table(every)
-    if len(groups) > 1: # directions of few rows lean to one side, so the lean counts as error too
+    if len(groups) > 1: # directions of few rows are biased, so the bias counts as error too
         samples = np.array([table(g)[0] for g in groups]); spread = samples.std(0, ddof=1)
         lean = np.abs(samples.mean(0) - value)
         error = error + T_95 * spread * ((1 - len(every) / shape[0]) / len(groups))**.5 + lean

@@ -11,9 +11,9 @@ from .. import _face
 # %% ../../nbs/06_merging/00_overview.ipynb #a429941c
 FACE = {
     "methods": "PerModel try_method",
-    "recipes": "MergeSource MergeSlice stack check_form",
-    "planner": "check_recipe",
-    "canonical": "canonical_print",
+    "recipes": "MergeSource MergeSlice stack check_recipe_form",
+    "planner": "check_merge_recipe",
+    "canonical": "merge_fingerprint",
     "estimate": "plan",
     "live": "merge_into",
     "barrier": "texts_of",

@@ -35,7 +35,7 @@ PerModel = float|list[float] # One value for all models, or one per model
 def exactly(
     n:int, # How many models the method takes
 )->Callable: # Decorator
-    "Say that a method takes this many models."
+    "Declare that a method takes this many models."
     def mark(f): f.n_models = n; return f
     return mark
 
@@ -64,7 +64,7 @@ def method_info(
 )->MethodInfo:
     "What a method needs and which parameters it has."
     f = merge_methods[name]
-    if "info" in f.__dict__: return f.info # asked once per tensor
+    if "info" in f.__dict__: return f.info # called once per tensor
     first, *rest = inspect.signature(f).parameters.values()
     if first.name not in ("models", "deltas", "vectors"):
         raise InputError(f"Merge method '{name}' begins with the parameter '{first.name}'. "
@@ -167,7 +167,7 @@ def tangent_step(
     cos:np.ndarray, # Cosines between the inputs, shape (k, k)
     weights:np.ndarray, # Sum 1, shape (k,)
 )->tuple[np.ndarray,float]: # The next point, and the length of the step in radians
-    "Average the inputs in the tangent space at a point and walk there."
+    "Average the inputs in the tangent space at a point and step there."
     c = np.clip(cos @ at, -1, 1); angle = np.arccos(c)
     factor = np.where(angle > 1e-9, angle / np.maximum(np.sin(angle), 1e-12), 1.0)
     step = weights * factor - (weights * factor * c).sum() * at
@@ -217,10 +217,10 @@ def karcher(
 class NotConverged(Note): "An iteration ended before its last step was short enough."
 
 def not_converged(length:float, max_iter:int, tol:float):
-    "Say how far from the mean an iteration ended; nothing when it ended close enough."
+    "Warn how far from the mean an iteration ended, unless it ended close enough."
     if length < tol: return
     say = f"karcher has not converged after {max_iter} steps: the next would be {length:.0e} radians long, "
-    warnings.warn(f"{say}over {tol:.0e}. Give a larger max_iter, or merge inputs that are more alike.",
+    warnings.warn(f"{say}over {tol:.0e}. Give a larger max_iter, or merge inputs that are more similar.",
                   NotConverged, stacklevel=2)
 
 # %% ../../nbs/06_merging/01_methods.ipynb #42e462d9
@@ -240,7 +240,7 @@ def nearswap(
     deltas:Stream, # Task vector of one model
     t:float=0.001, # Largest difference that is swapped whole, in units of the weights
 )->Kernel:
-    "Base moved towards the model by at most t per entry."
+    "Base moved toward the model by at most t per entry."
     xp = deltas.kernels.xp
     return deltas.elementwise(lambda d, base, start, out: xp.add(base, xp.clip(d[0], -t, t), out=out))
 
@@ -264,7 +264,7 @@ def consensus(
     whole_rows:bool=False, # Does `sparsify` need whole rows?
     votes=None, # Weights in the election; default: the same
 )->Kernel:
-    "Sparsify in one's own way, then weigh, elect, sum, normalise, scale, add the base."
+    "Sparsify by the given rule, then weigh, elect, sum, normalize, scale, add the base."
     w = np.asarray(weights, np.float32); v = w if votes is None else np.asarray(votes, np.float32)
     def f(d, base, start, out):
         sparsify(d, start); deltas.kernels.combine(d, w, v, elect, normalize, np.float32(scale), base, out)
@@ -320,7 +320,7 @@ def _random(deltas, weights, density, spread, rescale, elect, normalize, scale):
         gains = np.where(after > 0, before / np.where(after > 0, after, 1), 1)
     return deltas.consensus(weights, elect, normalize, scale, marks=marks, gains=gains)
 
-def _by_chance(deltas, weights, keep, spread, elect, normalize, scale): # each entry divided by its own chance
+def _by_chance(deltas, weights, keep, spread, elect, normalize, scale): # each divided by its own probability
     keys, width = [np.uint64(k) for k in deltas.keys], (deltas.shape or (1,))[-1]
     drop = deltas.kernels.drop_by_rank
     def sparsify(d, start):
@@ -356,7 +356,7 @@ def della(
     normalize:bool=False, # Divide by the weights that remain?
     scale:float=1.0, # λ
 )->Kernel:
-    "Drop entries at random, small ones rather, elect signs, sum (Deep et al. 2024, arXiv 2406.11617)."
+    "Drop entries at random, preferably small ones, elect signs, sum (Deep et al. 2024, arXiv 2406.11617)."
     return _random(deltas, weights, density, epsilon, rescale, True, normalize, scale)
 
 @merge_methods

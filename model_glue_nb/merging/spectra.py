@@ -16,7 +16,7 @@ def singular(
     most:int|None=None, # How many directions at most
     length:float|None=None, # What rounding is measured by; None: the longest direction
 )->tuple[np.ndarray,np.ndarray,np.ndarray]: # U (m, k), σ (k,) from the largest, Vᵀ (k, n)
-    "The directions of a matrix, without those that are nothing but float32's rounding."
+    "The directions of a matrix, without those that are only float32 rounding."
     u, s, vt = np.linalg.svd(np.asarray(delta, np.float64), full_matrices=False)
     rounding = np.finfo(np.float32).eps * max(delta.shape) * (s[0] if length is None else length)
     k = int((s > rounding).sum())
@@ -88,7 +88,7 @@ def iso_cts(
     def join(matrices):
         total, room = sum(matrices), min(matrices[0].shape)
         if not total.any(): return total
-        n_common = int(common * room + 1e-6) # of all directions, in whole ones
+        n_common = int(common * room + 1e-6) # of all directions, rounded down
         u, s, vt = singular(total, n_common)
         each = max(1, (room - n_common) // len(matrices)) if n_common < room else 0
         outside = [(m - u @ (u.T @ m), np.linalg.norm(m)) for m in matrices] if each else []

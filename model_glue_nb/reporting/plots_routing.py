@@ -18,7 +18,7 @@ def plot_routing(
     system:str|None=None, # Which system; None takes model_glue, or the first
     suite:str|None=None, # Benchmark name, for the subtitle
     seed:int|None=None, # Seed of the run, for the subtitle
-    colours:dict|None=None, # Model → colour; None: made of the names
+    colours:dict|None=None, # Model → color; None: made from the names
 ): # Plotly figure: stacked bars, one per task
     "Share of the questions of each task that each expert answers."
     import plotly.graph_objects as go
@@ -48,7 +48,7 @@ def plot_routing(
 def plot_confusion(
     table, # DataFrame or None: oracle expert n lost
     system:str|None=None, suite:str|None=None, seed:int|None=None, # For the subtitle
-    colours:dict|None=None, # Model → colour; None: made of the names
+    colours:dict|None=None, # Model → color; None: made from the names
 ): # Plotly figure: heatmap, oracle down, router across
     "Questions by the expert that should have answered and the one that did."
     import plotly.graph_objects as go
@@ -94,7 +94,7 @@ def plot_cost(
         params_active="parameters active per question",
                                                 ms_per_question="milliseconds per question")
     if missing(comparison, f"system mean low high {cost}", "comparison"):
-        return empty_figure(title, "No comparison yet: the run has not come so far.")
+        return empty_figure(title, "No comparison yet: the run has not reached it.")
     t = one_per_model(comparison[comparison[cost].notna() & ~comparison.system.str.startswith("oracle")])
     tell = (lambda v: f"{v:.2f} ms") if cost == "ms_per_question" else count
     rank = t[cost].rank(method="first"); side = [("top center", "bottom center")[int(r) % 2]
@@ -119,7 +119,7 @@ def plot_route(
     experts:list[str]|None=None, # Names
     scores:list[float]|None=None, # The router's score of each
     chosen:str|None=None, # Who answers
-    colours:dict|None=None, # Model → colour; None: made of the names
+    colours:dict|None=None, # Model → color; None: made from the names
 ): # Plotly figure: a bar per expert
     "The router's scores for one prompt."
     import plotly.graph_objects as go

