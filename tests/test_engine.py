@@ -86,12 +86,12 @@ def test_nothing_is_counted_where_nobody_watches(models, monkeypatch):
     "Pieces come thousands a second: they go straight to the sink."
     def counted(*_): raise AssertionError("pieces are counted for nobody")
     monkeypatch.setattr(engine, "ByteCounter", counted)
-    made, written = list(jobs(models).values()), []
+    made, written = list(tasks(models).values()), []
     def sink(job): return "F32", lambda block, start: written.append(job.name)
-    run_jobs(made, sink)
-    run_jobs(made, sink, progress=silent)
+    run_tasks(made, sink)
+    run_tasks(made, sink, progress=silent)
     assert set(written) == {j.name for j in made}
-    with pytest.raises(AssertionError, match="for nobody"): run_jobs(made, sink, progress=lambda *_: None)
+    with pytest.raises(AssertionError, match="for nobody"): run_tasks(made, sink, progress=lambda *_: None)
 
 def test_large_and_small_tensors_are_all_made_once(models, monkeypatch):
     "Large ones are cut up, small ones go side by side."

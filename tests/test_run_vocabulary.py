@@ -40,7 +40,7 @@ def test_a_tune_with_more_tokens_is_merged_and_a_stranger_set_aside(recipe, tmp_
     assert sorted(clusters) == [["base", "chat", "plain"], ["odd"]]
     table = run.read_table("vocabulary").set_index("model")
     assert table.tokenizer[["base", "chat", "plain"]].eq("union").all()
-    assert "'odd' reads other tokens than 'base'" in table.why["odd"] and table.why.notna().sum() == 1
+    assert "'odd' uses different tokens than 'base'" in table.why["odd"] and table.why.notna().sum() == 1
     trials = run.read_table("trials")
     assert trials.candidate.str.contains("chat").any() and not trials.candidate.str.contains("odd").any()
     assert trials.failed.isna().all(), trials.failed
@@ -58,7 +58,7 @@ def test_a_tune_with_more_tokens_is_merged_and_a_stranger_set_aside(recipe, tmp_
 def test_the_dry_run_says_it_all_before(recipe):
     plan = estimate_run(read_recipe(recipe)).groupby("step").what.agg(list)
     aside = {w.partition(": ")[0]: w for w in plan["set aside"]}
-    assert set(aside) == {"odd"} and "reads other tokens than 'base'" in aside["odd"]
+    assert set(aside) == {"odd"} and "uses different tokens than 'base'" in aside["odd"]
     assert plan["vocabulary"] == ["base: merges use tokenizer: union"]
     assert [w for w in plan["search"] if "3 members" in w] and len(plan["search"]) == 1
     assert plan["merge"] == ["1 full merge on search, that of 3 with tokenizer: union"]

@@ -47,7 +47,7 @@ def suite(n=8):
 def test_a_tune_with_added_tokens_is_searched_attributed_and_merged(room, method, tmp_path):
     zoo = read_zoo([room/n for n in ("base", "plain", "chat", "odd")]); score = CandidateScorer(zoo, suite(), Store(tmp_path/"store.sqlite"))
     r = search(zoo.names, score, method, "stepwise", budget=14, base="base")
-    assert r.tokenizer == "union" and list(r.aside) == ["odd"] and "reads other tokens than 'base'" in r.aside["odd"]
+    assert r.tokenizer == "union" and list(r.aside) == ["odd"] and "uses different tokens than 'base'" in r.aside["odd"]
     assert r.trials and not r.failed, [t.failed for t in r.failed]
     used = [t.candidate for t in r.trials if "chat" in repr(t.candidate)]
     assert used and all(c.tokenizer == "union" for c in used)
@@ -78,7 +78,7 @@ def test_what_is_wished_is_done_and_what_cannot_be_is_one_line(room):
     by_base = search(zoo.names, score, "linear", "average", budget=3, base="base", tokenizer="base")
     assert by_base.tokenizer == "base" and not by_base.aside and not by_base.failed
     two = zoo.subset(["base", "odd"])
-    with pytest.raises(InputError, match="reads other tokens than 'base'"): search(two.names, CandidateScorer(two, suite()), "linear", "average", budget=3, base="base")
+    with pytest.raises(InputError, match="uses different tokens than 'base'"): search(two.names, CandidateScorer(two, suite()), "linear", "average", budget=3, base="base")
     with pytest.raises(InputError, match="Did you mean 'base'"): search(zoo.names, score, "linear", "average", budget=3, base="base", tokenizer="bsae")
 
 def test_members_that_read_alike_need_no_tokenizer(room):

@@ -151,7 +151,7 @@ def memory_of(
     except OSError: return 0
 
 def shared_files(
-    user:int, # Whom nobody else is
+    user:int, # Used by nothing else
     pids:list[int], # Their open files count too, as they may have no name any more
     folder:str="/dev/shm", # In memory
 )->int: # Bytes

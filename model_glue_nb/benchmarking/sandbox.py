@@ -165,7 +165,7 @@ def why_failed(
     return (output.strip().splitlines() or ["ended before its tests did"])[-1][:200]
 
 def remove_of(
-    uid:int, # Whom nobody else is
+    uid:int, # Used by nothing else
 ):
     "Remove what a user left in world-writable places; folders it could not enter are skipped."
     folders = [*{"/tmp", "/var/tmp", "/dev/shm", tempfile.gettempdir()}]

@@ -230,7 +230,7 @@ def summed(self:Forms, parts:list[tuple], sources:list[MergeSource])->list[tuple
     return [(p, dict(weight=w)) for p, w in whole.items() if constant(w) != 0]
 
 @patch
-def inner_sum(self:Forms, model, first)->dict|None: # Print → weight; None when it is no plain sum
+def inner_sum(self:Forms, model, first)->dict|None: # Print → weight; None when it is not a plain sum
     "The coefficients of a linear merge within another that adds nothing of its own."
     if isinstance(model, str) or model.method != "linear" or model.base is not None: return None
     f = self.form(model)

@@ -27,7 +27,7 @@ def prompt_keys(ids, mask): # int64 and bool, (batch, length): token ids, and wh
     return (token_keys(ids, place) * mask).sum(1) % PRIME
 
 # %% ../../nbs/08_mixing/01_routing.ipynb #bd55ae77
-def nearest(k, a, x): # Neighbours; "points" (m, width), "values" (m, E), perhaps "offset" (m,); (n, width)
+def nearest(k, a, x): # Neighbors; "points" (m, width), "values" (m, E), perhaps "offset" (m,); (n, width)
     "Mean values of the k points that are most alike; the overall mean breaks ties."
     alike = nn.functional.linear(x, a["points"], a.get("offset"))
     return a["values"][alike.topk(k, dim=1).indices].mean(1) + 1e-6 * a["values"].mean(0)

@@ -71,7 +71,7 @@ class View:
 
 def embedding_names(
     view:View, # Any view
-)->list[str]: # Embeddings, then the head's weight and bias if there are; empty when not recognised
+)->list[str]: # Embeddings, then the head's weight and bias if there are; empty when not recognized
     "Names of the tensors that have one row per token."
     if view.rows is None or view.rows[0] != len(view.inputs):
         find = lambda p: [n for n in view.inputs if re.search(p, n)]
