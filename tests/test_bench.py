@@ -67,7 +67,7 @@ def test_a_router_is_judged_by_questions_it_did_not_learn_from(undisturbed, tmp_
         learned.append(keys(suite)); return real_mix(spec, zoo, out, suite, items=items, **more)
     def ask(live, mark, suite, store): asked.append(keys(suite)); return real_ask(live, mark, suite, store)
     real_mix, real_ask = module.mix, module.ask; monkeypatch.setattr(module, "mix", mix); monkeypatch.setattr(module, "ask", ask)
-    spec = lambda **router: module.MixtureSpec(experts, router, "model", eyes="a-reverse")
+    spec = lambda **router: module.MixtureSpec(experts, router, "model", prompt_encoder="a-reverse")
     unseen = module.unseen_score(b, spec(name="knn", k=1), f"{tmp_path}/part", items)
     assert [x | y for x, y in zip(learned, asked)] == 3 * [keys(b.work.search)] and not any(x & y for x, y in zip(learned, asked))
     assert sum(map(len, asked)) == len(set.union(*asked)) == 60

@@ -78,7 +78,7 @@ from model_glue_nb.reporting.dashboard import explore, invented_run
 from model_glue_nb.reporting.example_run import invented_tables
 from model_glue_nb.zoo.zoo import read_zoo
 zoo = read_zoo("demo"); part = load_suite("demo").only(["reverse", "swap"]).part("search", 16)
-spec = MixtureSpec(("a-reverse", "b-swap"), dict(name="linear"), eyes="a-reverse")
+spec = MixtureSpec(("a-reverse", "b-swap"), dict(name="linear"), prompt_encoder="a-reverse")
 mixed = mix(spec, zoo, mkdtemp() + "/mixed", part).load()
 tables = invented_tables(); more = {k: tables[k] for k in "items routes coefficients".split()}""",
             "explore(invented_run(mkdtemp()), mixture=mixed, **more)", DONE]

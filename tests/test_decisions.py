@@ -6,7 +6,7 @@ import torch
 
 from model_glue_nb.benchmarking.intervals import ItemScores
 from model_glue_nb.merging.recipes import MergeRecipe, recipe
-from model_glue_nb.mixing.routers import fit_router, lessons
+from model_glue_nb.mixing.routers import fit_router, training_data
 from model_glue_nb.mixing.routing import Router, choose, groups, pool, prompt_keys, prompt_mask, router_scores, token_keys
 from model_glue_nb.searching.protocol import Answer, Ask, Problem, better, first, weigh
 from model_glue_nb.searching.strategies import point_at, average, behind, field_of, layerwise, weight_moved, most_similar, race, race_cost
@@ -333,7 +333,7 @@ def test_a_questions_difficulty_is_no_experts_kind():
     assert got.route(kinds).tolist() == [0, 0, 1, 1, 2, 2]
 
 def test_given_prompts_count_for_and_against():
-    texts, edge = lessons(dict(name="prompt", positive=["p", ["q", "r"]], negative=["s", "t"]), 2)
+    texts, edge = training_data(dict(name="prompt", positive=["p", ["q", "r"]], negative=["s", "t"]), 2)
     assert texts == ["p", "q", "r", "s", "t"] and edge.tolist() == [[1, 0], [0, 1], [0, 1], [-1, 0], [0, -1]]
 
 def test_layers_draw_differently():

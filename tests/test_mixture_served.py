@@ -117,8 +117,8 @@ def states(tmp_path_factory):
 @pytest.mark.parametrize("features", ["embedding", "hidden"])
 def test_state_space_experts_answer_as_they_do_alone(states, tmp_path, router, features):
     experts = ("mamba", "llama", "mamba2"); texts = [f"w{i} w{i + 1} w{i + 5}" for i in range(3, 21)]
-    for eyes in experts[::2] if router["name"] == "prompt" else (None,):
-        live = mix(MixtureSpec(experts, router, features=features, eyes=eyes, max_resident=2), states, tmp_path/f"m{eyes}").load()
+    for encoder in experts[::2] if router["name"] == "prompt" else (None,):
+        live = mix(MixtureSpec(experts, router, features=features, prompt_encoder=encoder, max_resident=2), states, tmp_path/f"m{encoder}").load()
         route = live.route(texts); alone = {e: states[e].load() for e in experts}
         want = [alone[experts[e]].generate([p], 5)[0] for e, p in zip(route, texts)]
         assert live.generate(texts, 5) == want and len(set(route)) > 1

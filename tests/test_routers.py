@@ -5,7 +5,7 @@ import pytest
 from model_glue_nb.benchmarking.intervals import ItemScores, mean_score
 from model_glue_nb.core import InputError
 from model_glue_nb.mixing.learners import question_weights, routers, usable_routers
-from model_glue_nb.mixing.routers import check_router, fit_router, fit_texts, look, read_router, write_router
+from model_glue_nb.mixing.routers import check_router, featurize, fit_router, fit_texts, read_router, write_router
 from model_glue_nb.mixing.selection import PREDICTS, by_question, rank_pairs, select_experts, shares_of
 from model_glue_nb.mixing.terms import fit_terms, term_vectors
 from model_glue_nb.zoo.zoo import tiny_zoo
@@ -79,19 +79,19 @@ def test_a_text_router_is_written_and_read_again(tmp_path):
     texts, values = ["sort BA", "sort CA", "double B", "double C"], np.eye(2)[[0, 0, 1, 1]]
     fitted = fit_texts(dict(name="tfidf_knn", k=2), None, [1, 1], texts, values); write_router(tmp_path, fitted, [])
     again = read_router(tmp_path); asked = ["double XY", "sort the list"]
-    assert again.route(look(again, None, asked, "tfidf")).tolist() == [1, 0] and again.settings == fitted.settings
+    assert again.route(featurize(again, None, asked, "tfidf")).tolist() == [1, 0] and again.settings == fitted.settings
 
 def test_words_weigh_in_a_new_prompt_what_they_weighed_in_the_old():
     texts = ["sort BA", "sort CA", "double B", "double sort C"]
     fitted = fit_texts(dict(name="tfidf_knn", k=2), None, [1, 1], texts, np.eye(2)[[0, 0, 1, 1]])
     new = ["sort C", "double BA"]
-    np.testing.assert_allclose(look(fitted, None, new, "tfidf"), term_vectors(new, **fit_terms(texts)), atol=1e-6)
+    np.testing.assert_allclose(featurize(fitted, None, new, "tfidf"), term_vectors(new, **fit_terms(texts)), atol=1e-6)
 
 def test_given_prompts_need_no_weights_of_search_prompts(tmp_path):
     live = tiny_zoo(tmp_path, ["a"])["a"].load(device="cpu")
     given = dict(name="embedding", positive=["w3 w4", "w5"])
     fitted = fit_texts(given, lambda: live, [1, 1], weights=np.ones(9))
-    assert fitted.route(look(fitted, lambda: live, ["w5", "w3 w4"], "embedding")).tolist() == [1, 0]
+    assert fitted.route(featurize(fitted, lambda: live, ["w5", "w3 w4"], "embedding")).tolist() == [1, 0]
 
 # ---- the choice of experts
 def zoo_of(kind, seed):

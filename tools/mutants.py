@@ -592,7 +592,7 @@ MUTANTS = {
         ("if len(its) > 1: out[system]", "out[system]"),
     ]),
     "gluing.comparison": (["nbs/09_gluing/08_comparison.ipynb", "tests/test_weights.py"], [
-        ("return sum(n.values()), max(n.values()) + eyes", "return sum(n.values()), max(n.values())"),
+        ("return sum(n.values()), max(n.values()) + encoder", "return sum(n.values()), max(n.values())"),
         ("paired_gain(theirs, answers[\"best_single\"]); cost = {}", "paired_gain(answers[\"best_single\"], theirs); cost = {}"),
         ("score = float((right[t.name] * mine).sum() / mine.sum())", "score = float(right[t.name].mean())"),
         ("mine = (route == i).reshape(len(route), -1).mean(1)", "mine = (route >= i).reshape(len(route), -1).mean(1)"),

@@ -24,7 +24,7 @@ from .steps import Glued, free_name, scorer_of
 from ..mergeability.clusters import Cluster
 from ..mixing.learners import routers
 from ..mixing.mixture import mix
-from ..mixing.routers import fit_texts, look, read_texts, reader, seen_by
+from ..mixing.routers import feature_kind, featurize, fit_texts, read_texts, reader
 from ..mixing.selection import by_question, select_experts
 
 # %% ../../nbs/09_gluing/06_chosen.ipynb #c8a06
@@ -99,15 +99,15 @@ def mixture_procedure(
     items = {e: ask_model(work.zoo[e], work.search, work.run.store) for e in experts}
     mine, _ = by_question(items, experts)
     spec = mixture_spec(work.recipe, experts)
-    eyes = work.zoo[max(experts, key=lambda e: mean_score(items[e]))]
+    encoder = work.zoo[max(experts, key=lambda e: mean_score(items[e]))]
     prompts = [q.prompt for t in work.search.tasks for q in t.questions]
-    costs, kind = [work.zoo[e].n_params for e in experts], seen_by(spec.router["name"], spec.features)
+    costs, kind = [work.zoo[e].n_params for e in experts], feature_kind(spec.router["name"], spec.features)
     told = spec.router.get("positive") or not routers[spec.router["name"]].learns
     if told: # nothing is learned from *search*
-        fitted = fit_texts(spec.router, eyes.load, costs, features=spec.features)
-        route = fitted.route(look(fitted, reader(fitted, eyes.load), prompts, kind), prompts)
+        fitted = fit_texts(spec.router, encoder.load, costs, features=spec.features)
+        route = fitted.route(featurize(fitted, reader(fitted, encoder.load), prompts, kind), prompts)
         return lambda learn, ask: mine[ask, route[ask]]
-    vectors, _ = read_texts(spec.router, eyes.load, prompts, spec.features)
+    vectors, _ = read_texts(spec.router, encoder.load, prompts, spec.features)
     like = items[experts[0]]
     if system != "model_glue": return routed(spec.router, vectors, mine, costs, like=like)
     pick = lambda learn: tried.columns(experts_on(work, tried, vectors, spec.router, learn))

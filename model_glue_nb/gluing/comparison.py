@@ -40,10 +40,10 @@ def size(
         return m.n_params, manifest.get("params_active", m.n_params)
     n = {e["name"]: e["n_params"] for e in manifest["experts"]}
     if manifest["features"] == "sentence": # a separate encoder, beside the experts
-        eyes = encoder_size(m)
-        return sum(n.values()) + eyes, max(n.values()) + eyes
-    eyes = n[manifest["eyes"]] if manifest["features"] == "hidden" else 0
-    return sum(n.values()), max(n.values()) + eyes
+        encoder = encoder_size(m)
+        return sum(n.values()) + encoder, max(n.values()) + encoder
+    encoder = n[manifest["eyes"]] if manifest["features"] == "hidden" else 0
+    return sum(n.values()), max(n.values()) + encoder
 
 def encoder_size(
     mixture:ZooModel, # Whose router reads sentences

@@ -116,7 +116,7 @@ PASSED = "level", "dense_layers", "top_k", "input", "features", "max_resident"
 def mixture_spec(
     r:GlueRecipe, # As read
     experts:list[str], # Names of models
-    **more, # base, eyes: as in a `MixtureSpec`
+    **more, # base, prompt_encoder: as in a `MixtureSpec`
 )->MixtureSpec:
     "The recipe's mixture of some experts; a random router takes the recipe's seed."
     m, router = r.mixture, router_of(r)

@@ -26,6 +26,7 @@ from ..merging.merge import merge
 from ..merging.recipes import MergeRecipe, recipe
 from ..mixing.mixture import mix
 from ..mixing.selection import experts_for
+from ..mixing.spec import as_written
 from ..searching.candidates import CandidateScorer
 from ..searching.evidence import (TRIAL_COLUMNS, asked_for_attribution, asked_for_honesty,
                                               attribution, honest_table, trial_row)
@@ -356,10 +357,10 @@ def mixture_of(
     if len(experts) == 1: return experts[0]
     items = {e: ask_model(work.zoo[e], work.search, work.run.store) for e in experts}
     best = max(experts, key=lambda e: mean_score(items[e]))
-    spec = mixture_spec(work.recipe, experts, **dict(base=dense) if dense else dict(eyes=best))
+    spec = mixture_spec(work.recipe, experts, **dict(base=dense) if dense else dict(prompt_encoder=best))
     spec = replace(spec, top_k=min(spec.top_k, len(experts))) # fewer experts than asked for may be worth it
     models = [work.zoo[n].fingerprint() for n in (*experts, *([dense] if dense else []))]
     asked = [q.key for t in work.search.tasks for q in t.questions]
-    key = digest("router.json", asdict(spec), models, asked)
+    key = digest("router.json", as_written(spec), models, asked)
     def make(out): return mix(spec, work.zoo, out, work.search, items=items, overwrite=True)
     return find_or_make(work, name, key, make)

@@ -19,7 +19,7 @@ from ..benchmarking.chats import render, routed_text
 from ..benchmarking.harness import as_lm_eval
 from ..benchmarking.scores import said_to
 from ..core import InputError, MissingFile, digest, refuse
-from .routers import look, read_router
+from .routers import featurize, read_router
 from .sampling import answers, decoding
 from .sentences import open_encoder
 from .streaming import as_prompts, stream_ids, text_of
@@ -52,7 +52,7 @@ class MixtureLM:
         return m
 
     @property
-    def eyes(self): # not kept: it counts among those that are in memory
+    def prompt_encoder(self): # not kept: it counts among those that are in memory
         "Who reads the prompts for the router: an expert, or a sentence encoder."
         if self.manifest["features"] == "sentence":
             return self.keep("encoder", lambda: open_encoder(self.router.settings["encoder"]))
@@ -94,7 +94,8 @@ def route(self:MixtureLM,
     if len(self.experts) == 1: return np.zeros(len(prompts), int) # nothing to read
     empty = [f"Prompt {i} is empty. Give a text." for i, p in enumerate(prompts) if not p.strip()]
     refuse(empty, "Cannot route")
-    with LOCK: vectors = look(self.router, lambda: self.eyes, prompts, self.manifest["features"])
+    features = self.manifest["features"]
+    with LOCK: vectors = featurize(self.router, lambda: self.prompt_encoder, prompts, features)
     return self.router.route(vectors, prompts)
 
 @patch

@@ -9,7 +9,6 @@ __all__ = ['MORE_KEYS', 'COUNT_FORM', 'ROUTER_FORM', 'MIXTURE_FORM', 'search_val
 
 # %% ../../nbs/08_mixing/13_mixture.ipynb #5fa34192
 import json, os, shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,10 @@ from ..merging.planner import find_model
 from .experts import MixtureLM, check_contexts, no_rolling
 from .learners import question_weights, routers
 from .one_checkpoint import copy_expert, fit_places, mix_checkpoint
-from .routers import FittedRouter, fit_texts, read_router, seen_by, write_router
+from .routers import FittedRouter, feature_kind, fit_texts, read_router, write_router
 from .sampling import decoding
-from .spec import SHARED, MixtureSpec, by_name, check_mixture_spec, eyes_of, find_parts
+from .spec import (SHARED, MixtureSpec, as_written, by_name, check_mixture_spec,
+                                       find_parts, prompt_encoder_of)
 from ..outputs import disk_problems, taken
 from ..reading import read_json, read_yaml
 from ..schemas import either, flag, listed, mapping, maybe, name, path, require, short, whole
@@ -69,9 +69,9 @@ def fit_apart(
     "Fit the one router of experts that stay whole, or read a fitted one."
     prints = [dict(name=e.name, fingerprint=e.fingerprint()) for e in experts]
     if spec.router.get("file"): return read_router(spec.router["file"], prints)
-    eyes = experts[eyes_of(spec)]
+    encoder = experts[prompt_encoder_of(spec)]
     costs = [e.n_params for e in experts]
-    return fit_texts(spec.router, eyes.load, costs, prompts, values, spec.features, weights)
+    return fit_texts(spec.router, encoder.load, costs, prompts, values, spec.features, weights)
 
 def mix_apart(
     spec:MixtureSpec, # What to mix
@@ -90,9 +90,9 @@ def mix_apart(
         return os.path.relpath(e.path.resolve(), out.resolve())
     about_expert = lambda e: dict(name=e.name, path=home(e), fingerprint=e.fingerprint(), n_params=e.n_params)
     known = [about_expert(e) for e in experts]
-    reads = seen_by(router.settings["name"], spec.features)
+    reads = feature_kind(router.settings["name"], spec.features)
     spec = by_name(spec, experts)
-    manifest = asdict(spec) | dict(features=reads, experts=known)
+    manifest = as_written(spec) | dict(features=reads, experts=known)
     with atomic_path(out, overwrite) as tmp:
         tmp.mkdir()
         for e, k in zip(experts, known) if spec.copy else ():
@@ -222,7 +222,8 @@ COUNT_FORM = whole(0, 10**6)
 ROUTER_FORM = either(name, mapping(dict(name=name, file=path), more=True)) # settings: see `check_router`
 MIXTURE_FORM = mapping(dict(
     experts=listed(path, 1), router=ROUTER_FORM, level=name, base=maybe(path), dense_layers=COUNT_FORM,
-    top_k=COUNT_FORM, input=name, pooling=name, ends=name, format=name, features=name, eyes=maybe(path),
+    top_k=COUNT_FORM, input=name, pooling=name, ends=name, format=name, features=name,
+    prompt_encoder=maybe(path),
     max_resident=COUNT_FORM, copy=flag, zoo=maybe(either(path, listed(path, 1))), suite=maybe(path),
     search_questions=maybe(whole(1, 10**9))))
 
@@ -231,6 +232,8 @@ def read_mixture(
 )->tuple[MixtureSpec,Zoo|None,Suite|None]: # What to mix, the models it names, the *search* part of the suite
     "Read a mixture's YAML; every unknown key is named."
     given, where = read_yaml(file, "mixture"), short(Path(file).name)
+    if isinstance(given, dict) and "eyes" in given and "prompt_encoder" not in given: # its older name
+        given["prompt_encoder"] = given.pop("eyes")
     require(given, MIXTURE_FORM, where, f"Cannot use {where}")
     zoo = read_zoo(given["zoo"]) if given.get("zoo") else None
     if "experts" not in given and zoo is None:

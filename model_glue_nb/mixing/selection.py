@@ -20,7 +20,7 @@ from ..benchmarking.intervals import task_weights, weights_of
 from ..benchmarking.suites import Suite
 from ..core import InputError, refuse, unknown
 from .learners import question_weights, routers, usable_routers
-from .routers import fit_router, fit_texts, look, read_texts, reader, seen_by
+from .routers import feature_kind, featurize, fit_router, fit_texts, read_texts, reader
 from ..zoo.zoo import LanguageModel, Zoo
 
 # %% ../../nbs/08_mixing/14_selection.ipynb #cb8f8f2d
@@ -247,7 +247,7 @@ def lab_row(
 def router_lab(
     search:tuple[Suite,dict[str,ItemScores]], # The *search* part and the experts' item-level scores on it
     report:tuple[Suite,dict[str,ItemScores]], # The *report* part and theirs on that
-    eyes:LanguageModel, # Who reads the prompts
+    encoder:LanguageModel, # Who reads the prompts
     n_params:dict[str,int], # Expert → parameters
     names:list|None=None, # Routers, by name or as dicts with settings; None: all
     features:str="embedding", # What they read where they have no will of their own
@@ -261,16 +261,16 @@ def router_lab(
     asked, fresh = ([q.prompt for t in s.tasks for q in t.questions] for s in (search[0], report[0]))
     best = max(experts, key=lambda e: mean_score(search[1][e])); rows = []
     for r in (dict(name=n) if isinstance(n, str) else n for n in names or usable_routers()):
-        kind = seen_by(r["name"], features)
+        kind = feature_kind(r["name"], features)
         costs = [n_params[e] for e in experts]
-        fitted = fit_texts(r, lambda: eyes, costs, asked, values, features, share)
-        through = cache(reader(fitted, lambda: eyes)) # loading is not what a prompt costs
+        fitted = fit_texts(r, lambda: encoder, costs, asked, values, features, share)
+        through = cache(reader(fitted, lambda: encoder)) # loading is not what a prompt costs
         if kind == "sentence": through()
-        began = time.perf_counter(); route = fitted.route(look(fitted, through, fresh, kind), fresh)
+        began = time.perf_counter(); route = fitted.route(featurize(fitted, through, fresh, kind), fresh)
         ms = 1000 * (time.perf_counter() - began) / len(fresh)
         load = dict(zip(experts, np.bincount(route, minlength=len(experts)) / len(route)))
         mean = lambda of: float(sum(share * of[e] for e, share in load.items()))
-        cost = dict(params_per_token=mean(n_params) + eyes.n_params * (kind == "hidden"), route_ms=ms)
+        cost = dict(params_per_token=mean(n_params) + encoder.n_params * (kind == "hidden"), route_ms=ms)
         if expert_ms: cost["ms"] = ms + mean(expert_ms)
         loads = {f"load {e}": share for e, share in load.items()}
         rows.append(dict(router=r["name"]) | lab_row(route, theirs, best, seed) | cost | loads)

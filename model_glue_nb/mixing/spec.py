@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MIXTURE_LEVELS', 'CHOICES', 'SUPPORTED', 'SPARSE', 'MODEL_TYPES', 'ENDS', 'SHARED', 'OF_ROUTER', 'PLAIN_FLOATS',
-           'MixtureSpec', 'last_names', 'eyes_of', 'by_name', 'same_names', 'reads_text', 'check_mixture_spec',
-           'is_end', 'mixed_part', 'has_tied_head', 'Owned', 'Parts', 'find_parts', 'own_ends', 'check_shapes']
+           'MixtureSpec', 'last_names', 'prompt_encoder_of', 'as_written', 'by_name', 'same_names', 'reads_text',
+           'check_mixture_spec', 'is_end', 'mixed_part', 'has_tied_head', 'Owned', 'Parts', 'find_parts', 'own_ends',
+           'check_shapes']
 
 # %% ../../nbs/08_mixing/07_spec.ipynb #4cebafef
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from ..checkpoints.architectures import effective_config
 from ..checkpoints.meanings import meaning_differs
 from ..core import InputError, unknown
 from ..merging.planner import find_model
-from .routers import FEATURES, check_router, seen_by
+from .routers import FEATURES, check_router, feature_kind
 from ..reading import read_json
 from ..zoo.zoo import Zoo, ZooModel
 
@@ -43,7 +44,7 @@ class MixtureSpec:
     ends: str = "auto" # Model level: "base" or "own" embedding, norm, head; auto: own if K = 0 and unlike
     format: str = "auto" # "auto": plain Mixtral or Qwen-MoE where possible; "own": with our modeling file
     features: str = "embedding" # Without a base: what the router reads, "embedding" or "hidden"
-    eyes: str|None = None # Without a base: the expert that reads the prompts; None: the first
+    prompt_encoder: str|None = None # Without a base: the expert that reads the prompts; None: the first
     max_resident: int = 16 # Without a base: most experts in memory at once; the least recently used leaves
     copy: bool = False # Without a base: copy the experts into the folder, or refer to them?
 
@@ -57,13 +58,19 @@ def last_names(
     "Names of some experts: a folder is called by its last part."
     return [Path(e).resolve().name if Path(e).is_dir() else str(e).split("/")[-1] for e in experts]
 
-def eyes_of(
+def prompt_encoder_of(
     spec, # A `MixtureSpec`
 )->int: # Position among the experts
     "The expert that reads the prompts."
-    if spec.eyes is None: return 0
-    if spec.eyes in spec.experts: return spec.experts.index(spec.eyes)
-    return last_names(spec.experts).index(spec.eyes)
+    if spec.prompt_encoder is None: return 0
+    if spec.prompt_encoder in spec.experts: return spec.experts.index(spec.prompt_encoder)
+    return last_names(spec.experts).index(spec.prompt_encoder)
+
+def as_written(
+    spec, # A `MixtureSpec`
+)->dict: # Its fields
+    "A spec as mixture.json holds it: there the prompt encoder keeps its older name, `eyes`."
+    return {"eyes" if k == "prompt_encoder" else k: v for k, v in asdict(spec).items()}
 
 def by_name(
     spec, # A `MixtureSpec`, perhaps with folders
@@ -72,7 +79,8 @@ def by_name(
 ): # A `MixtureSpec` with names only
     "What was mixed, as the mixture reports it: by name, wherever the folders were."
     names = tuple(e.name for e in experts)
-    return replace(spec, experts=names, base=base and base.name, eyes=names[eyes_of(spec)])
+    encoder = names[prompt_encoder_of(spec)]
+    return replace(spec, experts=names, base=base and base.name, prompt_encoder=encoder)
 
 def same_names(
     spec, # A `MixtureSpec`
@@ -112,7 +120,7 @@ def reads_text(
         about = Path(file)/"router.json"
         known = read_json(about).get("router", {}) if about.is_file() else {}
         return f"The router in '{file}' reads texts" if {"terms", "encoder"} & set(known) else ""
-    by_name = isinstance(name, str) and seen_by(name) in ("tfidf", "sentence")
+    by_name = isinstance(name, str) and feature_kind(name) in ("tfidf", "sentence")
     if by_name: return f"The router '{name}' reads texts"
     return "`features: sentence` reads texts" if spec.features == "sentence" else ""
 
@@ -133,8 +141,8 @@ def check_mixture_spec(
               f"Level '{level}' needs a base: it gives embedding, head and all unmixed layers. Name one."),
              (alone and spec.dense_layers,
               f"dense_layers is {spec.dense_layers} without a base to take them from. Name one, or give 0."),
-             (spec.eyes and spec.eyes not in (*spec.experts, *last_names(spec.experts)),
-              str(unknown("expert to read the prompts", spec.eyes, spec.experts))),
+             (spec.prompt_encoder and spec.prompt_encoder not in (*spec.experts, *last_names(spec.experts)),
+              str(unknown("expert to read the prompts", spec.prompt_encoder, spec.experts))),
              (spec.max_resident < 1, f"max_resident is {spec.max_resident}. Keep at least 1 expert loaded."),
              (not alone and reads_text(spec),
               f"{reads_text(spec)}, but routers in one checkpoint see hidden states, not texts. "

@@ -27,7 +27,8 @@ def route_one(
     if not hasattr(mixture, "router"):
         return names, [float(i == chosen) for i in range(len(names))], names[chosen]
     from model_glue_nb.mixing.routers import look
-    vectors = look(mixture.router, lambda: mixture.eyes, [prompt], mixture.manifest["features"])
+    features = mixture.manifest["features"]
+    vectors = featurize(mixture.router, lambda: mixture.prompt_encoder, [prompt], features)
     return names, [float(x) for x in mixture.router.scores(vectors, [prompt])[0]], names[chosen]
 
 def live_mixture(
