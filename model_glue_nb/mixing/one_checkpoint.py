@@ -157,7 +157,7 @@ def silent_expert(
     parts:Parts, # Models to mix
     kind:str|None, # A standard format, or None for ours
 )->dict[str,Owned]: # Tensors of zeros
-    "Qwen2-MoE insists on an expert for all tokens; ours is 0, and as wide as servers need to split it."
+    "Qwen2-MoE requires an expert for all tokens; ours is 0, and as wide as servers need to split it."
     if kind != "qwen2_moe": return {}
     h, n, dtype = effective_config(parts.base.config)["hidden_size"], SILENT, parts.dtype
     shapes = {f"shared_expert.{k}_proj": s for k, s in dict(gate=(n, h), up=(n, h), down=(h, n)).items()}
