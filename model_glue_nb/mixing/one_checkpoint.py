@@ -11,7 +11,7 @@ __all__ = ['MOE', 'CLASSES', 'SILENT', 'TORCH_NAMES', 'SHOWN_KEYS', 'MIXTRAL', '
 # %% ../../nbs/08_mixing/09_one_checkpoint.ipynb #ae3a0ab4
 import json, math, os, re, shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -20,9 +20,9 @@ import numpy as np
 from ..checkpoints.architectures import effective_config, written_config
 from ..core import InputError, atomic_path, refuse
 from .learners import routers
-from .routers import (FittedRouter, fit_router, layer_inputs, lessons, read_router,
-                                          write_router)
-from .spec import MODEL_TYPES, OF_ROUTER, SHARED, Owned, Parts, by_name
+from .routers import (FittedRouter, fit_router, layer_inputs, read_router,
+                                          training_data, write_router)
+from .spec import MODEL_TYPES, OF_ROUTER, SHARED, Owned, Parts, as_written, by_name
 from .verified import verify_mixture
 from ..outputs import disk_problems
 from ..reading import inside, lies_inside
@@ -237,7 +237,7 @@ def fit_places(
     "Fit, or read, the routers of all places."
     spec, router = parts.spec, dict(parts.spec.router)
     if router.get("file"): return known_router(parts, router["file"])
-    texts, values = lessons(router, len(parts.experts), prompts, values)
+    texts, values = training_data(router, len(parts.experts), prompts, values)
     if spec.input == "token" and router["name"] == "linear": router["bias"] = False
     low = routers[router["name"]].reads == "embedding" # the same for all layers: what goes into the first
     layers = [0] if low else parts.layers[:1] if spec.level == "model" else parts.layers
@@ -355,7 +355,7 @@ def bring_code(
     "Put the modeling file and the manifest beside the weights."
     (folder/"modeling.py").write_text(modeling_source(), encoding="utf-8")
     spec = by_name(parts.spec, parts.experts, parts.base)
-    manifest = asdict(spec) | dict(experts=experts, checkpoint=True, params_active=n_active(parts))
+    manifest = as_written(spec) | dict(experts=experts, checkpoint=True, params_active=n_active(parts))
     (folder/"mixture.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 def card(
