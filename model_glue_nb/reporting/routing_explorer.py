@@ -26,7 +26,7 @@ def route_one(
     chosen = int(mixture.route([prompt])[0])
     if not hasattr(mixture, "router"):
         return names, [float(i == chosen) for i in range(len(names))], names[chosen]
-    from model_glue_nb.mixing.routers import look
+    from model_glue_nb.mixing.routers import featurize
     features = mixture.manifest["features"]
     vectors = featurize(mixture.router, lambda: mixture.prompt_encoder, [prompt], features)
     return names, [float(x) for x in mixture.router.scores(vectors, [prompt])[0]], names[chosen]
