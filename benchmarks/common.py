@@ -26,12 +26,17 @@ def write_models(room, s, names=("base", "a", "b"), dtype="bfloat16"):
     vocab = json.dumps(dict(version="1.0", added_tokens=[], model=dict(type="WordLevel", vocab={"a": 0}, unk_token="a")))
     writers, layout = [], {k: ("BF16" if dtype == "bfloat16" else "F32", v) for k, v in tensors(s).items()}
     for name in names:
-        (room/name).mkdir(); (room/name/"config.json").write_text(json.dumps(config)); (room/name/"tokenizer.json").write_text(vocab)
+        (room/name).mkdir()
+        (room/name/"config.json").write_text(json.dumps(config))
+        (room/name/"tokenizer.json").write_text(vocab)
         writers.append(CheckpointWriter(room/name, layout))
-    rng, bits = np.random.default_rng(0), lambda x: (x.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else x.view(np.uint32)
+    rng, bits = (np.random.default_rng(0),
+                 lambda x: (x.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else x.view(np.uint32))
     for k, (_, shape) in layout.items():
-        n = int(np.prod(shape)); x = rng.standard_normal(n, np.float32) * np.float32(.02)
-        for i, w in enumerate(writers): w.write(k, bits(x if i == 0 else x + rng.standard_normal(n, np.float32) * np.float32(.002)))
+        n = int(np.prod(shape))
+        x = rng.standard_normal(n, np.float32) * np.float32(.02)
+        for i, w in enumerate(writers):
+            w.write(k, bits(x if i == 0 else x + rng.standard_normal(n, np.float32) * np.float32(.002)))
     for w in writers: w.close()
 
 def anonymous(pid):
@@ -42,12 +47,17 @@ def run(python, code, *args):
     "Seconds in all, seconds of work, peak anonymous bytes, processor seconds (which a busy machine changes least), what else it printed."
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+") as log:
-        p = subprocess.Popen([python, "-c", code, *map(str, args)], stdout=log, stderr=log); peak = 0
+        p = subprocess.Popen([python, "-c", code, *map(str, args)], stdout=log, stderr=log)
+        peak = 0
         while True:
-            peak = max(peak, anonymous(p.pid)); pid, status, used = os.wait4(p.pid, os.WNOHANG)
+            peak = max(peak, anonymous(p.pid))
+            pid, status, used = os.wait4(p.pid, os.WNOHANG)
             if pid: break
             time.sleep(.01)
-        took = time.perf_counter() - start; log.seek(0); text = log.read(); p.returncode = status
+        took = time.perf_counter() - start
+        log.seek(0)
+        text = log.read()
+        p.returncode = status
     if status: sys.exit(f"A measured process failed:\n{text[-2000:]}")
     work, *more = map(float, text.rsplit("WORK", 1)[1].split())
     return took, work, peak, used.ru_utime + used.ru_stime, *more

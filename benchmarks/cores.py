@@ -26,7 +26,7 @@ def run_on(cores, recipe, out):
 
 def differing(a, b):
     "Which tables two runs tell differently, times aside."
-    told = lambda file: pd.read_csv(file, usecols=lambda c: not c.startswith(("ms_", "seconds", "began")))
+    def told(file): return pd.read_csv(file, usecols=lambda c: not c.startswith(("ms_", "seconds", "began")))
     for name in TABLES:
         there = [(d/name).exists() for d in (a, b)]
         if any(there) and not (all(there) and told(a/name).equals(told(b/name))): yield name
@@ -39,13 +39,15 @@ def main():
     parser.add_argument("--out", type=Path, help="a CSV file for the rows")
     a = parser.parse_args()
     mine, rows, times = sorted(os.sched_getaffinity(0)), [], {}
-    if max(a.cores) > len(mine): sys.exit(f"There are {len(mine)} cores here, and --cores asks for {max(a.cores)}.")
+    if max(a.cores) > len(mine):
+        sys.exit(f"There are {len(mine)} cores here, and --cores asks for {max(a.cores)}.")
     with tempfile.TemporaryDirectory() as tmp:
         for n in a.cores: times[n] = run_on(mine[:n], a.recipe, Path(tmp)/str(n))
         first, *others = (Path(tmp)/str(n) for n in a.cores)
         wrong = [f"{t} ({o.name} cores)" for o in others for t in differing(first, o)]
     for stage in times[a.cores[0]]:
-        row = dict(zoo=a.name or a.recipe.stem, stage=stage) | {f"cores_{n}_s": round(times[n][stage], 1) for n in a.cores}
+        row = (dict(zoo=a.name or a.recipe.stem, stage=stage)
+               | {f"cores_{n}_s": round(times[n][stage], 1) for n in a.cores})
         rows.append(row | dict(ratio=times[min(a.cores)][stage] / times[max(a.cores)][stage]))
         show(rows[-1])
     record(rows, a.out)

@@ -38,7 +38,9 @@ def write_tokenizer(folder):
     vocab = {w: i for i, w in enumerate(["<s>", "</s>", "<unk>", *WORDS])}
     model = dict(type="WordLevel", vocab=vocab, unk_token="<unk>")
     (folder/"tokenizer.json").write_text(json.dumps(dict(version="1.0", added_tokens=[dict(id=i, content=t, special=True, single_word=False,
-        lstrip=False, rstrip=False, normalized=False) for t, i in list(vocab.items())[:3]], pre_tokenizer=dict(type="WhitespaceSplit"), model=model)))
+        lstrip=False, rstrip=False, normalized=False) for t, i in list(vocab.items())[:3]],
+                                                         pre_tokenizer=dict(type="WhitespaceSplit"),
+                                                         model=model)))
     (folder/"tokenizer_config.json").write_text(json.dumps(dict(tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", eos_token="</s>",
                                                                 pad_token="</s>", unk_token="<unk>")))
     config = json.loads((folder/"config.json").read_text())
@@ -46,16 +48,23 @@ def write_tokenizer(folder):
 
 def write_tasks(folder, n, rng):
     "Three tasks that choose among four, two that write four tokens, one that reads 20 words: short, so that what is not the model's own time shows."
-    folder.mkdir(); words = lambda k: " ".join(rng.choice(WORDS, k)); entries = []
+    folder.mkdir()
+    def words(k): return " ".join(rng.choice(WORDS, k))
+    entries = []
     def task(name, rows, **config):
-        (folder/f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows)); entries.append(dict(name=name, task=f"{name}.yaml"))
+        (folder/f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        entries.append(dict(name=name, task=f"{name}.yaml"))
         data = dict(task=name, dataset_path="json", dataset_kwargs=dict(data_files=dict(test=str(folder/f"{name}.jsonl"))), test_split="test", num_fewshot=0)
         (folder/f"{name}.yaml").write_text(json.dumps(data | config)) # JSON is YAML
     for i, size in enumerate((6, 9, 12)):
-        task(f"choose{i}", [dict(q=words(size), c=[words(2) for _ in range(4)], a=int(rng.integers(4))) for _ in range(n)],
+        task(f"choose{i}",
+             [dict(q=words(size), c=[words(2) for _ in range(4)], a=int(rng.integers(4)))
+              for _ in range(n)],
              output_type="multiple_choice", doc_to_text="{{q}}", doc_to_choice="{{c}}", doc_to_target="a", metric_list=[dict(metric="acc"), dict(metric="acc_norm")])
     for i, size in enumerate((8, 12)):
-        task(f"write{i}", [dict(q=words(size), a=words(1)) for _ in range(n)], output_type="generate_until", doc_to_text="{{q}}", doc_to_target="{{a}}",
+        task(f"write{i}",
+             [dict(q=words(size), a=words(1)) for _ in range(n)],
+             output_type="generate_until", doc_to_text="{{q}}", doc_to_target="{{a}}",
              generation_kwargs=dict(until=["\n"], max_gen_toks=4, do_sample=False), metric_list=[dict(metric="exact_match")])
     task("read", [dict(q=words(20)) for _ in range(n)], output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{q}}",
          metric_list=[dict(metric="word_perplexity"), dict(metric="bits_per_byte")])
@@ -64,15 +73,18 @@ def write_tasks(folder, n, rng):
 
 def clock(command, **env):
     "Seconds of a whole process, and what it said."
-    began = time.perf_counter(); done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env={**os.environ, **env})
+    began = time.perf_counter()
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env={**os.environ, **env})
     if done.returncode: sys.exit(f"A measured process failed:\n{done.stderr[-2000:]}")
     return time.perf_counter() - began, done
 
 def round_of(room, names, batches, i):
     "One round: ours, ours again, and the peer with each batch size."
-    cache = dict(XDG_CACHE_HOME=str(room/f"cache{i}"), HF_HUB_OFFLINE="1"); model = room/"base"
+    cache = dict(XDG_CACHE_HOME=str(room/f"cache{i}"), HF_HUB_OFFLINE="1")
+    model = room/"base"
     ours = [sys.executable, "-c", CODE, "score", model, "--suite", room/"tasks/suite.yaml", "--split", "all", "--out", room/f"run{i}", "--json"]
-    took, done = clock(ours, **cache, HF_DATASETS_CACHE=str(room/f"data{i}")); forward = float(done.stderr.rsplit("FORWARD", 1)[1])
+    took, done = clock(ours, **cache, HF_DATASETS_CACHE=str(room/f"data{i}"))
+    forward = float(done.stderr.rsplit("FORWARD", 1)[1])
     again, _ = clock([sys.executable, "-c", "from model_glue_nb.cli.program import main; main()", *ours[3:]], **cache)
     row = dict(ours_s=took, forward_s=forward, overhead_s=took - forward, again_s=again)
     scores = {r["task"]: r["score"] for r in json.loads(done.stdout)}
@@ -81,22 +93,30 @@ def round_of(room, names, batches, i):
         row[f"lm_eval_batch{b}_s"], _ = clock([sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={model}", "--tasks", ",".join(names),
             "--include_path", room/"tasks", "--batch_size", b, "--output_path", out], HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=str(room/f"peer{i}-{b}"))
     found = json.loads(next(out.rglob("results_*.json")).read_text())["results"]
-    metric = lambda n: "exact_match,none" if n.startswith("write") else "acc_norm,none"
+    def metric(n): return "exact_match,none" if n.startswith("write") else "acc_norm,none"
     row["largest_difference"] = max(abs(scores[n] - found[n][metric(n)]) for n in names if n != "read")
     return row
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0]); p.add_argument("--shape", default="135m", choices=SHAPES); p.add_argument("--n", type=int, default=200)
-    p.add_argument("--batches", type=int, nargs="*", default=[1, 16]); p.add_argument("--rounds", type=int, default=1); p.add_argument("--out", help="CSV file")
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--shape", default="135m", choices=SHAPES)
+    p.add_argument("--n", type=int, default=200)
+    p.add_argument("--batches", type=int, nargs="*", default=[1, 16])
+    p.add_argument("--rounds", type=int, default=1)
+    p.add_argument("--out", help="CSV file")
     a = p.parse_args()
     import numpy as np
     rows = []
     with tempfile.TemporaryDirectory() as d:
-        room = Path(d); write_models(room, SHAPES[a.shape], ["base"], "float32"); write_tokenizer(room/"base")
+        room = Path(d)
+        write_models(room, SHAPES[a.shape], ["base"], "float32")
+        write_tokenizer(room/"base")
         names = write_tasks(room/"tasks", a.n, np.random.default_rng(0))
         for i in range(a.rounds):
             row = dict(shape=a.shape, tasks=len(names), questions=a.n) | round_of(room, names, a.batches, i)
-            best = min(v for k, v in row.items() if k.startswith("lm_eval")); rows.append(row | dict(faster=best / row["ours_s"], cores=len(os.sched_getaffinity(0)), load=os.getloadavg()[0]))
+            best = min(v for k, v in row.items() if k.startswith("lm_eval"))
+            rows.append(row
+                        | dict(faster=best / row["ours_s"], cores=len(os.sched_getaffinity(0)), load=os.getloadavg()[0]))
             show(rows[-1])
     record(rows, a.out)
 

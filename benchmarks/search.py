@@ -20,9 +20,11 @@ def rooms(run, n=60):
     from model_glue_nb.searching.candidates import CandidateScorer
     from model_glue_nb.zoo.zoo import read_zoo
     torch.set_num_threads(1)
-    zoo, suite = read_zoo("demo"), load_suite("demo"); family = [n for n in zoo.names if n.startswith("a-")]
+    zoo, suite = read_zoo("demo"), load_suite("demo")
+    family = [n for n in zoo.names if n.startswith("a-")]
     probe = CandidateScorer(zoo.subset(family), suite.part("search", n))
-    run = Run.start(run, dict(command="search") | probe.identity()); probe.store = run.store
+    run = Run.start(run, dict(command="search") | probe.identity())
+    probe.store = run.store
     return family, probe, suite.part("report"), run
 
 def spent(found): return sum(t.questions for t in found.trials)
@@ -33,15 +35,21 @@ def table(a):
     from model_glue_nb.merging.methods import merge_methods
     from model_glue_nb.searching.search import label, search
     from model_glue_nb.searching.strategies import strategies
-    family, score, report, run = rooms(a.run); told = score.on(report); rows = []
+    family, score, report, run = rooms(a.run)
+    told = score.on(report)
+    rows = []
     for method in a.methods:
         for strategy in a.strategies or strategies:
             found = search(family, score, method, strategy, budget=a.budget, base="a-base", run=run)
-            single = max(found.own, key=lambda m: found.own[m].mean); ours = told.items(found.winner)
+            single = max(found.own, key=lambda m: found.own[m].mean)
+            ours = told.items(found.winner)
             mean, gain = mean_interval(ours), paired_gain(ours, told.items(single))
-            rows.append(dict(strategy=strategy, method=method, search=found.score, report=mean.mean, low=mean.low, high=mean.high, gain=gain.mean, gain_low=gain.low,
+            rows.append(dict(strategy=strategy, method=method,
+                             search=found.score, report=mean.mean, low=mean.low,
+                             high=mean.high, gain=gain.mean, gain_low=gain.low,
                              gain_high=gain.high, bias=found.score - mean.mean, evaluations=spent(found) / score.suite.n_questions, trials=len(found.trials),
-                             seconds=sum(t.seconds for t in found.trials), best_single=single, winner=found.winner if isinstance(found.winner, str) else label(found.winner)))
+                             seconds=sum(t.seconds for t in found.trials), best_single=single,
+                             winner=found.winner if isinstance(found.winner, str) else label(found.winner)))
             print(f"{strategy:24}{method:18}{found.score:.3f}  {mean}  gain {gain}  {rows[-1]['evaluations']:.1f} evaluations {rows[-1]['seconds']:.0f} s", flush=True)
     return rows
 
@@ -49,14 +57,22 @@ def racing(a):
     "The race against the full evaluation of the same runners."
     from model_glue_nb.benchmarking.intervals import mean_score, paired_gain
     from model_glue_nb.searching.search import search
-    family, score, report, run = rooms(a.run); told = score.on(report); rows = []
-    mean = lambda found: mean_score(told.items(found.winner))
+    family, score, report, run = rooms(a.run)
+    told = score.on(report)
+    rows = []
+    def mean(found): return mean_score(told.items(found.winner))
     for method in a.methods:
         for seed in range(a.seeds):
-            run_it = lambda **more: search(family, score, method, "racing", budget=10**6, base="a-base", run=run, seed=seed, options=dict(n=a.runners) | more)
-            race, full = run_it(), run_it(shares=(1.0,)); d = paired_gain(told.items(race.winner), told.items(full.winner))
-            rows.append(dict(method=method, seed=seed, runners=a.runners, race_questions=spent(race), full_questions=spent(full), share=spent(race) / spent(full), race_search=race.score, full_search=full.score,
-                             race_report=mean(race), full_report=mean(full), difference=d.mean, low=d.low, high=d.high, same_winner=race.winner == full.winner))
+            def run_it(**more):
+                return search(family, score, method, "racing", budget=10**6, base="a-base",
+                              run=run, seed=seed, options=dict(n=a.runners) | more)
+            race, full = run_it(), run_it(shares=(1.0,))
+            d = paired_gain(told.items(race.winner), told.items(full.winner))
+            rows.append(dict(method=method, seed=seed, runners=a.runners,
+                             race_questions=spent(race), full_questions=spent(full),
+                             share=spent(race) / spent(full), race_search=race.score, full_search=full.score,
+                             race_report=mean(race), full_report=mean(full), difference=d.mean,
+                             low=d.low, high=d.high, same_winner=race.winner == full.winner))
             show(rows[-1])
     return rows
 
@@ -68,9 +84,13 @@ def candidate_room(room, n_models=4):
     "Random models of 135M parameters with a small tokenizer, and 20 questions."
     from model_glue_nb.benchmarking.suites import Question, Suite, Task
     from model_glue_nb.zoo.zoo import read_zoo, tiny_tokenizer
-    names = [f"m{i}" for i in range(n_models)]; write_models(room, SHAPES["135m"], names)
-    for n in names: (room/n/"tokenizer.json").unlink(); tiny_tokenizer().save_pretrained(room/n)
-    tasks = tuple(Task(f"t{t}", tuple(Question(words(24, 100 * t + q), "w1") for q in range(5)), 8) for t in range(4))
+    names = [f"m{i}" for i in range(n_models)]
+    write_models(room, SHAPES["135m"], names)
+    for n in names:
+        (room/n/"tokenizer.json").unlink()
+        tiny_tokenizer().save_pretrained(room/n)
+    tasks = tuple(Task(f"t{t}", tuple(Question(words(24, 100 * t + q), "w1") for q in range(5)), 8)
+                  for t in range(4))
     return read_zoo([room/n for n in names]), Suite("random", tasks)
 
 def written_by_mergekit(recipe, zoo, out):
@@ -81,12 +101,14 @@ def written_by_mergekit(recipe, zoo, out):
         from mergekit.options import MergeOptions
     except ImportError: return None
     models = [dict(model=str(zoo[s.model].path), parameters=dict(weight=s.weight)) for s in recipe.models]
-    run_merge(MergeConfiguration.model_validate(dict(merge_method="linear", dtype="bfloat16", models=models)), out, options=MergeOptions(copy_tokenizer=True, quiet=True, lazy_unpickle=True))
+    run_merge(MergeConfiguration.model_validate(dict(merge_method="linear", dtype="bfloat16", models=models)),
+              out, options=MergeOptions(copy_tokenizer=True, quiet=True, lazy_unpickle=True))
     return out
 
 def measured(f):
     "Seconds that pass, and processor seconds (which a busy machine changes least)."
-    wall, cpu = time.perf_counter(), time.process_time(); f()
+    wall, cpu = time.perf_counter(), time.process_time()
+    f()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 def floor(zoo):
@@ -95,11 +117,14 @@ def floor(zoo):
     import numpy as np
     from model_glue_nb.tensors.streams import n_workers
     from model_glue_nb.zoo.stored import Mapped
-    files, step, jobs, n = Mapped(), 2**20, [], sum(t.stop - t.start for m in zoo for t in m.tensors.values()) * (len(zoo) + 1) // len(zoo) // 2
+    files, step, jobs, n = (Mapped(), 2**20, [],
+                            sum(t.stop - t.start for m in zoo for t in m.tensors.values()) * (len(zoo) + 1) // len(zoo)
+                            // 2)
     for m in zoo:
         x = np.frombuffer(files[next(m.path.glob("*.safetensors"))], np.uint8)
         jobs += [x[s:s + step] for s in range(0, len(x) - step, step)]
-    to = np.ones(n, np.uint8); jobs = jobs[:n // step]
+    to = np.ones(n, np.uint8)
+    jobs = jobs[:n // step]
     def copy(i): to[i * step:(i + 1) * step] = jobs[i]
     def run():
         with ThreadPoolExecutor(n_workers()) as pool: list(pool.map(copy, range(len(jobs))))
@@ -109,12 +134,19 @@ def ways(zoo, score, mixes, d):
     "Seconds per candidate in memory, through a folder by our own engine, and through a folder by mergekit; in turns, in one process."
     from model_glue_nb.merging.merge import merge
     from model_glue_nb.zoo.zoo import open_model
-    ours = lambda m: merge(m, zoo, f"{d}/out", overwrite=True).load()
-    def published(m): shutil.rmtree(f"{d}/kit", ignore_errors=True); return written_by_mergekit(m, zoo, f"{d}/kit") and open_model(f"{d}/kit").load()
-    for f in (score.made, ours, published): there = f(mixes[0]) # first: load, look for NaN, page cache, imports
-    move = floor(zoo); move(); runs = dict(memory=[], floor=[], folder=[], **(dict(mergekit=[]) if there else {}))
+    def ours(m): return merge(m, zoo, f"{d}/out", overwrite=True).load()
+    def published(m):
+        shutil.rmtree(f"{d}/kit", ignore_errors=True)
+        return written_by_mergekit(m, zoo, f"{d}/kit") and open_model(f"{d}/kit").load()
+    for f in (score.made, ours, published): # first: load, look for NaN, page cache, imports
+        there = f(mixes[0])
+    move = floor(zoo)
+    move()
+    runs = dict(memory=[], floor=[], folder=[], **(dict(mergekit=[]) if there else {}))
     for m in mixes:
-        runs["memory"] += [measured(lambda: score.made(m)) for _ in range(3)]; runs["floor"] += [measured(move) for _ in range(3)]; runs["folder"].append(measured(lambda: ours(m)))
+        runs["memory"] += [measured(lambda: score.made(m)) for _ in range(3)]
+        runs["floor"] += [measured(move) for _ in range(3)]
+        runs["folder"].append(measured(lambda: ours(m)))
         if there: runs["mergekit"].append(measured(lambda: published(m)))
     return {k: [statistics.median(x) for x in zip(*v)] for k, v in runs.items()}
 
@@ -126,12 +158,24 @@ def candidate(a):
     from model_glue_nb.searching.search import search
     from model_glue_nb.zoo.zoo import LanguageModel
     with tempfile.TemporaryDirectory() as d:
-        zoo, suite = candidate_room(Path(d)); mixes = [recipe("linear", zoo.names, [.4 + .01 * i, .3, .2, .1 - .01 * i]) for i in range(a.rounds)]
-        times = ways(zoo, CandidateScorer(zoo, suite), mixes, d); asked, generate = [0.0], LanguageModel.generate
-        def timed(self, *args): t = time.perf_counter(); out = generate(self, *args); asked[0] += time.perf_counter() - t; return out
-        LanguageModel.generate = timed; run = Run.start(f"{d}/run", {}); at = []
-        search(zoo.names, CandidateScorer(zoo, suite, run.store), "linear", "coefficient", budget=a.rounds, run=run, on_trial=lambda t: at.append((time.perf_counter(), asked[0])))
-        n, wall, evaluating = len(at) - 1, at[-1][0] - at[0][0], at[-1][1] - at[0][1] # from the end of the first trial to the end of the last
+        zoo, suite = candidate_room(Path(d))
+        mixes = [recipe("linear", zoo.names, [.4 + .01 * i, .3, .2, .1 - .01 * i]) for i in range(a.rounds)]
+        times = ways(zoo, CandidateScorer(zoo, suite), mixes, d)
+        asked, generate = [0.0], LanguageModel.generate
+        def timed(self, *args):
+            t = time.perf_counter()
+            out = generate(self, *args)
+            asked[0] += time.perf_counter() - t
+            return out
+        LanguageModel.generate = timed
+        run = Run.start(f"{d}/run", {})
+        at = []
+        search(zoo.names, CandidateScorer(zoo, suite, run.store),
+               "linear", "coefficient", budget=a.rounds, run=run,
+               on_trial=lambda t: at.append((time.perf_counter(), asked[0])))
+        n, wall, evaluating = (len(at) - 1,
+                               at[-1][0] - at[0][0],
+                               at[-1][1] - at[0][1]) # from the end of the first trial to the end of the last
     row = dict(models=len(zoo), params=zoo.models[0].n_params)
     for k, (wall_s, cpu_s) in times.items(): row |= {f"{k}_ms": 1000 * wall_s, f"{k}_cpu_ms": 1000 * cpu_s}
     row |= dict(over_floor=times["memory"][0] / times["floor"][0])
@@ -146,13 +190,20 @@ class Landscape:
     "Questions whose chance of being answered depends on who is in a merge, how much, how far and by layers; report questions are others."
     def __init__(self, kind, seed, n=40, tasks=4):
         import numpy as np
-        rng = np.random.default_rng(1000 * seed + len(kind)); self.kind, self.n_layers = kind, 8
-        k = 7 if kind == "clashes" else 12; self.members = ["base"] + [f"m{i:02}" for i in range(1, k)]
-        self.skill = rng.normal(0, .5, (k, tasks)); self.skill[0] = -.6 # a member's pull on each task
-        clash = rng.normal(0, 1, (k, k)); self.clash = (clash + clash.T) / 2 * (rng.random((k, k)) < .5); self.clash = np.triu(self.clash, 1) + np.triu(self.clash, 1).T
-        self.depth = rng.random((k, self.n_layers)) * (rng.random((k, self.n_layers)) < .7); self.depth /= self.depth.mean(1, keepdims=True)
+        rng = np.random.default_rng(1000 * seed + len(kind))
+        self.kind, self.n_layers = kind, 8
+        k = 7 if kind == "clashes" else 12
+        self.members = ["base"] + [f"m{i:02}" for i in range(1, k)]
+        self.skill = rng.normal(0, .5, (k, tasks))
+        self.skill[0] = -.6 # a member's pull on each task
+        clash = rng.normal(0, 1, (k, k))
+        self.clash = (clash + clash.T) / 2 * (rng.random((k, k)) < .5)
+        self.clash = np.triu(self.clash, 1) + np.triu(self.clash, 1).T
+        self.depth = rng.random((k, self.n_layers)) * (rng.random((k, self.n_layers)) < .7)
+        self.depth /= self.depth.mean(1, keepdims=True)
         self.harm = rng.random((k, self.n_layers)) < (.25 if kind == "layers" else .05) # layers that fine-tuning spoilt
-        self.reach = rng.uniform(.6, 1.8); self.hard = {s: rng.logistic(0, 1, (tasks, n if s == "search" else 2000)) for s in ("search", "report")}
+        self.reach = rng.uniform(.6, 1.8)
+        self.hard = {s: rng.logistic(0, 1, (tasks, n if s == "search" else 2000)) for s in ("search", "report")}
         self.split = "search"
 
     def layers(self, members): return tuple(f"model.layers.{i}." for i in range(self.n_layers))
@@ -162,11 +213,16 @@ class Landscape:
         import numpy as np
         from model_glue_nb.merging.recipes import value_at
         k, L = len(self.members), self.n_layers
-        if isinstance(c, str): out = np.zeros((k, L)); out[self.members.index(c)] = 1; return out
+        if isinstance(c, str):
+            out = np.zeros((k, L))
+            out[self.members.index(c)] = 1
+            return out
         names = [f"model.layers.{i}.x" for i in range(L)]
         w = np.array([[value_at(s.weight, n, 0) for n in names] for s in c.models], float)
         t = c.parameters.get("t")
-        if t is not None: t = np.array([value_at(t, n, 0) for n in names]); w = np.stack([1 - t, t])
+        if t is not None:
+            t = np.array([value_at(t, n, 0) for n in names])
+            w = np.stack([1 - t, t])
         elif c.method in ("linear", "ties"): w = w / np.maximum(w.sum(0), 1e-9)
         inner = np.stack([self.parts(s.model) for s in c.models])
         return c.parameters.get("scale", 1.0) * (w[:, None] * inner).sum(0)
@@ -174,12 +230,17 @@ class Landscape:
     def items(self, c, share=1.0):
         import numpy as np
         from model_glue_nb.searching.protocol import first
-        p = self.parts(c); p[0] = 0 # the base has no task vector
-        amount = (p * self.depth).mean(1); gain = self.skill.T @ (3 * np.tanh(1.2 * amount))
+        p = self.parts(c)
+        p[0] = 0 # the base has no task vector
+        amount = (p * self.depth).mean(1)
+        gain = self.skill.T @ (3 * np.tanh(1.2 * amount))
         clash = 4 * amount @ self.clash @ amount if self.kind != "layers" else amount @ self.clash @ amount
-        harm = 6 * (p * self.harm * self.depth).sum(0).mean(); far = .6 * (amount.sum() / self.reach)**2
+        harm = 6 * (p * self.harm * self.depth).sum(0).mean()
+        far = .6 * (amount.sum() / self.reach)**2
         level = gain - abs(clash) * (clash < 0) + .5 * max(clash, 0) - harm - far
-        return first({f"t{i}": (h < x).astype(float) for i, (h, x) in enumerate(zip(self.hard[self.split], level))}, share)
+        return first({f"t{i}": (h < x).astype(float)
+                      for i, (h, x) in enumerate(zip(self.hard[self.split], level))},
+                     share)
 
 def landscapes(a):
     "Every strategy under small budgets: the embedded zoo, and two landscapes over several draws."
@@ -190,32 +251,49 @@ def landscapes(a):
     rows, chosen = [], a.strategies or [s for s in strategies if not s.startswith("similarity")]
     def add(zoo, method, budget, strategy, seed, found, told):
         single = max(found.own, key=lambda m: found.own[m].mean)
-        rows.append(dict(zoo=zoo, method=method, budget=budget, strategy=strategy, seed=seed, search=found.score, corrected=found.corrected, report=mean_score(told(found.winner)),
-                         gain=mean_score(told(found.winner)) - mean_score(told(single)), evaluations=spent(found) / sum(map(len, found.own[single].items.values()))))
+        rows.append(dict(zoo=zoo, method=method, budget=budget,
+                         strategy=strategy, seed=seed, search=found.score,
+                         corrected=found.corrected, report=mean_score(told(found.winner)),
+                         gain=mean_score(told(found.winner)) - mean_score(told(single)),
+                         evaluations=spent(found) / sum(map(len, found.own[single].items.values()))))
     for kind in ("clashes", "layers"):
         for seed in range(a.seeds):
             for method in ("linear", "ties", "task_arithmetic"):
                 for budget in a.budgets:
                     for strategy in chosen:
-                        land = Landscape(kind, seed); found = search(land.members, land, method, strategy, budget=budget, base="base", seed=seed)
-                        land.split = "report"; add(kind, method, budget, strategy, seed, found, land.items)
+                        land = Landscape(kind, seed)
+                        found = search(land.members, land, method, strategy, budget=budget, base="base", seed=seed)
+                        land.split = "report"
+                        add(kind, method, budget, strategy, seed, found, land.items)
     if a.real:
-        family, score, report, run = rooms(a.run, a.questions); told = score.on(report.part("all", 120)).items
+        family, score, report, run = rooms(a.run, a.questions)
+        told = score.on(report.part("all", 120)).items
         for method in a.methods:
             for budget in a.budgets[:2]:
                 for strategy in chosen:
                     add("embedded", method, budget, strategy, 0, search(family, score, method, strategy, budget=budget, base="a-base"), told)
                     print("embedded", method, budget, strategy, round(rows[-1]["report"], 4), flush=True)
     import pandas as pd
-    t = pd.DataFrame(rows); mean = t.groupby(["zoo", "budget", "strategy"])[["search", "corrected", "report", "gain", "evaluations"]].mean()
+    t = pd.DataFrame(rows)
+    mean = t.groupby(["zoo", "budget", "strategy"])[["search", "corrected", "report", "gain", "evaluations"]].mean()
     print(mean.round(4).to_string())
     return mean.reset_index().to_dict("records")
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", nargs="?", default="candidate", choices=["candidate", "table", "racing", "landscapes"]); p.add_argument("--methods", nargs="*", default=["linear", "task_arithmetic", "ties"])
-    p.add_argument("--strategies", nargs="*"); p.add_argument("--budget", default=40, type=int); p.add_argument("--seeds", type=int, default=5)
-    p.add_argument("--runners", type=int, default=40); p.add_argument("--rounds", type=int, default=12); p.add_argument("--budgets", type=int, nargs="*", default=[10, 20, 60]); p.add_argument("--questions", type=int, default=60); p.add_argument("--real", action="store_true", help="the embedded zoo too, under the two smallest budgets"); p.add_argument("--run", default="runs/strategies"); p.add_argument("--out", help="CSV file"); a = p.parse_args()
+    p.add_argument("what", nargs="?", default="candidate", choices=["candidate", "table", "racing", "landscapes"])
+    p.add_argument("--methods", nargs="*", default=["linear", "task_arithmetic", "ties"])
+    p.add_argument("--strategies", nargs="*")
+    p.add_argument("--budget", default=40, type=int)
+    p.add_argument("--seeds", type=int, default=5)
+    p.add_argument("--runners", type=int, default=40)
+    p.add_argument("--rounds", type=int, default=12)
+    p.add_argument("--budgets", type=int, nargs="*", default=[10, 20, 60])
+    p.add_argument("--questions", type=int, default=60)
+    p.add_argument("--real", action="store_true", help="the embedded zoo too, under the two smallest budgets")
+    p.add_argument("--run", default="runs/strategies")
+    p.add_argument("--out", help="CSV file")
+    a = p.parse_args()
     rows = dict(candidate=candidate, table=table, racing=racing, landscapes=landscapes)[a.what](a)
     record(rows, a.out, digits=6)
 

@@ -42,26 +42,40 @@ print("WORK", time.perf_counter() - start, time.process_time() - cpu, values[0])
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--shape", default="135m", choices=SHAPES); p.add_argument("--rounds", type=int, default=3); p.add_argument("--out", help="CSV file")
-    p.add_argument("--models", nargs="*", type=int, default=[2, 5, 10, 16]); p.add_argument("--reference", nargs="*", type=int, default=[5], help="N at which the reference runs"); a = p.parse_args()
+    p.add_argument("--shape", default="135m", choices=SHAPES)
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--out", help="CSV file")
+    p.add_argument("--models", nargs="*", type=int, default=[2, 5, 10, 16])
+    p.add_argument("--reference", nargs="*", type=int, default=[5], help="N at which the reference runs")
+    a = p.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as d:
-        room = Path(d); names = ["base", *(f"m{i}" for i in range(1, max(a.models)))]; write_models(room, SHAPES[a.shape], names)
+        room = Path(d)
+        names = ["base", *(f"m{i}" for i in range(1, max(a.models)))]
+        write_models(room, SHAPES[a.shape], names)
         for n in a.models:
-            paths = [room/m for m in names[:n]]; mid = lambda runs, i: statistics.median(r[i] for r in runs)
+            paths = [room/m for m in names[:n]]
+            def mid(runs, i): return statistics.median(r[i] for r in runs)
             run(sys.executable, OURS, "all", *paths) # compiled kernels, files in the page cache
             runs, every, theirs = [], [], []
             for _ in range(a.rounds): # in turns: the machine is not equally fast all the time
-                runs.append(run(sys.executable, OURS, "one", *paths)); every.append(run(sys.executable, OURS, "all", *paths))
+                runs.append(run(sys.executable, OURS, "one", *paths))
+                every.append(run(sys.executable, OURS, "all", *paths))
                 if n in a.reference: theirs.append(run(sys.executable, REFERENCE, *paths))
             cold = run(sys.executable, OURS, "cold", *paths)
-            row = dict(shape=a.shape, n=n, pairs=n * (n - 1) // 2, work_s=mid(runs, 1), work_cpu_s=mid(runs, 4), process_s=mid(runs, 0),
-                       all_s=mid(every, 1), all_cpu_s=mid(every, 4), size_gb=n * compared(SHAPES[a.shape]) / 1e9, read_gb=runs[0][5] / 1e9,
+            row = dict(shape=a.shape, n=n,
+                       pairs=n * (n - 1) // 2, work_s=mid(runs, 1),
+                       work_cpu_s=mid(runs, 4), process_s=mid(runs, 0),
+                       all_s=mid(every, 1), all_cpu_s=mid(every, 4),
+                       size_gb=n * compared(SHAPES[a.shape]) / 1e9,
+                       read_gb=runs[0][5] / 1e9,
                        disk_gb=cold[6] / 1e9, cold_s=cold[1], anon_mb=mid(runs, 2) / 1e6, all_anon_mb=mid(every, 2) / 1e6)
             if theirs:
-                ratio = lambda i: statistics.median(x[i] / y[i] for x, y in zip(theirs, runs))
-                row |= dict(reference_s=mid(theirs, 1), reference_cpu_s=mid(theirs, 4), reference_process_s=mid(theirs, 0), reference_anon_mb=mid(theirs, 2) / 1e6)
-                row |= dict(faster=ratio(1), less_cpu=ratio(4), faster_process=ratio(0), apart=abs(theirs[0][5] - runs[0][7]))
+                def ratio(i): return statistics.median(x[i] / y[i] for x, y in zip(theirs, runs))
+                row |= dict(reference_s=mid(theirs, 1), reference_cpu_s=mid(theirs, 4),
+                            reference_process_s=mid(theirs, 0), reference_anon_mb=mid(theirs, 2) / 1e6)
+                row |= dict(faster=ratio(1), less_cpu=ratio(4), faster_process=ratio(0),
+                            apart=abs(theirs[0][5] - runs[0][7]))
             rows.append(row | dict(load=os.getloadavg()[0]))
             show(rows[-1])
     record(rows, a.out)
@@ -69,6 +83,7 @@ def main():
 def compared(s):
     "Bytes of one model's attention and MLP weights."
     from common import tensors
-    return 2 * sum(x * y for k, (x, *y) in tensors(s).items() if ("self_attn" in k or "mlp" in k) for y in y)
+    return (2
+            * sum(x * y for k, (x, *y) in tensors(s).items() if ("self_attn" in k or "mlp" in k) for y in y))
 
 if __name__ == "__main__": main()

@@ -27,7 +27,9 @@ class Registry(dict):
     "Functions by name: a decorator fills it, and a lookup by a wrong name suggests the nearest one."
     def __init__(self,
         kind:str, # What the names name, in the singular: "merge method"
-    ): super().__init__(); self.kind = kind
+    ): # What the names name, in the singular: "merge method"
+        super().__init__()
+        self.kind = kind
 
     def __call__(self,
         f, # Function to register under its own name
@@ -64,7 +66,9 @@ def digest(
     "Fingerprint of some values; equal values give equal fingerprints on every machine."
     h = hashlib.sha256()
     for p in parts:
-        h.update(p if isinstance(p, bytes) else json.dumps(p, sort_keys=True, default=str).encode()); h.update(b"\0")
+        h.update(p if isinstance(p, bytes)
+                 else json.dumps(p, sort_keys=True, default=str).encode())
+        h.update(b"\0")
     return h.hexdigest()[:16]
 
 # %% ../nbs/00_ground/05_core.ipynb #8675d238
@@ -122,7 +126,8 @@ class Run:
         "Where something belongs in the run; a name or a link that leads out of the run is refused."
         home, path = os.path.realpath(self.path), self.path/name
         real = os.path.realpath(path)
-        if ".." not in Path(name).parts and real.startswith(os.path.join(home, "")): return path
+        if ".." not in Path(name).parts and real.startswith(os.path.join(home, "")):
+            return path
         raise InputError(f"'{plain(path)}' leads out of the run '{plain(self.path)}'. "
                          "Only files inside a run are used; remove the link, or give another run folder.")
 
@@ -134,7 +139,8 @@ def start(cls:Run,
 )->Run: # A new run, or the one that was interrupted
     "Start a run in a folder, or continue it; the folder of another recipe is refused."
     import yaml
-    path = Path(path); file = path/"recipe.yaml"
+    path = Path(path)
+    file = path/"recipe.yaml"
     if path.exists() and not path.is_dir():
         raise AlreadyThere(f"'{plain(path)}' is a file. A run needs its own folder.")
     if os.path.lexists(file): check_same(path, recipe)
@@ -155,7 +161,8 @@ def check_same(
     if not isinstance(was, dict):
         raise InputError(f"'{plain(path)}/recipe.yaml' is not the recipe of a run: keys and values were expected. "
                          "Give another --out.")
-    other = sorted(str(k) for k in {*was, *recipe} if was.get(k) != recipe.get(k))
+    other = sorted(str(k) for k in {*was, *recipe}
+                   if was.get(k) != recipe.get(k))
     if other:
         raise AlreadyThere(f"'{plain(path)}' holds another run: its recipe differs in {plain(', '.join(other))}. "
                            "Give another --out, or the recipe.yaml that is in that folder.")
@@ -174,7 +181,9 @@ def from_cell(
     x, # As `as_cell` gives it
 ): # The value
     "The original value of a cell in a CSV file."
-    return x[1:] if isinstance(x, str) and x[:1] == "'" and taken_wrongly(x[1:]) else x
+    return (x[1:]
+            if isinstance(x, str) and x[:1] == "'" and taken_wrongly(x[1:])
+            else x)
 
 def taken_wrongly(
     text:str, # A name
@@ -263,7 +272,9 @@ def read_json(self:Run,
 def lock(self:Run):
     "Hold the run folder alone, also across nested calls; a second process is refused instead of mixing its results in."
     import fcntl
-    if getattr(self, "_held", False): yield self; return
+    if getattr(self, "_held", False):
+        yield self
+        return
     with open(self.place(".lock"), "w") as f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -29,7 +29,8 @@ def first_sentence(
 # %% ../nbs/00_ground/06_endings.ipynb #4596993a
 FULL = errno.ENOSPC, errno.EDQUOT
 CLOSED = errno.EROFS, errno.EACCES, errno.EPERM
-ODD = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENOENT, errno.EEXIST,
+ODD = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,
+       errno.ELOOP, errno.EINVAL, errno.ENOENT, errno.EEXIST,
        errno.ENOTEMPTY)
 MEMORY = re.compile(r"out of memory|(can't|cannot|unable to) allocate|bad_alloc", re.I)
 

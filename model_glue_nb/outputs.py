@@ -144,7 +144,9 @@ def sweep(
 )->list[Path]: # What was removed
     "Remove what dead processes left in a folder, and report it."
     gone = []
-    try: found = [f for f in os.scandir(folder) if f.name.startswith(".") and f.name.endswith(".part")]
+    try:
+        found = [f for f in os.scandir(folder)
+                 if f.name.startswith(".") and f.name.endswith(".part")]
     except OSError: return gone
     for entry in found:
         try:
@@ -188,8 +190,10 @@ def naming_a_full_disk(
 def concerns(e:OSError, out:Path)->bool:
     "Is an error about a result or its surroundings, and not about something that was read?"
     home = str(out.absolute().parent)
-    named = [os.fsdecode(x) for x in (e.filename, e.filename2) if isinstance(x, str | bytes)]
-    return any(n.startswith(home) or home.startswith(n) for n in map(os.path.abspath, named))
+    named = [os.fsdecode(x) for x in (e.filename, e.filename2)
+             if isinstance(x, str | bytes)]
+    return any(n.startswith(home) or home.startswith(n)
+               for n in map(os.path.abspath, named))
 
 def output_problems(
     out:str|Path, # Folder of the result

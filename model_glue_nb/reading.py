@@ -24,7 +24,8 @@ def plain(
     text, # Anything that can be printed
 )->str: # Without characters that a terminal would obey
     "Text that is safe to print; characters that would act on a terminal are escaped."
-    return UNSEEN.sub(lambda m: m[0].encode("unicode_escape", "surrogatepass").decode(), str(text))
+    return UNSEEN.sub(lambda m: m[0].encode("unicode_escape", "surrogatepass").decode(),
+                      str(text))
 
 # %% ../nbs/00_ground/02_reading.ipynb #e22d6ca8
 def open_regular(
@@ -93,7 +94,9 @@ def bounded(
     for _ in range(DEPTH + 1):
         if any(type(x) is int and not -MOST <= x <= MOST for x in level):
             raise InputError(f"'{plain(where)}' holds a number of over 300 digits. {todo}")
-        parts = (x.values() if isinstance(x, dict) else x for x in level if isinstance(x, dict | list))
+        parts = (x.values() if isinstance(x, dict) else x
+                 for x in level
+                 if isinstance(x, dict | list))
         level = [x for part in parts for x in part]
         if not level: return document
     raise too_deep(where, todo)
@@ -138,7 +141,8 @@ def mended(value):
     "A value whose text can be written to a file: halves of surrogate pairs become �."
     if isinstance(value, str): return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list): return [mended(x) for x in value]
-    if isinstance(value, dict): return {mended(k): mended(v) for k, v in value.items()}
+    if isinstance(value, dict):
+        return {mended(k): mended(v) for k, v in value.items()}
     return value
 
 # %% ../nbs/00_ground/02_reading.ipynb #d4622521

@@ -97,7 +97,8 @@ seed = whole(0)
 def text(least:int=1, most:int=100_000)->Kind:
     "Text of bounded length."
     wanted = ("text" if least else "text, which may be empty") + f" of up to {most:,} characters"
-    return Kind(wanted, lambda v: isinstance(v, str) and least <= len(v) <= most and is_writable(v))
+    return Kind(wanted,
+                lambda v: isinstance(v, str) and least <= len(v) <= most and is_writable(v))
 
 def is_writable(value:str)->bool:
     "Can a file hold this text? All but halves of surrogate pairs and NUL."
@@ -117,7 +118,8 @@ name = text(1, 200)
 def one_of(*values)->Kind:
     "One of some values."
     listed = " or ".join(map(str, values))
-    return Kind(listed, lambda v: any(type(v) is type(x) and v == x for x in values))
+    return Kind(listed,
+                lambda v: any(type(v) is type(x) and v == x for x in values))
 
 def name_in(
     known:Iterable[str], # Names, or a registry
@@ -125,7 +127,7 @@ def name_in(
 )->Kind:
     "The name of something that exists; the message suggests the nearest one."
     what = kind or known.kind
-    missing = lambda v, where: [] if v in known else [f"{where}: {unknown(what, short(v), known)}"]
+    def missing(v, where): return [] if v in known else [f"{where}: {unknown(what, short(v), known)}"]
     return Kind(f"the name of a {what}", lambda v: isinstance(v, str), missing)
 
 # %% ../nbs/00_ground/07_schemas.ipynb #ac85475b
@@ -133,12 +135,13 @@ anything = Kind("anything", lambda v: True)
 
 def maybe(kind:Kind)->Kind:
     "A kind, or nothing."
-    inside = lambda v, where: [] if v is None else kind.problems(v, where)
+    def inside(v, where): return [] if v is None else kind.problems(v, where)
     return Kind(f"{kind.wanted}, or nothing", lambda v: v is None or kind.fits(v), inside)
 
 def either(*kinds:Kind)->Kind:
     "The first kind whose outer form fits."
-    inside = lambda v, where: next(k for k in kinds if k.fits(v)).problems(v, where)
+    def inside(v, where):
+        return next(k for k in kinds if k.fits(v)).problems(v, where)
     wanted = " or ".join(k.wanted for k in kinds)
     return Kind(wanted, lambda v: any(k.fits(v) for k in kinds), inside)
 
@@ -151,7 +154,7 @@ def listed(
     def inside(values, where):
         for i, v in enumerate(values, 1): yield from kind.problems(v, f"{where}, entry {i}")
     size = f" of at least {least}" if least else ""
-    fits = lambda v: isinstance(v, (list, tuple)) and least <= len(v) <= most
+    def fits(v): return isinstance(v, (list, tuple)) and least <= len(v) <= most
     return Kind(f"a list{size} ({kind.wanted} each)", fits, inside)
 
 def mapping(
@@ -171,7 +174,8 @@ def mapping(
     return Kind("keys and values", lambda v: isinstance(v, dict), inside)
 
 # %% ../nbs/00_ground/07_schemas.ipynb #00d5a25d
-PLAIN = {bool: flag, int: whole(), float: number(), str: text(0), type(None): one_of(None),
+PLAIN = {bool: flag, int: whole(), float: number(),
+         str: text(0), type(None): one_of(None),
          tuple: listed(number()), list: listed(anything)}
 
 def setting_kinds(
@@ -190,5 +194,7 @@ def kind_of(
     kinds = [k for k in getattr(annotation, "__metadata__", ()) if isinstance(k, Kind)]
     if kinds: return maybe(kinds[0]) if setting.default is None else kinds[0]
     named = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    if not set(named) <= set(PLAIN): named = (type(setting.default),) if setting.default is not None else ()
-    return either(*(PLAIN[t] for t in named)) if named and set(named) <= set(PLAIN) else anything
+    if not set(named) <= set(PLAIN):
+        named = (type(setting.default),) if setting.default is not None else ()
+    return (either(*(PLAIN[t] for t in named))
+            if named and set(named) <= set(PLAIN) else anything)

@@ -43,7 +43,8 @@ class Store:
     def __init__(self,
         path:str|Path, # The file; made if missing
     ):
-        self.path = Path(path); self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.behind, self.seen = None, set() # another store that is read first, and what was copied from it
         self.read, self.n_read, self.changes = {}, 0, None # what was read since the last change
         try: self.db = open_store(self.path)
@@ -70,14 +71,17 @@ def open_store(
     "Open the file and bring it up to date; raises `DatabaseError` when it is damaged."
     db = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
     for i in range(tries):
-        try: db.execute("pragma journal_mode=wal"); break
+        try:
+            db.execute("pragma journal_mode=wal")
+            break
         except sqlite3.OperationalError:
             if i == tries - 1: raise
             time.sleep(.1)
     if str(path) != ":memory:" and path.stat().st_size < 2**27: # reading all of a larger file takes seconds
         found = db.execute("pragma quick_check(1)").fetchone()[0]
         if found != "ok": raise sqlite3.DatabaseError(found.splitlines()[-1])
-    db.execute("pragma synchronous=normal"); db.executescript(SCHEMA)
+    db.execute("pragma synchronous=normal")
+    db.executescript(SCHEMA)
     if db.execute("select 1 from sqlite_master where name='items'").fetchone():
         with whole(db):
             for line in OLDER.split(";")[:2]: db.execute(line)
@@ -107,7 +111,9 @@ def whole(
     "Everything written in the block, or nothing."
     db.execute("begin immediate")
     try: yield
-    except BaseException: db.execute("rollback"); raise
+    except BaseException:
+        db.execute("rollback")
+        raise
     db.execute("commit")
 
 # %% ../nbs/00_ground/04_store.ipynb #b7bc37db
@@ -125,7 +131,8 @@ def rebuild(
         for end in ("-wal", "-shm"): # they belong to the damaged file
             if (f := Path(f"{path}{end}")).exists(): f.rename(f"{aside}{end}")
         new = open_store(path)
-        n = sum(copy_rows(aside, new, t) for t in ("results", "responses", "facts", "items")); new.close()
+        n = sum(copy_rows(aside, new, t) for t in ("results", "responses", "facts", "items"))
+        new.close()
     print(f"The results store '{plain(path.name)}' was corrupt ({plain(why)}); "
           f"it is kept as '{plain(aside.name)}'. A new one starts with the {n} rows "
           "that could be read.", file=sys.stderr)
@@ -138,12 +145,14 @@ def copy_rows(
 )->int: # How many rows were read
     "Copy the rows of a table up to the first that cannot be read."
     n, into = 0, "results" if table == "items" else table
-    older = lambda r: (r[0], "", r[1], r[2], "exact_match", *r[3:])
+    def older(r):
+        return (r[0], "", r[1], r[2], "exact_match", *r[3:])
     with whole(new):
         try:
             for row in sqlite3.connect(damaged).execute(f"select * from {table}"):
                 row = older(row) if table == "items" else row
-                new.execute(f"insert or ignore into {into} values ({','.join('?' * len(row))})", row); n += 1
+                new.execute(f"insert or ignore into {into} values ({','.join('?' * len(row))})", row)
+                n += 1
         except sqlite3.DatabaseError: pass # the rest is lost
     return n
 
@@ -171,7 +180,8 @@ def take_over(self:Store,
     own = {k for k, in self.db.execute(q, key)} if known else ()
     new = {k: v for k, v in known.items() if k not in own}
     if not new: return
-    given = [(model, asked.task, asked.version, k, asked.metric, *v) for k, v in new.items()]
+    given = [(model, asked.task, asked.version, k, asked.metric, *v)
+             for k, v in new.items()]
     with whole(self.db): self.db.executemany("insert or ignore into results values (?,?,?,?,?,?,?)", given)
 
 # %% ../nbs/00_ground/04_store.ipynb #5b46594d
@@ -190,7 +200,8 @@ def items(self:Store,
         self.read, self.n_read, self.changes = {}, 0, changes
     if key not in self.read:
         q = "select question, value, answer from results where model=? and version=? and metric=?"
-        self.read[key] = {k: (v, a) for k, v, a in self.db.execute(q, key)}
+        self.read[key] = {k: (v, a)
+                          for k, v, a in self.db.execute(q, key)}
         self.n_read += len(self.read[key])
     return dict(self.read[key])
 
@@ -201,7 +212,8 @@ def add_items(self:Store,
     rows:dict[str,tuple[float,str]], # Question hash → (value, answer)
 ):
     "Remember answered questions, all of them or none."
-    given = [(model, asked.task, asked.version, q, asked.metric, *va) for q, va in rows.items()]
+    given = [(model, asked.task, asked.version, q, asked.metric, *va)
+             for q, va in rows.items()]
     with whole(self.db): self.db.executemany("insert or replace into results values (?,?,?,?,?,?,?)", given)
     if self.behind: self.behind.add_items(model, asked, rows)
 

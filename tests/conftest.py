@@ -2,8 +2,10 @@
 import os
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1"); os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive"); os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1") # tests run side by side, each on one core
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1") # tests run side by side, each on one core
 os.environ.setdefault("MODEL_GLUE_STORE", "none") # runs share no answers
 LONGEST = """test_search test_pipeline test_bench test_benchmark test_search_ray test_mixture_architectures test_mixture test_decisions test_mergekit
   test_zoo_as_found test_run_vocabulary test_side_by_side test_sandbox test_mixture_uses test_fuzz test_agreement""".split() # files that take longest start first, so that no core waits at the end
@@ -16,5 +18,6 @@ def pytest_collection_modifyitems(config, items):
     asked = config.getoption("-m") or ""
     out = [i for i in items if any(i.get_closest_marker(m) and m not in asked for m in MARKS)]
     rank = {f"{name}.py": i for i, name in enumerate(LONGEST)}
-    items[:] = sorted((i for i in items if i not in out), key=lambda i: rank.get(i.path.name, len(rank)))
+    items[:] = sorted((i for i in items if i not in out),
+                      key=lambda i: rank.get(i.path.name, len(rank)))
     if out: config.hook.pytest_deselected(items=out)

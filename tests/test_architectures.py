@@ -74,7 +74,8 @@ def compared(kind, given, want):
     got = effective_config(dict(model_type=kind) | given)
     facts, wrong = architecture(kind), []
     pairs = [("", facts, got, want)]
-    pairs += [(k, architecture(got[k].get("model_type")) or {}, got[k], want[k]) for k in facts.get("parts", {})
+    pairs += [(k, architecture(got[k].get("model_type")) or {}, got[k], want[k])
+              for k in facts.get("parts", {})
               if isinstance(got.get(k), dict) and isinstance(want.get(k), dict)]
     for part, facts, g, w in pairs:
         for key in {*facts.get("defaults", {}), *facts.get("derived", {}), "rope_parameters"}:
@@ -98,7 +99,8 @@ def test_effective_configs_are_what_the_classes_build(classes, variant):
     given, wrong, n = VARIANTS[variant], {}, 0
     for kind, cls in classes.items():
         if "rope_parameters" in given or "rope_scaling" in given or "rope_theta" in given:
-            if (architecture(kind).get("rope") or {"layers": 0}).keys() & {"layers"} and variant == "new": continue
+            if (architecture(kind).get("rope") or {"layers": 0}).keys() & {"layers"} and variant == "new":
+                continue
             if architecture(kind).get("rope") is None: continue
         if kind in ODD or (want := built(cls, given)) is None: continue
         n += 1
@@ -119,7 +121,8 @@ ERAS = [
     ("stablelm", dict(partial_rotary_factor=.5, rope_theta=3e4)), ("olmo3", dict(rope_theta=5e5)),
     ("qwen3_next", dict(full_attention_interval=2)), ("cohere2", dict(sliding_window_pattern=2)),
     ("qwen2_5_vl", dict(rope_theta=5e5, rope_scaling=dict(type="mrope", mrope_section=[1, 1, 2]), hidden_size=32, num_attention_heads=4)),
-    ("gpt2", dict(n_embd=32, n_head=4, n_layer=2)), ("falcon", dict(rope_theta=2e4)), ("granite", dict(embedding_multiplier=12.0)),
+    ("gpt2", dict(n_embd=32, n_head=4, n_layer=2)),
+    ("falcon", dict(rope_theta=2e4)), ("granite", dict(embedding_multiplier=12.0)),
 ]
 
 
@@ -164,7 +167,9 @@ def test_what_computes_the_same_is_not():
     assert meaning_differs(dict(model_type="llama"), dict(model_type="llama") | same) == []
 
 
-@pytest.mark.parametrize("odd", [None, 7, "x", [], {}, [1], {"a": None}, True, -1, 1e400, {"rope_type": []}, {"full_attention": 7}])
+@pytest.mark.parametrize("odd",
+                         [None, 7, "x", [], {}, [1], {"a": None},
+                          True, -1, 1e400, {"rope_type": []}, {"full_attention": 7}])
 def test_nothing_in_a_config_raises(odd):
     for kind in ("llama", "gemma3_text", "qwen2_5_vl", "gemma3", "gpt_neox", "phi3", "qwen3_next", "not-known", odd):
         for key in ("rope_scaling", "rope_parameters", "hidden_size", "num_attention_heads", "num_hidden_layers", "layer_types",

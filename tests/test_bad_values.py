@@ -20,7 +20,8 @@ sys.path.pop(0)
 @pytest.fixture(scope="module")
 def room(tmp_path_factory):
     "Two members, an adapter and a suite, as the fuzzer makes them."
-    root = tmp_path_factory.mktemp("room"); fuzz.prepare(root)
+    root = tmp_path_factory.mktemp("room")
+    fuzz.prepare(root)
     return root
 
 @pytest.fixture
@@ -28,7 +29,8 @@ def command(room, monkeypatch, capsys):
     "Run one command in the room: exit code, standard output, standard error."
     def run(*args):
         from model_glue_nb.cli.program import main
-        monkeypatch.chdir(room); monkeypatch.setattr(sys, "argv", ["model-glue", *map(str, args)])
+        monkeypatch.chdir(room)
+        monkeypatch.setattr(sys, "argv", ["model-glue", *map(str, args)])
         with pytest.raises(SystemExit) as e: main()
         out, err = capsys.readouterr()
         return e.value.code or 0, out, err
@@ -81,7 +83,8 @@ ODD = [float("nan"), float("inf"), -float("inf"), 1e308, 10**299, 2**70, "8", Tr
 
 @pytest.mark.parametrize("key", ["lora_alpha", "r"])
 def test_odd_numbers_of_an_adapter_are_accepted_or_named(room, command, key):
-    file = room/"adapter"/"adapter_config.json"; valid = file.read_text()
+    file = room/"adapter"/"adapter_config.json"
+    valid = file.read_text()
     for odd in ODD:
         file.write_text(json.dumps(fuzz.ADAPTER | {key: odd}))
         code, out, err = command("merge", "lora.yaml", "out", "--overwrite")
@@ -93,33 +96,40 @@ def test_odd_numbers_of_an_adapter_are_accepted_or_named(room, command, key):
 def test_large_numbers_spread_over_depth(room, command, odd):
     merge = dict(merge_method="linear", models=[dict(model=f"zoo/{m}", parameters=dict(weight=[odd, 1])) for m in "ab"])
     (room/"x.yaml").write_text(yaml.safe_dump(merge))
-    code, _, err = command("merge", "x.yaml", "out", "--overwrite"); assert code in (0, 2), err
+    code, _, err = command("merge", "x.yaml", "out", "--overwrite")
+    assert code in (0, 2), err
 
 # --- names
 
 def test_a_task_is_not_called_as_our_columns(room, refused, command):
-    file = room/"suite"/"suite.yaml"; valid = file.read_text()
+    file = room/"suite"/"suite.yaml"
+    valid = file.read_text()
     for name in ("model", "mean", "rank", "low", "score", "gain"):
         file.write_text(json.dumps(fuzz.SUITE | dict(tasks=[dict(name=name, file="q.jsonl")])))
         refused("score", "zoo", "--suite", "suite/suite.yaml", "--dry-run", says=f"called '{name}'")
     file.write_text(valid)
-    (room/"x.csv").write_text("model,task,score\na,model,.5\n"); refused("import", "x.csv", says="called 'model'")
+    (room/"x.csv").write_text("model,task,score\na,model,.5\n")
+    refused("import", "x.csv", says="called 'model'")
     for header in ("model,arc,arc", "arc,arc", "model,arc,model"):
-        (room/"x.csv").write_text(header + "\n" + "a,.5,.5"[:2 * header.count(",") + 3] + "\n"); refused("import", "x.csv", says="two columns")
+        (room/"x.csv").write_text(header + "\n" + "a,.5,.5"[:2 * header.count(",") + 3] + "\n")
+        refused("import", "x.csv", says="two columns")
     (room/"x.csv").write_text("model,mean,rank\na,.5,1\n")
-    code, out, _ = command("import", "x.csv", "--json"); assert code == 0 and json.loads(out) == [dict(model="a", mean=.5, rank=1)]
+    code, out, _ = command("import", "x.csv", "--json")
+    assert code == 0 and json.loads(out) == [dict(model="a", mean=.5, rank=1)]
 
 def test_a_member_may_be_called_as_a_column_is(room, command):
     import shutil
     for name in ("model", "mean"): shutil.copytree(room/"zoo"/"a", room/"named"/name)
     for more in ((), ("--json",)):
-        code, out, err = command("similarity", "named", *more); assert code == 0 and "mean" in out, err
+        code, out, err = command("similarity", "named", *more)
+        assert code == 0 and "mean" in out, err
 
 # --- many members
 
 @pytest.mark.parametrize("line", ["zoo/a", "zoo/none", "zoo/a+adapter"])
 def test_thousands_of_members_of_one_name_take_no_time(room, refused, line):
-    (room/"many.yaml").write_text(f"- {line}\n" * 8000); began = time.monotonic()
+    (room/"many.yaml").write_text(f"- {line}\n" * 8000)
+    began = time.monotonic()
     for name in ("doctor", "similarity"): refused(name, "many.yaml")
     assert time.monotonic() - began < 10
 
@@ -152,12 +162,14 @@ def test_an_option_of_the_wrong_kind_is_one_line(refused, given, tmp_path):
 
 @pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
 def test_chat_templates_in_another_encoding(room, command, file):
-    home = room/"zoo"/"b"; before = (home/"tokenizer_config.json").read_bytes()
+    home = room/"zoo"/"b"
+    before = (home/"tokenizer_config.json").read_bytes()
     text = "café {{ messages }}" if file.endswith("jinja") else json.dumps(fuzz.TOKENIZER_CONFIG | dict(chat_template="café"), ensure_ascii=False)
     (home/file).write_bytes(text.encode("latin-1"))
     (room/"x.yaml").write_text("merge_method: linear\nmodels: [zoo/a, zoo/b]\nchat_template: auto\n")
     code, _, err = command("merge", "x.yaml", "out", "--overwrite")
-    (home/"tokenizer_config.json").write_bytes(before); (home/"chat_template.jinja").unlink(missing_ok=True)
+    (home/"tokenizer_config.json").write_bytes(before)
+    (home/"chat_template.jinja").unlink(missing_ok=True)
     assert code == 0 and (room/"out"/"chat_template.jinja").exists(), err
 
 @pytest.mark.parametrize("text,said", [(r'"\ud902x"', "\ufffdx"), (r'"\U0000dd7f"', "\ufffd"), (r'"\ud83d\ude42"', "\U0001f642"), (r'{"\udc00": 1}', {"\ufffd": 1})])

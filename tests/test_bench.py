@@ -39,14 +39,16 @@ def test_every_cell_has_its_row(undisturbed):
     assert (mixture.router.notna()).sum() == 2 * 2 * 1 + 2
     for t in (merging, mixture):
         assert "failed" not in t and t.n.eq(24).all() and t.joules.isna().all() == (not module.joules())
-        assert ((t.low <= t.score) & (t.score <= t.high) & (t.gain_low <= t.gain) & (t.gain <= t.gain_high)).all()
+        assert ((t.low <= t.score) & (t.score <= t.high) & (t.gain_low <= t.gain)
+                & (t.gain <= t.gain_high)).all()
         assert (t.gain[t.strategy == "single"] == 0).all()
         assert (abs(t[["reverse", "sort"]].mean(axis=1) - t.score) < 1e-5).all()
 
 def test_rivals_are_those_of_the_set(undisturbed):
     t = undisturbed.read_table("merging")
     for r in t.to_dict("records"):
-        same = t[t.set == r["set"]]; single = same[same.strategy == "single"].score.item()
+        same = t[t.set == r["set"]]
+        single = same[same.strategy == "single"].score.item()
         assert abs(r["score"] - single - r["gain"]) < 1e-5
         if r["strategy"] not in ("single", "uniform"):
             rival = same[(same.method == r["method"]) & (same.strategy == "uniform")].score.item()
@@ -59,17 +61,26 @@ def test_chosen_on_search_told_on_report(undisturbed):
     assert undisturbed.read_json("split") == load_suite("demo").only(GRID.tasks).split_record()
 
 def test_a_router_is_judged_by_questions_it_did_not_learn_from(undisturbed, tmp_path, monkeypatch):
-    b = open_bench(replace(GRID, search_questions=30), ZOO); b.work.run = Run.start(tmp_path/"run", {})
-    experts = "a-reverse", "a-sort"; items = {e: b.scorer.items(e) for e in experts}; learned, asked = [], []
-    keys = lambda suite: {q.key for t in suite.tasks for q in t.questions}
+    b = open_bench(replace(GRID, search_questions=30), ZOO)
+    b.work.run = Run.start(tmp_path/"run", {})
+    experts = "a-reverse", "a-sort"
+    items = {e: b.scorer.items(e) for e in experts}
+    learned, asked = [], []
+    def keys(suite): return {q.key for t in suite.tasks for q in t.questions}
     def mix(spec, zoo, out, suite, *, items, **more):
         assert all(list(map(len, x.values())) == [len(t.questions) for t in suite.tasks] for x in items.values())
-        learned.append(keys(suite)); return real_mix(spec, zoo, out, suite, items=items, **more)
-    def ask(live, mark, suite, store): asked.append(keys(suite)); return real_ask(live, mark, suite, store)
-    real_mix, real_ask = module.mix, module.ask; monkeypatch.setattr(module, "mix", mix); monkeypatch.setattr(module, "ask", ask)
-    spec = lambda **router: module.MixtureSpec(experts, router, "model", prompt_encoder="a-reverse")
+        learned.append(keys(suite))
+        return real_mix(spec, zoo, out, suite, items=items, **more)
+    def ask(live, mark, suite, store):
+        asked.append(keys(suite))
+        return real_ask(live, mark, suite, store)
+    real_mix, real_ask = module.mix, module.ask
+    monkeypatch.setattr(module, "mix", mix)
+    monkeypatch.setattr(module, "ask", ask)
+    def spec(**router): return module.MixtureSpec(experts, router, "model", prompt_encoder="a-reverse")
     unseen = module.unseen_score(b, spec(name="knn", k=1), f"{tmp_path}/part", items)
-    assert [x | y for x, y in zip(learned, asked)] == 3 * [keys(b.work.search)] and not any(x & y for x, y in zip(learned, asked))
+    assert ([x | y for x, y in zip(learned, asked)] == 3 * [keys(b.work.search)]
+            and not any(x & y for x, y in zip(learned, asked)))
     assert sum(map(len, asked)) == len(set.union(*asked)) == 60
     model = mix(spec(name="knn", k=1), b.work.zoo, f"{tmp_path}/whole", b.work.search, items=items)
     assert unseen < mean_score(real_ask(model.load, model.fingerprint(), b.work.search, b.work.run.store)), "learned by heart"
@@ -77,10 +88,12 @@ def test_a_router_is_judged_by_questions_it_did_not_learn_from(undisturbed, tmp_
 
 def test_the_three_forms_agree(undisturbed):
     for name in ("merging", "mixture"):
-        t = undisturbed.read_table(name); md, tex = ((undisturbed.path/f"{name}.{e}").read_text() for e in ("md", "tex"))
+        t = undisturbed.read_table(name)
+        md, tex = ((undisturbed.path/f"{name}.{e}").read_text() for e in ("md", "tex"))
         assert md.count("\n|") == len(t) + 2 and tex.count(r" \\") == len(t) + 1
         for x in t.score: assert f"{100 * x:.1f}" in md and f"{100 * x:.1f}" in tex
-        assert tex.count(r"\begin{") == tex.count(r"\end{") == 1 and not re.search(r"(?<!\\)[%&_](?=\w)", tex.split("head")[1].replace(" & ", ""))
+        assert (tex.count(r"\begin{") == tex.count(r"\end{") == 1
+                and not re.search(r"(?<!\\)[%&_](?=\w)", tex.split("head")[1].replace(" & ", "")))
 
 def test_claims_of_a_gain_are_tried_against_controls(undisturbed):
     told, tried = undisturbed.read_table("claims"), undisturbed.read_table("controls")
@@ -91,28 +104,41 @@ def test_claims_of_a_gain_are_tried_against_controls(undisturbed):
     passed = set(tried.claim[tried.passes])
     assert (told.struck == (told.holds & told.claim.isin(passed))).all()
     md, tex = ((undisturbed.path/f"claims.{e}").read_text() for e in ("md", "tex"))
-    for r in told.to_dict("records"): assert (f"~~{r['claim']}~~" in md) == r["struck"] == (rf"\sout{{{r['claim']}}}" in tex)
+    for r in told.to_dict("records"):
+        assert (f"~~{r['claim']}~~" in md) == r["struck"] == (rf"\sout{{{r['claim']}}}" in tex)
 
 def test_a_control_is_what_it_is_called(undisturbed):
     from model_glue_nb.benchmarking.intervals import paired_gain
-    b = open_bench(GRID, ZOO); b.work.run = undisturbed
+    b = open_bench(GRID, ZOO)
+    b.work.run = undisturbed
     cell = Cell("merging", "a-base: 3", ("a-sort", "a-reverse", "a-shift"), "a-base", "linear", "average", budget=4)
     single = module.best_member(cell.members, b.scorer)
     base = row_of(b, replace(cell, control="base", figure="gain"))
     assert base["gain"] == pytest.approx(paired_gain(b.told.items("a-base"), b.told.items(single)).mean)
     from model_glue_nb.experiments.controls import shuffled_scorer
-    own = b.scorer.items(single); dealt = shuffled_scorer(b.scorer, own, 0)
+    own = b.scorer.items(single)
+    dealt = shuffled_scorer(b.scorer, own, 0)
     merges = [module.recipe("linear", ["a-sort", "a-reverse"], [1, w]) for w in range(1, 40)]
     scores = [mean_score(dealt.items(c)) for c in merges]
-    assert len(set(scores)) > 5 and abs(sum(scores) / 39 - mean_score(own)) < .1 and dealt.items(merges[0]) .keys() == own.keys()
-    assert all((dealt.items(merges[0], .5)[t] == dealt.items(merges[0])[t][:3]).all() for t in own), "a share is the beginning of the whole"
+    assert (len(set(scores)) > 5
+            and abs(sum(scores) / 39 - mean_score(own)) < .1
+            and dealt.items(merges[0]) .keys() == own.keys())
+    assert all((dealt.items(merges[0], .5)[t] == dealt.items(merges[0])[t][:3]).all()
+               for t in own), "a share is the beginning of the whole"
 
 def test_axes_of_a_mixture(tmp_path):
-    grid = replace(GRID, tasks=["sort"], search_questions=4, report_questions=4, controls=[], merging=dict(GRID.merging, sizes=[2], methods=["linear"]),
+    grid = replace(GRID, tasks=["sort"], search_questions=4, report_questions=4, controls=[],
+                   merging=dict(GRID.merging, sizes=[2], methods=["linear"]),
                    mixture=dict(GRID.mixture, levels=["model", "ffn"], routers=["linear"], inputs=["sample", "token"], top_k=[1, 2]))
     run = bench(grid, members("a-base", "a-sort", "a-reverse"), tmp_path/"run", workers=1)
-    t = run.read_table("mixture"); routed = t[t.router.notna()]
-    assert [tuple(x) for x in routed[["level", "input", "top_k"]].to_numpy()] == [("model", "sample", 1), ("ffn", "sample", 1), ("ffn", "sample", 2), ("ffn", "token", 1), ("ffn", "token", 2)]
+    t = run.read_table("mixture")
+    routed = t[t.router.notna()]
+    assert [tuple(x)
+            for x in routed[["level", "input", "top_k"]].to_numpy()] == [("model", "sample", 1),
+                                                                         ("ffn", "sample", 1),
+                                                                         ("ffn", "sample", 2),
+                                                                         ("ffn", "token", 1),
+                                                                         ("ffn", "token", 2)]
     assert "failed" not in t and routed.params_active.nunique() > 1 and not len(run.read_table("controls"))
     assert "ffn, K=0, linear, tokens, top 2" in (run.path/"mixture.md").read_text()
 
@@ -120,7 +146,8 @@ def test_nothing_is_asked_twice(undisturbed, monkeypatch):
     def refuse(*a, **k): raise AssertionError("a model was loaded")
     from model_glue_nb.zoo.zoo import LanguageModel
     before = {n: (undisturbed.path/n).read_bytes() for n in TABLES}
-    monkeypatch.setattr(LanguageModel, "generate", refuse); undisturbed._store = None
+    monkeypatch.setattr(LanguageModel, "generate", refuse)
+    undisturbed._store = None
     bench(GRID, ZOO, undisturbed.path, workers=1)
     assert {n: (undisturbed.path/n).read_bytes() for n in TABLES} == before
 
@@ -146,7 +173,8 @@ def alive(pid):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 def test_killed_and_resumed_by_two_processes(undisturbed, tmp_path):
-    out = tmp_path/"run"; (tmp_path/"zoo.yaml").write_text(yaml.safe_dump(ZOO))
+    out = tmp_path/"run"
+    (tmp_path/"zoo.yaml").write_text(yaml.safe_dump(ZOO))
     code = (f"from test_bench import *\nif __name__ == '__main__': bench(GRID, ZOO, {str(out)!r}, workers=2)")
     (tmp_path/"go.py").write_text(code)
     env = os.environ | dict(PYTHONPATH=f"{root}:{root/'tests'}", OMP_NUM_THREADS="1")
@@ -154,27 +182,38 @@ def test_killed_and_resumed_by_two_processes(undisturbed, tmp_path):
     while known_cells(out) < 3: # a state is waited for, however long it takes
         assert run.poll() is None, "it ended"
         time.sleep(.05)
-    workers = children(run.pid); run.send_signal(signal.SIGKILL); run.wait()
+    workers = children(run.pid)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
     for _ in range(100):
         if not any(map(alive, workers)): break
         time.sleep(.1)
     assert workers and not any(map(alive, workers)), "workers go with their parent"
-    (out/".mixture_half").mkdir(exist_ok=True); had = known_cells(out); total = known_cells(undisturbed.path); assert 3 <= had < total
-    db = sqlite3.connect(out/"store.sqlite"); rows = dict(db.execute("select key, value from facts where kind='bench'"))
+    (out/".mixture_half").mkdir(exist_ok=True)
+    had = known_cells(out)
+    total = known_cells(undisturbed.path)
+    assert 3 <= had < total
+    db = sqlite3.connect(out/"store.sqlite")
+    rows = dict(db.execute("select key, value from facts where kind='bench'"))
     again = bench(GRID, ZOO, out, workers=2)
     assert rows.items() <= dict(db.execute("select key, value from facts where kind='bench'")).items(), "kept as they were"
-    for name in ("merging", "mixture"): pd.testing.assert_frame_equal(figures(again, name), figures(undisturbed, name))
+    for name in ("merging", "mixture"):
+        pd.testing.assert_frame_equal(figures(again, name), figures(undisturbed, name))
     assert not list(out.glob(".mixture_*")), "half-written mixtures are swept"
 
 def test_a_changed_zoo_or_grid_is_refused(undisturbed):
-    with pytest.raises(InputError, match="differs in grid"): bench(replace(GRID, seed=1), ZOO, undisturbed.path)
+    with pytest.raises(InputError, match="differs in grid"):
+        bench(replace(GRID, seed=1), ZOO, undisturbed.path)
     with pytest.raises(InputError, match="differs in zoo"): bench(GRID, ZOO[:4], undisturbed.path)
 
 def test_what_cannot_be_done_is_a_row_that_says_why(undisturbed):
-    b = open_bench(GRID, ZOO); b.work.run = undisturbed
+    b = open_bench(GRID, ZOO)
+    b.work.run = undisturbed
     row = row_of(b, Cell("merging", "strangers", ("a-sort", "b-skip"), None, "linear", "average", budget=3))
     assert "Clusters are mixed" in row["failed"]
-    told = laid_out(tidy([row, dict(set="strangers", strategy="single", score=.5, gain=0, gain_low=0, gain_high=0)], ["sort"]), ["sort"])
+    told = laid_out(tidy([row, dict(set="strangers", strategy="single", score=.5, gain=0, gain_low=0, gain_high=0)],
+                         ["sort"]),
+                    ["sort"])
     assert "not done: Clusters are mixed" in markdown(told) and "not done" in latex(told, "x")
 
 def test_strangers_alone_are_mixed_only(tmp_path):
@@ -182,7 +221,8 @@ def test_strangers_alone_are_mixed_only(tmp_path):
     assert set(run.read_table("mixture").set) == {"across"} and not len(run.read_table("merging"))
 
 def test_one_model_is_refused(tmp_path):
-    with pytest.raises(InputError, match="Give at least two models"): bench(GRID, members("a-base"), tmp_path/"run", workers=1)
+    with pytest.raises(InputError, match="Give at least two models"):
+        bench(GRID, members("a-base"), tmp_path/"run", workers=1)
 
 @pytest.mark.parametrize("change, says", [
     (dict(merging=dict(GRID.merging, methods=["tie"])), "Did you mean 'ties'"),
@@ -205,14 +245,18 @@ def test_grids_are_checked(change, says): assert any(says in p for p in check_gr
 def test_command(tmp_path):
     (zoo := tmp_path/"zoo.yaml").write_text(yaml.safe_dump(members("a-base", "a-sort", "a-reverse")))
     (grid := tmp_path/"grid.yaml").write_text(yaml.safe_dump(dict(tasks=["sort", "reverse"], search_questions=4, report_questions=4,
-        merging=dict(methods=["linear"], strategies=["average"], sizes=[2], budget=2), mixture=dict(levels=["ffn"], routers=["linear"], experts=2))))
-    call = lambda *a: command("bench", *a, cwd=tmp_path)
-    bad = call(zoo, "--grid", "smal", "--out", "run"); assert bad.returncode == 2 and "Did you mean 'small'?" in bad.stderr
+        merging=dict(methods=["linear"], strategies=["average"], sizes=[2], budget=2),
+                                                                  mixture=dict(levels=["ffn"], routers=["linear"], experts=2))))
+    def call(*a): return command("bench", *a, cwd=tmp_path)
+    bad = call(zoo, "--grid", "smal", "--out", "run")
+    assert bad.returncode == 2 and "Did you mean 'small'?" in bad.stderr
     assert not (tmp_path/"run").exists()
-    done = call(zoo, "--grid", grid, "--out", "run", "--workers", 1, "--json"); assert done.returncode == 0, done.stderr
+    done = call(zoo, "--grid", grid, "--out", "run", "--workers", 1, "--json")
+    assert done.returncode == 0, done.stderr
     assert pd.read_json(__import__("io").StringIO(done.stdout)).claim.str.contains("within a cluster").any()
     assert all((tmp_path/"run"/n).exists() for n in TABLES)
-    page = (tmp_path/"run"/"figures.html").read_text(); assert "What merging gains" in page and "src=\"http" not in page
+    page = (tmp_path/"run"/"figures.html").read_text()
+    assert "What merging gains" in page and "src=\"http" not in page
 
 def test_full_grid_covers_what_the_paper_compares():
     full, small = read_grid("full"), read_grid("small")
@@ -236,13 +280,20 @@ def test_tasks_that_run_code_are_skipped_by_name_or_run_in_the_sandbox(tmp_path,
     suite = replace(load_suite("demo").only(["sort"]), skipped=dict(programs="runs generated code; allow it by --allow-code-execution"))
     asked = []
     monkeypatch.setattr(module, "load_suite", lambda spec, run_code=None: asked.append(run_code) or suite)
-    b = open_bench(replace(GRID, tasks=None), ZOO[:2]); run = Run.start(tmp_path/"run", {})
-    write_tables(run, [dict(benchmark="merging", set="x", n_models=1, strategy="single", search=.5, score=.5, gain=0., gain_low=0., gain_high=0.)], b.work.report)
+    b = open_bench(replace(GRID, tasks=None), ZOO[:2])
+    run = Run.start(tmp_path/"run", {})
+    write_tables(run,
+                 [dict(benchmark="merging", set="x", n_models=1, strategy="single",
+                       search=.5, score=.5, gain=0., gain_low=0., gain_high=0.)],
+                 b.work.report)
     assert asked == [None]
-    for end in ("md", "tex"): assert "Skipped: programs (runs generated code" in (run.path/f"merging.{end}").read_text()
+    for end in ("md", "tex"):
+        assert "Skipped: programs (runs generated code" in (run.path/f"merging.{end}").read_text()
     monkeypatch.setattr(sandbox, "isolation", lambda: "user")
-    open_bench(replace(GRID, tasks=None), ZOO[:2], allow_code=True); assert asked[1] is sandbox.passes
+    open_bench(replace(GRID, tasks=None), ZOO[:2], allow_code=True)
+    assert asked[1] is sandbox.passes
     def no(): raise InputError("Generated code cannot be run here")
     monkeypatch.setattr(sandbox, "isolation", no)
-    with pytest.raises(InputError, match="cannot be run here"): bench(GRID, ZOO, tmp_path/"other", allow_code=True)
+    with pytest.raises(InputError, match="cannot be run here"):
+        bench(GRID, ZOO, tmp_path/"other", allow_code=True)
     assert not (tmp_path/"other").exists()

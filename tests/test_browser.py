@@ -15,7 +15,8 @@ DONE = "print('ALL-CELLS' + '-DONE')"
 @pytest.fixture(scope="module")
 def chromium():
     from playwright.sync_api import sync_playwright
-    if not CHROMIUM: pytest.fail("No Chromium was found. Install one (Debian: apt-get install chromium), or leave out this stage.")
+    if not CHROMIUM:
+        pytest.fail("No Chromium was found. Install one (Debian: apt-get install chromium), or leave out this stage.")
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
         yield browser
@@ -24,7 +25,8 @@ def chromium():
 @contextmanager
 def watched(chromium, home, **context):
     "A page that must log no error and ask for nothing but `home`."
-    page = chromium.new_context(viewport=dict(width=1400, height=1000), **context).new_page(); page.set_default_timeout(60_000)
+    page = chromium.new_context(viewport=dict(width=1400, height=1000), **context).new_page()
+    page.set_default_timeout(60_000)
     errors, outside = [], []
     page.on("console", lambda m: errors.append(m.text[:300]) if m.type == "error" else None)
     page.on("pageerror", lambda e: errors.append(str(e)[:300]))
@@ -40,7 +42,9 @@ def watched(chromium, home, **context):
 @contextmanager
 def jupyterlab(folder, tmp):
     "A JupyterLab of its own on 127.0.0.1."
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
     own = {f"JUPYTER_{k}": str(tmp/k) for k in ("CONFIG_DIR", "RUNTIME_DIR", "DATA_DIR")}
     own |= {f"JUPYTERLAB_{k}": str(tmp/k) for k in ("WORKSPACES_DIR", "SETTINGS_DIR")}
     options = dict(ip="127.0.0.1", port=port) | {"ServerApp.port_retries": 0, "IdentityProvider.token": "a-token", "ServerApp.root_dir": folder,
@@ -50,18 +54,22 @@ def jupyterlab(folder, tmp):
     server = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=subprocess.STDOUT)
     try:
         for _ in range(240):
-            try: urllib.request.urlopen(f"{home}/api/status?token=a-token", timeout=2); break
+            try:
+                urllib.request.urlopen(f"{home}/api/status?token=a-token", timeout=2)
+                break
             except OSError: time.sleep(.25)
         yield home
     finally:
         server.terminate()
         try: server.wait(60)
-        except subprocess.TimeoutExpired: server.kill() # it may wait for kernels that a busy machine is slow to end
+        except subprocess.TimeoutExpired: # it may wait for kernels that a busy machine is slow to end
+            server.kill()
         log.close()
 
 def with_sentinel(source, target):
     "Copy a notebook, empty of outputs, with a last cell that says that all cells ran."
-    nb = json.loads(source.read_text()); slow = lambda c: "".join(c["source"]).startswith("#| slow")
+    nb = json.loads(source.read_text())
+    def slow(c): return "".join(c["source"]).startswith("#| slow")
     nb["cells"] = [c for c in nb["cells"] if not slow(c)]
     for c in nb["cells"]:
         if c["cell_type"] == "code": c.update(outputs=[], execution_count=None)
@@ -82,7 +90,8 @@ spec = MixtureSpec(("a-reverse", "b-swap"), dict(name="linear"), prompt_encoder=
 mixed = mix(spec, zoo, mkdtemp() + "/mixed", part).load()
 tables = invented_tables(); more = {k: tables[k] for k in "items routes coefficients".split()}""",
             "explore(invented_run(mkdtemp()), mixture=mixed, **more)", DONE]
-    cells = [dict(cell_type="code", id=f"c{i}", metadata={}, source=s, outputs=[], execution_count=None) for i, s in enumerate(code)]
+    cells = [dict(cell_type="code", id=f"c{i}", metadata={}, source=s, outputs=[], execution_count=None)
+             for i, s in enumerate(code)]
     kernel = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
     target.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)))
 
@@ -103,7 +112,9 @@ def run_all(page, home, name):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    tmp = tmp_path_factory.mktemp("lab"); folder = tmp/"notebooks"; folder.mkdir()
+    tmp = tmp_path_factory.mktemp("lab")
+    folder = tmp/"notebooks"
+    folder.mkdir()
     small(folder/"small.ipynb")
     shutil.copytree(root/"nbs"/"recorded", tmp/"recorded") # the walkthrough reads ../recorded
     with_sentinel(WALKTHROUGH, folder/"walkthrough.ipynb")
@@ -121,34 +132,50 @@ def until(page, script, said):
 def test_explorers_in_jupyterlab(chromium, lab):
     with watched(chromium, lab) as page:
         run_all(page, lab, "small.ipynb")
-        button = lambda name: page.locator("button:visible", has_text=name).first.click()
+        def button(name): return page.locator("button:visible", has_text=name).first.click()
         until(page, SEEN, "Who is good at what") # performance: choosing models changes the figure's data
-        button("profiles"); until(page, TRACES, "a-inc")
-        page.locator("select[multiple]:visible").select_option(["b-rev", "c-inc"]); until(page, TRACES, "the others,b-rev,c-inc")
+        button("profiles")
+        until(page, TRACES, "a-inc")
+        page.locator("select[multiple]:visible").select_option(["b-rev", "c-inc"])
+        until(page, TRACES, "the others,b-rev,c-inc")
         assert "a-inc" not in page.evaluate(TRACES)
-        button("A against B"); until(page, SEEN, "What one gets"); page.locator("td:visible").first.wait_for()
+        button("A against B")
+        until(page, SEEN, "What one gets")
+        page.locator("td:visible").first.wait_for()
         page.get_by_role("tab", name="clusters").click() # clusters: the keyboard moves the threshold
         words = page.locator(".widget-html-content:visible", has_text="where column-mean cosine").first
-        words.wait_for(); assert words.inner_text().startswith("4 clusters")
-        page.wait_for_function(f"() => ({FRAMES})().length > 0"); frames = page.evaluate(FRAMES)
-        handle = page.locator(".noUi-handle:visible").first; handle.focus()
+        words.wait_for()
+        assert words.inner_text().startswith("4 clusters")
+        page.wait_for_function(f"() => ({FRAMES})().length > 0")
+        frames = page.evaluate(FRAMES)
+        handle = page.locator(".noUi-handle:visible").first
+        handle.focus()
         for _ in range(60): handle.press("ArrowLeft")
         page.wait_for_function("() => [...document.querySelectorAll('.widget-html-content')].some(e => e.innerText.startsWith('3 clusters'))")
         page.wait_for_function(f"d => ({FRAMES})() !== d", arg=frames)
         a, b = (page.locator(".widget-dropdown:visible").filter(has=page.get_by_text(k, exact=True)).locator("select") for k in "ab")
-        b.select_option("a-hot"); until(page, SEEN, "a-hot") # a pair is chosen from lists, or by a click on its cell
-        cell = page.locator(".js-plotly-plot:visible .nsewdrag").first; size = cell.bounding_box()
-        cell.click(position=dict(x=size["width"] / 22, y=size["height"] * 1.5 / 11)); until(page, SEEN, "differa-inc and a-base")
+        b.select_option("a-hot")
+        until(page, SEEN, "a-hot") # a pair is chosen from lists, or by a click on its cell
+        cell = page.locator(".js-plotly-plot:visible .nsewdrag").first
+        size = cell.bounding_box()
+        cell.click(position=dict(x=size["width"] / 22, y=size["height"] * 1.5 / 11))
+        until(page, SEEN, "differa-inc and a-base")
         assert [x.evaluate("s => s.options[s.selectedIndex].text") for x in (a, b)] == ["a-inc", "a-base"]
-        page.get_by_role("tab", name="search").click(); until(page, SEEN, "How the search went")
+        page.get_by_role("tab", name="search").click()
+        until(page, SEEN, "How the search went")
         for view, title in (("coefficients", "What the search tried"), ("importance", "What mattered"),
                             ("Pareto front", "What could be chosen"), ("attribution", "What each part contributes")):
-            button(view); until(page, SEEN, title)
-        page.get_by_role("tab", name="routing").click(); until(page, SEEN, "Who answers what") # routing: a prompt is routed as it is typed
-        box = page.get_by_placeholder("Type a prompt"); state = page.locator(".widget-html-content:visible code")
-        box.press_sequentially("swap QRST ="); state.filter(has_text="swap QRST =").wait_for()
+            button(view)
+            until(page, SEEN, title)
+        page.get_by_role("tab", name="routing").click()
+        until(page, SEEN, "Who answers what") # routing: a prompt is routed as it is typed
+        box = page.get_by_placeholder("Type a prompt")
+        state = page.locator(".widget-html-content:visible code")
+        box.press_sequentially("swap QRST =")
+        state.filter(has_text="swap QRST =").wait_for()
         until(page, SEEN, "b-swap answers")
-        box.fill("turn SJHBC around ="); until(page, SEEN, "a-reverse answers")
+        box.fill("turn SJHBC around =")
+        until(page, SEEN, "a-reverse answers")
 
 def test_walkthrough_in_jupyterlab(chromium, lab):
     with watched(chromium, lab) as page:

@@ -12,12 +12,14 @@ from model_glue_nb.merging.recipes import recipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/"benchmarks"))
 
-def items(*tasks, weights=None): return ItemScores({f"t{i}": np.array(v, float) for i, v in enumerate(tasks)}, weights)
+def items(*tasks, weights=None):
+    return ItemScores({f"t{i}": np.array(v, float) for i, v in enumerate(tasks)}, weights)
 
 @pytest.fixture(scope="module")
 def outcomes():
     from chosen import outcome
-    return {signal: [outcome(seed, signal) for seed in range(1000, 1000 + n)] for signal, n in dict(none=12, weak=12, strong=6).items()}
+    return {signal: [outcome(seed, signal) for seed in range(1000, 1000 + n)]
+            for signal, n in dict(none=12, weak=12, strong=6).items()}
 
 def test_drawn_zoos_are_never_left_worse(outcomes):
     rows = [r for some in outcomes.values() for r in some]
@@ -43,13 +45,18 @@ def test_a_question_counts_as_its_task_does():
 
 def test_what_is_scored_was_not_chosen_on_it():
     "A candidate that is right on exactly one part would win if its own part were looked at."
-    n = 50; values = np.zeros((n, n + 1)); values[np.arange(n), np.arange(n)] = 100; values[:, n] = .5
+    n = 50
+    values = np.zeros((n, n + 1))
+    values[np.arange(n), np.arange(n)] = 100
+    values[:, n] = .5
     held = cross_fitted(dict(one=best_of(values, items(values[:, 0]))), items(values[:, 0]))
     assert mean_score(held["one"]) < .5 + 1e-9, "each of the others is best on its own question, and only there"
 
 def test_every_fold_fits_its_own_router():
     "Prompts that differ in one direction each: only a router that saw a question could route it."
-    rng = np.random.default_rng(0); x = np.eye(60, dtype=np.float32); values = rng.integers(0, 2, (60, 2)).astype(float)
+    rng = np.random.default_rng(0)
+    x = np.eye(60, dtype=np.float32)
+    values = rng.integers(0, 2, (60, 2)).astype(float)
     held = cross_fitted(dict(mixture=routed(dict(name="knn", k=1), x, values)), items(values[:, 0]))
     assert abs(mean_score(held["mixture"]) - values.mean()) < .15 < values.max(1).mean() - values.mean()
 
@@ -62,7 +69,8 @@ def test_the_best_is_the_best_over_tasks():
 
 def test_a_router_learns_what_counts_over_tasks():
     one = dict(name="kmeans", clusters=1)
-    def picked(like): return routed(one, np.ones((10, 2), np.float32), LOUD, like=like)(EVERY, EVERY).tolist()
+    def picked(like):
+        return routed(one, np.ones((10, 2), np.float32), LOUD, like=like)(EVERY, EVERY).tolist()
     assert picked(LIKE) == LOUD[:, 1].tolist() and picked(None) == LOUD[:, 0].tolist()
 
 def test_experts_that_are_kept_keep_their_costs():
@@ -74,7 +82,8 @@ def test_experts_that_are_kept_keep_their_costs():
 def test_only_merges_that_answered_everything_are_compared():
     from types import SimpleNamespace
     merged = recipe("linear", ["a", "b"])
-    def tells(candidate, share=1, failed=""): return is_merge(SimpleNamespace(candidate=candidate, share=share, failed=failed))
+    def tells(candidate, share=1, failed=""):
+        return is_merge(SimpleNamespace(candidate=candidate, share=share, failed=failed))
     assert tells(merged) and not tells(merged, .5) and not tells(merged, failed="NaN") and not tells("a")
 
 def test_a_mixture_of_one_is_not_a_system():
@@ -84,24 +93,28 @@ def test_a_mixture_of_one_is_not_a_system():
 
 def test_sign_flips_agree_with_the_binomial():
     from scipy.stats import binomtest
-    ours, theirs = items([1] * 12 + [0] * 4 + [1] * 30), items([0] * 12 + [1] * 4 + [1] * 30)
+    ours, theirs = (items([1] * 12 + [0] * 4 + [1] * 30),
+                    items([0] * 12 + [1] * 4 + [1] * 30))
     assert abs(sign_flip(ours, theirs) - binomtest(12, 16, alternative="greater").pvalue) < .006
     assert sign_flip(theirs, ours) > .95
 
 def test_graded_and_negative_scores_are_compared_too():
-    rng = np.random.default_rng(1); a = rng.normal(-5, 1, 80)
-    assert sign_flip(items(a + .3 + rng.normal(0, .1, 80)), items(a)) < .001 < .9 < sign_flip(items(a - 1), items(a))
+    rng = np.random.default_rng(1)
+    a = rng.normal(-5, 1, 80)
+    assert sign_flip(items(a + .3 + rng.normal(0, .1, 80)),
+                     items(a)) < .001 < .9 < sign_flip(items(a - 1), items(a))
 
 @pytest.mark.parametrize("signs", range(3))
 def test_equal_systems_are_rarely_called_better(signs):
-    rng = np.random.default_rng(signs); found = 0
+    rng = np.random.default_rng(signs)
+    found = 0
     for _ in range(60):
-        draw = lambda: items(*(rng.integers(0, 2, 20) for _ in range(3)))
+        def draw(): return items(*(rng.integers(0, 2, 20) for _ in range(3)))
         found += simplest(dict(best_single=draw(), merge=draw(), mixture=draw())).system != "best_single"
     assert found <= 6 # 2.5 % of 60 is 1.5
 
 def test_of_what_is_better_the_simplest_is_taken_and_only_of_that():
-    right = lambda n: items(np.arange(300) < n)
+    def right(n): return items(np.arange(300) < n)
     nothing, some, more = right(100), right(103), right(150)
     assert simplest(dict(best_single=nothing, merge=some, mixture=more)).system == "mixture", "a merge that shows nothing is not taken"
     assert simplest(dict(best_single=more, merge=some, mixture=nothing)).system == "best_single"

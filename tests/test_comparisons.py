@@ -20,7 +20,9 @@ def comparison():
     values = np.array([[[1, x], [x, 1]] for x in (.9, .5, .1, .7, .3)])
     values[:, 0, 0] = .99 # as a zero column would leave it
     errors = np.array([[[0, e], [e, 0]] for e in (.03, .04, .0, .12, .9)])
-    return Comparison(["a", "b", "c"], [(["a", "c"], WEIGHTS, dict(column_cosine=values), dict(column_cosine=errors))], {"b": "it is alone"})
+    return Comparison(["a", "b", "c"],
+                      [(["a", "c"], WEIGHTS, dict(column_cosine=values), dict(column_cosine=errors))],
+                      {"b": "it is alone"})
 
 def test_names_tell_roles_and_layers():
     assert [role(k) for k in WEIGHTS] == ["attn", "mlp", "mlp", "mlp", None]
@@ -30,10 +32,12 @@ def test_names_tell_roles_and_layers():
 def test_only_weights_of_a_role_count():
     c = comparison()
     assert c.square().loc["a", "c"] == pytest.approx((.9 + .5 + .1 + .7) / 4)
-    assert c.square(roles=("mlp",)).loc["a", "c"] == pytest.approx((.5 + .1 + .7) / 3) and np.isnan(c.square().loc["a", "b"])
+    assert (c.square(roles=("mlp",)).loc["a", "c"] == pytest.approx((.5 + .1 + .7) / 3)
+            and np.isnan(c.square().loc["a", "b"]))
 
 def test_bounds_of_different_weights_are_independent():
-    assert comparison().square(errors=True).loc["a", "c"] == pytest.approx(np.sqrt(.03**2 + .04**2 + .12**2) / 4)
+    assert comparison().square(errors=True).loc["a", "c"] == pytest.approx(
+        np.sqrt(.03**2 + .04**2 + .12**2) / 4)
 
 def test_a_model_is_one_with_itself():
     near = comparison().nearness()
@@ -41,7 +45,10 @@ def test_a_model_is_one_with_itself():
 
 def test_tables_by_role_and_layer():
     c = comparison()
-    def told(by): return {(r.role, r.layer if r.layer == r.layer else None): round(r.value, 6) for r in c.table(by).itertuples() if r.value == r.value}
+    def told(by):
+        return {(r.role, r.layer if r.layer == r.layer else None): round(r.value, 6)
+                for r in c.table(by).itertuples()
+                if r.value == r.value}
     assert told("role") == {("attn", None): .9, ("mlp", None): round(1.3 / 3, 6), ("all", None): .5}
     assert told("layer") == {("attn", 0): .9, ("mlp", 0): .3, ("mlp", 1): .7}
     assert c.table("all").reason.dropna().tolist() == ["'b': it is alone"] * 2
@@ -50,14 +57,17 @@ def test_vectors_are_no_weights(tmp_path):
     from model_glue_nb.zoo.zoo import open_model
     home = tmp_path/"m"
     home.mkdir()
-    save_file({k: np.ones(s, np.float32) for k, s in {"model.layers.0.mlp.up.weight": (3, 2), "model.layers.0.mlp.up.bias": (3,), "model.norm.weight": (2, 2)}.items()}, home/"model.safetensors")
+    save_file({k: np.ones(s, np.float32)
+               for k, s in {"model.layers.0.mlp.up.weight": (3, 2), "model.layers.0.mlp.up.bias": (3,), "model.norm.weight": (2, 2)}.items()},
+              home/"model.safetensors")
     (home/"config.json").write_text("{}")
     assert compared_weights(open_model(home, "m")) == ["model.layers.0.mlp.up.weight"]
 
 def test_an_adapter_that_says_a_thing_twice_or_half_is_refused(tmp_path):
     base = tiny_zoo(tmp_path, ["a"], dtype="float32")["a"]
     rows, width = base.tensors["model.layers.0.self_attn.q_proj.weight"].shape
-    half, one = {}, dict(A=np.ones((2, width), np.float32), B=np.ones((rows, 2), np.float32))
+    half, one = ({},
+                 dict(A=np.ones((2, width), np.float32), B=np.ones((rows, 2), np.float32)))
     def adapter(name, **tensors):
         home = tmp_path/name
         home.mkdir()

@@ -9,15 +9,18 @@ RECIPE = Path(__file__).parent.parent/"recipes"/"paper.yaml"
 
 def plan(recipe, out):
     "Rows of a dry run; the machine's caches are empty."
-    env = dict(PATH="/usr/bin:/bin", HF_HUB_OFFLINE="1", HF_HOME=str(out/"hub"), XDG_CACHE_HOME=str(out/"cache"), MODEL_GLUE_STORE="none", PYTHONPATH=str(RECIPE.parent.parent))
-    done = subprocess.run([sys.executable, "-c", "from model_glue_nb.cli.program import main; main()", "run", recipe, "--out", out/"run", "--dry-run", "--json"], capture_output=True, text=True, env=env)
+    env = dict(PATH="/usr/bin:/bin", HF_HUB_OFFLINE="1", HF_HOME=str(out/"hub"),
+               XDG_CACHE_HOME=str(out/"cache"), MODEL_GLUE_STORE="none", PYTHONPATH=str(RECIPE.parent.parent))
+    done = subprocess.run([sys.executable, "-c", "from model_glue_nb.cli.program import main; main()", "run", recipe, "--out", out/"run", "--dry-run", "--json"],
+                          capture_output=True, text=True, env=env)
     assert not (out/"run").exists()
     return done
 
 def test_the_papers_zoo_is_planned_from_names(tmp_path):
     done = plan(RECIPE, tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout); of = lambda step: [r for r in rows if r["step"] == step]
+    rows = json.loads(done.stdout)
+    def of(step): return [r for r in rows if r["step"] == step]
     assert of("score")[0]["questions"] == 12 * 4 * 50
     assert of("search")[0]["questions"] == 2 * 24 * 4 * 50, "two methods, 24 evaluations each"
     sizes = 1172, 1267, 14042, 1319

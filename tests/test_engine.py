@@ -25,13 +25,15 @@ def models(tmp_path):
     for n, dtype in dict(base=torch.float32, a=torch.bfloat16, b=torch.float64).items():
         home = tmp_path/n
         home.mkdir()
-        save_file({k: torch.from_numpy(r.integers(-30, 31, s) / 64).to(dtype) for k, s in SHAPES.items()}, home/"model.safetensors")
+        save_file({k: torch.from_numpy(r.integers(-30, 31, s) / 64).to(dtype) for k, s in SHAPES.items()},
+                  home/"model.safetensors")
         for file in ("config.json", "vocab.json"): (home/file).write_text("{}")
         out[n] = open_model(home, n)
     return out
 
 def tasks(models, method="task_arithmetic", **p):
-    return dict(checked_plan(recipe(method, ["a", "b"], [.3, 1.2], "base", options=dict(out_dtype="float32"), **p), models).tasks)
+    return dict(checked_plan(recipe(method, ["a", "b"], [.3, 1.2], "base", options=dict(out_dtype="float32"), **p),
+                             models).tasks)
 
 def values(m, k): return m.values(k).astype(np.float64)
 
@@ -44,7 +46,8 @@ def run(task, files, **more):
 def test_types_are_read_as_what_they_are(models):
     for task in tasks(models).values():
         base, a, b = (values(models[n], task.name) for n in ("base", "a", "b"))
-        with Files() as files: assert np.abs(run(task, files) - (base + .3 * (a - base) + 1.2 * (b - base))).max() < 1e-6
+        with Files() as files:
+            assert np.abs(run(task, files) - (base + .3 * (a - base) + 1.2 * (b - base))).max() < 1e-6
 
 def test_whoever_holds_no_numbers_is_named(models):
     for culprit in ("base", "a"):
@@ -52,10 +55,13 @@ def test_whoever_holds_no_numbers_is_named(models):
         good = f.read_bytes()
         t = models[culprit].tensors["v"]
         raw = bytearray(good)
-        raw[t.start + 4:t.start + 8] = np.array([np.inf], np.float32).tobytes() if culprit == "base" else np.array([0x7f80, 0x7f80], np.uint16).tobytes()
+        raw[t.start + 4:t.start + 8] = (np.array([np.inf], np.float32).tobytes()
+                                        if culprit == "base"
+                                        else np.array([0x7f80, 0x7f80], np.uint16).tobytes())
         f.write_bytes(raw)
         with Files() as files:
-            with pytest.raises(InputError, match=f"'v' of '{culprit}' holds NaN"): run(tasks(models)["v"], files)
+            with pytest.raises(InputError, match=f"'v' of '{culprit}' holds NaN"):
+                run(tasks(models)["v"], files)
             assert not np.isfinite(run(tasks(models)["v"], files, allow_nan=True)).all()
         f.write_bytes(good)
 
@@ -71,7 +77,8 @@ def run_default(task):
 
 def test_groups_hand_items_back_in_their_order():
     with ThreadPoolExecutor(3) as pool:
-        for n in (1, 2, 5, 17): assert in_groups(pool, 4)(lambda x: 10 * x, list(range(n))) == [10 * x for x in range(n)]
+        for n in (1, 2, 5, 17):
+            assert in_groups(pool, 4)(lambda x: 10 * x, list(range(n))) == [10 * x for x in range(n)]
 
 def test_progress_counts_what_is_read_and_written(models):
     made = list(tasks(models).values())

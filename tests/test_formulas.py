@@ -25,7 +25,8 @@ def zoo():
     "A base and three models: coarse values, so that many magnitudes are equal and some sums are zero; a tenth is the base's own."
     r = np.random.default_rng(7)
     base = r.integers(-40, 41, SHAPE) / 64
-    step = [r.integers(-14, 15, SHAPE) / 64 * r.choice([0, 1, 1, 1, .5], SHAPE) for _ in range(3)]
+    step = [r.integers(-14, 15, SHAPE) / 64 * r.choice([0, 1, 1, 1, .5], SHAPE)
+            for _ in range(3)]
     step[1] += .25 * np.sign(step[0]) # unequal cosines
     return base, [base + d for d in step]
 
@@ -76,7 +77,8 @@ def ties(base, d, w, density, normalize=True, scale=1.):
     return combined(base, [keep(x, whole(f, x.size)) for x, f in zip(d, density)], w, True, normalize, scale)
 
 def crumbs(base, d, w, density, gamma, elect, normalize=False, scale=1.):
-    def left(x, f, g): return keep(x, min(whole(g, x.size) + whole(f, x.size), x.size), whole(g, x.size))
+    def left(x, f, g):
+        return keep(x, min(whole(g, x.size) + whole(f, x.size), x.size), whole(g, x.size))
     return combined(base, [left(*x) for x in zip(d, density, gamma)], w, elect, normalize, scale)
 
 def sce(base, d, share):
@@ -142,20 +144,24 @@ def test_arcs_follow_their_formulas(zoo, device, read):
     base, (a, b, _) = zoo
     x, y = a, .5 * b + np.roll(a, 1) # of unequal length
     for t in (.2, .7):
-        assert np.abs(made("slerp", stream([x, y], device=device, read=read), t=t) - on_arc(x, y, t)).max() < 2e-5
+        assert np.abs(made("slerp", stream([x, y], device=device, read=read), t=t)
+                      - on_arc(x, y, t)).max() < 2e-5
     weights = np.array([.6, 1.8])
-    assert np.abs(made("nuslerp", stream([x, y], device=device, read=read), weight=weights) - on_arc(x, y, .75)).max() < 2e-5
+    assert np.abs(made("nuslerp", stream([x, y], device=device, read=read), weight=weights)
+                  - on_arc(x, y, .75)).max() < 2e-5
     with_base = made("nuslerp", stream([a, b], base, device=device, read=read), weight=weights)
     assert np.abs(with_base - base - on_arc(a - base, b - base, .75)).max() < 2e-5
     assert np.abs(made("passthrough", stream([a], device=device, read=read), scale=.7) - .7 * a).max() < 1e-6
     near = made("nearswap", stream([a], base, device=device, read=read), t=.05)
-    assert np.abs(near - base - np.clip(a - base, -.05, .05)).max() < 1e-6 and (near < base).any() and (near > base).any()
+    assert (np.abs(near - base - np.clip(a - base, -.05, .05)).max() < 1e-6
+            and (near < base).any() and (near > base).any())
 
 def test_straight_lines_are_only_for_what_is_nearly_colinear():
     for c in (.9996, -.9996): assert arc(c, .3) == (.7, .3)
     for c in (.9994, .95, -.95, 0., -.9994):
         angle = np.arccos(c)
-        assert np.allclose(arc(c, .3), (np.sin(.7 * angle) / np.sin(angle), np.sin(.3 * angle) / np.sin(angle)))
+        assert np.allclose(arc(c, .3),
+                           (np.sin(.7 * angle) / np.sin(angle), np.sin(.3 * angle) / np.sin(angle)))
 
 def unit(x): return x / np.linalg.norm(x)
 
@@ -184,7 +190,8 @@ def test_a_vector_of_zeros_has_no_direction(zoo):
     base, (a, b, _) = zoo
     for method in ("karcher", "multislerp"):
         got = made(method, stream([a, 0 * a, b]), weight=WEIGHTS)
-        assert np.abs(got - sum(w * m for w, m in zip(WEIGHTS, (a, 0 * a, b))) / sum(WEIGHTS)).max() < 1e-5
+        assert np.abs(got
+                      - sum(w * m for w, m in zip(WEIGHTS, (a, 0 * a, b))) / sum(WEIGHTS)).max() < 1e-5
 
 # --- what is drawn
 
@@ -208,7 +215,9 @@ def test_dare_and_della_weigh_what_they_keep(zoo, device, read):
         kept = [x * m for x, m in zip(d, masks(zoo, device, DENSITY, spread))]
         chance = [np.full(SHAPE, f) for f in DENSITY] if spread is None else [
             f - e + 2 * e * r / (SHAPE[1] - 1) for f, e, r in zip(DENSITY, spread, rank)]
-        gain = dict(none=[1, 1, 1], density=[1 / c for c in chance], l1=[np.abs(x).sum() / np.abs(y).sum() for x, y in zip(d, kept)])
+        gain = dict(none=[1, 1, 1],
+                    density=[1 / c for c in chance],
+                    l1=[np.abs(x).sum() / np.abs(y).sum() for x, y in zip(d, kept)])
         for rescale, g in gain.items():
             for elect in (False, True):
                 method = f"{family}{'_ties' if elect and spread is None else '' if elect else '_linear'}"
@@ -219,17 +228,23 @@ def test_dare_and_della_weigh_what_they_keep(zoo, device, read):
 
 def test_della_keeps_the_large_and_dare_whatever_comes(zoo):
     base, models = zoo
-    for x, m, n, f, e in zip([m - base for m in models], masks(zoo, "cpu", DENSITY), masks(zoo, "cpu", DENSITY, (.25, .3, .15)), DENSITY, (.25, .3, .15)):
+    for x, m, n, f, e in zip([m - base for m in models],
+                             masks(zoo, "cpu", DENSITY),
+                             masks(zoo, "cpu", DENSITY, (.25, .3, .15)),
+                             DENSITY, (.25, .3, .15)):
         size, moved = np.abs(x), x != 0
         rank = np.argsort(np.argsort(size, axis=1, kind="stable"), axis=1) / (SHAPE[1] - 1)
         low, high = moved & (rank < .5), moved & (rank >= .5)
         assert abs(m[low].mean() - f) < .01 and abs(m[high].mean() - f) < .01
-        for part in (low, high): assert abs(n[part].mean() - (f - e + 2 * e * rank[part].mean())) < .01
+        for part in (low, high):
+            assert abs(n[part].mean() - (f - e + 2 * e * rank[part].mean())) < .01
 
 @pytest.mark.parametrize("device", ["cpu", "cpu-torch"])
 def test_density_one_keeps_all_whatever_epsilon_says(zoo, device):
     base, models = zoo
-    got = made("della_linear", stream(models, base, KEYS, device), density=(1., .5, 1.), epsilon=.2, weight=(1, 0, 2), rescale="none")
+    got = made("della_linear", stream(models, base, KEYS, device),
+               density=(1., .5, 1.), epsilon=.2,
+               weight=(1, 0, 2), rescale="none")
     assert np.abs(got - (base + models[0] - base + 2 * (models[2] - base))).max() < 1e-5
 
 def test_draws_go_on_from_chunk_to_chunk():
@@ -244,7 +259,8 @@ def test_draws_go_on_from_chunk_to_chunk():
     one, two = once(n), once(4096)
     assert np.array_equal(one, two)
     both = one / np.where(x == 0, 1, x) # 0, 1, 20 or 21
-    for value, share in ((1, .3 * .4), (20, .7 * .6), (21, .3 * .6)): assert abs((np.abs(both - value) < .01).mean() - share) < .005
+    for value, share in ((1, .3 * .4), (20, .7 * .6), (21, .3 * .6)):
+        assert abs((np.abs(both - value) < .01).mean() - share) < .005
 
 # --- cuts
 
@@ -253,16 +269,20 @@ def test_cuts_are_exact_at_the_ends_of_bins(device):
     "Values that lie at the very first and last place of a bin, many of them equal."
     r = np.random.default_rng(0)
     edge = np.float32(1 + 1 / 32)
-    values = np.float32([0, 1e-45, .5, 1, np.nextafter(edge, np.float32(0)), edge, 2, np.nextafter(np.float32(4), np.float32(0)), 4])
+    values = np.float32([0, 1e-45, .5, 1,
+                         np.nextafter(edge, np.float32(0)), edge, 2,
+                         np.nextafter(np.float32(4), np.float32(0)), 4])
     x = (r.choice(values, 150_000) * r.choice([-1, 1], 150_000)).astype(np.float32)
     y = (np.roll(x, 17) / 2).astype(np.float32)
-    for fractions in ((.12, .91), (.334, .05), (.5, .2), (.77, .66), (.45, .888), (0, 1), (1e-9, .25)):
+    for fractions in ((.12, .91), (.334, .05), (.5, .2),
+                      (.77, .66), (.45, .888), (0, 1), (1e-9, .25)):
         s = Stream([ArrayBlocks(x), ArrayBlocks(y)], x.shape, device=device)
         cuts = s.cuts(fractions)
         for v, f, low in zip((x, y), fractions, cuts):
             block = s.kernels.upload(v.copy(), s.device)
             s.kernels.keep_between(block, 0, low, NOTHING)
-            assert np.array_equal(to_host(block.view(np.uint8) if device == "cpu" else block).view(np.float32), keep(v, whole(f, v.size)).astype(np.float32)), f
+            assert np.array_equal(to_host(block.view(np.uint8) if device == "cpu" else block).view(np.float32),
+                                  keep(v, whole(f, v.size)).astype(np.float32)), f
             below = s.kernels.upload(v.copy(), s.device)
             s.kernels.keep_between(below, 0, EVERYTHING, low)
             rest = v - keep(v, whole(f, v.size)).astype(np.float32)
@@ -273,7 +293,8 @@ def test_fractions_of_whole_entries():
     x = np.arange(1, 101, dtype=np.float32)
     assert (try_method("ties", [x], np.zeros(100), density=.29) != 0).sum() == 29
     assert (try_method("ties", [x], np.zeros(100), density=.295) != 0).sum() == 29
-    assert (try_method("breadcrumbs", [x], np.zeros(100), density=.29, gamma=.015) != 0).tolist() == [1 <= 99 - i < 30 for i in range(100)]
+    assert (try_method("breadcrumbs", [x], np.zeros(100), density=.29, gamma=.015) != 0).tolist() == [1 <= 99 - i < 30 for i in range(
+        100)]
 
 def test_a_cut_counts_from_the_start_of_the_tensor():
     "Of equal magnitudes the first are kept, also where they lie beyond the first block and chunk."
@@ -292,7 +313,8 @@ def test_each_input_has_its_own_type_and_a_bad_one_is_named(zoo, device):
         inputs = [base.copy(), *(m.copy() for m in models)]
         inputs[i][5, 7] = np.inf
         seen = []
-        s = Stream([stored(x, KINDS[j % 3]) for j, x in enumerate(inputs[1:])], SHAPE, stored(inputs[0], "F32"), on_bad=seen.append, device=device)
+        s = Stream([stored(x, KINDS[j % 3]) for j, x in enumerate(inputs[1:])],
+                   SHAPE, stored(inputs[0], "F32"), on_bad=seen.append, device=device)
         made("task_arithmetic", s)
         assert set(seen) == {i}
 
@@ -308,7 +330,8 @@ def test_a_method_that_is_a_function_of_arrays(zoo):
             return share * np.take_along_axis(stacked, np.abs(stacked).argmax(0)[None], 0)[0]
         got = made("furthest", stream(models, base), share=.25)
         d = np.stack([2 * (models[0] - base), models[1] - base, models[2] - base])
-        assert np.abs(got - base - .25 * np.take_along_axis(d, np.abs(d).argmax(0)[None], 0)[0]).max() < 1e-5
+        assert np.abs(got - base
+                      - .25 * np.take_along_axis(d, np.abs(d).argmax(0)[None], 0)[0]).max() < 1e-5
     finally: merge_methods.pop("furthest", None)
 
 def test_arrays_without_a_base(zoo):

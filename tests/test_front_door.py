@@ -85,9 +85,11 @@ def test_registries_are_full_when_they_come_through_the_door():
 
 def test_names_are_listed_and_a_wrong_one_has_a_hint():
     assert set(dir(model_glue_nb)) >= {*HOMES, "__version__"} and model_glue_nb.__all__ == list(HOMES)
-    with pytest.raises(AttributeError, match=r"'similarty'\. Did you mean 'similarity'\?"): model_glue_nb.similarty
+    with pytest.raises(AttributeError, match=r"'similarty'\. Did you mean 'similarity'\?"):
+        model_glue_nb.similarty
     with pytest.raises(AttributeError, match="no attribute 'quux'$"): model_glue_nb.quux
-    with pytest.raises(ImportError, match="cannot import name 'read_zo'"): exec("from model_glue_nb import read_zo")
+    with pytest.raises(ImportError, match="cannot import name 'read_zo'"):
+        exec("from model_glue_nb import read_zo")
 
 def test_the_names_are_typed_for_others():
     assert (root/"model_glue_nb/py.typed").exists() and "py.typed" in (root/"setup.py").read_text()
@@ -120,7 +122,8 @@ def test_what_comes_first_then_where_from_then_where_to_then_keywords():
         placed = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         order = [p for p in ("spec", "recipe", "grid", "zoo", "out") if p in placed]
         sound = len(placed) <= 4 and not {"progress", "given"} & set(placed)
-        if not sound or [p for p in placed if p in order] != order: wrong.append(f"{name}({', '.join(placed)})")
+        if not sound or [p for p in placed if p in order] != order:
+            wrong.append(f"{name}({', '.join(placed)})")
     assert not wrong
 
 def test_progress_is_silent_unless_someone_watches():

@@ -41,11 +41,15 @@ def worker():
     fuzz.SECONDS = 60 # a busy machine is slow, which is no fault of ours
     w = fuzz.Worker()
     yield w
-    w.stop(); fuzz.os.environ.clear(); fuzz.os.environ.update(before); fuzz.SECONDS = seconds
+    w.stop()
+    fuzz.os.environ.clear()
+    fuzz.os.environ.update(before)
+    fuzz.SECONDS = seconds
 
 @pytest.mark.parametrize("name", FOUND)
 def test_what_once_ended_badly_is_refused_or_accepted(name, worker):
-    kind = worker(*FOUND[name]); assert fuzz.good(kind), kind
+    kind = worker(*FOUND[name])
+    assert fuzz.good(kind), kind
 
 @pytest.mark.parametrize("name", fuzz.FORMATS)
 def test_any_input_is_accepted_or_refused_in_words(name, worker):
@@ -58,10 +62,13 @@ def test_the_watch_sees_what_it_is_there_for(tmp_path, worker, monkeypatch):
     "A child that hangs, takes a gigabyte, fails or writes outside is noticed."
     import time
     import model_glue_nb.cli.program as cli
-    deeds = dict(HANG=lambda: time.sleep(60), TRACEBACK=lambda: bytearray(2 * 10**9), WRITES=lambda: (tmp_path/"x").write_text("x"),
+    deeds = dict(HANG=lambda: time.sleep(60),
+                 TRACEBACK=lambda: bytearray(2 * 10**9),
+                 WRITES=lambda: (tmp_path/"x").write_text("x"),
                  FAULT=lambda: sys.exit(1), ESCAPE=lambda: print("\x1b[31m"))
     for kind, deed in deeds.items():
-        worker.stop(); monkeypatch.setattr(cli, "main", deed)
+        worker.stop()
+        monkeypatch.setattr(cli, "main", deed)
         monkeypatch.setattr(fuzz, "SECONDS", 1 if kind == "HANG" else 60) # a busy machine is slow to fail
         assert worker.run(["doctor"]).startswith(kind), kind
     worker.stop()

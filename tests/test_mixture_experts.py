@@ -15,20 +15,23 @@ def room(tmp_path_factory):
     tiny_zoo(room/"zoo", ["a", "b", "c"], dtype="float32")
     tiny_zoo(room/"far", ["far"], dtype="float32", seed=5)
     home = room/"hub"/"hub"/"models--org--far"
-    (home/"refs").mkdir(parents=True); (home/"refs"/"main").write_text("0" * 40)
+    (home/"refs").mkdir(parents=True)
+    (home/"refs"/"main").write_text("0" * 40)
     shutil.copytree(room/"far"/"far", home/"snapshots"/("0" * 40))
     return room
 
 def mixed(room, name, given):
     "Mix by the command line, with that hub cache and no network."
-    file = room/f"{name}.yaml"; file.write_text(yaml.safe_dump(given))
+    file = room/f"{name}.yaml"
+    file.write_text(yaml.safe_dump(given))
     code = f"import os; os.environ.update(HF_HOME={str(room/'hub')!r}, HF_HUB_OFFLINE='1'); from model_glue_nb.cli.program import main; main()"
     return subprocess.run([sys.executable, "-c", code, "mix", file, room/name], capture_output=True, text=True)
 
 @pytest.mark.parametrize("more", [{}, dict(zoo="zoo")], ids=["no zoo", "beside a zoo"])
 def test_an_expert_by_hub_id(room, more):
     if more: more = dict(zoo=str(room/"zoo"))
-    name = f"hub{len(more)}"; first = "a" if more else str(room/"zoo"/"a")
+    name = f"hub{len(more)}"
+    first = "a" if more else str(room/"zoo"/"a")
     done = mixed(room, name, dict(experts=[first, "org/far"], router="random", copy=True) | more)
     assert done.returncode == 0, done.stderr
     about = json.loads((room/name/"mixture.json").read_text())
@@ -50,6 +53,8 @@ def test_a_whole_zoo(room):
 
 def test_nobody_is_named(room):
     (room/"none.yaml").write_text("router: random\n")
-    with pytest.raises(InputError, match="names no experts. List them, or give a zoo"): read_mixture(room/"none.yaml")
+    with pytest.raises(InputError, match="names no experts. List them, or give a zoo"):
+        read_mixture(room/"none.yaml")
     (room/"typo.yaml").write_text(yaml.safe_dump(dict(zoo=str(room/"zoo"), experts=["aa"], router="random")))
-    with pytest.raises(InputError, match="Did you mean 'a'"): plan_mixture(*read_mixture(room/"typo.yaml")[:2])
+    with pytest.raises(InputError, match="Did you mean 'a'"):
+        plan_mixture(*read_mixture(room/"typo.yaml")[:2])

@@ -18,13 +18,17 @@ MLPS = dict(level="ffn", input="token", top_k=2, base="base")
 
 @pytest.fixture(autouse=True)
 def single_thread():
-    before = torch.get_num_threads(); torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.no_grad(): yield
     torch.set_num_threads(before)
 
-def load(model): return AutoModelForCausalLM.from_pretrained(getattr(model, "path", model), dtype=torch.float32, trust_remote_code=False).eval()
-def tokens(n=4, length=30): return torch.randint(3, 64, (n, length), generator=torch.Generator().manual_seed(0))
-def close(a, b, eps=1e-5): assert a.shape == b.shape and (a - b).abs().max() < eps, f"differ by {(a - b).abs().max():.1e}"
+def load(model):
+    return AutoModelForCausalLM.from_pretrained(getattr(model, "path", model), dtype=torch.float32, trust_remote_code=False).eval()
+def tokens(n=4, length=30):
+    return torch.randint(3, 64, (n, length), generator=torch.Generator().manual_seed(0))
+def close(a, b, eps=1e-5):
+    assert a.shape == b.shape and (a - b).abs().max() < eps, f"differ by {(a - b).abs().max():.1e}"
 def rewrite(folder, drop=(), **more):
     c = {k: v for k, v in json.loads((folder/"config.json").read_text()).items() if k not in drop}
     (folder/"config.json").write_text(json.dumps(c | more))
@@ -35,7 +39,10 @@ def both(zoo, root, **spec):
     "The same mixture in a plain format and in ours."
     return [mix(MixtureSpec(("a", "b"), LINEAR, format=f, **MLPS | spec), zoo, root/f) for f in ("auto", "own")]
 
-@pytest.mark.parametrize("architecture, more", [("Llama", {}), ("Llama", dict(head_dim=4, rms_norm_eps=1e-3)), ("Llama", dict(tie_word_embeddings=True)), ("Llama", dict(hidden_act="gelu")),
+@pytest.mark.parametrize("architecture, more", [("Llama", {}),
+                                                ("Llama", dict(head_dim=4, rms_norm_eps=1e-3)),
+                                                ("Llama", dict(tie_word_embeddings=True)),
+                                                ("Llama", dict(hidden_act="gelu")),
     ("Llama", dict(rope_parameters=dict(rope_type="yarn", factor=4., rope_theta=5e5, original_max_position_embeddings=32))),
     ("Mistral", dict(sliding_window=None)), ("Mistral", dict(sliding_window=128)), ("Qwen2", {})])
 @pytest.mark.parametrize("K", [1, 2])
@@ -53,10 +60,13 @@ def test_what_llama_leaves_unsaid_stays_llamas_in_a_hybrid(tmp_path, key):
     more = dict(num_key_value_heads=4) if key == "num_key_value_heads" else dict(vocab_size=32000) if key == "vocab_size" else {}
     zoo = tiny_zoo(tmp_path, ["base", "a", "b"], dtype="float32", **more)
     for m in zoo: rewrite(m.path, [key])
-    plain = mix(MixtureSpec(("a", "b"), LINEAR, dense_layers=1, **MLPS), read_zoo([m.path for m in zoo]), tmp_path/"m", verify=True)
+    plain = mix(MixtureSpec(("a", "b"), LINEAR, dense_layers=1, **MLPS),
+                read_zoo([m.path for m in zoo]), tmp_path/"m", verify=True)
     assert plain.architecture == "Qwen2MoeForCausalLM"
 
-@pytest.mark.parametrize("architecture, more", [("Llama", dict(attention_bias=True)), ("Llama", dict(mlp_bias=True)), ("Mistral", dict(sliding_window=6)),
+@pytest.mark.parametrize("architecture, more", [("Llama", dict(attention_bias=True)),
+                                                ("Llama", dict(mlp_bias=True)),
+                                                ("Mistral", dict(sliding_window=6)),
     ("Qwen2", dict(use_sliding_window=True, sliding_window=6, max_window_layers=1))])
 def test_what_qwen2_moe_cannot_say_stays_in_ours(tmp_path, architecture, more):
     zoo = tiny_zoo(tmp_path, ["base", "a", "b"], architecture, "float32", **more)
@@ -66,13 +76,20 @@ def test_what_qwen2_moe_cannot_say_stays_in_ours(tmp_path, architecture, more):
 def test_servers_can_split_every_expert(tmp_path, architecture, K):
     "Column- and row-parallel layers as servers cut them: each device has a whole slice, and the slices add up."
     zoo = tiny_zoo(tmp_path, ["base", "a", "b"], architecture, "float32")
-    m = mix(MixtureSpec(("a", "b"), LINEAR, dense_layers=K, **MLPS), zoo, tmp_path/"m"); width = m.config["shared_expert_intermediate_size"]
+    m = mix(MixtureSpec(("a", "b"), LINEAR, dense_layers=K, **MLPS), zoo, tmp_path/"m")
+    width = m.config["shared_expert_intermediate_size"]
     for devices in (1, 2, 4, 8, 16, 32, 64): assert width % devices == 0 and width // devices >= 1
-    shared = load(m).model.layers[1].mlp.shared_expert; x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
-    for p in shared.parameters(): assert not p.any(); p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    shared = load(m).model.layers[1].mlp.shared_expert
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    for p in shared.parameters():
+        assert not p.any()
+        p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     cut = [slice(i * width // 4, (i + 1) * width // 4) for i in range(4)]
-    parts = [torch.nn.functional.silu(x @ shared.gate_proj.weight[c].T) * (x @ shared.up_proj.weight[c].T) @ shared.down_proj.weight[:, c].T for c in cut]
-    assert shared.gate_proj.weight.shape == (width, 32); close(sum(parts), shared(x), 1e-3)
+    parts = [torch.nn.functional.silu(x @ shared.gate_proj.weight[c].T) * (x @ shared.up_proj.weight[c].T)
+             @ shared.down_proj.weight[:, c].T
+             for c in cut]
+    assert shared.gate_proj.weight.shape == (width, 32)
+    close(sum(parts), shared(x), 1e-3)
 
 # Tokenizers
 
@@ -95,10 +112,12 @@ def test_a_tokenizer_loads_without_a_question(tmp_path):
     assert "AutoTokenizer.from_pretrained(folder, trust_remote_code=False)" in (tmp_path/"ours"/"README.md").read_text()
 
 def test_our_own_loading_asks_nobody(tmp_path, monkeypatch):
-    zoo = tiny_zoo(tmp_path, ["base", "a", "b"], dtype="float32"); asked = []
+    zoo = tiny_zoo(tmp_path, ["base", "a", "b"], dtype="float32")
+    asked = []
     monkeypatch.setattr("builtins.input", lambda *args: asked.append(args) or "n")
     for level in ("model", "block"):
-        live = mix(MixtureSpec(("a", "b"), LINEAR, level=level, base="base"), zoo, tmp_path/level).load(); live.generate(["w3 w4"], 2)
+        live = mix(MixtureSpec(("a", "b"), LINEAR, level=level, base="base"), zoo, tmp_path/level).load()
+        live.generate(["w3 w4"], 2)
         AutoTokenizer.from_pretrained(tmp_path/level) # the class is known here
     assert not asked
 
@@ -107,28 +126,34 @@ def test_our_own_loading_asks_nobody(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def states(tmp_path_factory):
     "Three kinds of memory: none but a state, a state of two kinds, keys and values."
-    root = tmp_path_factory.mktemp("states"); small = dict(state_size=8, time_step_rank=4)
+    root = tmp_path_factory.mktemp("states")
+    small = dict(state_size=8, time_step_rank=4)
     with torch.no_grad():
-        tiny_zoo(root, ["mamba"], "Mamba", "float32", **small); tiny_zoo(root, ["llama"], dtype="float32")
+        tiny_zoo(root, ["mamba"], "Mamba", "float32", **small)
+        tiny_zoo(root, ["llama"], dtype="float32")
         tiny_zoo(root, ["mamba2"], "Mamba2", "float32", state_size=8, num_heads=8, head_dim=8, expand=2, n_groups=1, chunk_size=8)
     return read_zoo([root/n for n in ("mamba", "llama", "mamba2")])
 
 @pytest.mark.parametrize("router", [dict(name="random"), dict(name="prompt", positive=["w3 w4", "w20 w21", "w40 w41"])])
 @pytest.mark.parametrize("features", ["embedding", "hidden"])
 def test_state_space_experts_answer_as_they_do_alone(states, tmp_path, router, features):
-    experts = ("mamba", "llama", "mamba2"); texts = [f"w{i} w{i + 1} w{i + 5}" for i in range(3, 21)]
+    experts = ("mamba", "llama", "mamba2")
+    texts = [f"w{i} w{i + 1} w{i + 5}" for i in range(3, 21)]
     for encoder in experts[::2] if router["name"] == "prompt" else (None,):
         live = mix(MixtureSpec(experts, router, features=features, prompt_encoder=encoder, max_resident=2), states, tmp_path/f"m{encoder}").load()
-        route = live.route(texts); alone = {e: states[e].load() for e in experts}
+        route = live.route(texts)
+        alone = {e: states[e].load() for e in experts}
         want = [alone[experts[e]].generate([p], 5)[0] for e, p in zip(route, texts)]
         assert live.generate(texts, 5) == want and len(set(route)) > 1
         assert ["".join(live.stream(p, 5)) for p in texts] == want
         asked = [Instance("loglikelihood", {}, (p, f" w{i + 7}"), 0) for i, p in enumerate(texts)]
-        said = [as_lm_eval(alone[experts[e]], 64).loglikelihood([r], disable_tqdm=True)[0][0] for e, r in zip(route, asked)]
+        said = [as_lm_eval(alone[experts[e]], 64).loglikelihood([r], disable_tqdm=True)[0][0]
+                for e, r in zip(route, asked)]
         np.testing.assert_allclose([x for x, _ in live.lm_eval().loglikelihood(asked)], said, atol=1e-4)
 
 def test_state_space_experts_share_no_checkpoint(states, tmp_path):
     from model_glue_nb.core import InputError
-    base = open_model(shutil.copytree(states["mamba"].path, tmp_path/"base")); zoo = Zoo((base, *states))
+    base = open_model(shutil.copytree(states["mamba"].path, tmp_path/"base"))
+    zoo = Zoo((base, *states))
     with pytest.raises(InputError, match="'base' is a MambaForCausalLM; mixed in one checkpoint are"):
         mix(MixtureSpec(("mamba",), dict(name="random"), "block", "base"), zoo, tmp_path/"m")

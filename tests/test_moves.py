@@ -46,7 +46,8 @@ def test_lambda_goes_down_and_up_and_stays_in_its_range():
     assert scales(1.) == [.625, 1.6] and scales(3.) == [1.875, 4.] and scales(.125) == [.1, .2]
 
 def test_members_leave_the_worst_first_as_long_as_two_stay():
-    assert weights_of_all(drop_moves(None, Place((1., .5, .25)), 2, [])) == [(1., .5, 0.), (1., 0., .25), (0., 1., .5)]
+    assert weights_of_all(drop_moves(None, Place((1., .5, .25)), 2, [])) == [
+        (1., .5, 0.), (1., 0., .25), (0., 1., .5)]
     assert not list(drop_moves(None, Place((1., .5, 0.)), 2, []))
 
 def test_an_outsider_takes_a_place_with_its_weight_or_comes_beside_all():
@@ -56,25 +57,37 @@ def test_an_outsider_takes_a_place_with_its_weight_or_comes_beside_all():
 
 def test_one_alone_gives_way_to_pairs_first():
     found = weights_of_all(swap_moves(None, Place((1., 0., 0., 0.)), 2, []))
-    assert found[:4] == [(0., 1., 1., 0.), (0., 1., 0., 1.), (0., 0., 1., 1.), (0., 1., 0., 0.)]
+    assert found[:4] == [(0., 1., 1., 0.),
+                         (0., 1., 0., 1.), (0., 0., 1., 1.),
+                         (0., 1., 0., 0.)]
 
 def test_weights_change_by_a_factor():
-    assert weights_of_all(weight_moves(None, Place((1., .5)), 2, [])) == [(1., .25), (1., 1.), (1., 1.), (1., .25)]
+    assert weights_of_all(weight_moves(None, Place((1., .5)), 2, [])) == [(1., .25),
+                                                                          (1., 1.), (1., 1.), (1., .25)]
     assert not list(weight_moves(None, Place((1., 0.)), 2, [])), "of one alone there is nothing to weigh"
 
 def test_layers_go_to_the_base_then_back_then_to_members():
     p = problem(root="z", layers=("l.0.", "l.1."))
     spans = layer_spans(p.layers, 2)
-    def patches(now): return [m.patches for m in layer_moves(p, Place((1., 1., 0., 0.), patches=now), 2, spans)]
-    assert patches(())[:4] == [((0, "z"),), ((1, "z"),), ((2, "z"),), ((0, "a"),)]
-    assert patches(((0, "z"),))[:3] == [((0, "z"), (1, "z")), ((0, "z"), (2, "z")), ()]
+    def patches(now):
+        return [m.patches for m in layer_moves(p, Place((1., 1., 0., 0.), patches=now), 2, spans)]
+    assert patches(())[:4] == [((0, "z"),),
+                               ((1, "z"),), ((2, "z"),),
+                               ((0, "a"),)]
+    assert patches(((0, "z"),))[:3] == [((0, "z"), (1, "z")),
+                                        ((0, "z"), (2, "z")), ()]
     full = patches(((0, "z"), (1, "a")))
     assert full and all(len(x) < len(spans) for x in full), "something of the merge is left"
 
 # --- a budget
 
 @pytest.mark.parametrize("n, kinds, budget, parts", [
-    (7, 5, 10, (5, 1)), (7, 5, 60, (6, 5)), (30, 2, 20, (14, 1)), (30, 5, 20, (10, 1)), (3, 4, 50, (2, 6)), (7, 5, 1, (1, 1)),
+    (7, 5, 10, (5, 1)),
+    (7, 5, 60, (6, 5)),
+    (30, 2, 20, (14, 1)),
+    (30, 5, 20, (10, 1)),
+    (3, 4, 50, (2, 6)),
+    (7, 5, 1, (1, 1)),
     (7, 5, math.inf, (6, 12))])
 def test_what_a_budget_is_spent_on_first(n, kinds, budget, parts):
     assert divided(n, list("vwxyz")[:kinds], budget) == parts

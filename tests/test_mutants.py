@@ -28,15 +28,19 @@ def test_each_change_compiles():
     for m in mutate.mutants():
         compile(mutate.replaced(mutate.module_of(m.room).read_text(), m), m.room, "exec")
 
-@pytest.mark.parametrize("text, n", [("if a: b(c, d); e = 1", 1), ("if a:\n    b(c,\n      d)\n    e = 1", 1), ("if a: b(c, d); e = 12", 1), ("if a: b(c, de)", 0), ("ifa: b(c, d); e = 1", 0)])
+@pytest.mark.parametrize("text, n",
+                         [("if a: b(c, d); e = 1", 1), ("if a:\n    b(c,\n      d)\n    e = 1", 1), ("if a: b(c, d); e = 12", 1), ("if a: b(c, de)", 0), ("ifa: b(c, d); e = 1", 0)])
 def test_a_place_is_found_however_its_lines_are_broken(text, n):
     change = mutate.Mutant("x", "if a: b(c, d); e = 1", "if a: b(d, c); e = 1", ())
     assert len(mutate.places(text, change.old)) == n
     assert ("b(d, c)" in mutate.replaced(text, change)) == bool(n)
 
 def test_the_table_counts_what_survived():
-    def result(old, verdict, said=""): return mutate.Result(mutate.Mutant("merging.methods", old, "x | y", ()), verdict, said, 1.)
-    text, share = mutate.report([result("a", "killed", "06_merging/01_methods.ipynb cell 3"), result("b", "hung", "hung"), result("c", "survived"), result("d", "killed", "tests/x.py")], 4)
+    def result(old, verdict, said=""):
+        return mutate.Result(mutate.Mutant("merging.methods", old, "x | y", ()), verdict, said, 1.)
+    text, share = mutate.report(
+        [result("a", "killed", "06_merging/01_methods.ipynb cell 3"), result("b", "hung", "hung"), result("c", "survived"), result("d", "killed", "tests/x.py")],
+        4)
     assert share == .75 and "| merging.methods | 4 | 3 | 1 |" in text and "1 by a notebook, 2 by pytest" in text
     assert "| merging.methods | `c` | `x \\| y` | not looked into |" in text
 

@@ -17,8 +17,11 @@ def measure():
     from model_glue_nb.searching.search import search
     from model_glue_nb.zoo.zoo import read_zoo
     zoo, suite = read_zoo("demo"), load_suite("demo")
-    family = [n for n in zoo.names if n.startswith("a-")]; hot = [n for n in family if "hot" in n]; calm = [n for n in family if n not in hot]
-    told = CandidateScorer(zoo, suite.part("report")); uniform = lambda names: recipe("linear", names, [1 / len(names)] * len(names))
+    family = [n for n in zoo.names if n.startswith("a-")]
+    hot = [n for n in family if "hot" in n]
+    calm = [n for n in family if n not in hot]
+    told = CandidateScorer(zoo, suite.part("report"))
+    def uniform(names): return recipe("linear", names, [1 / len(names)] * len(names))
     found = search(family, CandidateScorer(zoo, suite.part("search", 60)), "linear", "average")
     best = max(family, key=CandidateScorer(zoo, suite.part("search")))
     across, parents = told.items(uniform(["a-base", "b-base"])), [told.items(n) for n in ("a-base", "b-base")]
@@ -26,7 +29,8 @@ def measure():
     rows = dict(across_clusters=mean_interval(across), parents=parents_mean,
                 selective_gain=paired_gain(told.items(found.winner), told.items(best)),
                 hot_in_uniform=paired_gain(told.items(uniform(family)), told.items(uniform(calm))))
-    t = pd.DataFrame([dict(figure=k, mean=v.mean, low=v.low, high=v.high) for k, v in rows.items()])
+    t = pd.DataFrame([dict(figure=k, mean=v.mean, low=v.low, high=v.high)
+                      for k, v in rows.items()])
     return t.assign(members="+".join(s.model for s in found.winner.models))
 
 def check(t):
@@ -51,12 +55,14 @@ def test_recorded_gain():
     assert len(report) >= 7 and t.n["model_glue"] >= 500 * len(report)
 
 def test_every_skill_is_mastered_by_some_specialist():
-    t = read("demo_scores"); t = t[t.split == "report"]
+    t = read("demo_scores")
+    t = t[t.split == "report"]
     assert (t.groupby("task").score.max() >= 0.9).all()
 
 @pytest.mark.slow
 def test_phenomena_from_the_weights():
-    t = measure(); check(t)
+    t = measure()
+    check(t)
     assert (t.set_index("figure")["mean"] - read("demo_phenomena").set_index("figure")["mean"]).abs().max() < 0.01
 
 if __name__ == "__main__":

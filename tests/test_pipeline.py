@@ -18,7 +18,8 @@ MEMBERS = ("a-base", "a-sort", "a-reverse", "b-base", "c-complement")
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     "A small recipe file: five members, three tasks, a small budget."
-    room = tmp_path_factory.mktemp("pipeline"); file = room/"recipe.yaml"
+    room = tmp_path_factory.mktemp("pipeline")
+    file = room/"recipe.yaml"
     file.write_text(yaml.safe_dump(dict(zoo=[str(demo_zoo_path()/m) for m in MEMBERS], tasks=["sort", "reverse", "complement"],
                                         search_questions=30, merge=dict(methods=["linear", "ties"], strategy="average", budget=6))))
     return file
@@ -38,7 +39,8 @@ def test_the_run_holds_every_table(done):
     assert comparison.gain["best_single"] == 0
     assert comparison["mean"]["oracle_question"] == comparison["mean"].max()
     assert comparison.params_total["full_mixture"] > comparison.params_total["model_glue"] > comparison.params_active["model_glue"]
-    routing = run.read_table("routing"); share = routing.groupby(["system", "task"]).share.sum()
+    routing = run.read_table("routing")
+    share = routing.groupby(["system", "task"]).share.sum()
     assert np.allclose(share, 1)
     assert run.read_json("split") == load_suite("demo").only(run.read_json("split")["tasks"]).split_record(), "anyone can check how questions were split"
     assert {"recipe.yaml", "environment.json", "split.json", "scores.csv", "similarity.csv", "clusters.json", "trials.csv", "models", "report.html"} <= {f.name for f in run.path.iterdir()}
@@ -55,9 +57,11 @@ def test_merged_checkpoints_load_in_plain_transformers(done):
 def without_times(run): return Run(run).read_table("comparison").drop(columns="ms_per_question")
 
 def test_a_second_run_asks_nothing_and_gives_the_same_table(done, recipe):
-    before = done[0].read_table("comparison"); store = Run(done[0].path).store
-    count = lambda: store.db.execute("select count(*) from results").fetchone()
-    n = count(); assert command("run", recipe, "--out", done[0].path).returncode == 0
+    before = done[0].read_table("comparison")
+    store = Run(done[0].path).store
+    def count(): return store.db.execute("select count(*) from results").fetchone()
+    n = count()
+    assert command("run", recipe, "--out", done[0].path).returncode == 0
     assert count() == n and done[0].read_table("comparison").equals(before)
 
 DIES = """
@@ -95,12 +99,14 @@ BROKEN = ("nan-weights", "truncated", "no-tokenizer")
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
     from model_glue_nb.zoos.demo import build_broken_zoo
-    out = tmp_path_factory.mktemp("broken")/"zoo"; build_broken_zoo(out)
+    out = tmp_path_factory.mktemp("broken")/"zoo"
+    build_broken_zoo(out)
     return out
 
 def test_broken_members_are_named_and_the_rest_goes_on(broken, tmp_path):
     file = tmp_path/"r.yaml"
-    file.write_text(yaml.safe_dump(dict(zoo=str(broken), tasks=["sort"], search_questions=10, merge=dict(methods=["linear"], strategy="average", budget=2))))
+    file.write_text(yaml.safe_dump(
+        dict(zoo=str(broken), tasks=["sort"], search_questions=10, merge=dict(methods=["linear"], strategy="average", budget=2))))
     r = command("run", file, "--out", tmp_path/"run")
     assert r.returncode == 0, r.stderr
     assert set(BROKEN) <= set(Run(tmp_path/"run").read_json("zoo")["skipped"])
@@ -108,7 +114,8 @@ def test_broken_members_are_named_and_the_rest_goes_on(broken, tmp_path):
     assert all(name in (tmp_path/"run"/"report.html").read_text() for name in BROKEN)
 
 def test_doctor_names_what_is_broken(broken):
-    r = command("doctor", broken, "--deep", "--json"); rows = {x["model"]: x["problem"] or x["notes"] for x in json.loads(r.stdout)}
+    r = command("doctor", broken, "--deep", "--json")
+    rows = {x["model"]: x["problem"] or x["notes"] for x in json.loads(r.stdout)}
     assert r.returncode == 0
     assert "NaN" in rows["nan-weights"] and "truncated" in rows["truncated"] and "tokenizer" in rows["no-tokenizer"] and rows["a-base"] == ""
 
@@ -121,22 +128,28 @@ FAMILY = dict(zoo=[str(demo_zoo_path()/m) for m in ("a-base", "a-sort", "a-rever
 ])
 def test_one_family_is_mixed_at_every_level(mixture, kind, tmp_path, monkeypatch):
     from model_glue_nb.gluing.pipeline import glue
-    part = Suite.part; monkeypatch.setattr(Suite, "part", lambda s, name, n=None: part(s, name, n or 80)) # a quick report
-    run = glue(FAMILY | dict(mixture=mixture), tmp_path/"run"); t = run.read_table("comparison").set_index("system")
-    full = read_zoo(str(run.path/"models"))["full-mixture"]; alone = read_zoo(FAMILY["zoo"])["a-base"].n_params
+    part = Suite.part
+    monkeypatch.setattr(Suite, "part", lambda s, name, n=None: part(s, name, n or 80)) # a quick report
+    run = glue(FAMILY | dict(mixture=mixture), tmp_path/"run")
+    t = run.read_table("comparison").set_index("system")
+    full = read_zoo(str(run.path/"models"))["full-mixture"]
+    alone = read_zoo(FAMILY["zoo"])["a-base"].n_params
     assert full.kind == kind and full.config["num_hidden_layers"] == 3
     assert t.params_total["full_mixture"] == pytest.approx(full.n_params, rel=1e-5) and alone < full.n_params < 3 * alone, "embedding, head and the first layer are shared"
     assert alone <= t.params_active["full_mixture"] < full.n_params
     assert t["mean"]["full_mixture"] > t.low["best_single"], "it answers as its experts do"
-    routing = run.read_table("routing"); scores = run.read_table("scores")
+    routing = run.read_table("routing")
+    scores = run.read_table("scores")
     assert not scores.model.isin(["full-mixture", "model-glue"]).any()
     if kind == "mixture":
-        mine = routing[routing.system == "full_mixture"]; assert np.allclose(mine.groupby("task").share.sum(), 1)
+        mine = routing[routing.system == "full_mixture"]
+        assert np.allclose(mine.groupby("task").share.sum(), 1)
         told = mine.groupby("task").apply(lambda g: (g.share * g.score).sum(), include_groups=False)
         assert np.allclose(told[FAMILY["tasks"]], t.loc["full_mixture", FAMILY["tasks"]].astype(float)), "shares and scores give the score of the system"
     else: assert routing.empty, "tokens were routed, not questions"
     before = {f: f.stat().st_mtime_ns for f in (run.path/"models").rglob("*.safetensors")}
-    glue(FAMILY | dict(mixture=mixture), run.path); assert before == {f: f.stat().st_mtime_ns for f in (run.path/"models").rglob("*.safetensors")}
+    glue(FAMILY | dict(mixture=mixture), run.path)
+    assert before == {f: f.stat().st_mtime_ns for f in (run.path/"models").rglob("*.safetensors")}
 
 @pytest.mark.parametrize("given, says", [
     (dict(zoo="nowhere"), "There is no zoo 'nowhere'"),
@@ -162,11 +175,13 @@ def test_bad_recipes_end_with_one_message_and_code_2(given, says, tmp_path):
 
 def test_a_zoo_without_a_usable_model(tmp_path):
     (tmp_path/"zoo"/"notes").mkdir(parents=True)
-    r = command("doctor", tmp_path/"zoo"); assert r.returncode == 2
+    r = command("doctor", tmp_path/"zoo")
+    assert r.returncode == 2
     r = command("score", tmp_path/"zoo", "--out", tmp_path/"run")
     assert r.returncode == 2 and "no config.json" in r.stderr
 
 def test_the_folder_of_another_run_is_refused(done, recipe, tmp_path):
-    other = tmp_path/"other.yaml"; other.write_text(recipe.read_text() + "\nseed: 5\n")
+    other = tmp_path/"other.yaml"
+    other.write_text(recipe.read_text() + "\nseed: 5\n")
     r = command("run", other, "--out", done[0].path)
     assert r.returncode == 2 and "differs in seed" in r.stderr

@@ -12,14 +12,21 @@ def test_inner_products_of_long_vectors(module, near):
     x = (30 + r.normal(size=(2, 300_000))).astype(np.float32)
     raw = x.view(np.uint8)
     if module is torch_kernels: raw = torch.from_numpy(raw)
-    got, want = module.gram(raw, np.full(2, CODES["F32"]), False, x.shape[1]), np.float64(x) @ np.float64(x).T
+    got, want = (module.gram(raw, np.full(2, CODES["F32"]), False, x.shape[1]),
+                 np.float64(x) @ np.float64(x).T)
     assert np.abs(got / want - 1).max() < near
 
 def test_cuts_at_the_ends_of_bins():
     counts = np.array([5, 0, 3, 2])
-    assert [kernels.kth_bin(counts, k) for k in (1, 2, 3, 5, 6, 10)] == [(3, 1), (3, 2), (2, 1), (2, 3), (0, 1), (0, 5)]
-    found = np.array([(bits << 33) + kernels.LAST - at for bits, at in ((9, 4), (7, 1), (7, 6))], np.uint64)
-    assert [kernels.cut_of(found, k) for k in (1, 2, 3, 4)] == [(9, 4), (7, 1), (7, 6), (0, -1)]
+    assert [kernels.kth_bin(counts, k)
+            for k in (1, 2, 3, 5, 6, 10)] == [(3, 1),
+                                              (3, 2), (2, 1), (2, 3),
+                                              (0, 1), (0, 5)]
+    found = np.array([(bits << 33) + kernels.LAST - at
+                      for bits, at in ((9, 4), (7, 1), (7, 6))],
+                     np.uint64)
+    assert [kernels.cut_of(found, k)
+            for k in (1, 2, 3, 4)] == [(9, 4), (7, 1), (7, 6), (0, -1)]
 
 def test_draws_are_compared_exactly_and_go_on_from_row_to_row():
     kept = np.zeros(3, np.uint8)
@@ -33,7 +40,10 @@ def test_every_entry_is_decided_by_the_chance_of_its_rank():
     r = np.random.default_rng(1)
     n, keep, spread = 4096, .5, .3
     x = np.stack([np.zeros(n), r.normal(size=n)]).astype(np.float32)
-    bits, _ = masks.mark(x.view(np.uint8), np.full(2, CODES["F32"]), n, 0, n, np.array([9], np.uint64), np.array([keep]), np.array([spread]))
+    bits, _ = masks.mark(x.view(np.uint8),
+                         np.full(2, CODES["F32"]), n, 0, n,
+                         np.array([9], np.uint64),
+                         np.array([keep]), np.array([spread]))
     numbers = np.empty(n, np.uint32)
     masks.draw(9, 0, numbers)
     rank = np.abs(x[1]).argsort(kind="stable").argsort()

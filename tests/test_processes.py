@@ -14,7 +14,8 @@ from model_glue_nb.searching.search import search
 from model_glue_nb.zoo.language_model import COMPUTED_IN
 from model_glue_nb.zoo.zoo import read_zoo, tiny_zoo
 
-def weight(c): return c if isinstance(c, str) else round({s.model: s.weight for s in c.models}.get("a", 0), 3)
+def weight(c):
+    return c if isinstance(c, str) else round({s.model: s.weight for s in c.models}.get("a", 0), 3)
 
 def toy(room, dies=()):
     "Arithmetic that leaves a mark where it was asked, and may take its process down; a closure, so that workers need not find it."
@@ -43,18 +44,20 @@ def test_the_same_as_here_under_the_same_seed(tmp_path, strategy, budget):
 
 def test_what_dies_is_asked_again_and_hurts_nobody_else(tmp_path):
     r = search(["a", "b"], toy(tmp_path, {.5: 1, .2: N_TRIES}), "linear", "coefficient", budget=9, executor="processes")
-    asked = lambda w: [f for f in os.listdir(tmp_path) if f.startswith(w)]
+    def asked(w): return [f for f in os.listdir(tmp_path) if f.startswith(w)]
     assert len({f.rsplit(".", 1)[1] for f in asked("0.200")}) == N_TRIES, "by another process each time"
     assert [(weight(t.candidate), t.failed.startswith(f"It took {N_TRIES} workers down")) for t in r.failed] == [(.2, True)]
     here = search(["a", "b"], toy(tmp_path), "linear", "coefficient", budget=9, executor="local")
     n = r.failed[0].number
-    assert [x for x in trials(r) if x[0] != n] == [x for x in trials(here) if x[0] != n] and r.winner == here.winner
+    assert ([x for x in trials(r) if x[0] != n] == [x for x in trials(here) if x[0] != n]
+            and r.winner == here.winner)
 
 def test_a_score_that_does_not_travel_is_one_line():
     class Homesick:
         def __reduce__(self): return eval, ("__import__('nowhere')",)
         def items(self, c, share=1.): return {}
-    with pytest.raises(InputError, match="A worker could not start.*nowhere"): search(["a", "b"], Homesick(), executor="processes")
+    with pytest.raises(InputError, match="A worker could not start.*nowhere"):
+        search(["a", "b"], Homesick(), executor="processes")
 
 def test_mistakes_in_a_score_are_not_swallowed():
     with executors["processes"](lambda c: c.nothing) as evaluate, pytest.raises(AttributeError, match="nothing"): list(evaluate([Ask("a")]))
@@ -66,14 +69,16 @@ def test_real_merges_and_answers_come_home(tmp_path):
     assert not home.live and all(home.known(t.candidate, 1.0) for t in there.trials), "nothing ran here, all is remembered here"
     assert trials(there) == trials(search(zoo.names, CandidateScorer(zoo, part), "linear", "coefficient", budget=4, executor="local"))
     class Dead(CandidateScorer):
-        def items(self, *args): return super().items(*args) if self.known(*args) else pytest.fail("asked again")
+        def items(self, *args):
+            return super().items(*args) if self.known(*args) else pytest.fail("asked again")
     ask_together(Dead(zoo, part, home.store), [t.candidate for t in there.trials], "local")
 
 def test_workers_compute_in_the_type_of_the_run(monkeypatch):
     def types(c): return float(len(os.environ.get("MODEL_GLUE_DTYPE", "")))
     for dtype, n in (("float32", 7), ("bfloat16", 8), (None, 0)): # the processes stay, the type changes
         monkeypatch.setenv(COMPUTED_IN, dtype) if dtype else monkeypatch.delenv(COMPUTED_IN, raising=False)
-        with executors["processes"](types) as evaluate: assert [o.items["score"][0] for _, o in evaluate([Ask("a")])] == [n]
+        with executors["processes"](types) as evaluate:
+            assert [o.items["score"][0] for _, o in evaluate([Ask("a")])] == [n]
 
 def test_auto_begins_here_and_goes_on_in_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(executors_room, "gains_by_processes", lambda score: True)
@@ -83,7 +88,8 @@ def test_auto_begins_here_and_goes_on_in_processes(tmp_path, monkeypatch):
     with executors["auto"](score) as evaluate: assert len(list(evaluate([Ask("a"), Ask("b")]))) == 2
     assert pids(tmp_path) == {os.getpid()}, "starting processes would take longer"
     monkeypatch.setattr(Auto, "spent", executors_room.START_S + 1)
-    with executors["auto"](score) as evaluate: assert {a.candidate for a, _ in evaluate([Ask("c"), Ask("d"), Ask("e")])} == set("cde")
+    with executors["auto"](score) as evaluate:
+        assert {a.candidate for a, _ in evaluate([Ask("c"), Ask("d"), Ask("e")])} == set("cde")
     assert len(pids(tmp_path)) >= 2
 
 def test_only_small_models_on_several_cores_gain_by_processes(tmp_path, monkeypatch):

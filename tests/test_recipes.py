@@ -6,9 +6,10 @@ from model_glue_nb.core import InputError
 from model_glue_nb.merging.recipes import MergeRecipe, check_recipe_form, check_value, first_value, recipe, stack, value_at, varies_with_depth
 
 def test_values_over_depth_and_by_name():
-    assert [value_at([0, 1, 5], "w", d) for d in (0, .25, .75, 1)] == [0, .5, 3, 5] and value_at([7], "w", .3) == 7
+    assert ([value_at([0, 1, 5], "w", d) for d in (0, .25, .75, 1)] == [0, .5, 3, 5]
+            and value_at([7], "w", .3) == 7)
     by_name = [dict(filter="self_attn", value=.2), dict(filter="mlp", value=[.1, .9]), dict(value=.4)]
-    at = lambda n, d=.25: value_at(by_name, n, d)
+    def at(n, d=.25): return value_at(by_name, n, d)
     assert at("model.layers.3.self_attn.q_proj.weight") == .2 and at("layers.3.mlp.up.weight") == pytest.approx(.3) and at("norm") == .4
     assert value_at(by_name[:1], "norm", .5) is None
     assert first_value([dict(weight=by_name[:1]), dict(weight=[0, 2])], "weight", "norm", .25, 1) == .5
@@ -18,28 +19,32 @@ def test_what_varies_with_depth():
     assert varies_with_depth([1, 2]) and varies_with_depth([dict(filter="mlp", value=[1, 2]), dict(value=3)])
     assert not varies_with_depth([dict(filter="mlp", value=1), dict(value=3)]) and not varies_with_depth(.5) and not varies_with_depth([1])
 
-@pytest.mark.parametrize("key, good, bad", [("density", (.001, 1), (0, 1.01, -.1)), ("gamma", (0, .99), (1, -.1)),
-                                            ("epsilon", (0, .5), (1, -.1)), ("t", (0, 1, .3), (-.1, 1.1))])
+@pytest.mark.parametrize("key, good, bad",
+                         [("density", (.001, 1), (0, 1.01, -.1)), ("gamma", (0, .99), (1, -.1)),
+                          ("epsilon", (0, .5), (1, -.1)), ("t", (0, 1, .3), (-.1, 1.1))])
 def test_ranges(key, good, bad):
     method = dict(density="ties", gamma="breadcrumbs", epsilon="della", t="slerp")[key]
     for v in good: assert not check_value(method, key, v), v
     for v in bad: assert check_value(method, key, v) and check_value(method, key, [good[0], v]), v
 
 def test_epsilon_stays_inside_on_both_sides():
-    def wrong(density, epsilon): return check_recipe_form(recipe("della", ["a", "b"], [1, 2], "base", density=density, epsilon=epsilon))
+    def wrong(density, epsilon):
+        return check_recipe_form(recipe("della", ["a", "b"], [1, 2], "base", density=density, epsilon=epsilon))
     assert not wrong(.3, .25) and not wrong(.8, .15)
     assert wrong(.2, .25) and wrong(.8, .25), "a chance below 0, or above 1"
 
 def test_sums_of_weights():
     assert any("sum to 0" in p for p in check_recipe_form(recipe("linear", ["a", "b"], [1.5, -1.5])))
-    assert not check_recipe_form(recipe("linear", ["a", "b"], [1.5, -1])) and not check_recipe_form(recipe("linear", ["a", "b"], [1.5, -1.5], normalize=False))
+    assert (not check_recipe_form(recipe("linear", ["a", "b"], [1.5, -1]))
+            and not check_recipe_form(recipe("linear", ["a", "b"], [1.5, -1.5], normalize=False)))
 
 def test_numbers_of_models():
     for method, n in (("slerp", 2), ("passthrough", 1)):
         for k in (1, 2, 3):
             said = [p for p in check_recipe_form(recipe(method, list("abc")[:k])) if "exactly" in p]
             assert bool(said) == (k != n), (method, k)
-    with pytest.raises(InputError, match="2 weights came with 3 models"): recipe("linear", list("abc"), [1, 2])
+    with pytest.raises(InputError, match="2 weights came with 3 models"):
+        recipe("linear", list("abc"), [1, 2])
 
 THEIRS = """
 merge_method: dare_ties
@@ -76,5 +81,7 @@ def test_what_is_as_usual_is_not_said():
 
 def test_stacks():
     def spans(r): return [(x.sources[0].model, x.sources[0].layers) for x in r.slices]
-    assert spans(stack(["a", "b"], 2, interleave=True)) == [("a", (0, 1)), ("b", (0, 1)), ("a", (1, 2)), ("b", (1, 2))]
+    assert spans(stack(["a", "b"], 2, interleave=True)) == [("a", (0, 1)),
+                                                            ("b", (0, 1)), ("a", (1, 2)),
+                                                            ("b", (1, 2))]
     assert spans(stack(["a", "b"], 3)) == [("a", (0, 3)), ("b", (0, 3))]

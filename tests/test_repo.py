@@ -10,10 +10,12 @@ LONG_LINES = {"core": 6, "merging.engine": 2, "merging.live": 2, "merging.merge"
               "merging.recipes": 6, "mixing.mixture": 5, "zoo.sources": 2}
 LONG_MODULES = {}
 
-def notebooks(): return sorted(p for p in (root/"nbs").glob("**/*.ipynb") if not {".ipynb_checkpoints", "_proc"} & set(p.parts))
+def notebooks():
+    return sorted(p for p in (root/"nbs").glob("**/*.ipynb") if not {".ipynb_checkpoints", "_proc"} & set(p.parts))
 def cells(path): return json.loads(path.read_text())["cells"]
 def source(cell): return "".join(cell["source"])
-def directive(cell, names): return bool(re.match(rf"#\|\s*({names})\b", source(cell).lstrip())) if cell["cell_type"] == "code" else False
+def directive(cell, names):
+    return bool(re.match(rf"#\|\s*({names})\b", source(cell).lstrip())) if cell["cell_type"] == "code" else False
 def exported(path): return [source(c) for c in cells(path) if directive(c, "export|exporti|exports")]
 
 def module(path):
@@ -26,12 +28,14 @@ def exporting(): return {module(p): p for p in notebooks() if module(p)}
 def imported(code):
     "Modules of the package that some code may import at any depth: a name after `import` may be one, or stand in one."
     for node in ast.walk(ast.parse(re.sub(r"^\s*[%!].*$", "", code, flags=re.M))):
-        if isinstance(node, ast.ImportFrom): named = [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
+        if isinstance(node, ast.ImportFrom):
+            named = [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
         elif isinstance(node, ast.Import): named = [a.name for a in node.names]
         else: continue
         yield from (n.removeprefix("model_glue_nb.") for n in named if n.startswith("model_glue_nb."))
 
-def place(path): return tuple(int(p[:2]) for p in path.relative_to(root/"nbs").parts) # number of the folder, number in the folder
+def place(path): # number of the folder, number in the folder
+    return tuple(int(p[:2]) for p in path.relative_to(root/"nbs").parts)
 def file_of(name): return root/"model_glue_nb"/f"{name.replace('.', '/')}.py"
 
 nb = pytest.mark.parametrize("path", notebooks(), ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -52,7 +56,8 @@ def test_a_module_is_named_as_its_notebook(name):
     assert name == ("" if stage == "ground." else stage) + made, f"{name} is made by {folder}/{room}"
 
 def test_numbers_have_no_gaps():
-    places = sorted(place(p) for p in exporting().values()); folders = sorted({f for f, _ in places})
+    places = sorted(place(p) for p in exporting().values())
+    folders = sorted({f for f, _ in places})
     assert folders == list(range(len(folders)))
     for folder in folders:
         rooms = [r for f, r in places if f == folder]
@@ -88,7 +93,8 @@ def test_last_cell_exports(path):
 def test_exported_imports_stand_alone(path):
     for c in cells(path):
         if not directive(c, "export|exporti|exports"): continue
-        body = ast.parse(source(c)).body; kinds = {isinstance(n, (ast.Import, ast.ImportFrom)) for n in body}
+        body = ast.parse(source(c)).body
+        kinds = {isinstance(n, (ast.Import, ast.ImportFrom)) for n in body}
         guard = all(isinstance(n, (ast.Import, ast.ImportFrom)) or isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)
                     for n in body)
         assert guard or len(kinds) == 1, f"imports and code are mixed in: {source(c)[:80]}"
@@ -106,8 +112,10 @@ def test_no_large_binaries():
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True)
     files = [root/f for f in listed.stdout.decode().split("\0") if f] if listed.returncode == 0 else root.rglob("*")
     for f in files:
-        if not f.is_file() or set(f.relative_to(root).parts) & skip or f.is_relative_to(root/"model_glue_nb/data"): continue
-        if f.stat().st_size > BINARY: assert b"\0" not in f.read_bytes()[:8192], f"{f.relative_to(root)} is a large binary"
+        if not f.is_file() or set(f.relative_to(root).parts) & skip or f.is_relative_to(root/"model_glue_nb/data"):
+            continue
+        if f.stat().st_size > BINARY:
+            assert b"\0" not in f.read_bytes()[:8192], f"{f.relative_to(root)} is a large binary"
 
 def test_quarto_file_is_linked():
     link = root/"nbs/_quarto.yml"

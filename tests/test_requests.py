@@ -15,7 +15,8 @@ def asked(text, kind="generate_until", repeats=1, doc=0, **how):
 
 class Words:
     "A tokenizer of words, with one token before every text."
-    def __call__(self, text, add_special_tokens=True): return dict(input_ids=["<s>"] * add_special_tokens + text.split())
+    def __call__(self, text, add_special_tokens=True):
+        return dict(input_ids=["<s>"] * add_special_tokens + text.split())
     def decode(self, ids): return " ".join(ids)
 
 class Counting:
@@ -33,7 +34,8 @@ class Counting:
         return out
 
 def test_logits_take_at_most_a_gigabyte():
-    for vocab in (151_936, 262_144): assert 256 <= token_budget(vocab, False) * vocab * 4 / 2**30 * 1024 <= 1024.1 * 1
+    for vocab in (151_936, 262_144):
+        assert 256 <= token_budget(vocab, False) * vocab * 4 / 2**30 * 1024 <= 1024.1 * 1
     assert token_budget(32_000, True) == 2048 and token_budget(32_000, False) == 2**28 // 32_000 and token_budget(2**26, True) == 256
     assert token_budget(1000, False) == 16384
 
@@ -56,11 +58,14 @@ class Echo:
         return [f"{p}:{max_new_tokens}{''.join(stop)}" for p in prompts]
 
 def test_each_request_keeps_its_own_arguments():
-    requests = [asked("a", until=["x"], max_gen_toks=3), asked("b", until=["y"], max_gen_toks=5), asked("c", until=["x"], max_gen_toks=3)]
+    requests = [asked("a", until=["x"], max_gen_toks=3),
+                asked("b", until=["y"], max_gen_toks=5),
+                asked("c", until=["x"], max_gen_toks=3)]
     assert [at for _, at in grouped_by_arguments(requests)] == [[0, 2], [1]]
     live, kept = Echo(), []
     assert generate_each(live, requests, lambda r, answer: kept.append((r.args[0], answer))) == ["a:3x", "b:5y", "c:3x"]
-    assert live.calls == [(("a", "c"), 3, ("x",)), (("b",), 5, ("y",))] and sorted(kept) == [("a", "a:3x"), ("b", "b:5y"), ("c", "c:3x")]
+    assert (live.calls == [(("a", "c"), 3, ("x",)), (("b",), 5, ("y",))]
+            and sorted(kept) == [("a", "a:3x"), ("b", "b:5y"), ("c", "c:3x")])
 
 class Sampling(Echo):
     "Takes a temperature too."
@@ -101,7 +106,8 @@ def test_the_end_of_a_prompt_is_what_stays():
     assert last_tokens(words, "a b c d", 5) == "a b c d" and last_tokens(words, "a b c d e f", 4) == "d e f"
     live = SimpleNamespace(tokenizer=words, model=SimpleNamespace(config=SimpleNamespace(max_position_embeddings=8)))
     assert cut_left(live, ["a b c d e f g", "a b"], 3) == ["d e f g", "a b"]
-    with pytest.raises(InputError, match="generates up to 8 tokens, the model reads 8"): cut_left(live, ["a"], 8)
+    with pytest.raises(InputError, match="generates up to 8 tokens, the model reads 8"):
+        cut_left(live, ["a"], 8)
 
 def test_what_is_remembered_is_not_asked_again(tmp_path):
     store = Store(tmp_path/"s.sqlite")
@@ -109,7 +115,10 @@ def test_what_is_remembered_is_not_asked_again(tmp_path):
     assert len({request_key(r) for r in first}) == 3
     respond(Counting(), first, "m", store)
     assert [r.resps for r in first] == [["a 1"], ["b 2"], ["a 3"]]
-    again, lm = [asked("a", until=["x"]), asked("a", until=["z"]), asked("b", until=["x"], repeats=3)], Counting()
+    again, lm = ([asked("a", until=["x"]),
+                  asked("a", until=["z"]),
+                  asked("b", until=["x"], repeats=3)],
+                 Counting())
     respond(lm, again, "m", store)
     assert lm.calls == ["a", "b", "b", "b"], "an answer that is drawn several times is asked for each time"
     assert [r.resps for r in again] == [["a 1"], ["a 1"], ["b 2", "b 3", "b 4"]]
@@ -128,9 +137,11 @@ def test_questions_longer_than_the_context_are_counted_to_the_token():
     choices = [asked(" ".join("abcdefgh"[:n]), "loglikelihood", doc=n, end=" x y z") for n in (6, 7, 8)]
     assert count_cut(lm, SimpleNamespace(name="t", kind="multiple_choice"), choices) == 0, "the last token is not read"
     assert count_cut(lm, SimpleNamespace(name="t", kind="multiple_choice"), [asked(" ".join("abcdefghi"), "loglikelihood", end=" x y z")]) == 1
-    texts = [asked(" ".join("abcdefgh"[:n]), doc=n, until=["."], max_gen_toks=4) for n in (5, 6, 7, 8)]
+    texts = [asked(" ".join("abcdefgh"[:n]), doc=n, until=["."], max_gen_toks=4)
+             for n in (5, 6, 7, 8)]
     assert count_cut(lm, SimpleNamespace(name="t", kind="generate_until"), texts) == 2
-    with pytest.raises(InputError, match="generates up to 10 tokens"): count_cut(lm, SimpleNamespace(name="t", kind="generate_until"), [asked("a", max_gen_toks=10)])
+    with pytest.raises(InputError, match="generates up to 10 tokens"):
+        count_cut(lm, SimpleNamespace(name="t", kind="generate_until"), [asked("a", max_gen_toks=10)])
 
 def test_the_likeliest_choice_is_the_answer():
     loaded = SimpleNamespace(doc_to_choice=lambda doc: ["x", "y", "z"])

@@ -39,7 +39,8 @@ def test_a_conversation_is_routed_on_what_the_user_said(live, monkeypatch):
 
 def test_a_request_without_a_prompt_is_named(live):
     request = SimpleNamespace(args=(" ", "w4"))
-    with pytest.raises(InputError, match="Request 0 has an empty context"): live.lm_eval().loglikelihood([request])
+    with pytest.raises(InputError, match="Request 0 has an empty context"):
+        live.lm_eval().loglikelihood([request])
 
 def test_answers_are_kept_under_the_requests_that_came():
     kept = []
@@ -63,7 +64,8 @@ def test_an_expert_that_changed_since_is_refused(tmp_path):
     made.load(device="cpu")
     file = zoo["b"].path/"config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | dict(rms_norm_eps=.5)))
-    with pytest.raises(InputError, match="Expert 'b' has changed since 'm' was mixed"): open_model(tmp_path/"m").load(device="cpu")
+    with pytest.raises(InputError, match="Expert 'b' has changed since 'm' was mixed"):
+        open_model(tmp_path/"m").load(device="cpu")
 
 def test_each_prompt_is_answered_by_its_own_expert(live):
     prompts = [f"w{i} w{i + 1} w{i + 2}" for i in range(3, 40)]

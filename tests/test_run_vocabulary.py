@@ -12,21 +12,25 @@ from model_glue_nb.mergeability.clusters import Cluster
 from model_glue_nb.searching.search import SearchResult
 from model_glue_nb.zoo.zoo import open_model
 
-MEMBERS = dict(base=(0, {}), plain=(1, {}), chat=(2, dict(added=["<im>", "</im>"])), odd=(3, dict(swapped=True)))
+MEMBERS = dict(base=(0, {}), plain=(1, {}),
+               chat=(2, dict(added=["<im>", "</im>"])),
+               odd=(3, dict(swapped=True)))
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     "Four members of one base: one has two more tokens, one reads two words the other way round."
     room = tmp_path_factory.mktemp("vocabularies")
     for name, (seed, more) in MEMBERS.items(): member(room, name, seed, **more)
-    words = lambda i: " ".join(f"w{3 + (7 * i + k) % 60}" for k in range(5))
+    def words(i): return " ".join(f"w{3 + (7 * i + k) % 60}" for k in range(5))
     for task, first in (("x", 0), ("y", 50)):
         rows = [json.dumps(dict(question=words(i + first), answer=f"w{3 + i}")) for i in range(24)]
         (room/f"{task}.jsonl").write_text("\n".join(rows) + "\n")
     tasks = [dict(name=t, file=f"{t}.jsonl", max_new_tokens=2) for t in "xy"]
     (room/"suite.yaml").write_text(json.dumps(dict(name="words", search_share=.5, tasks=tasks)))
     merge = dict(methods=["linear", "task_arithmetic"], strategy="stepwise", budget=5)
-    return dict(zoo=[str(room/n) for n in MEMBERS], suite=str(room/"suite.yaml"), evidence=4, merge=merge, clusters=dict(threshold=.3))
+    return dict(zoo=[str(room/n) for n in MEMBERS],
+                suite=str(room/"suite.yaml"), evidence=4,
+                merge=merge, clusters=dict(threshold=.3))
 
 def tokens_of(run, model): return set(open_model(run.path/"models"/model).tokenizer.tokens)
 

@@ -22,7 +22,8 @@ OPEN = Path("/var/tmp")/f"sandbox_test_{os.getpid()}" # where anybody may write
 def same_version():
     if not SYSTEM: return False
     code = "import sys; print(*sys.version_info[:2])"
-    return subprocess.run([SYSTEM, "-c", code], capture_output=True, text=True).stdout.split() == [str(v) for v in sys.version_info[:2]]
+    return subprocess.run([SYSTEM, "-c", code], capture_output=True, text=True).stdout.split() == [str(
+        v) for v in sys.version_info[:2]]
 
 def ways():
     "Those that can be tried here; root can also try how it is for others."
@@ -34,12 +35,15 @@ def as_stranger(pairs, limits, guard=""):
     script = ("import json, sys; from model_glue_nb.benchmarking.sandbox import *; pairs, l, g = json.load(sys.stdin); "
               "print(json.dumps([vars(try_code(c, t, Limits(**l), way='user', guard=g)) for c, t in pairs]))")
     env = dict(HOME="/tmp", PATH="/usr/bin:/bin", PYTHONPATH=f"{root}:{site}", PYTHONDONTWRITEBYTECODE="1")
-    done = subprocess.run([SYSTEM, "-c", script], input=json.dumps([pairs, limits, guard]), text=True, capture_output=True, env=env,
+    done = subprocess.run([SYSTEM, "-c", script],
+                          input=json.dumps([pairs, limits, guard]),
+                          text=True, capture_output=True, env=env,
                           cwd="/", user=STRANGER, group=STRANGER, extra_groups=[])
     return json.loads(done.stdout) if done.returncode == 0 else done.stderr
 
 @lru_cache
-def strangers_may(): return "cannot start" not in as_stranger([("", "")], TIGHT) # Can others than root make namespaces?
+def strangers_may(): # Can others than root make namespaces?
+    return "cannot start" not in as_stranger([("", "")], TIGHT)
 
 def attempts(programs, way, guard="", **limits):
     "(name, outcome) of some pairs of code and tests, several at once where each has a user of its own."
@@ -50,8 +54,9 @@ def attempts(programs, way, guard="", **limits):
         assert isinstance(found, list), found
         return list(zip(programs, found, strict=True))
     how = dict(python=SYSTEM) if way == "uid" else {}
-    run = lambda pair: vars(try_code(*pair, Limits(**limits), way=way, guard=guard, **how))
-    with ThreadPoolExecutor(1 if way == "user" else 4) as pool: return list(zip(programs, pool.map(run, programs.values()), strict=True))
+    def run(pair): return vars(try_code(*pair, Limits(**limits), way=way, guard=guard, **how))
+    with ThreadPoolExecutor(1 if way == "user" else 4) as pool:
+        return list(zip(programs, pool.map(run, programs.values()), strict=True))
 
 def attempt(code, tests="", way="root", guard="", **limits):
     "An outcome as a dict; as a stranger where root tries the way of others."
@@ -59,12 +64,13 @@ def attempt(code, tests="", way="root", guard="", **limits):
 
 def left():
     "Processes of programs and files of their users."
-    ours = lambda uid: 61184 <= uid < 65520 or uid == STRANGER
+    def ours(uid): return 61184 <= uid < 65520 or uid == STRANGER
     found = set()
     for p in Path("/proc").glob("[0-9]*"):
         try:
             state = (p/"stat").read_text().rsplit(")", 1)[1].split()[0]
-            if state not in "ZX" and (ours(p.stat().st_uid) or b"program.py" in (p/"cmdline").read_bytes()): found.add(str(p))
+            if state not in "ZX" and (ours(p.stat().st_uid) or b"program.py" in (p/"cmdline").read_bytes()):
+                found.add(str(p))
         except OSError: pass
     if own_group()[0]: found |= {str(g) for g in Path(own_group()[0]).glob(f"{NAME}*")}
     for d in ("/tmp", "/var/tmp", "/dev/shm", tempfile.gettempdir()):
@@ -148,22 +154,26 @@ GOOD = dict(
 
 @every
 def test_what_ordinary_programs_do(way):
-    for name, out in attempts({n: t.split("|||") for n, t in GOOD.items()}, way, seconds=10, cpu_s=5): assert out["passed"], (name, out)
+    for name, out in attempts({n: t.split("|||") for n, t in GOOD.items()}, way, seconds=10, cpu_s=5):
+        assert out["passed"], (name, out)
 
 @every
 def test_empty_folder_and_nothing_inherited(way, monkeypatch):
     monkeypatch.setenv("OUR_TOKEN", "xyzzy")
-    fd = os.open(root/"settings.ini", os.O_RDONLY); os.set_inheritable(fd, True)
+    fd = os.open(root/"settings.ini", os.O_RDONLY)
+    os.set_inheritable(fd, True)
     code = (f"import os\nprint(os.listdir('.'), dict(os.environ))\n"
             f"for n in range(4, 64):\n    try: os.fstat(n); print('OPEN', n)\n    except OSError: pass\n1 / 0")
-    out = attempt(code, "", way); os.close(fd)
+    out = attempt(code, "", way)
+    os.close(fd)
     assert out["output"].startswith("[] {") and "xyzzy" not in out["output"] and "OPEN" not in out["output"]
 
 @every
 def test_writing_where_anybody_may(way):
     before = left()
     for place in (OPEN, Path("/dev/shm")/OPEN.name, Path("/tmp")/OPEN.name):
-        attempt(f"open({str(place)!r}, 'w').write('x')", "", way); assert not place.exists()
+        attempt(f"open({str(place)!r}, 'w').write('x')", "", way)
+        assert not place.exists()
     assert not stays(before)
 
 @every
@@ -191,9 +201,12 @@ def test_a_run_that_is_killed_leaves_no_program(way):
         if any(f.startswith("/proc") for f in left() - before): break
         time.sleep(.1)
     else: pytest.fail("the program did not start")
-    run.kill(); run.wait()
+    run.kill()
+    run.wait()
     assert not stays(before, ("/proc", "/sys"))
-    for f in stays(before, ("/tmp", "/var", "/dev"), seconds=2): shutil.rmtree(f) # an empty folder, and where there is no other root, the program's file
+    # an empty folder, and where there is no other root, the program's file
+    for f in stays(before, ("/tmp", "/var", "/dev"), seconds=2):
+        shutil.rmtree(f)
 
 # ---- every way to end
 ENDS = dict(
@@ -223,33 +236,44 @@ def test_ends_that_no_way_may_mix_up():
     for number in set(range(1, 65)) - {17, 18, 19, 20, 21, 22, 23, 28, 32, 33}: # those end a process
         if not (pid := os.fork()):
             if number != 9: signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number); os._exit(0)
+            os.kill(os.getpid(), number)
+            os._exit(0)
         assert ending_of(os.waitpid(pid, 0)[1]) == dict(code=0, signal=number)
 
 def test_reasons_of_whatever_end():
     "Random reports and outputs: one printable line, empty for what passed and for nothing else."
-    rng = random.Random(0); yes = lambda: rng.random() < .3
+    rng = random.Random(0)
+    def yes(): return rng.random() < .3
     for _ in range(3000):
-        report = dict(passed=yes(), spoilt=yes(), late=yes(), over=yes(), seconds=rng.random() * 99, code=rng.choice([0, 0, rng.randrange(256)]),
+        report = dict(passed=yes(), spoilt=yes(), late=yes(),
+                      over=yes(), seconds=rng.random() * 99,
+                      code=rng.choice([0, 0, rng.randrange(256)]),
                       signal=rng.choice([0, 0, rng.randrange(1, 128)]))
-        said = printable(rng.randbytes(rng.randrange(60)).decode(errors="replace") + rng.choice(["", "\x1b]0;x\x07", "\u2028", "\x85", "\r", "\ud800"]))
+        said = printable(rng.randbytes(rng.randrange(60)).decode(errors="replace")
+                         + rng.choice(["", "\x1b]0;x\x07", "\u2028", "\x85", "\r", "\ud800"]))
         why = why_failed(report, said)
         right = report["passed"] and not any(report[k] for k in ("spoilt", "late", "over", "code", "signal"))
-        assert (why == "") == bool(right) and len(why) <= 200 and all(c.isprintable() or c == "\t" for c in why), (report, said, why)
+        assert ((why == "") == bool(right) and len(why) <= 200
+                and all(c.isprintable() or c == "\t" for c in why)), (report, said, why)
 
 @every
 def test_whatever_it_prints(way):
-    rng = random.Random(1); noise = bytes(rng.randrange(256) for _ in range(3000))
+    rng = random.Random(1)
+    noise = bytes(rng.randrange(256) for _ in range(3000))
     prints = dict(bytes=f"import os; os.write(1, {noise!r})", escapes=r"print('\x1b[2J\x1b]0;title\x07\r\x9b31m', end='')", nothing="",
                   much="import sys\nfor _ in range(2000): sys.stdout.write('x' * 2**20)", last_words=r"raise Exception('\x1b[31mred\x00\x07\u202e\n\x1b[H')",
                   surrogate=r"raise Exception('\ud800')", truncated="import os; os.ftruncate(1, 10**6); os.lseek(1, 0, 0); os.write(1, b'x')")
     for name, out in attempts({n: (code + "\n", "assert False") for n, code in prints.items()}, way, seconds=5, cpu_s=5):
-        assert not out["passed"] and len(out["output"]) <= 2000 and all(c.isprintable() or c in "\n\t" for c in out["output"] + out["why"]), (name, out)
+        assert (not out["passed"] and len(out["output"]) <= 2000
+                and all(c.isprintable() or c in "\n\t" for c in out["output"] + out["why"])), (name, out)
 
 @every
 def test_code_and_tests_that_are_no_text(way):
-    pairs = (("\ud800", ""), ("x = '\ud800'", ""), ("", "'\udfff'"), ("\0", ""), ("", "\0"), ("(", ")"), ('x = """', '"""'), ("# coding: nonsense", ""))
-    for pair, out in attempts({p: p for p in pairs}, way): assert not out["passed"] and out["why"], (pair, out)
+    pairs = (("\ud800", ""), ("x = '\ud800'", ""),
+             ("", "'\udfff'"), ("\0", ""), ("", "\0"),
+             ("(", ")"), ('x = """', '"""'), ("# coding: nonsense", ""))
+    for pair, out in attempts({p: p for p in pairs}, way):
+        assert not out["passed"] and out["why"], (pair, out)
     assert attempt("x = 'ä\\N{SNOWMAN}'  # ☃", "assert x == 'ä☃'", way)["passed"]
     large = repr("x" * 2**21) # more than a pipe holds
     assert attempt(f"x = {large}", f"assert x == {large}", way, seconds=20, cpu_s=20)["passed"]
@@ -346,7 +370,8 @@ PRIVATE, SHARED = (text % 2**20 for text in ("bytearray(60 * %d)", "mmap.mmap(-1
 @every
 @pytest.mark.parametrize("guard", guards())
 def test_memory_is_that_of_all_processes(guard, way):
-    if way == "user" and guard == "cgroup": pytest.skip("a user's own cgroup has to be handed down by the system")
+    if way == "user" and guard == "cgroup":
+        pytest.skip("a user's own cgroup has to be handed down by the system")
     before = left()
     for kind in (PRIVATE, SHARED):
         out = attempt(CHILDREN % (5, kind, 5, KILLED), "", way, guard, seconds=30, cpu_s=9, n_processes=8)
@@ -386,15 +411,19 @@ def test_calls_that_are_refused(way):
     assert out["passed"], out
 
 def test_refused_where_nothing_isolates(monkeypatch):
-    monkeypatch.setattr(sandbox, "run_program", lambda *a, **k: sandbox.CodeOutcome(False, "cannot unshare")); isolation.cache_clear()
-    with pytest.raises(InputError, match="Generated code cannot be run here.*cannot unshare.*Leave out the tasks"): isolation()
+    monkeypatch.setattr(sandbox, "run_program", lambda *a, **k: sandbox.CodeOutcome(False, "cannot unshare"))
+    isolation.cache_clear()
+    with pytest.raises(InputError, match="Generated code cannot be run here.*cannot unshare.*Leave out the tasks"):
+        isolation()
     with pytest.raises(InputError), sandboxed_code_eval(): pass
     isolation.cache_clear()
 
 def test_an_open_home_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    tmp_path.chmod(0o755); assert "chmod 700" in sandbox.open_home()
-    tmp_path.chmod(0o700); assert not sandbox.open_home()
+    tmp_path.chmod(0o755)
+    assert "chmod 700" in sandbox.open_home()
+    tmp_path.chmod(0o700)
+    assert not sandbox.open_home()
 
 def test_users_are_not_shared():
     with a_user() as one, a_user() as two: assert one != two and not {one, two} & {0, os.getuid()}
@@ -415,14 +444,20 @@ def test_what_a_user_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
     "Files, links and folders deeper than Python recurses, where this user could write; a closed folder is not even read."
     if os.geteuid(): pytest.skip("only root can give files away")
     from model_glue_nb.benchmarking.sandbox import remove_of
-    uid, place = STRANGER, Path(tempfile.mkdtemp(prefix="removal_")); place.chmod(0o755)
+    uid, place = STRANGER, Path(tempfile.mkdtemp(prefix="removal_"))
+    place.chmod(0o755)
     monkeypatch.setattr(tempfile, "tempdir", str(place))
     shared, closed, deep = place/"shared", place/"closed", place/"deep"
     for d in (shared, closed, deep): d.mkdir()
-    (shared/"theirs").write_text("x"); (shared/"ours").write_text("x"); (closed/"theirs").write_text("x"); (shared/"link").symlink_to(shared/"ours")
+    (shared/"theirs").write_text("x")
+    (shared/"ours").write_text("x")
+    (closed/"theirs").write_text("x")
+    (shared/"link").symlink_to(shared/"ours")
     subprocess.run(["sh", "-c", "for i in $(seq 1500); do mkdir d && cd d || exit 1; done"], cwd=deep, check=True)
-    shared.chmod(0o777); closed.chmod(0o700)
-    for f in (shared/"theirs", closed/"theirs", shared/"link", deep): os.chown(f, uid, uid, follow_symlinks=False)
+    shared.chmod(0o777)
+    closed.chmod(0o700)
+    for f in (shared/"theirs", closed/"theirs", shared/"link", deep):
+        os.chown(f, uid, uid, follow_symlinks=False)
     try:
         remove_of(uid)
         assert sorted(f.name for f in shared.iterdir()) == ["ours"] and not deep.exists()

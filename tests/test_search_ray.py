@@ -21,10 +21,13 @@ def cluster():
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__]) # workers do not see the tests
     from ray.cluster_utils import Cluster
     node = dict(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
-    c = Cluster(initialize_head=True, head_node_args=node); c.add_node(**node | dict(include_dashboard=None))
-    ray.init(address=c.address, log_to_driver=False, logging_level="ERROR"); c.wait_for_nodes()
+    c = Cluster(initialize_head=True, head_node_args=node)
+    c.add_node(**node | dict(include_dashboard=None))
+    ray.init(address=c.address, log_to_driver=False, logging_level="ERROR")
+    c.wait_for_nodes()
     yield c
-    ray.shutdown(); c.shutdown()
+    ray.shutdown()
+    c.shutdown()
 
 class Toy:
     "Arithmetic in another process; says where it was asked, and may take its worker down."
@@ -32,8 +35,10 @@ class Toy:
 
     def items(self, c, share=1.0):
         w = {c: 1.0} if isinstance(c, str) else {s.model: s.weight for s in c.models}
-        mark = f"{self.room}/{w.get('a', 0):.3f}"; n = sum(f.startswith(os.path.basename(mark)) for f in os.listdir(self.room))
-        open(f"{mark}.{n}.{os.getpid()}", "w").close(); time.sleep(.05)
+        mark = f"{self.room}/{w.get('a', 0):.3f}"
+        n = sum(f.startswith(os.path.basename(mark)) for f in os.listdir(self.room))
+        open(f"{mark}.{n}.{os.getpid()}", "w").close()
+        time.sleep(.05)
         if not isinstance(c, str) and n < self.dies.get(round(w.get("a", 0), 3), 0): os._exit(1)
         return {"x": np.array([1 - (w.get("b", 0) - .3)**2])}
 
@@ -42,7 +47,10 @@ class Toy:
 def trials(r): return [(t.number, t.candidate, t.score, t.best) for t in r.trials]
 
 def test_the_same_as_here_under_the_same_seed(cluster, tmp_path):
-    room = tmp_path/"room"; room.mkdir(); score = Toy(room); how = dict(method="linear", strategy="evolution", budget=14)
+    room = tmp_path/"room"
+    room.mkdir()
+    score = Toy(room)
+    how = dict(method="linear", strategy="evolution", budget=14)
     there = search(["a", "b"], score, **how, executor="ray", run=tmp_path/"run")
     assert len(score.pids()) == 2 and str(os.getpid()) not in score.pids(), "both nodes worked, this process did not"
     here = search(["a", "b"], score, **how)
@@ -51,17 +59,20 @@ def test_the_same_as_here_under_the_same_seed(cluster, tmp_path):
     assert trials(again) == trials(here)
 
 def test_dead_actors_are_replaced_and_their_candidates_asked_again(cluster, tmp_path):
-    score = Toy(tmp_path, dies={.5: 1, .2: N_TRIES}); r = search(["a", "b"], score, "linear", "coefficient", budget=9, executor="ray")
-    asked = lambda w: [f for f in os.listdir(tmp_path) if f.startswith(w)]
+    score = Toy(tmp_path, dies={.5: 1, .2: N_TRIES})
+    r = search(["a", "b"], score, "linear", "coefficient", budget=9, executor="ray")
+    def asked(w): return [f for f in os.listdir(tmp_path) if f.startswith(w)]
     assert len(asked("0.500")) == 2 and len({f.rsplit(".", 1)[1] for f in asked("0.500")}) == 2, "asked again, by another process"
     assert [(t.number, t.failed.startswith(f"It took {N_TRIES} workers down")) for t in r.failed] == [(1, True)], "what kills every worker fails alone"
     here = search(["a", "b"], Toy(tmp_path), "linear", "coefficient", budget=9)
-    assert [x for x in trials(r) if x[0] != 1] == [x for x in trials(here) if x[0] != 1] and r.winner == here.winner
+    assert ([x for x in trials(r) if x[0] != 1] == [x for x in trials(here) if x[0] != 1]
+            and r.winner == here.winner)
 
 def test_workers_that_cannot_start_are_no_failed_trials(cluster):
     class Homesick(Toy):
         def __reduce__(self): return eval, ("__import__('nowhere')",)
-    with pytest.raises(InputError, match="A worker could not start.*nowhere"): search(["a", "b"], Homesick("."), executor="ray")
+    with pytest.raises(InputError, match="A worker could not start.*nowhere"):
+        search(["a", "b"], Homesick("."), executor="ray")
 
 def test_real_merges_and_answers_come_home(cluster, tmp_path):
     zoo, part = read_zoo("demo").subset(["a-sort", "a-reverse"]), load_suite("demo").only(["sort", "reverse"]).part("search", 10)

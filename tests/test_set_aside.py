@@ -9,9 +9,12 @@ from model_glue_nb.zoo.zoo import read_zoo, tiny_zoo
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     "Three good members; one that is cut off, one that no class can be made of, and one that cannot compute."
-    root = tmp_path_factory.mktemp("zoo"); tiny_zoo(root/"zoo", ["a", "b", "c", "cut", "odd", "weak"], dtype="float32")
-    weights = root/"zoo"/"cut"/"model.safetensors"; weights.write_bytes(weights.read_bytes()[:-9])
-    change(root/"zoo"/"odd", hidden_act="none such"); change(root/"zoo"/"weak", num_attention_heads=5, head_dim=None)
+    root = tmp_path_factory.mktemp("zoo")
+    tiny_zoo(root/"zoo", ["a", "b", "c", "cut", "odd", "weak"], dtype="float32")
+    weights = root/"zoo"/"cut"/"model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    change(root/"zoo"/"odd", hidden_act="none such")
+    change(root/"zoo"/"weak", num_attention_heads=5, head_dim=None)
     (root/"q.jsonl").write_text("".join(json.dumps(dict(question=f"w{i} w{i + 1}", answer=f"w{i + 2}")) + "\n" for i in range(3, 33)))
     (root/"suite.yaml").write_text("name: s\nsearch_share: .5\ntasks: [{name: t, file: q.jsonl, max_new_tokens: 2}]\n")
     return root
@@ -24,9 +27,11 @@ def change(folder, **settings):
 def command(home, monkeypatch, capsys):
     def run(*args):
         from model_glue_nb.cli.program import main
-        monkeypatch.chdir(home); monkeypatch.setattr(sys, "argv", ["model-glue", *map(str, args)])
+        monkeypatch.chdir(home)
+        monkeypatch.setattr(sys, "argv", ["model-glue", *map(str, args)])
         with pytest.raises(SystemExit) as e: main()
-        out, err = capsys.readouterr(); assert "Traceback" not in out + err
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
         return e.value.code or 0, out, err
     return run
 
@@ -48,7 +53,8 @@ def test_bench_goes_on(command, home, tmp_path):
     (home/"grid.yaml").write_text(GRID)
     code, out, err = command("bench", "zoo", "--grid", "grid.yaml", "--out", tmp_path/"run", "--workers", 1)
     assert code == 0 and told(err, "cut", "odd", "weak"), err
-    merging = pd.read_csv(tmp_path/"run"/"merging.csv"); assert merging.score.notna().sum() >= 4 and not set(merging.winner) & {"cut", "odd", "weak"}
+    merging = pd.read_csv(tmp_path/"run"/"merging.csv")
+    assert merging.score.notna().sum() >= 4 and not set(merging.winner) & {"cut", "odd", "weak"}
     again = command("bench", "zoo", "--grid", "grid.yaml", "--out", tmp_path/"run", "--workers", 1)
     assert again[0] == 0 and told(again[2], "cut", "odd", "weak")
 
@@ -65,13 +71,17 @@ def test_barrier_of_good_members_goes_on(command):
     code, out, err = command("barrier", "zoo", "a", "b", "--suite", "suite.yaml", "--n", 2, "--json")
     assert code == 0 and len(json.loads(out)) == 5 and told(err, "cut")
 
-@pytest.mark.parametrize("a,b,why", [("cut", "a", "was set aside"), ("a", "cut", "was set aside"), ("odd", "a", "none such"), ("weak", "a", "'weak'")])
+@pytest.mark.parametrize("a,b,why",
+                         [("cut", "a", "was set aside"), ("a", "cut", "was set aside"), ("odd", "a", "none such"), ("weak", "a", "'weak'")])
 def test_barrier_of_a_bad_member_says_why(command, a, b, why):
     code, out, err = command("barrier", "zoo", a, b, "--suite", "suite.yaml", "--n", 2)
     assert code == 2 and why in err.splitlines()[-1], err
 
 def test_cka_goes_on(command):
     code, out, err = command("cka", "zoo", "--suite", "suite.yaml", "--n", 2, "--depths", 2, "--json")
-    rows = json.loads(out); assert code == 0 and told(err, "cut")
-    good = {(r["a"], r["b"]) for r in rows if r["cka"] is not None}; assert good == {("a", "b"), ("a", "c"), ("b", "c")}
-    why = {(r["a"], r["b"]): r["reason"] for r in rows if r["cka"] is None}; assert "none such" in why["a", "odd"] and "weak" in why["a", "weak"]
+    rows = json.loads(out)
+    assert code == 0 and told(err, "cut")
+    good = {(r["a"], r["b"]) for r in rows if r["cka"] is not None}
+    assert good == {("a", "b"), ("a", "c"), ("b", "c")}
+    why = {(r["a"], r["b"]): r["reason"] for r in rows if r["cka"] is None}
+    assert "none such" in why["a", "odd"] and "weak" in why["a", "weak"]

@@ -24,7 +24,8 @@ def threads(monkeypatch):
 
 def asked(until=("\n",)):
     ends = [dict(until=list(until), max_gen_toks=n, do_sample=False) for n in (5, 9, 3)]
-    return [Instance(request_type="generate_until", doc={}, arguments=(p, dict(ends[i % 3])), idx=0) for i, p in enumerate(PROMPTS)]
+    return [Instance(request_type="generate_until", doc={}, arguments=(p, dict(ends[i % 3])), idx=0)
+            for i, p in enumerate(PROMPTS)]
 
 def test_a_twin_shares_the_weights_and_nothing_else(live):
     other = twin(live.model)
@@ -53,10 +54,12 @@ def test_lm_eval_hears_the_same_side_by_side(live, threads, monkeypatch):
         return real(work, workers, pieces)
     class Hook:
         def __init__(self): self.got = []
-        def add_partial(self, attr, args, answer): self.got.append((attr, args[0], args[1]["max_gen_toks"], answer))
+        def add_partial(self, attr, args, answer):
+            self.got.append((attr, args[0], args[1]["max_gen_toks"], answer))
     monkeypatch.setattr(harness, "side_by_side", seen)
     for n in (1, 2):
-        threads(n); lm, hook = as_lm_eval(live, 2), Hook()
+        threads(n)
+        lm, hook = as_lm_eval(live, 2), Hook()
         lm.set_cache_hook(hook)
         said[n], heard[n] = lm.generate_until(asked(), disable_tqdm=True), hook.got
     assert said[1] == said[2] and len(set(said[1])) > 2
@@ -82,7 +85,10 @@ def test_samples_are_drawn_one_after_another(live, threads, monkeypatch):
 
 def test_memory_and_devices_bound_how_many_are_asked_at_once(live, threads):
     threads(4)
-    assert [n_side_by_side(live.model, s) for s in ([], [9], [9] * 2, [9] * 8, [2**14] * 8, [2**20] * 8)] == [1, 1, 2, 4, 2, 1]
+    assert [n_side_by_side(live.model, s)
+            for s in ([], [9], [9]
+                               * 2, [9] * 8, [2**14] * 8, [2**20] * 8)] == [
+                1, 1, 2, 4, 2, 1]
     threads(1)
     assert n_side_by_side(live.model, [9] * 8) == 1
 

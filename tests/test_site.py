@@ -46,7 +46,8 @@ SWITCHED = """dark => (!!document.querySelector('html.quarto-dark, body.quarto-d
 @pytest.mark.parametrize("first", ["light", "dark"])
 def test_every_page(chromium, home, first): # noqa: F811
     "Each page is opened once, half of them in each scheme and at each width, and measured in both schemes at both."
-    pages = sorted(str(p.relative_to(site)) for p in site.rglob("*.html")); wrong = []
+    pages = sorted(str(p.relative_to(site)) for p in site.rglob("*.html"))
+    wrong = []
     assert {"index.html", "start.html", "gallery.html", "faq.html", "how_it_compares.html", "changelog.html", "06_merging/merge.html"} <= set(pages)
     second = dict(light="dark", dark="light")[first]
     with watched(chromium, home, color_scheme=first) as page:
@@ -55,20 +56,26 @@ def test_every_page(chromium, home, first): # noqa: F811
             page.wait_for_function(SWITCHED, arg=scheme == "dark")
         def measure(name, scheme, width):
             if width == 1280: wrong.extend(f"{name}, {scheme}: {f}" for f in page.evaluate(FAINT))
-            elif (wide := page.evaluate("() => document.documentElement.scrollWidth")) > 400: wrong.append(f"{name}, {scheme}, is {wide} wide at 400")
+            elif (wide := page.evaluate("() => document.documentElement.scrollWidth")) > 400:
+                wrong.append(f"{name}, {scheme}, is {wide} wide at 400")
         for i, name in enumerate(pages[first == "dark"::2]):
             widths = (400, 1280) if i % 2 else (1280, 400) # it opens at the width at which the last one ended
-            page.set_viewport_size(dict(width=widths[0], height=900)); page.goto(f"{home}/{name}")
+            page.set_viewport_size(dict(width=widths[0], height=900))
+            page.goto(f"{home}/{name}")
             page.wait_for_function(DRAWN)
             measure(name, first, widths[0])
-            dress(second); measure(name, second, widths[0])
-            page.set_viewport_size(dict(width=widths[1], height=900)); measure(name, second, widths[1])
-            dress(first); measure(name, first, widths[1])
+            dress(second)
+            measure(name, second, widths[0])
+            page.set_viewport_size(dict(width=widths[1], height=900))
+            measure(name, second, widths[1])
+            dress(first)
+            measure(name, first, widths[1])
     assert not wrong, "\n".join(wrong)
 
 def test_gallery_is_live(chromium, home): # noqa: F811
     with watched(chromium, home) as page:
-        page.goto(f"{home}/gallery.html"); page.wait_for_function(DRAWN)
+        page.goto(f"{home}/gallery.html")
+        page.wait_for_function(DRAWN)
         assert page.locator(".plotly-graph-div").count() >= 7
         bar = page.locator(".plotly-graph-div").first.locator(".bars .point path").first
         bar.hover(force=True)
@@ -77,22 +84,27 @@ def test_gallery_is_live(chromium, home): # noqa: F811
 @pytest.mark.parametrize("width", [1280, 400])
 def test_search_finds_merge(chromium, home, width): # noqa: F811
     with watched(chromium, home) as page:
-        page.set_viewport_size(dict(width=width, height=900)); page.goto(f"{home}/index.html")
+        page.set_viewport_size(dict(width=width, height=900))
+        page.goto(f"{home}/index.html")
         if width < 992: page.locator(".navbar-toggler").click()
         page.get_by_role("searchbox").first.fill("merge")
         page.locator(".search-result").first.wait_for()
         links = page.locator(".search-result").evaluate_all("a => a.map(x => x.getAttribute('href'))")
         assert any("merge.html" in h for h in links), links
-        page.locator(".search-result").first.click(); page.wait_for_load_state()
+        page.locator(".search-result").first.click()
+        page.wait_for_load_state()
         assert "merge" in page.locator("main").inner_text().lower()
 
 def test_dark_is_kept(chromium, home): # noqa: F811
     "The switch turns the page dark, and the next page stays so."
     ground = "() => getComputedStyle(document.body).backgroundColor"
     with watched(chromium, home, color_scheme="light") as page:
-        page.goto(f"{home}/index.html"); light = page.evaluate(ground)
-        page.locator(".quarto-color-scheme-toggle").first.click(); page.wait_for_function(f"c => ({ground})() !== c", arg=light)
-        dark = page.evaluate(ground); page.goto(f"{home}/start.html")
+        page.goto(f"{home}/index.html")
+        light = page.evaluate(ground)
+        page.locator(".quarto-color-scheme-toggle").first.click()
+        page.wait_for_function(f"c => ({ground})() !== c", arg=light)
+        dark = page.evaluate(ground)
+        page.goto(f"{home}/start.html")
         page.wait_for_function(f"c => ({ground})() === c", arg=dark)
 
 def test_start_page_in_jupyterlab(chromium, tmp_path): # noqa: F811

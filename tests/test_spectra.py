@@ -14,7 +14,8 @@ WEIGHTS = [.7, 1.6, .4]
 
 def tensors(shape, k=3, seed=0):
     "A base of size 1 and task vectors with a falling spectrum, unlike each other."
-    r = np.random.default_rng(seed); base, out = r.normal(size=shape), []
+    r = np.random.default_rng(seed)
+    base, out = r.normal(size=shape), []
     for i in range(k):
         u, _, v = np.linalg.svd(r.normal(size=shape), full_matrices=False)
         out.append((u * (1 + i) * .8 ** np.arange(min(shape))) @ v)
@@ -39,14 +40,18 @@ def test_tsv_m(shape, k):
     for d in deltas: # by eigenvectors of the two Gram matrices
         values, vectors = np.linalg.eigh(d.T @ d)
         top = np.argsort(-values)[:each]
-        v.append(vectors[:, top]); s.append(np.sqrt(values[top])); u.append(d @ vectors[:, top] / s[-1])
+        v.append(vectors[:, top])
+        s.append(np.sqrt(values[top]))
+        u.append(d @ vectors[:, top] / s[-1])
     wanted = .8 * closest(np.hstack(u)) @ np.diag(np.hstack(s)) @ closest(np.hstack(v)).T
     assert np.abs(ours - wanted).max() < 2e-6
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_iso_c(shape):
     ours, deltas = merged("iso_c", shape, scale=1.3)
-    total = sum(deltas); turned = polar(total)[0]; mean = np.linalg.svd(total, compute_uv=False).mean()
+    total = sum(deltas)
+    turned = polar(total)[0]
+    mean = np.linalg.svd(total, compute_uv=False).mean()
     assert np.abs(ours - 1.3 * mean * turned).max() < 2e-6
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -54,17 +59,23 @@ def test_iso_c(shape):
 def test_iso_cts(shape, common):
     ours, deltas = merged("iso_cts", shape, common=common)
     total, r = sum(deltas), min(shape)
-    u, s, v = np.linalg.svd(total); n = int(common * r); each = (r - n) // 3
+    u, s, v = np.linalg.svd(total)
+    n = int(common * r)
+    each = (r - n) // 3
     left, lengths, right = [u[:, :n]], [s[:n]], [v[:n].T]
     for d in deltas:
-        a, b, c = np.linalg.svd((np.eye(shape[0]) - u[:, :n] @ u[:, :n].T) @ d)
-        left.append(a[:, :each]); lengths.append(b[:each]); right.append(c[:each].T)
+        a, b, c = np.linalg.svd(
+            (np.eye(shape[0]) - u[:, :n] @ u[:, :n].T) @ d)
+        left.append(a[:, :each])
+        lengths.append(b[:each])
+        right.append(c[:each].T)
     wanted = np.hstack(lengths).mean() * closest(np.hstack(left)) @ closest(np.hstack(right)).T
     assert np.abs(ours - wanted).max() < 3e-6
 
 @pytest.mark.parametrize("method", ["tsv_m", "iso_c", "iso_cts"])
 def test_a_model_that_changed_nothing_and_one_of_weight_zero(method):
-    base, (a, b, _) = tensors((24, 40)); a, b = ((base + d).astype(np.float32) for d in (a, b))
+    base, (a, b, _) = tensors((24, 40))
+    a, b = ((base + d).astype(np.float32) for d in (a, b))
     both = try_method(method, [a, b], base, weight=[.7, 1.6])
     assert np.array_equal(try_method(method, [a, b, b], base, weight=[.7, 1.6, 0]), both)
     assert np.array_equal(try_method(method, [base, base], base), base)
@@ -72,14 +83,18 @@ def test_a_model_that_changed_nothing_and_one_of_weight_zero(method):
 
 def test_twins_leave_their_stronger_half():
     "Two equal models share all directions: tsv_m keeps the half of them that each was given, at their length."
-    base, (d, *_) = tensors((24, 40)); m = (base + d).astype(np.float32)
+    base, (d, *_) = tensors((24, 40))
+    m = (base + d).astype(np.float32)
     u, s, v = np.linalg.svd(m.astype(np.float64) - base, full_matrices=False)
-    assert np.abs(try_method("tsv_m", [m, m], base) - base - (u[:, :12] * s[:12]) @ v[:12]).max() < 2e-6
+    assert np.abs(try_method("tsv_m", [m, m], base) - base
+                  - (u[:, :12] * s[:12]) @ v[:12]).max() < 2e-6
 
 def test_few_directions_are_not_filled_up():
     "Task vectors of rank 2: the result has no more than they have, and lies in their span."
-    r = np.random.default_rng(1); base = np.zeros((24, 40), np.float32)
-    low = [(r.normal(size=(24, 2)) @ r.normal(size=(2, 40))).astype(np.float32) for _ in range(3)]
+    r = np.random.default_rng(1)
+    base = np.zeros((24, 40), np.float32)
+    low = [(r.normal(size=(24, 2)) @ r.normal(size=(2, 40))).astype(np.float32)
+           for _ in range(3)]
     span = np.linalg.svd(np.hstack(low))[0][:, :6]
     for method in ("tsv_m", "iso_c", "iso_cts"):
         out = try_method(method, low, base)
@@ -88,14 +103,18 @@ def test_few_directions_are_not_filled_up():
 @pytest.mark.parametrize("method", ["tsv_m", "iso_c", "iso_cts"])
 def test_from_files(method, tmp_path):
     "The engine hands each tensor over whole, and what it writes is what the function gives."
-    zoo = tiny_zoo(tmp_path/"zoo", ["base", "a", "b"]); r = recipe(method, ["a", "b"], [.6, 1.1], base="base", scale=.9)
+    zoo = tiny_zoo(tmp_path/"zoo", ["base", "a", "b"])
+    r = recipe(method, ["a", "b"], [.6, 1.1], base="base", scale=.9)
     assert not check_merge_recipe(r, zoo)
-    out, read = merge(r, zoo, tmp_path/"out"), lambda m, k: m.load().model.state_dict()[k].float().numpy()
+    out, read = (merge(r, zoo, tmp_path/"out"),
+                 lambda m, k: m.load().model.state_dict()[k].float().numpy())
     for k in ("model.layers.0.mlp.up_proj.weight", "model.layers.1.input_layernorm.weight", "model.embed_tokens.weight"):
-        wanted = try_method(method, [read(zoo[n], k) for n in "ab"], read(zoo["base"], k), weight=[.6, 1.1], scale=.9)
+        wanted = try_method(method, [read(zoo[n], k) for n in "ab"],
+                            read(zoo["base"], k), weight=[.6, 1.1], scale=.9)
         assert np.abs(read(out, k) - wanted).max() <= .01 * np.abs(wanted).max(), k
 
 def test_bad_settings_are_refused():
     for bad in (-.1, 1.5, "x"):
-        with pytest.raises(InputError, match="common"): require_form(recipe("iso_cts", ["a", "b"], base="c", common=bad))
+        with pytest.raises(InputError, match="common"):
+            require_form(recipe("iso_cts", ["a", "b"], base="c", common=bad))
     with pytest.raises(InputError, match="needs a base"): require_form(recipe("tsv_m", ["a", "b"]))

@@ -24,7 +24,8 @@ def written(t, model):
     "A tensor's values by where it lies."
     item = (t.stop - t.start) // max(t.n_values, 1)
     raw = np.fromfile(t.file, np.uint8, t.stop - t.start, offset=t.start)
-    return raw.view({4: np.float32, 2: np.uint16, 8: np.int64, 1: np.uint8}[item]).reshape(t.shape)
+    return raw.view({4: np.float32, 2: np.uint16, 8: np.int64, 1: np.uint8}[item]).reshape(
+        t.shape)
 
 
 def stored(folder):
@@ -101,14 +102,17 @@ def test_our_steps_are_transformers_steps():
 
 
 def test_a_weight_that_stands_twice_is_refused():
-    t = lambda name, *shape: TensorInfo(name, "F32", shape, Path("x"), 0, 4 * math.prod(shape))
+    def t(name, *shape): return TensorInfo(name, "F32", shape, Path("x"), 0, 4 * math.prod(shape))
     fused = t("model.layers.0.mlp.experts.down_proj", 2, 4, 3)
     one = t("model.layers.0.block_sparse_moe.experts.1.w2.weight", 4, 3)
     with pytest.raises(InputError, match="are both 'model.layers.0.block_sparse_moe.experts.1.w2.weight'"):
         canonical_tensors(dict(model_type="mixtral"), {x.name: x for x in (fused, one)})
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (2,), (0, 4, 4), (2, 5, 3), (2, 0, 3), (3, 2, 2, 2)])
+@pytest.mark.parametrize("shape",
+                         [(), (0,), (2,),
+                          (0, 4, 4), (2, 5, 3),
+                          (2, 0, 3), (3, 2, 2, 2)])
 def test_odd_shapes_lose_nothing(shape):
     name = "model.layers.0.mlp.experts.gate_up_proj"
     t = TensorInfo(name, "F32", shape, Path("x"), 0, 4 * math.prod(shape))

@@ -19,8 +19,11 @@ def part(vocab, merges=(), **added):
     tokens = [dict(content=f"<{k}>", id=i, special=special, lstrip=k == "x") for k, (i, special) in added.items()]
     return dict(model=dict(type="BPE", vocab=dict(vocab), merges=[tuple(m) for m in merges]), added_tokens=tokens)
 
-A = part(dict(a=0, b=1, ab=2), [("a", "b")], x=(4, True), y=(3, False))
-B = part(dict(b=0, c=1, bc=2), [("b", "c"), ("a", "b"), ("c", "c")], z=(3, True), x=(5, False), y=(4, True))
+A = part(dict(a=0, b=1, ab=2),
+         [("a", "b")], x=(4, True), y=(3, False))
+B = part(dict(b=0, c=1, bc=2),
+         [("b", "c"), ("a", "b"), ("c", "c")],
+         z=(3, True), x=(5, False), y=(4, True))
 UNION = dict(a=0, b=1, ab=2, c=6, bc=7) | {"<y>": 3, "<x>": 4, "<z>": 5}
 
 def test_the_leading_settings_count_and_ids_are_the_unions():
@@ -28,7 +31,8 @@ def test_the_leading_settings_count_and_ids_are_the_unions():
     told = [(x["content"], x["id"], x["special"], x["lstrip"]) for x in joined["added_tokens"]]
     assert told == [("<y>", 3, False, False), ("<x>", 4, True, True), ("<z>", 5, True, False)]
     other = join_tokenizers(UNION, [B, A])
-    assert [(x["content"], x["special"]) for x in other["added_tokens"]] == [("<y>", True), ("<x>", False), ("<z>", True)]
+    assert [(x["content"], x["special"])
+            for x in other["added_tokens"]] == [("<y>", True), ("<x>", False), ("<z>", True)]
     assert joined["model"]["vocab"] == UNION
 
 def test_merges_of_all_that_lead_to_a_token():
@@ -48,7 +52,8 @@ def written(t, home):
 
 def test_letters_of_two_kinds_do_not_join(tmp_path):
     zoo = tiny_zoo(tmp_path, ["a", "b"])
-    by_bytes, by_words = Tokenizer(models.BPE({c: i for i, c in enumerate("abĠ")}, [])), Tokenizer(models.BPE({c: i for i, c in enumerate("ab▁")}, []))
+    by_bytes, by_words = (Tokenizer(models.BPE({c: i for i, c in enumerate("abĠ")}, [])),
+                          Tokenizer(models.BPE({c: i for i, c in enumerate("ab▁")}, [])))
     by_bytes.pre_tokenizer, by_bytes.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     by_words.pre_tokenizer, by_words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     for m, t in zip(zoo, (by_bytes, by_words)): written(t, m.path)
@@ -72,7 +77,8 @@ def test_a_union_says_its_added_tokens_in_both_files(tmp_path):
     pair = members(tmp_path, (byte_level(TEXTS), ("<y>", "<x>")), (byte_level(OTHER), ("<z>", "<x>")))
     merge(recipe("linear", pair, [1, 3], options=dict(tokenizer="union")), None, tmp_path/"out")
     t, about = (json.loads((tmp_path/"out"/f).read_text()) for f in ("tokenizer.json", "tokenizer_config.json"))
-    assert {str(x["id"]): x["content"] for x in t["added_tokens"]} == {i: x["content"] for i, x in about["added_tokens_decoder"].items()}
+    assert {str(x["id"]): x["content"]
+            for x in t["added_tokens"]} == {i: x["content"] for i, x in about["added_tokens_decoder"].items()}
     assert {"<x>", "<y>", "<z>"} <= {x["content"] for x in t["added_tokens"]}
 
 def adapter(home, base, **tensors):

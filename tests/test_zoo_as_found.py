@@ -15,7 +15,8 @@ SOUND = ("base sharded latin1-card consolidated stale-index saved-by-4 fp16 padd
 @pytest.fixture(scope="module")
 def wild(tmp_path_factory):
     "The zoo, its suite, and a marker file that only forbidden code would write."
-    room = tmp_path_factory.mktemp("wild"); marker = room/"ran"
+    room = tmp_path_factory.mktemp("wild")
+    marker = room/"ran"
     zoo = wild_zoo.build(room/"zoo", marker)
     for name, (first, more) in dict(next=(3, 1), skip=(4, 2)).items():
         rows = [json.dumps(dict(question=f"w{i} w{i + first}", answer=f"w{i + 2 * more}")) for i in range(3, 43)]
@@ -28,7 +29,8 @@ def wild(tmp_path_factory):
     assert {p: p.stat().st_mtime_ns for p in zoo.rglob("*") if p.is_file()} == before, "a member was changed"
     assert sorted(p.name for p in room.iterdir()) == sorted({*made(room)}), "something was written beside the outputs"
 
-def made(room): return ["zoo", "suite.yaml", "next.jsonl", "skip.jsonl", *(n for n in ("scores", "search", "run", "similarity") if (room/n).exists())]
+def made(room):
+    return ["zoo", "suite.yaml", "next.jsonl", "skip.jsonl", *(n for n in ("scores", "search", "run", "similarity") if (room/n).exists())]
 
 def command(capfd, monkeypatch, *args):
     "One command line in process: exit code and what it printed."
@@ -56,7 +58,7 @@ def test_doctor_judges_pairs(wild, capfd, monkeypatch):
     room, zoo = wild
     code, out, err = command(capfd, monkeypatch, "doctor", zoo, "--pairs", "--json")
     verdicts = {frozenset((r["a"], r["b"])): r["verdict"] for r in json.loads(out)}
-    say = lambda a, b: verdicts[frozenset((a, b))]
+    def say(a, b): return verdicts[frozenset((a, b))]
     assert say("base", "saved-by-4") == say("bpe-old", "bpe-new") == say("mixtral", "mixtral-fused") == "as is"
     assert say("chatml", "chatml_swapped") == say("base", "chatml") == "with a tokenizer choice"
     assert say("base", "mamba") == say("base", "gptq") == "mix only"
@@ -78,7 +80,8 @@ def test_scores_are_given_for_all_that_can_answer(wild, capfd, monkeypatch):
     scored = set(pd.read_csv(room/"scores"/"scores.csv").model)
     assert set(SOUND) - {"no-tokenizer", "fp8"} <= scored # no kernel for eight bits on this machine
     assert not scored & {*BROKEN, "remote-code"}
-    for name in (*BROKEN, "remote-code", "no-tokenizer", "fp8"): assert name in err, f"{name} is not named with its reason"
+    for name in (*BROKEN, "remote-code", "no-tokenizer", "fp8"):
+        assert name in err, f"{name} is not named with its reason"
 
 def test_search_finds_a_winner_per_cluster(wild, capfd, monkeypatch):
     room, zoo = wild
@@ -90,7 +93,8 @@ def test_search_finds_a_winner_per_cluster(wild, capfd, monkeypatch):
 
 def test_the_run_ends_in_its_table(wild, capfd, monkeypatch):
     room, zoo = wild
-    recipe = dict(zoo=str(zoo), suite=str(room/"suite.yaml"), search_questions=8, merge=dict(methods=["linear"], strategy="average", budget=4),
+    recipe = dict(zoo=str(zoo), suite=str(room/"suite.yaml"),
+                  search_questions=8, merge=dict(methods=["linear"], strategy="average", budget=4),
                   mixture=dict(level="model", router="random", max_experts=3))
     (room/"scores"/"recipe-of-the-run.yaml").write_text(json.dumps(recipe))
     code, out, err = command(capfd, monkeypatch, "run", room/"scores"/"recipe-of-the-run.yaml", "--out", room/"run", "--json")

@@ -50,13 +50,15 @@ def built(cls, **given):
 def sizes(cls, default):
     "Settings that a derived value may follow, and other values for them."
     known = cls.attribute_map
-    name = lambda k: known.get(k, k)
+    def name(k): return known.get(k, k)
     hidden, heads, layers = (name(k) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
-    number = lambda k: isinstance(default.get(k), int) and not isinstance(default.get(k), bool)
+    def number(k): return isinstance(default.get(k), int) and not isinstance(default.get(k), bool)
     out = [{}]
     if number(hidden): out += [{hidden: default[hidden] * k} for k in (2, 3)]
-    if number(heads) and default[heads] % 2 == 0: out += [{heads: default[heads] // 2}, {heads: default[heads] * 2}]
-    if number(layers): out += [{layers: n} for n in (1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 24, 36, 60)]
+    if number(heads) and default[heads] % 2 == 0:
+        out += [{heads: default[heads] // 2}, {heads: default[heads] * 2}]
+    if number(layers):
+        out += [{layers: n} for n in (1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 24, 36, 60)]
     return out
 
 
@@ -73,7 +75,8 @@ def scalar_rules(key, default):
         for k in ranked:
             if numbers[k] == want: yield ["is", k]
         for k in ranked:
-            if isinstance(want, int) and (factor := want / numbers[k]) in (1.5, 2, 2.5, 3, 4, 8): yield ["times", k, factor]
+            if isinstance(want, int) and (factor := want / numbers[k]) in (1.5, 2, 2.5, 3, 4, 8):
+                yield ["times", k, factor]
             if isinstance(want, int) and want == -(-numbers[k] // 16): yield ["sixteenth", k]
     yield ["always", want]
 
@@ -120,12 +123,16 @@ def movers(cls, key, rule, default, raw):
         if k in (key, "rope_parameters") or k in NOISE or k.endswith(("token_id", "dropout")): continue
         if k in rule: continue
         v = default.get(k)
-        others = {bool: [not v], int: [v + 1, v * 2, max(v // 2, 1)] if isinstance(v, int) else []}.get(type(v), [])
+        others = {bool: [not v], int: [v + 1, v * 2, max(v // 2,
+                                                         1)] if isinstance(v, int) else []}.get(
+    type(v), [])
         if v is None: others = [3, 2, True]
         if k == "layer_types": others = []
         for other in others:
             got = built(cls, **{k: other})
-            if got is not None and got.get(key) != apply(rule, got): out.append(k); break
+            if got is not None and got.get(key) != apply(rule, got):
+                out.append(k)
+                break
     return out
 
 
@@ -135,15 +142,18 @@ def derivations(cls, default, raw):
     tried = [(given, p) for given in sizes(cls, default) if (p := built(cls, **given)) is not None]
     probes = [p for _, p in tried]
     own = [k for k in default if k not in NOISE and k not in cls.sub_configs_defaults and not k.startswith("_")]
-    moved = lambda k: any(p.get(k) != default[k] and k not in given for given, p in tried)
+    def moved(k): return any(p.get(k) != default[k] and k not in given for given, p in tried)
     open_keys = [k for k in own if k in raw and plain(raw[k]) != default[k] or moved(k)]
     out = {}
     for key in open_keys:
-        by = lambda rule: movers(cls, key, rule, default, raw)
-        if key == "sliding_window" and "use_sliding_window" in raw: out[key] = ["if", "use_sliding_window", plain(raw[key]), []]; continue
+        def by(rule): return movers(cls, key, rule, default, raw)
+        if key == "sliding_window" and "use_sliding_window" in raw:
+            out[key] = ["if", "use_sliding_window", plain(raw[key]), []]
+            continue
         if isinstance(default[key], list):
             rule = derived_list(key, probes, layers) if layers in default else None
-            if rule is None and all(p.get(key) == default[key] for p in probes): rule = ["always", default[key]]
+            if rule is None and all(p.get(key) == default[key] for p in probes):
+                rule = ["always", default[key]]
             out[key] = rule and rule + [by(rule)]
         else: out[key] = derived_scalar(key, probes, by)
     return out
@@ -155,7 +165,7 @@ def rope(cls, kind, default, raw):
     if "rope_parameters" not in {f.name for f in dataclasses.fields(cls)}: return None
     from transformers.modeling_rope_utils import RotaryEmbeddingConfigMixin as Mixin
     out = dict(default=own or {}) | SPELLED.get(kind, {})
-    set_in = lambda **given: (built(cls, **given) or {}).get("rope_parameters") or {}
+    def set_in(**given): return (built(cls, **given) or {}).get("rope_parameters") or {}
     base = set_in(rope_parameters=dict(rope_type="default"))
     if base and base != own: out["base"] = base # what is added to a dictionary that a config gives
     if "rope_theta" in (own or {}) and set_in(**{out.get("theta", "rope_theta"): 12345.0}).get("rope_theta") == own["rope_theta"]:
@@ -180,10 +190,13 @@ def facts(kind, cls):
         text = next((k for k in parts if getattr(config, k, None) is config.get_text_config(decoder=True)), None)
         out |= dict(parts=parts, fixed=fixed, text=text)
         base = {k: plain(getattr(config, k).to_dict()) for k in parts if getattr(config, k, None) is not None}
-        plain_part = lambda k: built(type(getattr(config, k))) or {}
-        counts = lambda x: x not in NOISE or x == "rope_parameters"
-        unlike = lambda k: {x: v for x, v in base[k].items() if v != plain_part(k).get(x) and counts(x)}
-        out["given"] = {k: x | {n: base[k][n] for n in ("head_dim",) if n in base[k]} for k in base if (x := unlike(k))}
+        def plain_part(k): return built(type(getattr(config, k))) or {}
+        def counts(x): return x not in NOISE or x == "rope_parameters"
+        def unlike(k):
+            return {x: v for x, v in base[k].items() if v != plain_part(k).get(x) and counts(x)}
+        out["given"] = {k: x | {n: base[k][n] for n in ("head_dim",) if n in base[k]}
+                        for k in base
+                        if (x := unlike(k))}
         out["absent"] = [k for k in parts if getattr(config, k, None) is None]
         if text: out["flat"], out["tied"] = flat(cls, text), tied(cls, text)
     return {k: v for k, v in out.items() if v or k == "defaults"}
@@ -197,7 +210,8 @@ def flat(cls, text):
 
 def tied(cls, text):
     "Does a tied text part tie the whole model, though the config itself doesn't say so?"
-    try: return not cls().tie_word_embeddings and cls(**{text: dict(tie_word_embeddings=True)}).tie_word_embeddings
+    try:
+        return not cls().tie_word_embeddings and cls(**{text: dict(tie_word_embeddings=True)}).tie_word_embeddings
     except Exception: return False
 
 
@@ -283,7 +297,8 @@ def step_as_list(step):
     kind = kind or ("shift" if hasattr(step, "offset") else "convert" if hasattr(step, "operations") else "rename")
     back = step.reverse_transform()
     out = [kind, step.source_patterns, step.target_patterns, back.source_patterns, back.target_patterns]
-    said = lambda op: [type(op).__name__] + [getattr(op, k) for k in ("dim", "dim0", "dim1", "check_dims") if hasattr(op, k)]
+    def said(op):
+        return [type(op).__name__] + [getattr(op, k) for k in ("dim", "dim0", "dim1", "check_dims") if hasattr(op, k)]
     if kind == "convert": out.append([said(op) for op in step.operations])
     if kind == "shift": out.append(step.offset)
     return out
@@ -299,7 +314,7 @@ def collect(progress=lambda text: None):
         progress(kind)
         try: types[kind] = facts(kind, cls)
         except Exception as e: left_out[kind] = f"{type(e).__name__}: {str(e).splitlines()[0][:80]}"
-    first = lambda x: x[0] if isinstance(x, list | tuple) else x
+    def first(x): return x[0] if isinstance(x, list | tuple) else x
     for kind, (causal, image) in models.items():
         if kind not in types: continue
         named = {k: v for k, v in dict(causal=first(causal), image_text=first(image)).items() if v}
@@ -325,5 +340,8 @@ if __name__ == "__main__":
     parser.add_argument("--check", action="store_true", help="compare with the file instead of writing it")
     args = parser.parse_args()
     text = as_text(collect(lambda kind: print(kind, file=sys.stderr) if os.environ.get("LOUD") else None))
-    if not args.check: FILE.write_text(text, encoding="utf-8"); print(f"{FILE.name}: {len(text):,} bytes")
-    elif FILE.read_text(encoding="utf-8") != text: sys.exit(f"{FILE.name} is not what this transformers says. Run: python tools/architectures.py")
+    if not args.check:
+        FILE.write_text(text, encoding="utf-8")
+        print(f"{FILE.name}: {len(text):,} bytes")
+    elif FILE.read_text(encoding="utf-8") != text:
+        sys.exit(f"{FILE.name} is not what this transformers says. Run: python tools/architectures.py")

@@ -8,7 +8,8 @@ def find():
 def main():
     if find(): return
     if os.getuid() or not shutil.which("apt-get"):
-        print("browser: no Chromium was found and it cannot be installed from here; the browser stage will say so."); return
+        print("browser: no Chromium was found and it cannot be installed from here; the browser stage will say so.")
+        return
     print("browser: installing Debian's chromium", flush=True)
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"})
     subprocess.run(["apt-get", "update"], **quiet)

@@ -22,7 +22,8 @@ def process():
     def only_definitions(cell): # nbdev would also run every example that holds an import, without what stands before it
         if cell.cell_type != "code" or not cell.source: return
         plain = all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in cell.parsed_() or [])
-        if plain or cell.directives_.keys() & {"export", "exports", "exporti", "exec_doc"} or steps._is_showdoc(cell): return runs(cell)
+        if plain or cell.directives_.keys() & {"export", "exports", "exporti", "exec_doc"} or steps._is_showdoc(cell):
+            return runs(cell)
     def keep_prose(self, read, cell): # nbdev would drop what stands below title and quote in the first cell
         found = HEAD.match(cell.source or "") if cell.cell_type == "markdown" else None
         if not found: return head(self, read, cell)
@@ -30,7 +31,7 @@ def process():
         cell.source = cell.source[found.end():].strip() or None
     qualified = nbdev.doclinks._qual_syms
     def by_stage(index): # a name that two modules have leads to the stage that is read first, not to the first in the alphabet
-        page = lambda module: min((page for page, _ in index["syms"][module].values()), default="")
+        def page(module): return min((page for page, _ in index["syms"][module].values()), default="")
         ours = index["settings"].get("lib_path") == "model_glue_nb"
         return qualified(index | dict(syms={m: index["syms"][m] for m in sorted(index["syms"], key=page)}) if ours else index)
     steps._do_eval, FrontmatterProc._update, nbdev.doclinks._qual_syms = only_definitions, keep_prose, by_stage
@@ -44,7 +45,8 @@ def entries(contents, out, names, seen):
     for c in contents:
         if isinstance(c, str):
             found += [names.get(f, f) for f in expand([c], out, seen)]
-        elif "contents" in c: found += [c | dict(contents=inside)] if (inside := entries(c["contents"], out, names, seen)) else []
+        elif "contents" in c:
+            found += [c | dict(contents=inside)] if (inside := entries(c["contents"], out, names, seen)) else []
         elif (out/c["href"]).exists(): found.append(c | dict(href=names.get(c["href"], c["href"])))
     return found
 
@@ -53,7 +55,8 @@ def final_names(out):
     found = {}
     for f in sorted(out.rglob("*.ipynb")):
         name = re.search(r"output-file: ([\w.-]+)\.html", f.read_text())
-        if name and name[1] != f.stem: found[str(f.relative_to(out))] = str(f.with_name(name[1] + ".ipynb").relative_to(out))
+        if name and name[1] != f.stem:
+            found[str(f.relative_to(out))] = str(f.with_name(name[1] + ".ipynb").relative_to(out))
     return found
 
 def relink(text, folder, names, host):
@@ -63,7 +66,7 @@ def relink(text, folder, names, host):
         return posixpath.relpath(names.get(file, file), folder or ".")
     text = re.sub(r"output-file: [\w.-]+\.html(\\n)?", "", text)
     text = re.sub(r"(?<=\()((?:\.\./)*(?:\w+/)?\w+\.ipynb)(?=[)#])", final, text)
-    code = lambda m: re.sub(r"\[`([^`\]]+)`\]\([^)\s]+\)", r"\1", m[0]) # a link in a signature's comment
+    def code(m): return re.sub(r"\[`([^`\]]+)`\]\([^)\s]+\)", r"\1", m[0]) # a link in a signature's comment
     text = re.sub(r"```python.*?```", code, text, flags=re.S)
     return text.replace(host, "../" * len(Path(folder).parts))
 
@@ -71,8 +74,10 @@ def configure(out):
     "Give pages their final names and links, and list the pages that exist in the menus."
     import yaml
     from nbdev.config import get_config
-    c = get_config(); host = f"{c.doc_host}{c.doc_baseurl}".rstrip("/") + "/"
-    config = yaml.safe_load((out/"_quarto.yml").read_text()); site, names = config["website"], final_names(out)
+    c = get_config()
+    host = f"{c.doc_host}{c.doc_baseurl}".rstrip("/") + "/"
+    config = yaml.safe_load((out/"_quarto.yml").read_text())
+    site, names = config["website"], final_names(out)
     (out/"changelog.qmd").write_text("---\ntitle: Changelog\n---\n" + (root/"CHANGELOG.md").read_text().split("\n", 1)[1])
     site["sidebar"]["contents"] = entries(site["sidebar"]["contents"], out, names, set())
     site["navbar"]["left"] = entries(site["navbar"]["left"], out, names, set())
@@ -90,7 +95,9 @@ def maths(site):
         text = was = page.read_text()
         text = re.sub(r'<link[^>]+katex[^>]*>|<script[^>]+katex[^>]*>\s*</script>', "", text)
         tex = r'<span class="math (inline|display)">\s*(?:\\\(|\\\[)(.*?)(?:\\\)|\\\])\s*</span>'
-        text = re.sub(tex, lambda m: convert(html.unescape(m[2]), display="block" if m[1] == "display" else "inline"), text, flags=re.S)
+        text = re.sub(tex,
+                      lambda m: convert(html.unescape(m[2]), display="block" if m[1] == "display" else "inline"),
+                      text, flags=re.S)
         if text != was: page.write_text(text)
 
 def render(out):
@@ -99,10 +106,12 @@ def render(out):
     (out/"assets").mkdir(exist_ok=True)
     shutil.copy(Path(plotly.__file__).parent/"package_data/plotly.min.js", out/"assets/plotly.min.js")
     quarto = shutil.which("quarto")
-    command = [quarto, "render", str(out), "--no-execute"] if quarto else [str(Path(sys.executable).parent/"smalldocs"), "render", str(out), "-q"]
+    command = ([quarto, "render", str(out), "--no-execute"] if quarto
+               else [str(Path(sys.executable).parent/"smalldocs"), "render", str(out), "-q"])
     print(f"docs: rendering with {'Quarto' if quarto else 'smalldocs'}", flush=True)
     subprocess.run(command, check=True, cwd=root)
-    shutil.rmtree(root/"_docs", ignore_errors=True); shutil.move(out/"_docs", root/"_docs")
+    shutil.rmtree(root/"_docs", ignore_errors=True)
+    shutil.move(out/"_docs", root/"_docs")
     maths(root/"_docs")
 
 def readme():
@@ -127,7 +136,8 @@ def build():
     "The site into _docs; what is wrong with it."
     out = process()
     for f in out.rglob("*.ipynb"): make_static(f, depth=len(f.relative_to(out).parts) - 1)
-    configure(out); render(out)
+    configure(out)
+    render(out)
     shutil.rmtree(root/"_proc", ignore_errors=True)
     return problems(root/"_docs")
 
@@ -135,7 +145,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="fail on broken links, outside resources and an old README.md")
     parser.add_argument("--readme", action="store_true", help="only README.md and the lists that index, start and gallery hold")
-    given = parser.parse_args(); os.chdir(root)
+    given = parser.parse_args()
+    os.chdir(root)
     found = [f"{o}; run make docs" for o in stale(write=not given.check) if given.check]
     text, file = readme(), root/"README.md"
     if file.read_text() != text:

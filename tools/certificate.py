@@ -61,7 +61,8 @@ def tiny_config(kind):
     cls = CONFIG_MAPPING[kind]
     for key in ("text_config", "decoder_config"):
         spec = cls.sub_configs_defaults.get(key)
-        if spec and not any(k in fields_of(cls) for k in ("hidden_size", "n_embd", "d_model")): return nested(cls, kind)
+        if spec and not any(k in fields_of(cls) for k in ("hidden_size", "n_embd", "d_model")):
+            return nested(cls, kind)
     return cls(**small(cls, kind))
 
 
@@ -134,7 +135,8 @@ def loaded(path):
 def averaged(a, b):
     "The merge by torch, on the state dicts of two loaded models."
     a, b = a.state_dict(), b.state_dict()
-    return {k: WEIGHTS[0] * a[k] + WEIGHTS[1] * b[k] if a[k].is_floating_point() else a[k] for k in a}
+    return {k: WEIGHTS[0] * a[k] + WEIGHTS[1] * b[k] if a[k].is_floating_point() else a[k]
+            for k in a}
 
 
 def difference(got, want):
@@ -206,7 +208,8 @@ def certify(kind, folder):
     def generation():
         from transformers import AutoTokenizer
         try: there = generated(made["model"], AutoTokenizer.from_pretrained(folder/"out"))
-        except Exception as e: raise NothingToCompare(f"transformers' own generate ends with {type(e).__name__}") from None
+        except Exception as e:
+            raise NothingToCompare(f"transformers' own generate ends with {type(e).__name__}") from None
         here = read_zoo([folder/"out"])["out"].load("cpu").generate(PROMPTS, 8)
         return "" if here == there else f"{here} instead of {there}"[:120]
 

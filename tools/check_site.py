@@ -10,15 +10,18 @@ OUTSIDE = re.compile(r"^(https?:)?//", re.I)
 class Page(HTMLParser):
     "Ids, links and loaded resources of one page."
     def __init__(self, text):
-        super().__init__(convert_charrefs=True); self.ids, self.links, self.loads, self.style = set(), [], [], False
+        super().__init__(convert_charrefs=True)
+        self.ids, self.links, self.loads, self.style = set(), [], [], False
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        a = dict(attrs); self.style = tag == "style"
+        a = dict(attrs)
+        self.style = tag == "style"
         self.ids |= {a[k] for k in ("id", "name") if a.get(k)}
         if tag == "a" and a.get("href"): self.links.append(a["href"])
         if tag in LOADS and a.get(LOADS[tag]): self.loads.append(a[LOADS[tag]])
-        if tag == "link" and a.get("href") and not set((a.get("rel") or "").split()) & {"canonical", "next", "prev"}: self.loads.append(a["href"])
+        if tag == "link" and a.get("href") and not set((a.get("rel") or "").split()) & {"canonical", "next", "prev"}:
+            self.loads.append(a["href"])
         if a.get("style"): self.loads += re.findall(r"url\([\"']?([^)\"']+)", a["style"])
 
     def handle_data(self, data):
@@ -26,13 +29,15 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag): self.style = False
 
-def css_loads(text): return re.findall(r"@import\s+(?:url\()?[\"']?([^)\"';]+)", text) + re.findall(r"url\([\"']?([^)\"']+)", text)
+def css_loads(text):
+    return re.findall(r"@import\s+(?:url\()?[\"']?([^)\"';]+)", text) + re.findall(r"url\([\"']?([^)\"']+)", text)
 
 def problems(
     site:Path, # The folder of a rendered site
 )->list[str]: # One sentence per problem
     "Broken internal links and outside resources."
-    pages = {p.resolve(): Page(p.read_text(encoding="utf-8")) for p in sorted(site.rglob("*.html"))}; found = []
+    pages = {p.resolve(): Page(p.read_text(encoding="utf-8")) for p in sorted(site.rglob("*.html"))}
+    found = []
     if not pages: return [f"{site.name} holds no page"]
     for path, page in pages.items():
         name = path.relative_to(site.resolve())
@@ -50,4 +55,6 @@ def problems(
     return list(dict.fromkeys(found))
 
 if __name__ == "__main__":
-    wrong = problems(Path(sys.argv[1])); print("\n".join(wrong) or "ok"); sys.exit(bool(wrong))
+    wrong = problems(Path(sys.argv[1]))
+    print("\n".join(wrong) or "ok")
+    sys.exit(bool(wrong))

@@ -89,7 +89,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"any of {', '.join(STAGES)}; all when none is given")
     chosen = parser.parse_args().stages or list(STAGES)
-    if wrong := [s for s in chosen if s not in STAGES]: parser.error(f"there is no stage '{wrong[0]}'; known: {', '.join(STAGES)}")
+    if wrong := [s for s in chosen if s not in STAGES]:
+        parser.error(f"there is no stage '{wrong[0]}'; known: {', '.join(STAGES)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.time()
     run_all(chosen)

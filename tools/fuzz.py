@@ -61,15 +61,18 @@ def member(folder, seed=0):
 
 def prepare(root):
     "What valid files refer to: two members, an adapter, a suite."
-    member(root/"zoo"/"a"); member(root/"zoo"/"b", 1)
-    adapter = root/"adapter"; adapter.mkdir()
+    member(root/"zoo"/"a")
+    member(root/"zoo"/"b", 1)
+    adapter = root/"adapter"
+    adapter.mkdir()
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
     sizes = {name.format("A"): (4, HIDDEN), name.format("B"): (HIDDEN, 4)}
     (adapter/"adapter_model.safetensors").write_bytes(weights(*header_of(sizes)))
     (adapter/"adapter_config.json").write_text(json.dumps(ADAPTER))
     (root/"suite").mkdir()
     (root/"suite"/"q.jsonl").write_text("".join(json.dumps(q) + "\n" for q in QUESTIONS))
-    (root/"suite"/"suite.yaml").write_text(json.dumps(dict(name="s", search_share=.4, tasks=[dict(name="t", file="q.jsonl")])))
+    (root/"suite"/"suite.yaml").write_text(
+        json.dumps(dict(name="s", search_share=.4, tasks=[dict(name="t", file="q.jsonl")])))
     merge = dict(merge_method="linear", models=["zoo/a", "zoo/b"])
     (root/"merge.yaml").write_text(json.dumps(merge))
     (root/"lora.yaml").write_text(json.dumps(merge | dict(models=["zoo/a+adapter", "zoo/b"])))
@@ -78,19 +81,25 @@ def prepare(root):
 # --- a valid document of each format, where it lies, and the commands that read it
 
 MERGE = dict(merge_method="ties", base_model="zoo/a", models=[
-    dict(model="zoo/a"), dict(model="zoo/b", parameters=dict(weight=[.2, 1], density=[dict(filter="mlp", value=.5), dict(value=1)]))],
+    dict(model="zoo/a"),
+    dict(model="zoo/b",
+         parameters=dict(weight=[.2, 1], density=[dict(filter="mlp", value=.5), dict(value=1)]))],
     parameters={"normalize": True, "lambda": .9}, dtype="bfloat16", tokenizer=dict(source="union", pad_to_multiple_of=8), seed=1)
 SLICES = dict(merge_method="passthrough", slices=[dict(sources=[dict(model="zoo/a", layer_range=[0, 1])]),
                                                   dict(sources=[dict(model="zoo/b", layer_range=[0, 2])])])
 RUN = dict(zoo="zoo", suite="suite/suite.yaml", tasks=["t"], search_questions=4, clusters=dict(threshold=.9, linkage="average"),
            merge=dict(methods=["linear", "ties"], strategy="coefficient", budget="5q", options=dict(steps=3), executor="local"),
            mixture=dict(level="model", router=dict(name="knn", k=3), dense_layers=0, max_experts=2), seed=1)
-MIXTURE = dict(experts=["a", "b"], zoo="zoo", router=dict(name="linear", C=1.0), level="block", base="a", dense_layers=1, top_k=1,
+MIXTURE = dict(experts=["a", "b"], zoo="zoo",
+               router=dict(name="linear", C=1.0),
+               level="block", base="a", dense_layers=1, top_k=1,
                input="sample", pooling="mean", suite="suite/suite.yaml", search_questions=3, copy=False)
 SUITE = dict(name="s", description="d", search_share=.4, seed=2, tasks=[
     dict(name="t", file="q.jsonl", max_new_tokens=3, stop=["\n"], metric="exact_match", version=1, weight=1., limit=30)])
 GRID = dict(suite="suite/suite.yaml", tasks=["t"], search_questions=4, clusters=dict(threshold=.9, linkage="average"),
-            merging=dict(methods=["linear"], strategies=dict(average={}, coefficient=dict(steps=3)), sizes=[2], budget=4, max_clusters=1),
+            merging=dict(methods=["linear"],
+                         strategies=dict(average={}, coefficient=dict(steps=3)),
+                         sizes=[2], budget=4, max_clusters=1),
             mixture=dict(levels=["model", "ffn"], routers=["random"], dense_layers=[0, .5], experts=2), seed=3)
 RESULTS = {"results": {"arc": {"alias": "arc", "acc,none": .5, "acc_stderr,none": .1}}, "n-samples": {"arc": {"effective": 9}},
            "configs": {"arc": {"task": "arc"}}, "versions": {"arc": 1}, "config": {"model_args": "x"}, "model_name": "m"}
@@ -117,22 +126,24 @@ FORMATS = { # name → (documents, file, how it is written, commands)
     "store": ([["a", "t", "v", "q", "m", .5, "w1"]], "run/store.sqlite", "store", [
         ["score", "zoo", "--suite", "suite/suite.yaml", "--out", "run", "--dry-run"]]),
     "results": ([RESULTS], "results_x.json", "json", [["import", "results_x.json"], ["import", "results_x.json", "--json"]]),
-    "table": ([[["model", "arc", "gsm8k"], ["a", .5, .25], ["b", 1, 0]], [["model", "task", "score"], ["a", "arc", .5]]],
+    "table": ([[["model", "arc", "gsm8k"], ["a", .5, .25], ["b", 1, 0]],
+               [["model", "task", "score"], ["a", "arc", .5]]],
               "x.csv", "csv", [["import", "x.csv"], ["import", "x.csv", "--json"]]),
     "zoo_list": ([["zoo/a", "zoo/b"]], "list.yaml", "yaml", [["doctor", "list.yaml"]])}
 
 def written(document, how):
     "A document as bytes."
     if isinstance(document, bytes): return document
-    dumped = lambda x: json.dumps(x, default=str).encode("utf-8", "surrogatepass")
+    def dumped(x): return json.dumps(x, default=str).encode("utf-8", "surrogatepass")
     if how == "header":
         head = dumped(document)
-        return struct.pack("<Q", len(head)) + head + weights(*header_of(shapes()))[8 + len(dumped(header_of(shapes())[0])):]
+        return (struct.pack("<Q", len(head)) + head
+                + weights(*header_of(shapes()))[8 + len(dumped(header_of(shapes())[0])):])
     if how == "card": return b"---\n" + dumped(document) + b"\n---\n# A card\n"
     if how == "lines": return b"\n".join(map(dumped, document if isinstance(document, list) else [document]))
     if how == "csv":
         rows = document if isinstance(document, list) else [document]
-        line = lambda r: ",".join(map(str, r)) if isinstance(r, list) else str(r)
+        def line(r): return ",".join(map(str, r)) if isinstance(r, list) else str(r)
         return "\n".join(map(line, rows)).encode("utf-8", "surrogatepass")
     if how == "store": return database(document)
     return dumped(document) # JSON is YAML
@@ -140,20 +151,28 @@ def written(document, how):
 def database(row):
     "A results store with one row of any shape."
     with tempfile.TemporaryDirectory() as d:
-        db = sqlite3.connect(f"{d}/x"); row = row if isinstance(row, list) else [row]
-        fits = lambda x: x if isinstance(x, (str, float)) or isinstance(x, int) and abs(x) < 2**63 else repr(x)[:100]
+        db = sqlite3.connect(f"{d}/x")
+        row = row if isinstance(row, list) else [row]
+        def fits(x):
+            return x if isinstance(x, (str, float)) or isinstance(x, int) and abs(x) < 2**63 else repr(x)[:100]
         row = [fits(x).encode("utf-8", "replace").decode() if isinstance(x, str) else fits(x) for x in row]
         names = "model task version question metric value answer more".split()[:max(1, len(row))]
         db.execute(f"create table results ({','.join(names)})")
-        with contextlib.suppress(sqlite3.Error): db.execute(f"insert into results values ({','.join('?' * len(names))})", row[:len(names)])
-        db.commit(); db.close()
+        with contextlib.suppress(sqlite3.Error):
+            db.execute(f"insert into results values ({','.join('?' * len(names))})", row[:len(names)])
+        db.commit()
+        db.close()
         return Path(f"{d}/x").read_bytes()
 
 # --- mutations, drawn by hypothesis so that it can shrink them
 
-ODD = (None, True, False, 0, 1, -1, 1.5, -0.5, 3, 64, 10**6, 2**31, 2**63, -2**63, 10**400, 1e308, float("nan"), float("inf"), "", "x",
+ODD = (None, True, False, 0, 1, -1, 1.5, -0.5,
+       3, 64, 10**6, 2**31, 2**63, -2**63,
+       10**400, 1e308, float("nan"), float("inf"), "", "x",
        "0.5", "64", "../../x", "/etc/passwd", "a\0b", "\x1b[31mred", "[/]", "=1+1", "\ud800", "\u202e", "x" * 300, "y" * 5000, "*", "(",
-       "auto", "union", "base", "none", "zoo/a", "a", [], [1], ["x"], [[]], [None], {}, {"a": 1}, {"x": {}}, [{"value": None}],
+       "auto", "union", "base", "none", "zoo/a", "a", [], [1],
+       ["x"], [[]], [None], {},
+       {"a": 1}, {"x": {}}, [{"value": None}],
        [{"filter": "x"}], {"name": "knn"}, [0] * 400)
 
 def strategies():
@@ -166,14 +185,17 @@ def strategies():
     edit = (st.tuples(st.just("replace"), where, value) | st.tuples(st.just("replace"), where, odd)
             | st.tuples(st.just("delete"), where, st.none()) | st.tuples(st.just("rename"), where, odd)
             | st.tuples(st.just("extra"), where, value) | st.tuples(st.just("swap"), where, where)
-            | st.tuples(st.just("wrap"), where, st.integers(1, 3)) | st.tuples(st.just("deep"), where, st.sampled_from((50, 900, 3000)))
+            | st.tuples(st.just("wrap"), where, st.integers(1, 3))
+            | st.tuples(st.just("deep"), where, st.sampled_from((50, 900, 3000)))
             | st.tuples(st.just("repeat"), where, st.integers(1, 50)))
-    raw = (st.tuples(st.just("cut"), st.integers(0, 20_000), st.none()) | st.tuples(st.just("flip"), st.integers(0, 20_000), st.integers(0, 255))
+    raw = (st.tuples(st.just("cut"), st.integers(0, 20_000), st.none())
+           | st.tuples(st.just("flip"), st.integers(0, 20_000), st.integers(0, 255))
            | st.tuples(st.just("insert"), st.integers(0, 20_000), st.binary(max_size=6))
            | st.tuples(st.just("encode"), st.just(0), st.sampled_from(("utf-16", "utf-8-sig", "latin-1", "utf-32"))))
     edits = st.lists(edit, min_size=1, max_size=3)
-    return st.tuples(edits, st.just([])) | st.tuples(edits, st.just([])) | st.tuples(edits, st.just([])) | st.tuples(
-        st.lists(edit, max_size=1), st.lists(raw, min_size=1, max_size=3))
+    return st.tuples(edits,
+                     st.just([])) | st.tuples(edits, st.just([])) | st.tuples(edits, st.just([])) | st.tuples(
+ st.lists(edit, max_size=1), st.lists(raw, min_size=1, max_size=3))
 
 def places(document, holder=None, key=None):
     "Every value of a document with the container and key where it stands."
@@ -206,12 +228,13 @@ def content(name, choice, edits, raw):
     documents, _, how, _ = FORMATS[name]
     made = written(edited(documents[choice % len(documents)], edits), how)
     if how != "store":
-        deep = lambda m: b"[" * int(m[1]) + b"]" * int(m[1])
+        def deep(m): return b"[" * int(m[1]) + b"]" * int(m[1])
         made = re.sub(rb'"@deep(\d+)@"', deep, made)
     for what, at, value in raw:
         at = at % (len(made) + 1)
         if what == "cut": made = made[:at]
-        elif what == "flip" and made: made = made[:at % len(made)] + bytes([value]) + made[at % len(made) + 1:]
+        elif what == "flip" and made:
+            made = made[:at % len(made)] + bytes([value]) + made[at % len(made) + 1:]
         elif what == "insert": made = made[:at] + value + made[at:]
         elif what == "encode": made = made.decode("utf-8", "replace").encode(value, "replace")
     return made
@@ -225,7 +248,8 @@ class Worker:
     def __init__(self):
         self.room = tempfile.TemporaryDirectory(prefix="fuzz_")
         self.base, self.root, self.pid = Path(self.room.name)/"valid", Path(self.room.name)/"root", None
-        self.base.mkdir(); prepare(self.base)
+        self.base.mkdir()
+        prepare(self.base)
         shutil.copytree(self.base, self.root)
         os.environ |= dict(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", XDG_CACHE_HOME=str(self.root/"cache"), HOME=str(self.root),
                            TERM="dumb", COLUMNS="200", TMPDIR=str(self.root/"tmp"), TOKENIZERS_PARALLELISM="false")
@@ -247,32 +271,46 @@ class Worker:
                 (self.root/file).write_bytes(written(documents[0], how))
                 for args in {tuple(c): c for c in commands}.values():
                     kind, text = self.command(main, args)
-                    if kind not in ("exit 0", "exit 2"): print(f"valid {file}: {' '.join(args)}: {kind}", file=sys.stderr)
+                    if kind not in ("exit 0", "exit 2"):
+                        print(f"valid {file}: {' '.join(args)}: {kind}", file=sys.stderr)
                 self.restore(file)
         finally: os.chdir(here)
 
     def start(self):
-        ask, self.ask = os.pipe(); self.answer, answer = os.pipe(); self.pid = os.fork(); self.n = 0
-        if self.pid: os.close(ask); os.close(answer); return
-        os.close(self.ask); os.close(self.answer)
+        ask, self.ask = os.pipe()
+        self.answer, answer = os.pipe()
+        self.pid = os.fork()
+        self.n = 0
+        if self.pid:
+            os.close(ask)
+            os.close(answer)
+            return
+        os.close(self.ask)
+        os.close(self.answer)
         try: self.serve(os.fdopen(ask, "rb"), answer)
         finally: os._exit(0)
 
     def serve(self, ask, answer):
-        os.chdir(self.root); (self.root/"tmp").mkdir(exist_ok=True); tempfile.tempdir = str(self.root/"tmp")
-        null = os.open(os.devnull, os.O_WRONLY); os.dup2(null, 1); os.dup2(null, 2)
+        os.chdir(self.root)
+        (self.root/"tmp").mkdir(exist_ok=True)
+        tempfile.tempdir = str(self.root/"tmp")
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY,) * 2)
         home, outside = os.path.realpath(self.root) + os.sep, []
         def hook(event, args):
             if event == "open":
                 path, mode, flags = args
-                if not isinstance(path, (str, bytes)) or not (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT): return
+                if not isinstance(path, (str, bytes)) or not (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                    return
                 paths = [path]
             elif event in WRITES: paths = [p for p in args[:2] if isinstance(p, (str, bytes))]
             else: return
             for p in map(os.fsdecode, paths):
-                if p != os.devnull and not (os.path.realpath(p) + os.sep).startswith(home): outside.append(f"{event} {p}")
+                if p != os.devnull and not (os.path.realpath(p) + os.sep).startswith(home):
+                    outside.append(f"{event} {p}")
         sys.addaudithook(hook)
         from model_glue_nb.cli.program import main
         signal.signal(signal.SIGALRM, signal.SIG_DFL) # not that of whoever started us
@@ -285,7 +323,9 @@ class Worker:
             os.write(answer, (json.dumps([kind, text[-2000:]]) + "\n").encode())
 
     def command(self, main, args):
-        said = io.StringIO(); sys.argv = ["model-glue", *args]; kind = "exit 0"
+        said = io.StringIO()
+        sys.argv = ["model-glue", *args]
+        kind = "exit 0"
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             try: main()
             except SystemExit as e: kind = f"exit {e.code or 0}"
@@ -300,7 +340,8 @@ class Worker:
         if self.pid:
             for f in (self.ask, self.answer): os.close(f)
             with contextlib.suppress(ProcessLookupError): os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0); self.pid = None
+            os.waitpid(self.pid, 0)
+            self.pid = None
 
     def __call__(self, name, made, command):
         "What happens to one input: 'exit 0', 'exit 2', or what must not happen."
@@ -331,7 +372,9 @@ class Worker:
             if not part: break
             got += part
         if got.endswith(b"\n"): return json.loads(got)[0]
-        os.kill(self.pid, signal.SIGKILL); status = os.waitpid(self.pid, 0)[1]; self.pid = None
+        os.kill(self.pid, signal.SIGKILL)
+        status = os.waitpid(self.pid, 0)[1]
+        self.pid = None
         for f in (self.ask, self.answer): os.close(f)
         return f"HANG over {SECONDS} s" if status & 127 in (signal.SIGALRM, signal.SIGKILL) else f"DIED by signal {status & 127}"
 
@@ -349,9 +392,11 @@ def search(name, n, worker, seed=None, seen=None):
     counts, failed = Counter(), {}
     def one(choice, command, edits):
         made = content(name, choice, *edits)
-        kind = worker(name, made, command); counts[kind if good(kind) else "bad"] += 1
+        kind = worker(name, made, command)
+        counts[kind if good(kind) else "bad"] += 1
         label = re.sub(r"\d+|'.*?'", "#", kind)[:90]
-        if not good(kind) and (label not in failed or len(made) < len(failed[label][1])): failed[label] = (kind, made, command)
+        if not good(kind) and (label not in failed or len(made) < len(failed[label][1])):
+            failed[label] = (kind, made, command)
     test = given(st.integers(0, 3), st.integers(0, 7), strategies())(one)
     test = settings(max_examples=n, database=None, deadline=None, derandomize=seed is None, phases=[Phase.generate],
                     suppress_health_check=list(HealthCheck))(test)
@@ -363,19 +408,30 @@ def tried(name, n_inputs, seed):
     "One format in a process of its own: (name, counts, findings, seconds)."
     worker, start = Worker(), time.monotonic()
     try: counts, failed = search(name, n_inputs, worker, seed)
-    finally: worker.stop(); worker.room.cleanup()
+    finally:
+        worker.stop()
+        worker.room.cleanup()
     return name, counts, failed, time.monotonic() - start
 
 def main():
-    p = argparse.ArgumentParser(); p.add_argument("--inputs", type=int, default=100_000); p.add_argument("--formats", nargs="*", default=list(FORMATS))
-    p.add_argument("--seed", type=int, default=0); p.add_argument("--findings"); p.add_argument("--report")
+    p = argparse.ArgumentParser()
+    p.add_argument("--inputs", type=int, default=100_000)
+    p.add_argument("--formats", nargs="*", default=list(FORMATS))
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--findings")
+    p.add_argument("--report")
     p.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes that try at once")
-    a = p.parse_args(); total, began, bad = Counter(), time.monotonic(), {}
+    a = p.parse_args()
+    total, began, bad = Counter(), time.monotonic(), {}
     pool = ProcessPoolExecutor(a.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
-    each = a.inputs // len(a.formats); parts = max(1, min(each // 1000, -(-4 * a.jobs // len(a.formats)))) # what is slow must not be last
-    tasks = [pool.submit(tried, name, each // parts + (i < each % parts), a.seed * 1000 + i) for i in range(parts) for name in a.formats]
+    each = a.inputs // len(a.formats)
+    parts = max(1, min(each // 1000, -(-4 * a.jobs // len(a.formats)))) # what is slow must not be last
+    tasks = [pool.submit(tried, name, each // parts + (i < each % parts), a.seed * 1000 + i)
+             for i in range(parts)
+             for name in a.formats]
     for task in as_completed(tasks):
-        name, counts, failed, spent = task.result(); total += counts
+        name, counts, failed, spent = task.result()
+        total += counts
         print(f"{name:17} {sum(counts.values()):7,} inputs  accepted {counts['exit 0']:6,}  refused {counts['exit 2']:6,}"
               f"  bad {counts['bad']:5,}  {sum(counts.values()) / spent:6.0f}/s", flush=True)
         for kind, made, command in failed.values():
@@ -385,11 +441,13 @@ def main():
             if a.findings:
                 with open(a.findings, "a") as f:
                     f.write(f"{name} | {kind[:200]!r} | {FORMATS[name][3][command % len(FORMATS[name][3])]} | {base64.b64encode(made[:1500]).decode()}\n")
-    pool.shutdown(); n = sum(total.values())
+    pool.shutdown()
+    n = sum(total.values())
     line = (f"{n:,} inputs of {len(a.formats)} formats in {time.monotonic() - began:,.0f} s: {total['exit 0']:,} accepted, "
             f"{total['exit 2']:,} refused in words, {total['bad']:,} bad (tracebacks, hangs over {SECONDS} s, over 1 GB, writes outside).")
     print(line)
-    if a.report: Path(a.report).write_text(f"# Reliability\n\n`make fuzz` (`tools/fuzz.py --inputs {a.inputs} --seed {a.seed}`): {line}\n")
+    if a.report:
+        Path(a.report).write_text(f"# Reliability\n\n`make fuzz` (`tools/fuzz.py --inputs {a.inputs} --seed {a.seed}`): {line}\n")
     return 1 if bad else 0
 
 if __name__ == "__main__": sys.exit(main())

@@ -12,7 +12,8 @@ def pip(*args):
     "Run pip in .venv; its words are shown only when it fails."
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore", *args]
     done = subprocess.run(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode: sys.exit(f"{done.stdout}\ninstall: pip failed, see above. Repair that and run the same command again; it continues from here.")
+    if done.returncode:
+        sys.exit(f"{done.stdout}\ninstall: pip failed, see above. Repair that and run the same command again; it continues from here.")
 
 def make_venv():
     "A virtual environment whose pip answers."
@@ -28,9 +29,12 @@ def torn():
     for info in venv.glob("lib/python*/site-packages/*.dist-info"):
         name, version = info.name.removesuffix(".dist-info").rsplit("-", 1)
         record = info/"RECORD"
-        if not record.exists(): shutil.rmtree(info); continue # pip forgets it and installs it again
+        if not record.exists(): # pip forgets it and installs it again
+            shutil.rmtree(info)
+            continue
         with open(record, newline="") as f: files = [row[0] for row in csv.reader(f) if row]
-        if not all((info.parent/p).exists() for p in files if not p.endswith(".pyc")): yield f"{name}=={version}"
+        if not all((info.parent/p).exists() for p in files if not p.endswith(".pyc")):
+            yield f"{name}=={version}"
 
 def repair():
     "After a break: install again what is incomplete."
@@ -44,12 +48,16 @@ def main():
     make_venv()
     if busy.exists(): repair()
     busy.touch()
-    say("PyTorch, the largest part"); pip("-c", "constraints.txt", "torch")
-    say("model_glue_nb and what it needs, at the tested versions"); pip("-c", "constraints.txt", "-e", ".[dev]")
+    say("PyTorch, the largest part")
+    pip("-c", "constraints.txt", "torch")
+    say("model_glue_nb and what it needs, at the tested versions")
+    pip("-c", "constraints.txt", "-e", ".[dev]")
     if subprocess.run([python, "-c", PARTS], cwd=root).returncode:
         sys.exit("install: a package cannot be imported, see above. Remove .venv and run the same command again.")
-    if (root/".git").exists(): subprocess.run([venv/"bin/nbdev_install_hooks"], cwd=root, stdout=subprocess.DEVNULL)
-    busy.unlink(); stamp.touch()
+    if (root/".git").exists():
+        subprocess.run([venv/"bin/nbdev_install_hooks"], cwd=root, stdout=subprocess.DEVNULL)
+    busy.unlink()
+    stamp.touch()
     say(f"done in {time.time() - began:.0f} s")
 
 if __name__ == "__main__": main()

@@ -62,7 +62,8 @@ def out_of_step(all_mutants):
         for test in m.tests:
             file, _, function = test.partition("::")
             if not (ROOT/file).is_file(): yield f"{name}: there is no {file}"
-            elif function and f"def {function.partition('[')[0]}(" not in (ROOT/file).read_text(): yield f"{name}: there is no {test}"
+            elif function and f"def {function.partition('[')[0]}(" not in (ROOT/file).read_text():
+                yield f"{name}: there is no {test}"
 
 # --- what is remembered
 
@@ -145,11 +146,13 @@ def run_notebook(path, mutant):
     for number, cell in enumerate(processor.nb.cells):
         directives = getattr(cell, "directives_", {})
         if cell.cell_type != "code" or "nbdev_export(" in cell.source: continue
-        if directives.get("eval:", [""])[0].lower() == "false" or {"slow", "gpu"} & directives.keys(): continue
+        if directives.get("eval:", [""])[0].lower() == "false" or {"slow", "gpu"} & directives.keys():
+            continue
         if own and {"export", "exporti", "exports"} & directives.keys():
             cell.source = replaced(cell.source, mutant)
         shell.cell(cell)
-        if shell.exc: return f"{path.parent.name}/{path.name} cell {number}: {type(shell.exc).__name__}: {shell.exc}"
+        if shell.exc:
+            return f"{path.parent.name}/{path.name} cell {number}: {type(shell.exc).__name__}: {shell.exc}"
 
 class Failures:
     "The first failure that pytest reports."
@@ -159,7 +162,8 @@ class Failures:
             crash = getattr(report.longrepr, "reprcrash", None)
             self.first = f"{report.nodeid}: {crash.message if crash else report.longrepr}"
     def pytest_collectreport(self, report):
-        if report.failed and not self.first: self.first = f"{report.nodeid}: {str(report.longrepr).splitlines()[-1]}"
+        if report.failed and not self.first:
+            self.first = f"{report.nodeid}: {str(report.longrepr).splitlines()[-1]}"
 
 def run_tests(tests, tree, mutant):
     "Notebooks in turn, pytest's together. Gives what went wrong first, or None."
@@ -183,7 +187,8 @@ def trial(tree, tests, mutant=None, seconds=600):
     verdict = wait(child, seconds)
     forget(tree)
     if not mutant:
-        for folder in machine_code(tree): share_machine_code(folder, *beside_modules(ROOT), *machine_code(tree))
+        for folder in machine_code(tree):
+            share_machine_code(folder, *beside_modules(ROOT), *machine_code(tree))
     text = " ".join(said.read_text().split())[:200]
     return verdict, text or ("" if verdict == "survived" else verdict), time.perf_counter() - began
 
@@ -201,7 +206,8 @@ def in_child(tree, tests, mutant, said):
         said.write_text(result or "")
         code = 1 if result else 0
         loaded = sys.modules.get(PACKAGE)
-        if loaded and not loaded.__file__.startswith(str(tree)): code, _ = 3, said.write_text(f"{loaded.__file__} was tested")
+        if loaded and not loaded.__file__.startswith(str(tree)):
+            code, _ = 3, said.write_text(f"{loaded.__file__} was tested")
     except BaseException:
         said.write_text(traceback.format_exc()[-300:])
     os._exit(code)
@@ -293,7 +299,8 @@ def report(results, seconds):
     for room in rooms:
         here, gone = [r for r in results if r.mutant.room == room], [r for r in killed if r.mutant.room == room]
         lines.append(f"| {room} | {len(here)} | {len(gone)} | {len(here) - len(gone)} |")
-    if alive: lines += ["", "## What no test noticed", "", "| module | line | became | why |", "|---|---|---|---|"]
+    if alive:
+        lines += ["", "## What no test noticed", "", "| module | line | became | why |", "|---|---|---|---|"]
     for r in alive:
         why = WHY.get((r.mutant.room, r.mutant.new), "not looked into")
         lines.append(f"| {r.mutant.room} | `{cell(r.mutant.old)}` | `{cell(r.mutant.new)}` | {why} |")
@@ -308,10 +315,13 @@ def main():
     parser.add_argument("--fresh", action="store_true", help="try again what was noticed before, though neither module nor tests changed")
     parser.add_argument("--list", action="store_true", help="show the changes and stop")
     given = parser.parse_args()
-    if wrong := [r for r in given.rooms if r not in MUTANTS]: parser.error(f"no changes for '{wrong[0]}'; known: {', '.join(MUTANTS)}")
-    if faults := list(out_of_step(mutants())): sys.exit("tools/mutants.py is out of step:\n" + "\n".join(faults))
+    if wrong := [r for r in given.rooms if r not in MUTANTS]:
+        parser.error(f"no changes for '{wrong[0]}'; known: {', '.join(MUTANTS)}")
+    if faults := list(out_of_step(mutants())):
+        sys.exit("tools/mutants.py is out of step:\n" + "\n".join(faults))
     chosen = [m for m in mutants(given.rooms) if given.match in m.old + m.new]
-    if given.list: return print(*(f"{m.room}: {m.old} → {m.new}\n    {' '.join(m.tests)}" for m in chosen), sep="\n")
+    if given.list:
+        return print(*(f"{m.room}: {m.old} → {m.new}\n    {' '.join(m.tests)}" for m in chosen), sep="\n")
     os.environ |= dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_WAIT_POLICY="passive", PYTHONDONTWRITEBYTECODE="1")
     sys.dont_write_bytecode = True
     warm()
@@ -328,7 +338,8 @@ def main():
     verdicts = run_all([(m.tests, m, limits[m.tests]) for m in open_], given.workers, keep)
     tried = {m: Result(m, *v) for m, v in zip(open_, verdicts)}
     results = [tried.get(m) or Result(m, *known[fingerprint(m)]) for m in chosen]
-    if broken := [r for r in results if r.verdict == "broken"]: sys.exit(f"The change was not tested: {broken[0].said}")
+    if broken := [r for r in results if r.verdict == "broken"]:
+        sys.exit(f"The change was not tested: {broken[0].said}")
     text, share = report(results, sum(r.seconds for r in results))
     print(text)
     if given.report: given.report.write_text(text)

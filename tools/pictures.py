@@ -20,8 +20,10 @@ def home():
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=find(), args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport=dict(width=1280, height=800))
-        page.goto((root/"_docs/index.html").as_uri()); page.wait_for_timeout(1000)
-        page.screenshot(path=assets/"site-home.jpg", type="jpeg", quality=60); browser.close()
+        page.goto((root/"_docs/index.html").as_uri())
+        page.wait_for_timeout(1000)
+        page.screenshot(path=assets/"site-home.jpg", type="jpeg", quality=60)
+        browser.close()
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or ["result", "home"]: dict(result=result, home=home)[name]()

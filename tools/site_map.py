@@ -10,12 +10,15 @@ def expand(contents, folder, seen):
     "A menu's files: patterns expanded in the order of their names, which is the reading order; absent ones dropped, none twice."
     for c in contents:
         for f in sorted(folder.glob(c)) if "*" in c else [folder/c] * (folder/c).exists():
-            if (name := str(f.relative_to(folder))) not in seen: seen.add(name); yield name
+            if (name := str(f.relative_to(folder))) not in seen:
+                seen.add(name)
+                yield name
 
 def sections():
     "Title of each section of the menu → its notebooks in reading order."
     import yaml
-    menu = yaml.safe_load((root/"_quarto.yml").read_text())["website"]["sidebar"]["contents"]; seen = set()
+    menu = yaml.safe_load((root/"_quarto.yml").read_text())["website"]["sidebar"]["contents"]
+    seen = set()
     return {s["section"]: list(expand(s["contents"], root/"nbs", seen)) for s in menu if "section" in s}
 
 def head(file):
@@ -53,7 +56,7 @@ def tutorials():
 def screens(only=""):
     "Pictures of screens in nbs/assets, each named for what it shows."
     files = sorted(f for f in (root/"nbs/assets").iterdir() if f.suffix in (".png", ".jpg", ".webp") and only in f.stem)
-    name = lambda f: re.sub(r"[-_]", " ", f.stem).capitalize()
+    def name(f): return re.sub(r"[-_]", " ", f.stem).capitalize()
     return "\n\n".join(f"![{name(f)}](assets/{f.name})" for f in files)
 
 def dashboard(): # the first of the explorers
@@ -81,7 +84,8 @@ def stale(write=False):
     found = []
     pages = [root/"nbs"/f"{n}.ipynb" for n in ("index", "start", "gallery")]
     for file in [*pages, *sorted((root/"nbs").glob("[0-9]*/00_*.ipynb"))]:
-        nb = json.loads(file.read_text()); changed = False
+        nb = json.loads(file.read_text())
+        changed = False
         for c in nb["cells"]:
             made = made_by("".join(c["source"]))
             if not made or any(o["data"].get(k) == v for o in c["outputs"] for k, v in made.items()): continue
@@ -92,6 +96,7 @@ def stale(write=False):
                 output["execution_count"] = None
             c["outputs"] = [output]
             changed = True
-        if changed: found.append(f"{file.parent.name}/{file.name} lists other notebooks or pictures than there are")
+        if changed:
+            found.append(f"{file.parent.name}/{file.name} lists other notebooks or pictures than there are")
         if changed and write: file.write_text(json.dumps(nb, ensure_ascii=False, indent=1) + "\n")
     return found

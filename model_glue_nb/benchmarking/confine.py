@@ -13,13 +13,20 @@ import ctypes, os, struct
 # %% ../../nbs/04_benchmarking/03_confine.ipynb #8cb9e15c
 # Call → its number on x86_64, on aarch64
 REFUSED = dict(
-    shmget=(29, 194), shmat=(30, 196), semget=(64, 190), msgget=(68, 186), memfd_create=(319, 279),
-    memfd_secret=(447, 447), mq_open=(240, 180), add_key=(248, 217), request_key=(249, 218),
-    keyctl=(250, 219), socket=(41, 198), unshare=(272, 97), setns=(308, 268), mount=(165, 40),
-    umount2=(166, 39), pivot_root=(155, 41), open_tree=(428, 428), move_mount=(429, 429),
-    fsopen=(430, 430), fsconfig=(431, 431), fsmount=(432, 432), fspick=(433, 433),
-    mount_setattr=(442, 442), ptrace=(101, 117), process_vm_readv=(310, 270), kcmp=(312, 272),
-    process_vm_writev=(311, 271), pidfd_getfd=(438, 438), userfaultfd=(323, 282), bpf=(321, 280),
+    shmget=(29, 194), shmat=(30, 196), semget=(64, 190),
+    msgget=(68, 186), memfd_create=(319, 279),
+    memfd_secret=(447, 447), mq_open=(240, 180),
+    add_key=(248, 217), request_key=(249, 218),
+    keyctl=(250, 219), socket=(41, 198), unshare=(272, 97),
+    setns=(308, 268), mount=(165, 40),
+    umount2=(166, 39), pivot_root=(155, 41),
+    open_tree=(428, 428), move_mount=(429, 429),
+    fsopen=(430, 430), fsconfig=(431, 431),
+    fsmount=(432, 432), fspick=(433, 433),
+    mount_setattr=(442, 442), ptrace=(101, 117),
+    process_vm_readv=(310, 270), kcmp=(312, 272),
+    process_vm_writev=(311, 271), pidfd_getfd=(438, 438),
+    userfaultfd=(323, 282), bpf=(321, 280),
     perf_event_open=(298, 241), io_uring_setup=(425, 425))
 CLONE, CLONE3 = (56, 220), (435, 435)
 # Processor → column above, and the name that the kernel has for its calls
@@ -33,8 +40,10 @@ def filter_of(
     "The filter that decides on every system call."
     column, arch = PROCESSORS[processor]
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
-    def refuse(test, value, answer): return [(test, 0, 1, value), (give, 0, 0, answer)]
-    steps = [(load, 0, 0, 4), (equal, 1, 0, arch), (give, 0, 0, KILL), (load, 0, 0, 0)]
+    def refuse(test, value, answer):
+        return [(test, 0, 1, value), (give, 0, 0, answer)]
+    steps = [(load, 0, 0, 4), (equal, 1, 0, arch),
+             (give, 0, 0, KILL), (load, 0, 0, 0)]
     steps += refuse(at_least, 0x40000000, NOT_PERMITTED) # x86_64 has a second set of numbers there
     for numbers in REFUSED.values(): steps += refuse(equal, numbers[column], NOT_PERMITTED)
     steps += refuse(equal, CLONE3[column], NOT_THERE)
@@ -63,7 +72,8 @@ def own_group()->tuple[str,str]: # Its folder, "v1" or "v2"; empty where there i
     try: lines = open("/proc/self/cgroup").read().splitlines()
     except OSError: return "", ""
     groups = {names: path for _, names, path in (line.split(":", 2) for line in lines)}
-    older = next((path for names, path in groups.items() if "memory" in names.split(",")), None)
+    older = next((path for names, path in groups.items() if "memory" in names.split(",")),
+                 None)
     top, kind = ("/sys/fs/cgroup", "v2") if older is None else ("/sys/fs/cgroup/memory", "v1")
     path = groups.get("", "/") if older is None else older
     for folder in (top + path.rstrip("/"), top): # a container may show its own group as the top
@@ -100,7 +110,9 @@ class Cgroup:
             set_kernel(most, limit)
             if os.path.exists(swap): set_kernel(swap, limit if self.kind == "v1" else 0)
             self.passed(0) # can it be read?
-        except OSError: self.close(); raise
+        except OSError:
+            self.close()
+            raise
 
     def __str__(self): return f"cgroup {self.kind}"
     def join(self): set_kernel(f"{self.folder}/cgroup.procs", 0) # This process, and all that come from it
@@ -147,7 +159,8 @@ def memory_of(
         return sum(int(x[1]) for x in lines if x[0] in ("Pss:", "SwapPss:")) * 1024
     except OSError: pass # it has gone, or forbids us to look closer
     try:
-        with open(f"/proc/{pid}/statm") as f: return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        with open(f"/proc/{pid}/statm") as f:
+            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError: return 0
 
 def shared_files(
@@ -156,8 +169,11 @@ def shared_files(
     folder:str="/dev/shm", # In memory
 )->int: # Bytes
     "What a user holds in files in memory."
-    found, device = {}, os.stat(folder).st_dev if os.path.isdir(folder) else None
-    named = [os.path.join(top, f) for top, _, files in os.walk(folder) for f in files]
+    found = {}
+    device = os.stat(folder).st_dev if os.path.isdir(folder) else None
+    named = [os.path.join(top, f)
+             for top, _, files in os.walk(folder)
+             for f in files]
     opened = []
     for pid in pids:
         try: opened += [f"/proc/{pid}/fd/{n}" for n in os.listdir(f"/proc/{pid}/fd")]

@@ -80,10 +80,13 @@ def token_batches()->type: # A kind of HFLM
                                                 self.device.type == "cpu") // max(n, 1)))
         def _batch_scheduler(self, pos, requests): # asked for every request in turn
             if pos == 0 or pos >= self.batch_end:
-                read = lambda r: min(len(r[1]) + len(r[2]) - 1, self.max_length) # the last token is not read
-                n = read(requests[pos]); near = requests[pos:pos + self.fitting(n)]
+                def read(r): # the last token is not read
+                    return min(len(r[1]) + len(r[2]) - 1, self.max_length)
+                n = read(requests[pos])
+                near = requests[pos:pos + self.fitting(n)]
                 batch = [r for r in near if read(r) > .75 * n] # much shorter ones would be mostly padding
-                self.size = len(batch); self.batch_end = pos + self.size
+                self.size = len(batch)
+                self.batch_end = pos + self.size
                 self.wanted = max(n - read(r) + len(r[2]) for r in batch)
             return self.size
         def _loglikelihood_tokens(self, *args, **kwargs):
@@ -97,7 +100,8 @@ def token_batches()->type: # A kind of HFLM
         def generate_until(self, requests, disable_tqdm=False):
             settings = [generation_settings(r.args[1]) for r in requests]
             room = max(s.max_new_tokens for s in settings)
-            n_tokens = {r.args[0]: len(self.tok_encode(r.args[0])) for r in requests}
+            n_tokens = {r.args[0]: len(self.tok_encode(r.args[0]))
+                        for r in requests}
             self.size = self.fitting(min(max(n_tokens.values()) + room, self.max_length))
             size = self.size if self.batch_size == "auto" else self.batch_size
             pieces = pieces_of(requests, n_tokens, size)
@@ -121,8 +125,9 @@ def token_batches()->type: # A kind of HFLM
             out.cache_hook = CacheHook(None) # called when the answers are back, by one thread
             return out
         def loglikelihood_rolling(self, requests, disable_tqdm=False):
-            self.size = self.fitting(min(max(len(self.tok_encode(r.args[0])) for r in requests),
-                                         self.max_length))
+            self.size = self.fitting(
+                min(max(len(self.tok_encode(r.args[0])) for r in requests),
+                    self.max_length))
             return super().loglikelihood_rolling(requests, disable_tqdm)
     return TokenBatches
 
@@ -145,7 +150,8 @@ def generation_settings(
         raise InputError(f"{wrong}. Correct them in its YAML.") from None
     until, most = given.pop("until"), given.pop("max_gen_toks")
     if most < 1: raise InputError(f"A task generates {most} tokens. Set max_gen_toks to 1 or more.")
-    stop = [s for part in until for s in (part if isinstance(part, (list, tuple)) else [part])]
+    stop = [s for part in until
+            for s in (part if isinstance(part, (list, tuple)) else [part])]
     stop = [s for s in stop if s is not None]
     if any(not isinstance(s, str) for s in stop):
         raise InputError(f"A task stops at {stop}. Write `until` as a text or a list of texts.")
@@ -161,7 +167,8 @@ def sampling_of(
     "Settings that make an answer differ from the greedy one."
     greedy = not given.get("do_sample")
     kept = {k: v for k, v in given.items() if not (greedy and k in OF_SAMPLING)}
-    return {k: v for k, v in kept.items() if v is not None and (k not in NEUTRAL or v != NEUTRAL[k])}
+    return {k: v for k, v in kept.items()
+            if v is not None and (k not in NEUTRAL or v != NEUTRAL[k])}
 
 def grouped_by_arguments(
     requests:list, # lm-eval requests that generate
@@ -277,17 +284,22 @@ class Keeper:
         total:int=0, # Responses in all
     ):
         self.store, self.model, self.progress = store, model, progress
-        self.waiting, self.done, self.total, self.last = {}, done, total, time.monotonic()
+        self.waiting = {}
+        self.done = done
+        self.total = total
+        self.last = time.monotonic()
 
     def add_partial(self, attr, request, response):
         "Called by lm-eval."
-        self.waiting[digest(attr, list(request))] = json.dumps(response); self.done += 1
+        self.waiting[digest(attr, list(request))] = json.dumps(response)
+        self.done += 1
         if time.monotonic() - self.last > 1: self.flush()
 
     def flush(self):
         "Write pending responses."
         if self.store and self.waiting: self.store.add_responses(self.model, self.waiting)
-        self.waiting, self.last = {}, time.monotonic(); self.progress(self.done, self.total, "asking")
+        self.waiting, self.last = {}, time.monotonic()
+        self.progress(self.done, self.total, "asking")
 
 # %% ../../nbs/04_benchmarking/10_harness.ipynb #5d630aac
 def request_key(
@@ -334,9 +346,11 @@ def count_cut(
         raise InputError(f"Task '{task.name}' generates up to {most} tokens, the model reads {limit}. "
                          "Set max_gen_toks lower.")
     if task.kind == "loglikelihood_rolling": return 0 # read in windows, nothing is cut
-    text = lambda r: r.args[0] + (r.args[1] if r.request_type == "loglikelihood" else "")
+    def text(r):
+        return r.args[0] + (r.args[1] if r.request_type == "loglikelihood" else "")
     return len({(r.task_name, r.doc_id) for r in requests
-                if len(lm.tok_encode(text(r))) + room(r) > limit + (not room(r))})
+                if len(lm.tok_encode(text(r))) + room(
+                        r) > limit + (not room(r))})
 
 # %% ../../nbs/04_benchmarking/10_harness.ipynb #4542caf9
 def conversations(
@@ -372,13 +386,17 @@ def evaluate(
         wanted = {(q.task, q.doc) for q in t.questions}
         for name, loaded in load_tasks(t.source).items():
             asked = conversations(lm, t, loaded, model) if t.chat.template else loaded.instances
-            mine = [replace(i, resps=[], filtered_resps={}) for i in asked if (name, i.doc_id) in wanted]
+            mine = [replace(i, resps=[], filtered_resps={})
+                    for i in asked
+                    if (name, i.doc_id) in wanted]
             if mine: parts.append((t, name, loaded, mine))
-            if mine and (n := count_cut(lm, t, mine)): cut[t.name] = cut.get(t.name, 0) + n
+            if mine and (n := count_cut(lm, t, mine)):
+                cut[t.name] = cut.get(t.name, 0) + n
     respond(lm, [i for *_, mine in parts for i in mine], model, store, progress)
     out = {t.name: defaultdict(dict) for t in tasks}
     for t, name, loaded, mine in parts:
-        for metric, rows in judge_answers(t, name, loaded, mine).items(): out[t.name][metric] |= rows
+        for metric, rows in judge_answers(t, name, loaded, mine).items():
+            out[t.name][metric] |= rows
     for t in tasks:
         for metric, rows in out[t.name].items():
             if store: store.add_items(model, t.asked._replace(metric=metric), rows)

@@ -34,7 +34,8 @@ def table_text(
     text, shown = read_text(file, TABLE), plain(file)
     if "\0" in text: raise InputError(f"'{shown}' is not a table: it holds NUL bytes. Save it as CSV.")
     widest = max(line.count(",") for line in text.split("\n"))
-    for n, most, what in ((text.count("\n"), ROWS, "lines"), (widest, COLUMNS, "columns")):
+    for n, most, what in ((text.count("\n"), ROWS, "lines"),
+                          (widest, COLUMNS, "columns")):
         if n > most: raise InputError(f"'{shown}' has {n:,} {what}; a table of scores has at most {most:,}.")
     problem = misshapen(text)
     if problem: raise InputError(f"'{shown}' is not a table: {problem} Give CSV with a row per model.")
@@ -95,7 +96,8 @@ def read_scores(
 def published_scores(): # DataFrame: 12 models × 6 tasks, in [0, 1]; its `attrs` name the source
     "The scores that the paper published for its Llama-2 models."
     file = demo_zoo_path().parent/"published"/"model_glue_scores.csv"
-    t = read_scores(file); t.attrs["source"] = file.read_text(encoding="utf-8").splitlines()[0][2:]
+    t = read_scores(file)
+    t.attrs["source"] = file.read_text(encoding="utf-8").splitlines()[0][2:]
     return t
 
 # %% ../../nbs/04_benchmarking/12_import_scores.ipynb #65fe83be
@@ -105,7 +107,8 @@ def result_files(
     "lm-eval's result files."
     path = Path(path)
     if not is_path(path): raise MissingFile(f"There is no file '{short(path)}'. Give what lm_eval wrote.")
-    found = [path] if path.is_file() else sorted(path.rglob("results*.json"), key=lambda f: f.name)
+    found = ([path] if path.is_file()
+             else sorted(path.rglob("results*.json"), key=lambda f: f.name))
     if not found: raise MissingFile(f"There is no results_*.json in '{plain(path)}'. "
                                      "Give what lm_eval wrote.")
     return found
@@ -143,9 +146,11 @@ def read_results(
         model = short(found.get("model_name") or args, 1000)
         sizes, versions = found.get("n-samples") or {}, found.get("versions") or {}
         for task, values in found["results"].items():
-            reported = {k: v for k, v in (values or {}).items() if is_score(k, v)}
+            reported = {k: v for k, v in (values or {}).items()
+                        if is_score(k, v)}
             wanted = (metrics or {}).get(task)
-            chosen = {k: v for k, v in reported.items() if wanted in (None, k, k.split(",")[0])}
+            chosen = {k: v for k, v in reported.items()
+                      if wanted in (None, k, k.split(",")[0])}
             if wanted and not chosen:
                 raise unknown(f"metric of task '{short(task)}' in '{short(file.name)}'", wanted, reported)
             n = (sizes.get(task) or {}).get("effective")
@@ -173,21 +178,26 @@ def import_samples(
     import pandas as pd
     files, settings = result_files(path), {}
     for f in files: settings |= read_results_file(f).get("configs") or {}
-    samples = [s for folder in {f.parent for f in files} for s in sorted(folder.glob("samples_*.jsonl"))]
+    samples = [s for folder in {f.parent for f in files}
+               for s in sorted(folder.glob("samples_*.jsonl"))]
     rows = []
     for t in suite.tasks:
-        if not isinstance(t, EvalTask): rows.append((t.name, len(t.questions), 0,
-                                                     "is not a task of lm-eval")); continue
+        if not isinstance(t, EvalTask):
+            rows.append((t.name, len(t.questions), 0, "is not a task of lm-eval"))
+            continue
         keys, n, why = {q.key for q in t.questions}, set(), "no samples of it are there"
         for task, version in describe(t.source)["versions"].items():
             mine = [s for s in samples if s.name.startswith(f"samples_{task}_2")]
             if not mine: continue
             if version_of(settings.get(task) or {}) != version:
-                why = "it was asked with other settings"; continue
+                why = "it was asked with other settings"
+                continue
             for metric, found in read_samples(mine[-1], keys).items():
-                store.add_items(model.fingerprint(), t.asked._replace(metric=metric), found); n |= set(found)
+                store.add_items(model.fingerprint(), t.asked._replace(metric=metric), found)
+                n |= set(found)
             why = "" if n else "other questions or examples were asked"
-        rows.append((t.name, len(t.questions), len(n), why if not n else ""))
+        rows.append((t.name, len(t.questions),
+                     len(n), why if not n else ""))
     return pd.DataFrame(rows, columns="task questions imported why".split())
 
 # %% ../../nbs/04_benchmarking/12_import_scores.ipynb #870fabcb

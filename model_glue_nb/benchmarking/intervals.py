@@ -23,7 +23,9 @@ class ItemScores(dict):
     def __init__(self,
         values=(), # Task → values
         weights:dict[str,float]|None=None, # Task → share in the mean over tasks; None: all the same
-    ): super().__init__(values); self.weights = weights or {}
+    ): # Task → share in the mean over tasks; None: all the same
+        super().__init__(values)
+        self.weights = weights or {}
 
 def weights_of(
     items:dict, # Values per task
@@ -36,7 +38,8 @@ def task_weights(
 )->np.ndarray: # Shares in the mean over tasks, together 1
     "How much each task counts."
     w = np.array([weights_of(items).get(t, 1.) for t in items])
-    return w / w.sum() if w.sum() else np.full(len(w), 1 / len(w))
+    return (w / w.sum() if w.sum()
+            else np.full(len(w), 1 / len(w)))
 
 def mean_score(
     items:ItemScores, # Values per task
@@ -71,7 +74,9 @@ def counted(
     for task, v in items.items():
         v = np.asarray(v, float)
         if not len(v): raise InputError(f"The task '{task}' has no questions. Leave it out.")
-        if np.isfinite(v).all(): out.append(v); continue
+        if np.isfinite(v).all():
+            out.append(v)
+            continue
         raise InputError(f"The task '{task}' holds a value that is not a number. Leave that question out.")
     kept = np.flatnonzero(weights > 0)
     return [out[i] for i in kept], weights[kept]
@@ -81,15 +86,20 @@ def spread_of(
     weights:np.ndarray, # Shares in the mean, all above 0
 )->Spread:
     "The variance of the mean, each task's own variance shrunk toward the pooled one by one question."
-    n = np.array([len(v) for v in values], float); every = np.concatenate(values)
-    squares = np.array([np.square(v - v.mean()).sum() for v in values])
+    n = np.array([len(v) for v in values], float)
+    every = np.concatenate(values)
+    squares = np.array([np.square(v - v.mean()).sum()
+                        for v in values])
     overall = every.var(ddof=1) if len(every) > 1 else 0.0
     typical = (squares.sum() + overall) / ((n - 1).sum() + 1)
-    shares = weights**2 / n; parts = shares * (squares + typical) / n
-    size = 1 / shares.sum(); known = parts if parts.sum() else shares
+    shares = weights**2 / n
+    parts = shares * (squares + typical) / n
+    size = 1 / shares.sum()
+    known = parts if parts.sum() else shares
     freedom = known.sum()**2 / (known**2 / n).sum() # Satterthwaite
     mean = float(weights @ [v.mean() for v in values])
-    return Spread(mean, float(parts.sum() * size), float(size), student(round(float(freedom), 1)))
+    return Spread(mean, float(parts.sum() * size),
+                  float(size), student(round(float(freedom), 1)))
 
 @lru_cache(4096)
 def student(
@@ -107,11 +117,15 @@ def mean_interval(
     items:ItemScores, # Task → values; accuracies, or any scores
 )->Interval: # Of the mean over tasks
     "Mean over tasks with a 95% interval that is never a point."
-    values, weights = counted(items); s = spread_of(values, weights)
-    least, most = min(map(np.min, values)), max(map(np.max, values))
+    values, weights = counted(items)
+    s = spread_of(values, weights)
+    least = min(map(np.min, values))
+    most = max(map(np.max, values))
     low, high = min(0.0, least), max(1.0, most) # scores of any scale: their own range
-    p, width = (s.mean - low) / (high - low), high - low; hidden = LEAST / s.n
-    n = s.n * (p * (1 - p) + hidden) / (s.variance / width**2 + hidden)
+    p, width = (s.mean - low) / (high - low), high - low
+    hidden = LEAST / s.n
+    n = (s.n * (p * (1 - p) + hidden)
+         / (s.variance / width**2 + hidden))
     centre = (n * p + IMAGINED / 2) / (n + IMAGINED)
     error = s.t * math.sqrt(centre * (1 - centre) / (n + IMAGINED))
     ends = [low + width * (centre + x) for x in (-error, error)]
@@ -129,7 +143,8 @@ def difference_limit(
     from scipy.optimize import brentq
     def above(x): # how far x is above the observed difference, in standard errors, minus t
         b = (2 * n - wins + losses) * x - wins - losses
-        lost = (math.sqrt(b * b + 8 * n * losses * x * (1 - x)) - b) / (4 * n) # likeliest share, given x
+        lost = (math.sqrt(b * b + 8 * n * losses * x * (1 - x))
+                - b) / (4 * n) # likeliest share, given x
         variance = n * max(2 * lost + x * (1 - x), 1e-12)
         return (n * x - wins + losses) / math.sqrt(variance) - t
     seen = (wins - losses) / n
@@ -140,16 +155,23 @@ def difference_interval(
     largest:float, # Difference of one question that is possible
 )->Interval: # Of the mean over tasks
     "The mean of paired differences with its 95% interval."
-    values, weights = counted(items); s = spread_of(values, weights); every = np.abs(np.concatenate(values))
-    steps = every[every > 0]; step = steps.max() if len(steps) else largest
-    share = float(weights @ [np.mean(v != 0) for v in values]); mean, d = mean_score(items), s.mean / step
+    values, weights = counted(items)
+    s = spread_of(values, weights)
+    every = np.abs(np.concatenate(values))
+    steps = every[every > 0]
+    step = steps.max() if len(steps) else largest
+    share = float(weights @ [np.mean(v != 0) for v in values])
+    mean, d = mean_score(items), s.mean / step
     if len(steps) and not np.isclose(steps.min(), step): # graded: few differing questions are weak evidence
         few = 1 + IMAGINED / (share * s.n)
-        error = s.t * math.sqrt(s.variance / s.n * few + LEAST * (step / s.n)**2)
+        error = (s.t
+                 * math.sqrt(s.variance / s.n * few + LEAST * (step / s.n)**2))
         return Interval(mean, mean - error, mean + error)
     hidden = LEAST / s.n
-    n = s.n * (max(share - d * d, 0) + hidden) / (s.variance / step**2 + hidden)
-    wins, losses = max(n * (share + d) / 2, 0), max(n * (share - d) / 2, 0)
+    n = (s.n * (max(share - d * d, 0) + hidden)
+         / (s.variance / step**2 + hidden))
+    wins = max(n * (share + d) / 2, 0)
+    losses = max(n * (share - d) / 2, 0)
     ends = -difference_limit(losses, wins, n, s.t), difference_limit(wins, losses, n, s.t)
     return Interval(mean, *(float(step * x) for x in ends))
 
@@ -159,11 +181,15 @@ def paired_gain(
     theirs:ItemScores, # Of the other, on the same questions
 )->Interval: # Of the difference of the means over tasks
     "How much better one system is than another on the same questions, with a paired interval."
-    if {k: len(v) for k, v in ours.items()} != {k: len(v) for k, v in theirs.items()}:
+    if {k: len(v)
+        for k, v in ours.items()} != {k: len(v)
+                                      for k, v in theirs.items()}:
         raise InputError("The two systems answered different questions. Score both on one part of the suite.")
     weights = weights_of(ours) or weights_of(theirs)
     difference = {k: np.asarray(ours[k], float) - theirs[k] for k in ours}
-    reach = [np.max(x) - np.min(x) for v in zip(ours.values(), theirs.values()) if (x := np.ravel(v)).size]
+    reach = [np.max(x) - np.min(x)
+             for v in zip(ours.values(), theirs.values())
+             if (x := np.ravel(v)).size]
     return difference_interval(ItemScores(difference, weights), max([1.0, *map(float, reach)]))
 
 # %% ../../nbs/04_benchmarking/01_intervals.ipynb #2e0305f9
@@ -172,7 +198,9 @@ def oracle_task(
 )->ItemScores: # Values of the best model of each task
     "Per task the values of the model that is best on it."
     first = next(iter(items.values()))
-    return ItemScores({t: max((by[t] for by in items.values()), key=np.mean) for t in first},
+    return ItemScores({t: max((by[t] for by in items.values()),
+                              key=np.mean)
+                       for t in first},
                  weights_of(first))
 
 def oracle_question(
@@ -180,7 +208,8 @@ def oracle_question(
 )->ItemScores: # Best value of any model per question
     "Per question the best value of any model."
     first = next(iter(items.values()))
-    best = {t: np.max([by[t] for by in items.values()], axis=0) for t in first}
+    best = {t: np.max([by[t] for by in items.values()], axis=0)
+            for t in first}
     return ItemScores(best, weights_of(first))
 
 # %% ../../nbs/04_benchmarking/01_intervals.ipynb #4c17845f
@@ -189,17 +218,22 @@ def rank_models(
 ): # DataFrame, best first: model mean low high rank best_rank worst_rank tied
     "Models by mean score, with the ranks that are within error."
     import pandas as pd
-    sizes = [{t: len(v) for t, v in x.items()} for x in items.values()]
+    sizes = [{t: len(v) for t, v in x.items()}
+             for x in items.values()]
     if any(x != sizes[0] for x in sizes):
         raise InputError("The models answered different questions. Score all on one part of the suite.")
-    names = list(items); ahead = np.zeros((len(names), len(names)), bool) # row certainly better than column
+    names = list(items)
+    ahead = np.zeros((len(names), len(names)), bool) # row certainly better than column
     for i, j in combinations(range(len(names)), 2):
         gain = paired_gain(items[names[i]], items[names[j]])
         ahead[i, j], ahead[j, i] = gain.low > 0, gain.high < 0
-    best, worst, rows = 1 + ahead.sum(0), len(names) - ahead.sum(1), []
+    best = 1 + ahead.sum(0)
+    worst = len(names) - ahead.sum(1)
+    rows = []
     for name, first, last in zip(names, map(int, best), map(int, worst)):
         m, told = mean_interval(items[name]), f"{first}" if first == last else f"{first}–{last}"
-        rows.append((name, m.mean, m.low, m.high, told, first, last, first == 1))
+        rows.append((name, m.mean, m.low,
+                     m.high, told, first, last, first == 1))
     table = pd.DataFrame(rows, columns="model mean low high rank best_rank worst_rank tied".split())
     return table.sort_values("mean", ascending=False, kind="stable", ignore_index=True)
 
@@ -208,8 +242,10 @@ def weighed_differences(
     ours:ItemScores, theirs:ItemScores, # Values on the same questions
 )->np.ndarray: # One per question, task by task
     "What each question adds to the difference of the means over tasks."
-    shares = [w / max(len(v), 1) for w, v in zip(task_weights(ours), ours.values())]
-    return np.concatenate([w * (np.asarray(ours[t], float) - theirs[t]) for w, t in zip(shares, ours)])
+    shares = [w / max(len(v), 1)
+              for w, v in zip(task_weights(ours), ours.values())]
+    return np.concatenate([w * (np.asarray(ours[t], float) - theirs[t])
+                           for w, t in zip(shares, ours)])
 
 def chance_of_lead(
     ours:ItemScores, # Values of a candidate
@@ -226,7 +262,8 @@ def chance_of_lead(
     if len(size) == 1: # coins of equal weight: the binomial tail
         return float(binom.sf((steps > 0).sum() - 1, len(steps), .5))
     rng = np.random.default_rng(seed)
-    drawn = sum(s * (2 * rng.binomial(n, .5, n_draws) - n) for s, n in zip(size, count))
+    drawn = sum(s * (2 * rng.binomial(n, .5, n_draws) - n)
+                for s, n in zip(size, count))
     return float(((drawn >= lead - 1e-9).sum() + 1) / (n_draws + 1))
 
 def behind(

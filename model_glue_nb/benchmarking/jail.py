@@ -14,7 +14,8 @@ from .confine import memory_guard, refuse_calls
 
 # %% ../../nbs/04_benchmarking/04_jail.ipynb #1939d4f1
 LIBC = ctypes.CDLL(None, use_errno=True)
-MOUNT = dict(readonly=1, nosuid=2, nodev=4, remount=32, bind=4096, rec=16384, private=1 << 18)
+MOUNT = dict(readonly=1, nosuid=2, nodev=4,
+             remount=32, bind=4096, rec=16384, private=1 << 18)
 
 def call(
     name:str, # A function of the C library that returns 0 when it did its work
@@ -32,7 +33,7 @@ def mount(
     options:str="", # Of the file system
 ):
     "Mount, in this process's own view."
-    b = lambda s: None if s is None else s.encode()
+    def b(s): return None if s is None else s.encode()
     how = ctypes.c_ulong(sum(MOUNT[f] for f in flags.split()))
     call("mount", b(source), b(target), b(kind), how, b(options))
 
@@ -90,8 +91,11 @@ def build_room(
     write_program(f"{root}/program.py", c["code"])
     os.mkdir(f"{root}/tmp")
     mount("tmpfs", f"{root}/tmp", "tmpfs", "nosuid nodev", f"size={c['file_bytes']},mode=1777")
-    mount(None, root, None, "bind remount readonly nosuid nodev"); os.chdir(root)
-    call("pivot_root", b".", b"."); call("umount2", b".", ctypes.c_int(2)); os.chdir("/tmp")
+    mount(None, root, None, "bind remount readonly nosuid nodev")
+    os.chdir(root)
+    call("pivot_root", b".", b".")
+    call("umount2", b".", ctypes.c_int(2))
+    os.chdir("/tmp")
 
 # %% ../../nbs/04_benchmarking/04_jail.ipynb #68b34778
 EXAMINED = """
@@ -134,7 +138,9 @@ class Examiner:
         with open(own, "wb", closefd=False) as f: f.write(tests.encode("utf-8", "surrogatepass"))
         self.tests = os.open(f"/proc/self/fd/{own}", os.O_RDONLY) # nothing can be written through this one
         os.close(own)
-        self.number, self.awaited, self.spoilt = os.urandom(16).hex().encode(), b"tests", False
+        self.number = os.urandom(16).hex().encode()
+        self.awaited = b"tests"
+        self.spoilt = False
 
     @property
     def listens(self)->bool: return self.talk.fileno() >= 0 # Can there be more to hear?
@@ -173,11 +179,16 @@ def bind(
     c:dict, # Settings
 ):
     "Limit this process and all its descendants, and become the other user."
-    limits = dict(CPU=c["cpu_s"], AS=c["memory_bytes"], FSIZE=c["file_bytes"], NPROC=c["n_processes"],
+    limits = dict(CPU=c["cpu_s"], AS=c["memory_bytes"],
+                  FSIZE=c["file_bytes"], NPROC=c["n_processes"],
                   NOFILE=64, CORE=0, MEMLOCK=0, MSGQUEUE=0)
     for name, most in limits.items(): resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
-    if c["uid"]: os.setgroups([]); os.setresgid(*[c["uid"]] * 3); os.setresuid(*[c["uid"]] * 3)
-    die_with_parent(); call("prctl", 38, 1, 0, 0, 0) # PR_SET_NO_NEW_PRIVS
+    if c["uid"]:
+        os.setgroups([])
+        os.setresgid(*[c["uid"]] * 3)
+        os.setresuid(*[c["uid"]] * 3)
+    die_with_parent()
+    call("prctl", 38, 1, 0, 0, 0) # PR_SET_NO_NEW_PRIVS
     refuse_calls()
 
 def become(
@@ -187,18 +198,22 @@ def become(
     "Turn into the program; never returns."
     trouble = os.dup(2) # closes when the program starts
     try:
-        os.setsid(); os.umask(0o077)
+        os.setsid()
+        os.umask(0o077)
         null = os.open("/dev/null", os.O_RDWR)
-        files = [os.dup(fd) for fd in (null, c["out"], c["out"], talk, trouble)]
+        files = [os.dup(fd)
+                 for fd in (null, c["out"], c["out"], talk, trouble)]
         for fd, source in enumerate(files): os.dup2(source, fd, inheritable=fd < 4)
         trouble = 4
         os.closerange(5, 256)
         bind(c)
         here = os.getcwd()
         env = dict(PATH="/usr/bin:/bin", HOME=here, TMPDIR=here, LANG="C.UTF-8", OMP_NUM_THREADS="1")
-        os.execve(c["python"], [c["python"], "-I", "-S", "-B", "-c", EXAMINED, c["file"]], env)
+        os.execve(c["python"],
+                  [c["python"], "-I", "-S", "-B", "-c", EXAMINED, c["file"]], env)
     except BaseException as e:
-        os.write(trouble, f"cannot start the program: {e}\n".encode()); os._exit(127)
+        os.write(trouble, f"cannot start the program: {e}\n".encode())
+        os._exit(127)
 
 # %% ../../nbs/04_benchmarking/04_jail.ipynb #cc0b7f99
 def first_process(
@@ -213,16 +228,23 @@ def first_process(
         for number in (signal.SIGINT, signal.SIGTERM): # no program may interrupt us
             signal.signal(number, signal.SIG_DFL)
         guard.join()
-        if c["spaces"]: unshare(SPACES); build_room(c)
-        else: call("prctl", 36, 1, 0, 0, 0); os.chdir(c["work"]) # PR_SET_CHILD_SUBREAPER
+        if c["spaces"]:
+            unshare(SPACES)
+            build_room(c)
+        else: # PR_SET_CHILD_SUBREAPER
+            call("prctl", 36, 1, 0, 0, 0)
+            os.chdir(c["work"])
         program = os.fork()
         if not program: become(c, talk)
         os.close(talk) # the program's end of it closes with the program
         while True:
             pid, status = os.wait()
-            if pid == program: os.write(report, str(status).encode()); os._exit(0)
+            if pid == program:
+                os.write(report, str(status).encode())
+                os._exit(0)
     except BaseException as e:
-        os.write(2, f"cannot build the room: {e}\n".encode()); os._exit(126)
+        os.write(2, f"cannot build the room: {e}\n".encode())
+        os._exit(126)
 
 def ending_of(
     status:int, # As `os.wait` gives it
@@ -238,7 +260,8 @@ def owned(
     "Does any process belong to this user?"
     for p in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{p}/stat") as f: alive = f.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+            with open(f"/proc/{p}/stat") as f:
+                alive = f.read().rsplit(")", 1)[1].split()[0] not in "ZX"
             if alive and os.stat(f"/proc/{p}").st_uid == uid: return True
         except OSError: pass # it has just gone
     return False
@@ -250,7 +273,9 @@ def kill_processes(
     while owned(uid):
         pid = os.fork()
         if not pid:
-            try: os.setresuid(uid, uid, uid); os.kill(-1, signal.SIGKILL)
+            try:
+                os.setresuid(uid, uid, uid)
+                os.kill(-1, signal.SIGKILL)
             finally: os._exit(0)
         os.waitpid(pid, 0)
 
@@ -262,7 +287,9 @@ def watch(
     guard, # Of memory
 )->dict[str,bool]: # late, over: why it must be killed
     "Wait for the end of a program, or for a limit."
-    why, until, end = dict(late=False, over=False), time.monotonic() + c["seconds"], os.pidfd_open(keeper)
+    why = dict(late=False, over=False)
+    until = time.monotonic() + c["seconds"]
+    end = os.pidfd_open(keeper)
     while not any(why.values()):
         listening = [end] + [examiner.talk] * examiner.listens
         ready, *_ = select.select(listening, [], [], .05)
@@ -284,9 +311,11 @@ def enter(
     if not c["spaces"]: write_program(c["file"], c["code"])
     guard = memory_guard(c["memory_bytes"], c["guard"], 0 if c["spaces"] else c["uid"])
     if c["spaces"]: leave(c["own_users"])
-    began = time.monotonic(); keeper = os.fork()
+    began = time.monotonic()
+    keeper = os.fork()
     if not keeper: first_process(c, guard, examiner.theirs.fileno(), report)
-    os.close(report); examiner.theirs.close()
+    os.close(report)
+    examiner.theirs.close()
     try: why = watch(c, keeper, examiner, guard)
     finally:
         os.kill(keeper, signal.SIGKILL)
@@ -296,6 +325,7 @@ def enter(
         guard.close()
     examiner.hear() # its last messages
     told = os.read(heard, 16)
-    found = dict(passed=examiner.passed, spoilt=examiner.spoilt, guard=str(guard), late=why["late"],
+    found = dict(passed=examiner.passed, spoilt=examiner.spoilt,
+                 guard=str(guard), late=why["late"],
                  over=why["over"] or over, seconds=time.monotonic() - began)
     return json.dumps(ending_of(int(told or status)) | found)

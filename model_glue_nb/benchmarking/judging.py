@@ -24,7 +24,8 @@ def judge_once(
     requests:list, # Its requests with responses
 )->Rows: # Every metric that is a mean over questions
     "Values of some questions."
-    keys = {q.doc: q.key for q in task.questions if q.task == name}; out = defaultdict(dict)
+    keys = {q.doc: q.key for q in task.questions if q.task == name}
+    out = defaultdict(dict)
     if task.source.code: return judge_programs(task, keys, requests)
     with rules_of(task.source), holding(loaded, requests):
         loaded.apply_filters()
@@ -46,10 +47,13 @@ def judge_answers(
     "Values of some questions; where a suite repeats them, the mean over their answers."
     n = task.source.repeats or 1
     if n == 1: return judge_once(task, name, loaded, requests)
-    nth = lambda i: [replace(r, resps=[r.resps[i]], filtered_resps={}) for r in requests]
+    def nth(i):
+        return [replace(r, resps=[r.resps[i]], filtered_resps={}) for r in requests]
     each = [judge_once(task, name, loaded, nth(i)) for i in range(n)]
-    mean = lambda m, k: sum(rows[m][k][0] for rows in each) / n
-    return {m: {k: (mean(m, k), answer) for k, (_, answer) in rows.items()} for m, rows in each[0].items()}
+    def mean(m, k): return sum(rows[m][k][0] for rows in each) / n
+    return {m: {k: (mean(m, k), answer)
+                for k, (_, answer) in rows.items()}
+            for m, rows in each[0].items()}
 
 @contextmanager
 def holding(
@@ -65,7 +69,8 @@ def answer_of(task, loaded, asked, said)->str:
     "What the model answered, for people."
     if task.kind == "multiple_choice":
         choices = loaded.doc_to_choice(asked[0].doc)
-        return str(choices[max(range(len(choices)), key=lambda i: said[i][0])])
+        return str(choices[max(range(len(choices)),
+                               key=lambda i: said[i][0])])
     return "" if task.kind == "loglikelihood_rolling" else str(said[0])
 
 # %% ../../nbs/04_benchmarking/09_judging.ipynb #c3ec12e8
@@ -79,9 +84,13 @@ def judge_programs(
     if task.run_code is None:
         raise InputError(f"Task '{task.name}' runs generated code. Allow it by --allow-code-execution, "
                          "or leave the task out.")
-    fill = lambda text, r, said: apply_template(text, dict(r.doc) | dict(answer=said))
+    def fill(text, r, said):
+        return apply_template(text, dict(r.doc) | dict(answer=said))
     def passes(r, said):
-        code, tests = fill(task.source.code, r, said), fill(task.source.tests, r, said)
+        code = fill(task.source.code, r, said)
+        tests = fill(task.source.tests, r, said)
         return task.run_code(code, tests)
-    share = lambda r: sum(bool(passes(r, said)) for said in r.resps) / len(r.resps)
-    return {"pass@1,none": {keys[r.doc_id]: (share(r), r.resps[0]) for r in requests}}
+    def share(r):
+        return sum(bool(passes(r, said)) for said in r.resps) / len(r.resps)
+    return {"pass@1,none": {keys[r.doc_id]: (share(r), r.resps[0])
+                            for r in requests}}

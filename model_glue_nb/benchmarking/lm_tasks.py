@@ -67,11 +67,14 @@ def beside(
     folder:Path, # Of its file
 )->dict: # The same, local data files as absolute paths
     "A task whose data is found from anywhere."
-    how = config.get("dataset_kwargs") or {}; given = how.get("data_files")
+    how = config.get("dataset_kwargs") or {}
+    given = how.get("data_files")
     if given is None: return config
-    found = lambda f: [found(x)
-                       for x in f] if isinstance(f, list) else f if "://" in f else str((folder/f).resolve())
-    files = {k: found(v) for k, v in given.items()} if isinstance(given, dict) else found(given)
+    def found(f):
+        return ([found(x) for x in f] if isinstance(f, list)
+                else f if "://" in f else str((folder/f).resolve()))
+    files = ({k: found(v) for k, v in given.items()}
+             if isinstance(given, dict) else found(given))
     return config | dict(dataset_kwargs=how | dict(data_files=files))
 
 # %% ../../nbs/04_benchmarking/07_lm_tasks.ipynb #28b5f588
@@ -92,15 +95,22 @@ class Source:
     def key(self)->str: # 16 hexadecimal digits
         "Fingerprint of what the questions depend on."
         unsaid = dict(chat=asdict(Chat()), repeats=None) # added later; at their defaults they change no key
-        given = [{k: v for k, v in asdict(self).items() if v != unsaid.get(k, ...)}, version("lm_eval")]
+        given = [{k: v for k, v in asdict(self).items()
+                  if v != unsaid.get(k, ...)},
+                 version("lm_eval")]
         if not is_file(self.task): return digest(*given)
-        file = Path(self.task); config = beside(task_config(file), file.parent)
-        state = lambda f: [f, (s := Path(f).stat()).st_size, s.st_mtime_ns] if Path(f).exists() else [f]
+        file = Path(self.task)
+        config = beside(task_config(file), file.parent)
+        def state(f):
+            return ([f, (s := Path(f).stat()).st_size, s.st_mtime_ns]
+                    if Path(f).exists() else [f])
         code = [(f.name, hashlib.sha256(f.read_bytes()).hexdigest())
                 for f in sorted(file.parent.glob("*.py"))]
         data = (config.get("dataset_kwargs") or {}).get("data_files") or []
-        inner = lambda x: x.values() if isinstance(x, dict) else x
-        flat = lambda x: [x] if isinstance(x, str) else [f for y in inner(x) for f in flat(y)]
+        def inner(x): return x.values() if isinstance(x, dict) else x
+        def flat(x):
+            return ([x] if isinstance(x, str)
+                    else [f for y in inner(x) for f in flat(y)])
         return digest(*given, config, code, [state(f) for f in flat(data)])
 
 # %% ../../nbs/04_benchmarking/07_lm_tasks.ipynb #6eea1b31
@@ -137,7 +147,9 @@ def load_once(
     if file: check_code(source.task, task_config(file), is_file(source.task), source.allow_code)
     from datasets import disable_progress_bars
     from lm_eval.tasks import TaskManager
-    disable_progress_bars(); guard_templates(); forget_task_modules()
+    disable_progress_bars()
+    guard_templates()
+    forget_task_modules()
     with quiet(), rules_of(source):
         try: found = find_tasks(source, TaskManager)
         except InputError: raise
@@ -156,10 +168,12 @@ def find_tasks(
     "The tasks that a source names, without lm-eval's index of all tasks where that is possible."
     if is_file(source.task):
         from lm_eval.tasks._yaml_loader import load_yaml
-        file = Path(source.task); task_config(file)
+        file = Path(source.task)
+        task_config(file)
         config = beside(load_yaml(file, resolve_func=True), file.parent)
         if "group" not in config: return manager(include_defaults=False).load([config])["tasks"]
-        return manager(include_path=str(file.parent), include_defaults=False).load([config["group"]])["tasks"]
+        return manager(include_path=str(file.parent), include_defaults=False).load(
+            [config["group"]])["tasks"]
     if source.task not in built_in_tasks(): raise unknown("lm-eval task", source.task, built_in_tasks())
     folder = built_in_tasks()[source.task].parent
     try: return manager(include_path=str(folder), include_defaults=False).load([source.task])["tasks"]
@@ -189,7 +203,8 @@ def build(
     task.set_fewshot_seed(seed=FEWSHOT_SEED) # each build draws the same examples
     how = dict(apply_chat_template=True, fewshot_as_multiturn=chat.multiturn, chat_template=template)
     task.build_all_requests(
-        limit=limit and (math.ceil(len(task.eval_docs) * limit) if limit < 1 else int(limit)),
+        limit=limit
+              and (math.ceil(len(task.eval_docs) * limit) if limit < 1 else int(limit)),
         system_instruction=chat.system, tokenizer_name=name, **how if chat.template else {})
 
 def waiting(
@@ -209,10 +224,12 @@ def explain(
 )->InputError: # To raise
     "What went wrong with a task, as a message you can act on."
     chain = [error]
-    while (e := chain[-1].__cause__ or chain[-1].__context__) and e not in chain: chain.append(e)
+    while (e := chain[-1].__cause__ or chain[-1].__context__) and e not in chain:
+        chain.append(e)
     names = {c.__name__ for e in chain for c in type(e).__mro__}
     config = task_config(Path(source.task) if is_file(source.task) else built_in_tasks()[source.task])
-    data, text = config.get("dataset_path") or "its data set", (str(error).splitlines() or [""])[0]
+    data = config.get("dataset_path") or "its data set"
+    text = (str(error).splitlines() or [""])[0]
     local = data in ("json", "csv", "parquet", "text", "arrow")
     if names & AWAY and not local:
         return Unreachable(f"Task '{source.task}' needs {data}, which is not on this machine and cannot be "
@@ -243,7 +260,9 @@ def version_of(
     config = json.loads(json.dumps(config, default=str))
     number = (config.get("metadata") or {}).get("version")
     where = ("metadata", "dataset_path", "dataset_kwargs", "dataset_name", "tag")
-    text = json.dumps({k: v for k, v in config.items() if k not in where and v is not None}, sort_keys=True)
+    text = json.dumps({k: v for k, v in config.items()
+                       if k not in where and v is not None},
+                      sort_keys=True)
     return digest("lm_eval", number, re.sub(r" at 0x[0-9a-f]+", "", text))
 
 # %% ../../nbs/04_benchmarking/07_lm_tasks.ipynb #658269a2
@@ -258,7 +277,8 @@ def by_document(
 )->dict[int,list]: # Number of the document → its requests, in order
     "The requests of a task."
     out = defaultdict(list)
-    for i in sorted(task.instances, key=lambda i: (i.doc_id, i.idx)): out[i.doc_id].append(i)
+    for i in sorted(task.instances,
+                    key=lambda i: (i.doc_id, i.idx)): out[i.doc_id].append(i)
     return out
 
 # %% ../../nbs/04_benchmarking/07_lm_tasks.ipynb #658269ab
@@ -268,12 +288,16 @@ def list_questions(
 )->list[dict]: # One per document
     "The questions of a task as plain values."
     from lm_eval.utils import handle_non_serializable, hash_string
-    text = lambda doc: json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
+    def text(doc): return json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
     rolling, out = task.OUTPUT_TYPE == "loglikelihood_rolling", []
     for number, asked in by_document(task).items():
-        doc, prompt, target = asked[0].doc, asked[0].arguments[0], task.doc_to_target(asked[0].doc)
+        doc = asked[0].doc
+        prompt = asked[0].arguments[0]
+        target = task.doc_to_target(asked[0].doc)
         hashes = hash_string(text(doc)), hash_string(prompt), hash_string(str(target))
-        sizes = {m: v[1] for m, v in task.process_results(doc, [0.]).items()} if rolling else {}
+        sizes = ({m: v[1]
+                  for m, v in task.process_results(doc, [0.]).items()}
+                 if rolling else {})
         out.append(dict(task=name, doc=number, key=question_key(*hashes),
                         place=int(hashes[0][:8], 16) / 2**32,
                         prompt=prompt, answer=answer_text(task, doc, target), sizes=sizes, n=len(asked)))
@@ -295,10 +319,12 @@ def describe(
     if file.exists():
         try: return json.loads(file.read_text(encoding="utf-8"))
         except ValueError: pass # a damaged copy is written again
-    tasks = load_tasks(source); first = next(iter(tasks.values()))
+    tasks = load_tasks(source)
+    first = next(iter(tasks.values()))
     with quiet(), rules_of(source):
         questions = [q for n, t in tasks.items() for q in list_questions(n, t)]
-    how = first.config.generation_kwargs or {}; until = how.get("until") or []
+    how = first.config.generation_kwargs or {}
+    until = how.get("until") or []
     more = [asdict(source.chat)] if source.chat != Chat() else []
     more += [source.repeats] if source.repeats is not None else []
     versions = {n: version_of(t.dump_config()) for n, t in tasks.items()}

@@ -39,14 +39,16 @@ class CodeOutcome:
     guard: str = "" # What kept its memory within the limit: cgroup v1, cgroup v2 or watcher
 
 # %% ../../nbs/04_benchmarking/05_sandbox.ipynb #b88d94c1
-WAYS = dict(root=dict(spaces=True, own_users=False), user=dict(spaces=True, own_users=True),
+WAYS = dict(root=dict(spaces=True, own_users=False),
+            user=dict(spaces=True, own_users=True),
             uid=dict(spaces=False, own_users=False))
 
 def shown(
     python:str, # An interpreter
 )->list[str]: # Paths
     "What a program sees of the machine: libraries, the interpreter, a few devices."
-    bin = Path(python).parent; own = [str(bin), str(bin.parent/"lib")]
+    bin = Path(python).parent
+    own = [str(bin), str(bin.parent/"lib")]
     devices = [f"/dev/{d}" for d in ("null", "zero", "random", "urandom")]
     return ["/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache", *own, *devices]
 
@@ -55,13 +57,16 @@ def a_user():
     "An unused user id, reserved until the block ends."
     numbers = list(range(61184, 65520)) # systemd's range for transient services
     random.SystemRandom().shuffle(numbers)
-    taken = {p.stat().st_uid for p in Path("/proc").glob("[0-9]*") if p.exists()}
+    taken = {p.stat().st_uid
+             for p in Path("/proc").glob("[0-9]*")
+             if p.exists()}
     for n in numbers:
         if n in taken: continue
         with socket.socket(socket.AF_UNIX) as lock: # a name that disappears with this process
             try: lock.bind(f"\0model_glue_sandbox_{n}")
             except OSError: continue
-            yield n; return
+            yield n
+            return
     raise InputError("Every user number between 61184 and 65519 is taken. End the programs that run there.")
 
 # %% ../../nbs/04_benchmarking/05_sandbox.ipynb #898ab18c
@@ -79,9 +84,12 @@ def settings_text(
     "The settings for the jail."
     work, file = "/tmp", "/program.py"
     if way == "uid": # no root of its own: a folder that only this user enters
-        os.chmod(room, 0o711); work, file = f"{room}/work", f"{room}/program.py"
-        os.mkdir(work, 0o700); os.chown(work, uid, uid)
-    places = dict(root=room, file=file, work=work, python=python, shown=shown(python), out=out)
+        os.chmod(room, 0o711)
+        work, file = f"{room}/work", f"{room}/program.py"
+        os.mkdir(work, 0o700)
+        os.chown(work, uid, uid)
+    places = dict(root=room, file=file, work=work,
+                  python=python, shown=shown(python), out=out)
     about = dict(parent=os.getpid(), uid=uid, code=code, tests=tests, guard=guard)
     return json.dumps(about | places | asdict(limits) | WAYS[way])
 
@@ -95,7 +103,8 @@ def launch(
             "sys.stdout.write(enter(sys.stdin.read()))")
     package = str(resources.files("model_glue_nb").parent)
     command = [sys._base_executable, "-I", "-S", "-B", "-c", code, package]
-    done = subprocess.run(command, input=text, text=True, errors="replace", capture_output=True, env={},
+    done = subprocess.run(command, input=text, text=True,
+                          errors="replace", capture_output=True, env={},
                           cwd="/", pass_fds=[out], start_new_session=True, timeout=seconds + 60)
     complaint = done.stderr.strip() or f"it ended with {done.returncode}"
     if done.stderr or not done.stdout: raise InputError(f"The sandbox cannot start: {complaint}")
@@ -121,16 +130,19 @@ def run_program(
 )->CodeOutcome: # passed: code and tests finished, and the program then ended normally
     "Run a program in the sandbox."
     from contextlib import ExitStack, nullcontext
-    way = way or isolation(); check_isolation(way)
+    way = way or isolation()
+    check_isolation(way)
     with ExitStack() as stack:
         out = stack.enter_context(tempfile.TemporaryFile())
-        room = tempfile.mkdtemp(prefix="model_glue_sandbox_"); stack.callback(shutil.rmtree, room, True)
+        room = tempfile.mkdtemp(prefix="model_glue_sandbox_")
+        stack.callback(shutil.rmtree, room, True)
         uid = stack.enter_context(nullcontext(0) if way == "user" else a_user())
         text = settings_text(code, tests, way, limits, room, uid, python, guard, out.fileno())
         try: report = launch(text, out.fileno(), limits.seconds)
         finally:
             if way == "uid": remove_of(uid)
-        out.seek(max(0, out.seek(0, 2) - 2000)); output = printable(out.read().decode(errors="replace"))
+        out.seek(max(0, out.seek(0, 2) - 2000))
+        output = printable(out.read().decode(errors="replace"))
     why = why_failed(report, output)
     return CodeOutcome(not why, why, report["seconds"], output, report["guard"])
 
@@ -191,13 +203,15 @@ def remove_owned(
 # %% ../../nbs/04_benchmarking/05_sandbox.ipynb #e894fbd6
 def open_home()->str: # A complaint, or empty
     "May other users read the home folder?"
-    home = Path.home(); open_ = home.stat().st_mode & 0o005
+    home = Path.home()
+    open_ = home.stat().st_mode & 0o005
     return f"other users can enter '{home}': close it with chmod 700" if open_ else ""
 
 @lru_cache(1)
 def isolation()->str: # As in `WAYS`
     "The first isolation mode that works on this machine."
-    linux = sys.platform == "linux"; why = [] if linux else ["it needs Linux"]
+    linux = sys.platform == "linux"
+    why = [] if linux else ["it needs Linux"]
     for way in () if not linux else ("root", "uid") if os.geteuid() == 0 else ("user",):
         try:
             if way == "uid" and open_home(): raise InputError(open_home())
@@ -210,7 +224,8 @@ def isolation()->str: # As in `WAYS`
 # %% ../../nbs/04_benchmarking/05_sandbox.ipynb #b63a8917
 def impossible_test()->tuple[str,str]: # Python, and what it says when it fails
     "A test that no program can pass, a different one each time."
-    rng = random.SystemRandom(); a, b = (rng.randrange(1000, 10_000) for _ in range(2))
+    rng = random.SystemRandom()
+    a, b = (rng.randrange(1000, 10_000) for _ in range(2))
     words = f"impossible {rng.getrandbits(64):016x}"
     return f"\nassert {a} * {b} == {a * b + 1}, '{words}'\n", words
 
@@ -247,7 +262,8 @@ def code_runner(
 )->Callable|None: # `passes`, or None
     "The function that runs generated code, if that is allowed and safe here."
     if not allowed: return None
-    isolation(); return passes # refused at once where isolation is impossible
+    isolation()
+    return passes # refused at once where isolation is impossible
 
 # %% ../../nbs/04_benchmarking/05_sandbox.ipynb #3b68c590
 class CodeEval:
@@ -266,8 +282,10 @@ class CodeEval:
         solved = [[try_code(p, tests, self.limits) for p in some] for tests, some in problems]
         def chance(n, c, k): return 1 - comb(n - c, k) / comb(n, k)
         counts = [(len(s), sum(o.passed for o in s)) for s in solved]
-        mean = lambda k: sum(chance(n, c, k) for n, c in counts) / len(counts)
-        results = {i: [(j, asdict(o)) for j, o in enumerate(s)] for i, s in enumerate(solved)}
+        def mean(k):
+            return sum(chance(n, c, k) for n, c in counts) / len(counts)
+        results = {i: [(j, asdict(o)) for j, o in enumerate(s)]
+                   for i, s in enumerate(solved)}
         return {f"pass@{x}": mean(x) for x in k if all(n >= x for n, _ in counts)}, results
 
 def is_code_eval(
@@ -284,7 +302,8 @@ def sandboxed_code_eval(
     isolation() # refused at once where isolation is impossible
     import evaluate
     was = evaluate.load
-    def load(path, *args, **how): return CodeEval(limits) if is_code_eval(path) else was(path, *args, **how)
+    def load(path, *args, **how):
+        return CodeEval(limits) if is_code_eval(path) else was(path, *args, **how)
     evaluate.load = load
     try: yield
     finally: evaluate.load = was

@@ -34,8 +34,10 @@ def open_questions(
     suite:Suite, # What is asked
 )->tuple[dict,list[Task]]: # Task → question → (value, answer); the tasks with the questions that are open
     "What is known, and what is not."
-    known = {t.name: store.items(model, t.asked) if store else {} for t in suite.tasks}
-    rest = (replace(t, questions=tuple(q for q in t.questions if q.key not in known[t.name]))
+    known = {t.name: store.items(model, t.asked) if store else {}
+             for t in suite.tasks}
+    rest = (replace(t,
+                    questions=tuple(q for q in t.questions if q.key not in known[t.name]))
             for t in suite.tasks)
     return known, [t for t in rest if t.questions]
 
@@ -44,7 +46,9 @@ def as_items(
     known:dict, # Task → question → (value, answer), complete
 )->ItemScores: # A value per task and question, larger is better
     "Remembered answers in the suite's order."
-    return ItemScores({t.name: t.values([known[t.name][q.key][0] for q in t.questions]) for t in suite.tasks},
+    return ItemScores({t.name: t.values(
+        [known[t.name][q.key][0] for q in t.questions])
+                       for t in suite.tasks},
                  suite.weights)
 
 def known_items(
@@ -71,7 +75,8 @@ def keep_speed(
     seconds:float, # How long that took
 ):
     "Remember how fast a model of known size was."
-    n, kind = getattr(live, "n_params", None), "lm_eval" if isinstance(tasks[0], EvalTask) else "own"
+    n = getattr(live, "n_params", None)
+    kind = "lm_eval" if isinstance(tasks[0], EvalTask) else "own"
     if n: store.remember("speed", kind, seconds / (n * work_of(tasks)))
 
 # %% ../../nbs/04_benchmarking/11_scores.ipynb #941946d0
@@ -97,13 +102,16 @@ def ask(
     def tell(done, _, what): progress(done, sum(n), what)
     if own: ask_own(live(), own, fingerprint, store, known, tell)
     if theirs:
-        m = live(); began = time.perf_counter()
-        def tell_rest(done, requests, what): progress(n[0] + int(n[1] * done / requests), sum(n), what)
+        m = live()
+        began = time.perf_counter()
+        def tell_rest(done, requests, what):
+            progress(n[0] + int(n[1] * done / requests), sum(n), what)
         found, cut = evaluate(as_lm_eval(m, batch_size), theirs, fingerprint, store, tell_rest)
         for t, rows in zip(theirs, found): known[t.name] |= rows[t.metric]
         if store: keep_speed(store, m, theirs, time.perf_counter() - began)
         for t in theirs if store else []:
-            if cut.get(t.name): store.remember("cut", digest(fingerprint, t.fingerprint()), cut[t.name])
+            if cut.get(t.name):
+                store.remember("cut", digest(fingerprint, t.fingerprint()), cut[t.name])
     return as_items(suite, known)
 
 # %% ../../nbs/04_benchmarking/11_scores.ipynb #67d49fea
@@ -128,11 +136,13 @@ def ask_own(
             some = asked[i:i+piece]
             answers = said_to(live, chat, [q.prompt for _, q in some], max_new_tokens, list(stop))
             for t in tasks:
-                rows = {q.key: (metrics[t.metric](a, q.answer), a) for (own, q), a in zip(some, answers)
+                rows = {q.key: (metrics[t.metric](a, q.answer), a)
+                        for (own, q), a in zip(some, answers)
                         if own is t}
                 if store and rows: store.add_items(model, t.asked, rows)
                 known[t.name] |= rows
-            done += len(some); progress(done, total, "asking")
+            done += len(some)
+            progress(done, total, "asking")
     if store: keep_speed(store, live, tasks, time.perf_counter() - began)
 
 # %% ../../nbs/04_benchmarking/11_scores.ipynb #6dd32e6b
@@ -165,7 +175,8 @@ def cut_questions(
     suite:Suite, # What was asked
 )->dict[str,int]: # Task → how many; tasks without any are left out
     "Questions that were longer than the model's context."
-    found = {t.name: store.remembered("cut", digest(model, t.fingerprint())) for t in suite.tasks}
+    found = {t.name: store.remembered("cut", digest(model, t.fingerprint()))
+             for t in suite.tasks}
     return {t: n for t, n in found.items() if n}
 
 # %% ../../nbs/04_benchmarking/11_scores.ipynb #8599c5d3
@@ -176,14 +187,21 @@ def scores_table(
 ): # DataFrame: model, task, split, score, stderr, n, and with a suite metric and weight
     "Score and standard error per model and task."
     import pandas as pd
-    error = lambda v: float(v.std(ddof=1) / np.sqrt(len(v))) if len(v) > 1 else float("nan")
-    tasks, weights = {t.name: t for t in suite.tasks} if suite else {}, suite.weights if suite else {}
+    def error(v):
+        return (float(v.std(ddof=1) / np.sqrt(len(v)))
+                if len(v) > 1 else float("nan"))
+    tasks = {t.name: t for t in suite.tasks} if suite else {}
+    weights = suite.weights if suite else {}
     def row(m, t, v):
         mean, e = float(v.mean()), error(v)
         if t not in tasks: return m, t, split, mean, e, len(v)
-        shown = tasks[t].shown; error_shown = abs(shown(mean + e) - shown(mean - e)) / 2
-        return m, t, split, float(shown(mean)), error_shown, len(v), tasks[t].metric, weights[t]
-    rows = [row(m, t, v) for m, by in items.items() for t, v in by.items()]
+        shown = tasks[t].shown
+        error_shown = abs(shown(mean + e) - shown(mean - e)) / 2
+        return (m, t, split, float(shown(mean)), error_shown,
+                len(v), tasks[t].metric, weights[t])
+    rows = [row(m, t, v)
+            for m, by in items.items()
+            for t, v in by.items()]
     return pd.DataFrame(rows, columns="model task split score stderr n metric weight".split()[:len(rows[0])
                                                                                               if rows else 6])
 
@@ -229,7 +247,8 @@ def n_open(
     store:Store|None, # Where answers are remembered
 )->int: # 0 for a member that cannot be read
     "How many questions are open."
-    try: return sum(len(t.questions) for t in open_questions(store, model.fingerprint(), suite)[1])
+    try:
+        return sum(len(t.questions) for t in open_questions(store, model.fingerprint(), suite)[1])
     except (InputError, OSError): return 0 # it is reported when it is asked
 
 def score_zoo(
@@ -253,14 +272,17 @@ def plan_scores(
 ): # DataFrame: model, task, questions, remembered, to_run, seconds (NaN when there is no estimate)
     "What is remembered and what would be asked, per model and task."
     import pandas as pd
-    speed = {k: store.remembered("speed", k) if store else None for k in ("own", "lm_eval")}; rows = []
+    speed = {k: store.remembered("speed", k) if store else None for k in ("own", "lm_eval")}
+    rows = []
     for m in zoo:
         rest = {t.name: t for t in open_questions(store, m.fingerprint(), suite)[1]}
         for t in suite.tasks:
             n = len(rest[t.name].questions) if t.name in rest else 0
             s = speed["lm_eval" if isinstance(t, EvalTask) else "own"]
-            guess = 0. if not n else float("nan") if s is None else s * m.n_params * work_of([rest[t.name]])
-            rows.append((m.name, t.name, len(t.questions), len(t.questions) - n, n, guess))
+            guess = (0. if not n
+                     else float("nan") if s is None else s * m.n_params * work_of([rest[t.name]]))
+            rows.append((m.name, t.name, len(t.questions),
+                         len(t.questions) - n, n, guess))
     return pd.DataFrame(rows, columns="model task questions remembered to_run seconds".split())
 
 # %% ../../nbs/04_benchmarking/11_scores.ipynb #6b71accc
@@ -270,10 +292,11 @@ def lm_eval_task(
 )->dict: # Task configuration as lm-eval reads it
     "A task as an lm-eval task dict over a local file."
     file = folder/f"{file_name(task.name)}.jsonl"
-    row = lambda q: json.dumps(dict(question=q.prompt, answer=q.answer)) + "\n"
+    def row(q): return json.dumps(dict(question=q.prompt, answer=q.answer)) + "\n"
     file.write_text("".join(map(row, task.questions)), encoding="utf-8")
     how = dict(until=list(task.stop), max_gen_toks=task.max_new_tokens, do_sample=False)
-    return dict(task=task.name, dataset_path="json", dataset_kwargs=dict(data_files=dict(test=str(file))),
+    return dict(task=task.name, dataset_path="json",
+                dataset_kwargs=dict(data_files=dict(test=str(file))),
                 test_split="test",
                 output_type="generate_until", doc_to_text="{{question}}", doc_to_target="{{answer}}",
                 target_delimiter="", generation_kwargs=how,
@@ -297,15 +320,19 @@ def ask_lm_eval(
     theirs += [t for t in own if t.chat != Chat()] # conversations are asked in one way only
     own = [t for t in own if t.chat == Chat()]
     once = cache(live)
-    known = dict(ask(once, fingerprint, replace(suite, tasks=tuple(theirs)), store)) if theirs else {}
+    known = (dict(ask(once, fingerprint, replace(suite, tasks=tuple(theirs)), store))
+             if theirs else {})
     said = {t.name: store.items(fingerprint, asked_through(t)) if store else {} for t in own}
-    if todo := [t for t in own if any(q.key not in said[t.name] for q in t.questions)]:
+    if todo := [t for t in own
+                if any(q.key not in said[t.name] for q in t.questions)]:
         for t, answers in zip(todo, run_lm_eval(as_lm_eval(once()), todo)):
             rows = {q.key: (metrics[t.metric](a, q.answer), a) for q,
                     a in zip(t.questions, answers, strict=True)}
             if store: store.add_items(fingerprint, asked_through(t), rows)
             said[t.name] |= rows
-    known |= {t.name: t.values([said[t.name][q.key][0] for q in t.questions]) for t in own}
+    known |= {t.name: t.values(
+        [said[t.name][q.key][0] for q in t.questions])
+              for t in own}
     return ItemScores({t.name: known[t.name] for t in suite.tasks}, suite.weights)
 
 # %% ../../nbs/04_benchmarking/11_scores.ipynb #39be03b6
@@ -319,5 +346,5 @@ def run_lm_eval(
     with tempfile.TemporaryDirectory() as d, quiet():
         dicts = get_task_dict([lm_eval_task(t, Path(d)) for t in tasks], TaskManager(include_defaults=False))
         done = evaluate(lm=lm, task_dict=dicts, bootstrap_iters=0, log_samples=True)
-    in_order = lambda name: sorted(done["samples"][name], key=lambda s: s["doc_id"])
+    def in_order(name): return sorted(done["samples"][name], key=lambda s: s["doc_id"])
     return [[s["resps"][0][0] for s in in_order(t.name)] for t in tasks]

@@ -53,7 +53,8 @@ class Question:
     @cached_property
     def place(self)->float: # In [0, 1), the same on every machine
         "Where the prompt's hash falls; below the suite's search share it belongs to *search*."
-        return int(hashlib.sha256(self.prompt.encode()).hexdigest()[:8], 16) / 2**32
+        return (int(hashlib.sha256(self.prompt.encode()).hexdigest()[:8], 16)
+                / 2**32)
 
 # %% ../../nbs/04_benchmarking/08_suites.ipynb #77005660
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def source_of(
     run_code:Callable|None=None, # (code, tests) → passed
 )->Source: # Which lm-eval task, and how it is asked
     "What an entry of a suite asks of lm-eval."
-    task = str((root/given["task"]).resolve()) if is_file(str(given["task"])) else str(given["task"])
+    task = (str((root/given["task"]).resolve())
+            if is_file(str(given["task"])) else str(given["task"]))
     return Source(task, given.get("num_fewshot"), given.get("limit"), given.get("code", ""),
                   given.get("tests", ""), chat_of(given), given.get("repeats"), run_code is not None)
 
@@ -139,11 +141,13 @@ def read_eval_task(
 )->EvalTask: # With its questions
     "Read one lm-eval task of a suite; its questions come from the cache folder when they were read before."
     source = source_of(given, root, run_code)
-    found = describe(source); scales = found["metrics"] | ({"pass@1,none": "mean"} if source.code else {})
+    found = describe(source)
+    scales = found["metrics"] | ({"pass@1,none": "mean"} if source.code else {})
     metric = pick_metric(given.get("metric"), scales, given["name"], "pass@1"
                          if source.code else "acc_norm")
-    size = lambda q: q["sizes"].get(metric.split(",")[0], 1.)
-    questions = tuple(EvalQuestion(q["prompt"], q["answer"], key=q["key"], place=q["place"], task=q["task"],
+    def size(q): return q["sizes"].get(metric.split(",")[0], 1.)
+    questions = tuple(EvalQuestion(q["prompt"], q["answer"],
+                                   key=q["key"], place=q["place"], task=q["task"],
                                    doc=q["doc"],
                                    size=size(q), n_requests=q["n"]) for q in found["questions"])
     bounded = scales[metric] in ("mean", "negative")
@@ -171,7 +175,9 @@ def pick_metric(
 )->str: # "acc_norm,none"
     "The metric that counts; by default acc_norm if there is one, else the task's first."
     if not scales: raise InputError(f"Task '{name}' has no metric that is a mean over questions.")
-    of = lambda m: next((k for k in scales if k == m or k.split(",")[0] == m), None)
+    def of(m):
+        return next((k for k in scales if k == m or k.split(",")[0] == m),
+                    None)
     if wanted is None: return of(first) or next(iter(scales))
     if not of(wanted): raise unknown(f"metric of task '{name}' that is a mean over questions", wanted, scales)
     return of(wanted)
@@ -192,12 +198,15 @@ class Suite:
     @property
     def weights(self)->dict[str,float]: # Task → share in the mean over tasks; together 1
         "How much each task counts; perplexities do not, unless nothing else does."
-        w = np.array([t.weight for t in self.tasks]); w = w if w.sum() else np.ones(len(w))
-        return {t.name: float(x) for t, x in zip(self.tasks, w / w.sum())}
+        w = np.array([t.weight for t in self.tasks])
+        w = w if w.sum() else np.ones(len(w))
+        return {t.name: float(x)
+                for t, x in zip(self.tasks, w / w.sum())}
 
     def in_search(self, q:Question)->bool:
         "Is this question for choosing?"
-        place = int(digest(self.seed, q.place), 16) / 2**64 if self.seed else q.place
+        place = (int(digest(self.seed, q.place), 16) / 2**64
+                 if self.seed else q.place)
         return place < self.search_share
 
 # %% ../../nbs/04_benchmarking/08_suites.ipynb #7b3bfcdd
@@ -208,8 +217,9 @@ def part(self:Suite,
 )->"Suite": # The same tasks with those questions only
     "One side of the split."
     if split not in (*SPLITS, "all"): raise unknown("split", split, (*SPLITS, "all"))
-    mine = lambda q: self.in_search(q) == (split == "search") or split == "all"
-    take = lambda t: tuple(sorted(filter(mine, t.questions), key=lambda q: q.place)[:n])
+    def mine(q): return self.in_search(q) == (split == "search") or split == "all"
+    def take(t):
+        return tuple(sorted(filter(mine, t.questions), key=lambda q: q.place)[:n])
     tasks = tuple(replace(t, questions=take(t)) for t in self.tasks)
     refuse([f"Task '{t.name}' has no question in '{split}': {len(was.questions)} in all. "
             "Add questions, or change search_share." for t, was in zip(tasks, self.tasks) if not t.questions],
@@ -233,27 +243,33 @@ def n_questions(self:Suite)->int: return sum(len(t.questions) for t in self.task
 @patch
 def split_record(self:Suite)->dict: # Goes into a run folder
     "How the questions were split, so that anyone can check it."
-    keys = lambda t: sorted(q.key for q in t.questions if self.in_search(q))
+    def keys(t): return sorted(q.key for q in t.questions if self.in_search(q))
     return dict(suite=self.name, seed=self.seed, search_share=self.search_share, skipped=self.skipped,
-                tasks={t.name: dict(version=t.fingerprint(), metric=t.metric, weight=self.weights[t.name],
+                tasks={t.name: dict(version=t.fingerprint(),
+                                    metric=t.metric, weight=self.weights[t.name],
                                     questions=len(t.questions), search=len(keys(t)),
                                     search_keys=digest(keys(t)))
                        for t in self.tasks})
 
 # %% ../../nbs/04_benchmarking/08_suites.ipynb #f6addd0c
-STOP, VERSION = maybe(either(text(), listed(text()))), either(whole(), text())
+STOP = maybe(either(text(), listed(text())))
+VERSION = either(whole(), text())
 WEIGHT, COUNT = number(0, 1e9), whole(1, 10**9)
 CHAT = dict(apply_chat_template=either(flag, name), system_instruction=maybe(text()),
             fewshot_as_multiturn=flag)
-OWN = mapping(dict(name=name, file=path, max_new_tokens=whole(1, 10**6), stop=STOP,
+OWN = mapping(dict(name=name, file=path,
+                   max_new_tokens=whole(1, 10**6), stop=STOP,
                    metric=name_in(metrics), version=VERSION, weight=WEIGHT, limit=maybe(COUNT), **CHAT),
               ["name", "file"])
-EVAL = mapping(dict(name=name, task=path, num_fewshot=maybe(whole(0, 1000)), metric=maybe(name),
-                    limit=maybe(number(0, 1e9)), weight=WEIGHT, code=text(0), tests=text(0),
+EVAL = mapping(dict(name=name, task=path,
+                    num_fewshot=maybe(whole(0, 1000)), metric=maybe(name),
+                    limit=maybe(number(0, 1e9)), weight=WEIGHT,
+                    code=text(0), tests=text(0),
                     repeats=maybe(whole(1, 10**4)), **CHAT), ["task"])
 TASK = Kind("keys and values", lambda v: isinstance(v, dict),
             lambda v, where: (EVAL if "task" in v else OWN).problems(v, where))
-SUITE = mapping(dict(name=name, description=maybe(text(0)), tasks=listed(TASK, 1), seed=seed,
+SUITE = mapping(dict(name=name, description=maybe(text(0)),
+                     tasks=listed(TASK, 1), seed=seed,
                      search_share=number(0, 1), **CHAT))
 
 def suites_path()->Path: # Folder inside the installed package
@@ -262,7 +278,8 @@ def suites_path()->Path: # Folder inside the installed package
 
 def suite_files()->dict[str,Path]: # Name → its YAML file
     "The suites that can be named: those that ship with the package, and those made on this machine."
-    found = [f for root in (cache_path("suites"), suites_path()) for f in sorted(root.glob("*/suite.yaml"))]
+    found = [f for root in (cache_path("suites"), suites_path())
+             for f in sorted(root.glob("*/suite.yaml"))]
     return {f.parent.name: f for f in found}
 
 # %% ../../nbs/04_benchmarking/08_suites.ipynb #974e4eb2
@@ -298,9 +315,11 @@ def load_suite(
     "Read a suite by name or file."
     if isinstance(spec, Suite): return spec
     if not is_path(spec): raise unknown("suite", short(spec), {**suite_files(), "offline": 0})
-    file = suite_files().get(str(spec), Path(spec)); given = read_suite(file, str(spec))
+    file = suite_files().get(str(spec), Path(spec))
+    given = read_suite(file, str(spec))
     tasks, skipped = [], {}
-    for t in (shared_settings(given) | t | said_for(t, asked or {}) for t in given["tasks"]):
+    for t in (shared_settings(given) | t | said_for(t, asked or {})
+              for t in given["tasks"]):
         if t.get("code") and not run_code:
             skipped[t["name"]] = "runs generated code; allow it by --allow-code-execution"
         else:
@@ -311,7 +330,8 @@ def load_suite(
     if not tasks:
         why = "\n".join(f"- {n}: {w}" for n, w in skipped.items())
         raise InputError(f"No task of suite '{spec}' can be asked here:\n{why}")
-    return Suite(given.get("name", file.parent.name), tuple(tasks), float(given.get("search_share", 0.2)),
+    return Suite(given.get("name", file.parent.name),
+                 tuple(tasks), float(given.get("search_share", 0.2)),
                  given.get("description") or "", int(given.get("seed", 0)), skipped)
 
 # %% ../../nbs/04_benchmarking/08_suites.ipynb #d103172e
@@ -356,7 +376,8 @@ def read_task(
         raise InputError(f"Task '{short(given['name'])}' has no questions: '{where}' is empty.")
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     return Task(given["name"], questions, given.get("max_new_tokens", 32), stop,
-                given.get("metric", "exact_match"), given.get("version", 1), float(given.get("weight", 1.)),
+                given.get("metric", "exact_match"), given.get("version", 1),
+                float(given.get("weight", 1.)),
                 chat_of(given))
 
 def said_for(
@@ -364,7 +385,8 @@ def said_for(
     asked:dict, # By the caller, for all tasks
 )->dict: # What concerns this one
     "Questions of a suite's own files are answered greedily, so repeating them would add nothing."
-    return {k: v for k, v in asked.items() if v is not None and (k != "repeats" or "task" in task)}
+    return {k: v for k, v in asked.items()
+            if v is not None and (k != "repeats" or "task" in task)}
 
 def shared_settings(
     suite:dict, # As read from its file

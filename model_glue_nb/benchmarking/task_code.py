@@ -29,7 +29,8 @@ def functions_of(
     config, # A task's settings as `lm_tasks.task_config` gives them
 )->list[str]: # "utils.process_docs"
     "The functions that a task file names."
-    if isinstance(config, str): return [config.split(None, 1)[-1]] if config.startswith("!function") else []
+    if isinstance(config, str):
+        return [config.split(None, 1)[-1]] if config.startswith("!function") else []
     inner = config.values() if isinstance(config, dict) else config if isinstance(config, list) else []
     return [name for part in inner for name in functions_of(part)]
 
@@ -51,7 +52,8 @@ def runs_programs(
     folder:Path, # Of a task
 )->bool:
     "Does the Python of a task start programs by itself?"
-    return any(BY_ITSELF.search(f.read_text(encoding="utf-8", errors="replace")) for f in folder.glob("*.py"))
+    return any(BY_ITSELF.search(f.read_text(encoding="utf-8", errors="replace"))
+               for f in folder.glob("*.py"))
 
 # %% ../../nbs/04_benchmarking/06_task_code.ipynb #f87aa8ab
 class Rules:
@@ -77,7 +79,8 @@ class Rules:
         "Replaces `evaluate.load`."
         if is_code_eval(path):
             if not self.allowed: self.refuse("runs programs that the model writes")
-            isolation(); return CodeEval() # refused at once where no isolation can be had
+            isolation()
+            return CodeEval() # refused at once where no isolation can be had
         if self.own and not self.allowed:
             self.refuse(f"measures by '{path}', a script that would be fetched and run")
         return was(path, *args, **how)
@@ -92,7 +95,8 @@ class LazyEvaluate(ModuleType):
     "Stands for `evaluate` until more than a guarded `load` is wanted of it."
     def __init__(self, rule, guard):
         super().__init__("evaluate")
-        def as_it_was(*args, **how): return getattr(self.real, "load_as_it_was", self.real.load)(*args, **how)
+        def as_it_was(*args, **how):
+            return getattr(self.real, "load_as_it_was", self.real.load)(*args, **how)
         def load(*args, **how): return rule(as_it_was, *args, **how)
         self.load, self.guard, self.__spec__ = load, guard, find_spec("evaluate")
 
@@ -111,7 +115,8 @@ class LazyEvaluate(ModuleType):
 
 def forget_task_modules():
     "Make lm-eval import the Python of tasks again: earlier imports did not follow the rules."
-    ours = [n for n, m in list(sys.modules.items()) if "__mtime__" in getattr(m, "__dict__", {})]
+    ours = [n for n, m in list(sys.modules.items())
+            if "__mtime__" in getattr(m, "__dict__", {})]
     for name in ours: del sys.modules[name]
 
 @contextmanager
@@ -125,7 +130,8 @@ def code_rules(
     from lm_eval.tasks import _yaml_loader
     rules = Rules(task, own, allowed)
     with ExitStack() as stack:
-        def put(module, name, new): stack.enter_context(patch.object(module, name, new, create=True))
+        def put(module, name, new):
+            stack.enter_context(patch.object(module, name, new, create=True))
         def guard(module, name, rule):
             was = getattr(module, name)
             def guarded(*args, **how): return rule(was, *args, **how)

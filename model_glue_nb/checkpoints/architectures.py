@@ -72,7 +72,9 @@ def with_standard_names(
     facts:dict, # Of its type
 )->dict: # By both
     "Settings by both names."
-    return config | {k: config[v] for k, v in facts.get("map", {}).items() if v in config}
+    return (config
+            | {k: config[v]
+               for k, v in facts.get("map", {}).items() if v in config})
 
 # %% ../../nbs/02_checkpoints/05_architectures.ipynb #f1806cb3
 def derive(
@@ -83,7 +85,8 @@ def derive(
 ): # None when the rule doesn't hold here
     "A value that follows from others."
     kind, *needs, breaks = rule
-    if kind != "if" and any(k in written and written[k] != defaults.get(k) for k in breaks): return None
+    if kind != "if" and any(k in written and written[k] != defaults.get(k) for k in breaks):
+        return None
     try: return CONFIG_RULES[kind](config, *needs)
     except ODD_ERRORS: return None # a stranger's config
 
@@ -120,9 +123,12 @@ def filled(
         value = derive(rule, out, written, defaults)
         if value is not None: out[k] = value
     for k, rule in rules.items():
-        if rule and rule[0] == "if": out[k] = (written.get(k, rule[2]) if out.get(rule[1]) else None)
+        if rule and rule[0] == "if":
+            out[k] = (written.get(k, rule[2])
+                      if out.get(rule[1]) else None)
     kinds = out.get("layer_types")
-    if isinstance(kinds, list): out["layer_types"] = [RENAMED_LAYERS.get(str(x), x) for x in kinds]
+    if isinstance(kinds, list):
+        out["layer_types"] = [RENAMED_LAYERS.get(str(x), x) for x in kinds]
     return out
 
 RENAMED_LAYERS = {"mamba": "linear_attention", "attention": "full_attention",
@@ -141,16 +147,19 @@ def flat_rope(
 )->dict: # Parameters of one RoPE for all layers, or by kind of layer where they are written so
     "RoPE of most architectures, as transformers 5 writes it."
     given = as_dict(config.get("rope_scaling")) or as_dict(config.get("rope_parameters"))
-    default = facts.get("base", facts.get("default", {})) if given else facts.get("default", {})
+    default = (facts.get("base", facts.get("default", {}))
+               if given else facts.get("default", {}))
     beside = {} if facts.get("fixed") and not given else config
     theta = beside.get(facts.get("theta", "rope_theta"), default.get("rope_theta"))
     part = beside.get(facts.get("partial", "partial_rotary_factor"), default.get("partial_rotary_factor"))
     given = given or {k: v for k, v in default.items() if k not in ("rope_theta", "partial_rotary_factor")}
-    nested = {k: as_dict(v) for k, v in given.items() if isinstance(v, dict) and k.endswith(LAYER_KINDS)}
+    nested = {k: as_dict(v) for k, v in given.items()
+              if isinstance(v, dict) and k.endswith(LAYER_KINDS)}
     for rope in nested.values() or [given]:
         old = rope.pop("type", None)
         rope["rope_type"] = rope.get("rope_type") or old or default.get("rope_type", "default")
-        rope["rope_type"] = facts.get("renamed", {}).get(str(rope["rope_type"]), rope["rope_type"])
+        rope["rope_type"] = facts.get("renamed", {}).get(str(rope["rope_type"]),
+                                                         rope["rope_type"])
         if theta is not None: rope.setdefault("rope_theta", theta)
         if part is not None: rope.setdefault("partial_rotary_factor", part)
         trained_length(rope, out, alone=not nested)
@@ -182,7 +191,8 @@ def layered_rope(
         if kind == "full_attention" or facts.get("scaled"): rope |= scaling
         old = rope.pop("type", None) # doesn't count beside a `rope_type`
         rope["rope_type"] = rope.get("rope_type") or old or "default"
-        rope.setdefault("rope_theta", config.get(name, facts["default"].get(kind, {}).get("rope_theta")))
+        rope.setdefault("rope_theta",
+                        config.get(name, facts["default"].get(kind, {}).get("rope_theta")))
         trained_length(rope, filled, alone=False)
         out[kind] = rope
     return out
@@ -210,7 +220,9 @@ def old_rope(
     kinds = said.get("layers")
     nested = any(isinstance(v, dict) for v in rope.values())
     if nested and not kinds: return {} # transformers 4 cannot express it
-    out = {name: rope[kind]["rope_theta"] for kind, name in (kinds or {}).items() if name}
+    out = {name: rope[kind]["rope_theta"]
+           for kind, name in (kinds or {}).items()
+           if name}
     if kinds: rope = rope["full_attention"]
     out.setdefault(said.get("theta", "rope_theta"), rope.get("rope_theta"))
     part = "partial_rotary_factor"
@@ -238,9 +250,11 @@ def written_parts(
     for key in facts.get("parts", {}):
         part = config.get(key)
         if part is None and key == facts.get("text") and facts.get("flat"):
-            part = {k: v for k, v in config.items() if k not in facts["parts"] and k not in TOP_KEYS}
+            part = {k: v for k, v in config.items()
+                    if k not in facts["parts"] and k not in TOP_KEYS}
         if isinstance(part, dict): out[key] = part
-        elif key not in facts.get("absent", []): out[key] = facts.get("given", {}).get(key, {})
+        elif key not in facts.get("absent", []):
+            out[key] = facts.get("given", {}).get(key, {})
     return out
 
 TOP_KEYS = ("model_type", "architectures", "transformers_version", "dtype", "torch_dtype",
@@ -258,7 +272,8 @@ def effective_part(
     out = with_standard_names(out, facts)
     width, heads = out.get("hidden_size"), out.get("num_attention_heads")
     countable = isinstance(width, int) and isinstance(heads, int) and heads > 0
-    if out.get("head_dim") is None and countable and not (facts.get("derived") or {}).get("head_dim"):
+    if (out.get("head_dim") is None and countable
+        and not (facts.get("derived") or {}).get("head_dim")):
         out["head_dim"] = width // heads
     if "num_key_value_heads" in out and out["num_key_value_heads"] is None: out["num_key_value_heads"] = heads
     if out.get("num_hidden_layers") is None and (n := counted_layers(out)): out["num_hidden_layers"] = n
@@ -323,8 +338,10 @@ def both_ropes(
     "RoPE in both spellings."
     if facts is None: return unknown_rope(config)
     text = facts.get("text")
-    if facts.get("flat") and config.get(text) is None: facts = architecture(facts["parts"][text]) or {}
+    if facts.get("flat") and config.get(text) is None:
+        facts = architecture(facts["parts"][text]) or {}
     rope = rope_of(own_names(config, facts), facts, filled(config, facts))
     if rope is None: return {}
-    old = {k: v for k, v in old_rope(rope, facts).items() if v is not None or k in config}
+    old = {k: v for k, v in old_rope(rope, facts).items()
+           if v is not None or k in config}
     return dict(rope_parameters=rope) | old

@@ -37,7 +37,8 @@ def text_settings(
     "The settings of the part that reads and writes text."
     whole = effective_config(config)
     part = whole.get("text_config")
-    return {**part, **{k: v for k, v in whole.items() if k not in part}} if isinstance(part, dict) else whole
+    return ({**part, **{k: v for k, v in whole.items() if k not in part}}
+            if isinstance(part, dict) else whole)
 
 def first_number(
     settings:dict, # Of a config
@@ -84,7 +85,8 @@ class ZooModel:
     @property
     def n_params(self)->int: return sum(t.n_values for t in self.tensors.values())
     @property
-    def n_bytes(self)->int: return sum(t.stop - t.start for t in self.stored.values())
+    def n_bytes(self)->int:
+        return sum(t.stop - t.start for t in self.stored.values())
     @property
     def n_layers(self)->int:
         return first_number(self.effective, "num_hidden_layers n_layer n_layers num_layers")
@@ -102,7 +104,8 @@ class ZooModel:
         def shape(t):
             in_rows = t.shape and t.shape[0] in rows and "layers." not in t.name
             return t.shape[1:] if in_rows else t.shape
-        return digest(self.architecture, sorted((k, shape(t)) for k, t in self.tensors.items()))
+        return digest(self.architecture,
+                      sorted((k, shape(t)) for k, t in self.tensors.items()))
 
 # one row per token
 EMBEDDING_TABLE = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|embeddings)\.weight$")
@@ -174,7 +177,8 @@ def raw(self:ZooModel,
                          "Use the unquantized checkpoint.")
     maps = self.__dict__.setdefault("_maps", {})
     if t.file not in maps: maps[t.file] = map_file(t.file)
-    return as_array(mapped_bytes(maps[t.file], t) if maps[t.file] else read_bytes_of(t), t)
+    return as_array(mapped_bytes(maps[t.file], t) if maps[t.file] else read_bytes_of(t),
+                    t)
 
 @patch
 def values(self:ZooModel,
@@ -184,7 +188,8 @@ def values(self:ZooModel,
     x, t = self.raw(name), self.info(name)
     if t.dtype not in ("BF16", "F16", "F32"): return x.astype(np.float32)
     out = np.empty(t.shape, np.float32)
-    widen(x.reshape(-1).view(np.uint8), CODES[t.dtype], out.reshape(-1))
+    widen(x.reshape(-1).view(np.uint8),
+          CODES[t.dtype], out.reshape(-1))
     return out
 
 # %% ../../nbs/02_checkpoints/10_checkpoint.ipynb #54336fac
@@ -260,8 +265,11 @@ def file_problems(m:ZooModel)->list[str]:
 @patch
 def bad_weights(self:ZooModel)->list[str]: # Empty when all values are finite
     "Tensors that hold NaN or infinite values; reads every byte once."
-    floats = [k for k, t in self.stored.items() if t.dtype in CODES or t.dtype == "F64"]
-    counts = {k: count_bad(self.raw(k).reshape(-1), self.stored[k].dtype) for k in floats}
+    floats = [k for k, t in self.stored.items()
+              if t.dtype in CODES or t.dtype == "F64"]
+    counts = {k: count_bad(self.raw(k).reshape(-1),
+                           self.stored[k].dtype)
+              for k in floats}
     return [f"'{self.name}': {n} of {self.stored[k].n_values} values of '{k}' are NaN or infinite. "
             "Leave this model out or fetch it again." for k, n in counts.items() if n]
 

@@ -47,7 +47,8 @@ def block_hasher(
     from xxhash import xxh3_128
     own = threading.local()
     def hash_block(start):
-        if not hasattr(own, "memory"): own.memory = memoryview(bytearray(min(READ, max(size, 1))))
+        if not hasattr(own, "memory"):
+            own.memory = memoryview(bytearray(min(READ, max(size, 1))))
         state, at, stop = xxh3_128(), start, min(start + HASH_BLOCK, size)
         while at < stop:
             n = os.preadv(file, [own.memory[:stop - at]], at)

@@ -18,7 +18,8 @@ from ..errors import InputError
 from ..reading import open_regular, plain
 
 # %% ../../nbs/02_checkpoints/01_headers.ipynb #f7736394
-NUMPY_DTYPES = dict(BF16=np.uint16, F16=np.float16, F32=np.float32, F64=np.float64, BOOL=np.bool_,
+NUMPY_DTYPES = dict(BF16=np.uint16, F16=np.float16,
+                    F32=np.float32, F64=np.float64, BOOL=np.bool_,
                     I8=np.int8, I16=np.int16, I32=np.int32, I64=np.int64,
                     U8=np.uint8, U16=np.uint16, U32=np.uint32, U64=np.uint64) # numpy has no bf16: its bits
 
@@ -92,7 +93,8 @@ def parse_header(
     return head
 
 # %% ../../nbs/02_checkpoints/01_headers.ipynb #24646961
-BITS = dict(BOOL=8, F4=4, F6_E2M3=6, F6_E3M2=6, U8=8, I8=8, F8_E5M2=8, F8_E4M3=8, F8_E8M0=8, F8_E4M3FNUZ=8,
+BITS = dict(BOOL=8, F4=4, F6_E2M3=6, F6_E3M2=6, U8=8,
+            I8=8, F8_E5M2=8, F8_E4M3=8, F8_E8M0=8, F8_E4M3FNUZ=8,
             F8_E5M2FNUZ=8, I16=16, U16=16, F16=16, BF16=16,
             I32=32, U32=32, F32=32, C64=64, F64=64, I64=64, U64=64)
 

@@ -38,22 +38,29 @@ def meanings(
     facts:dict, # Of its type
 )->dict: # Setting → value; RoPE's parameters one by one
     "The settings of a part that change what it computes."
-    names, parts, rules = facts.get("map", {}), facts.get("parts", {}), facts.get("derived", {})
-    breaks = {k for key, rule in rules.items() if rule and rule[0] == "layers" for k in rule[-1]}
+    names = facts.get("map", {})
+    parts = facts.get("parts", {})
+    rules = facts.get("derived", {})
+    breaks = {k for key, rule in rules.items()
+              if rule and rule[0] == "layers" for k in rule[-1]}
     known = {*facts.get("defaults", {}), *rules, *names, "head_dim", "num_key_value_heads"}
     hidden = {*names, *parts, *breaks} if facts else {"rope_parameters"}
-    shown = {k: v for k, v in config.items() if k not in hidden and matters(k) and (k in known or not facts)}
+    shown = {k: v for k, v in config.items()
+             if k not in hidden and matters(k) and (k in known or not facts)}
     types = config.get("layer_types")
-    narrow = lambda t: str(t).startswith(("sliding", "chunked", "hybrid"))
+    def narrow(t): return str(t).startswith(("sliding", "chunked", "hybrid"))
     if isinstance(types, list) and not any(map(narrow, types)): shown.pop("sliding_window", None)
     rope = config.get("rope_parameters")
     return shown | (rope_settings(rope, config) if isinstance(rope, dict) else {})
 
 def rope_settings(rope:dict, config:dict)->dict: # "rope_theta" or "full_attention.rope_theta" → value
     "RoPE's parameters one by one."
-    nested, length = {k: v for k, v in rope.items() if isinstance(v, dict)}, "max_position_embeddings"
-    if nested: return {f"{k}.{n}": x for k, v in nested.items() for n, x in rope_settings(v, config).items()}
-    full = lambda k: k if k.startswith(("rope", "partial")) else f"rope_{k}"
+    nested = {k: v for k, v in rope.items() if isinstance(v, dict)}
+    length = "max_position_embeddings"
+    if nested:
+        return {f"{k}.{n}": x for k, v in nested.items()
+                for n, x in rope_settings(v, config).items()}
+    def full(k): return k if k.startswith(("rope", "partial")) else f"rope_{k}"
     out = {full(k): v for k, v in rope.items()}
     if out.get("partial_rotary_factor") in (1, None): out.pop("partial_rotary_factor", None)
     if rope.get("rope_type") in ("dynamic", "longrope"): out[length] = config.get(length)
@@ -66,13 +73,15 @@ def meaning_differs(
     names:tuple=("the one", "the other"), # What to call them
 )->list[str]: # Sentences; empty when both compute the same
     "What two models of equal shapes compute differently, by their configs."
-    (kind, first), (other, second) = ((c.get("model_type"), c) for c in (a, b))
+    (kind, first), (other, second) = ((c.get("model_type"), c)
+                                      for c in (a, b))
     out = [] if kind == other else [f"model_type is {kind} in {names[0]} and {other} in {names[1]}."]
     for part, facts, x, y in compared_parts(first, second):
         x, y = meanings(x, facts), meanings(y, facts)
         layers = same_setting(*(effective_config(c).get("num_hidden_layers") for c in (a, b)))
         for key in [*x, *(k for k in y if k not in x)]:
-            v, w = known_value(key, x, a, part, facts), known_value(key, y, b, part, facts)
+            v = known_value(key, x, a, part, facts)
+            w = known_value(key, y, b, part, facts)
             lists = isinstance(v, list) and isinstance(w, list)
             if v is UNKNOWN_VALUE or w is UNKNOWN_VALUE: continue
             if same_setting(v, w) or (lists and not layers): continue
@@ -87,7 +96,8 @@ def compared_parts(a:dict, b:dict)->list: # (name, facts, effective part, effect
     own = {*facts.get("defaults", {}), *facts.get("derived", {})}
     top = [{k: v for k, v in c.items() if k in own} for c in whole]
     pairs = [(k, *(c.get(k) for c in whole)) for k in facts["parts"]]
-    inner = [(k, architecture(x.get("model_type")) or {}, x, y) for k, x, y in pairs
+    inner = [(k, architecture(x.get("model_type")) or {}, x, y)
+             for k, x, y in pairs
              if isinstance(x, dict) and isinstance(y, dict)]
     return [("", facts, *top), *inner]
 

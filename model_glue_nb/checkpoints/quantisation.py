@@ -48,7 +48,8 @@ def quantisation(
     if shown: return Quantisation(method or shown[0], shown[1])
     small = [k for k, t in stored.items() if t.dtype in EIGHT_BITS]
     if small: return eight_bits(method or "fp8", settings, stored, small)
-    tables = {k: t for k, t in stored.items() if len(t.shape) > 1 and WEIGHT_NAMES.search(k)}
+    tables = {k: t for k, t in stored.items()
+              if len(t.shape) > 1 and WEIGHT_NAMES.search(k)}
     packed = next((t for t in tables.values() if PACKED.match(t.dtype)), None)
     if packed: return Quantisation(method or f"{packed.dtype} weights", packed.name)
     return Quantisation(method) if method else None
@@ -85,7 +86,8 @@ def eight_bits(
 )->Quantisation: # Readable when every weight has its scale, or needs none
     "Eight-bit weights: floats times a scale."
     block = settings.get("weight_block_size")
-    sizes = isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)
+    sizes = (isinstance(block, list) and len(block) == 2
+             and all(type(n) is int and n > 0 for n in block))
     block = tuple(block) if sizes else None
     scales = {k: scale_of(k, stored, block) for k in small}
     lost = [k for k, s in scales.items() if s is None]
@@ -99,10 +101,13 @@ def scale_of(
 )->str|None: # None when it is unknown which value belongs to which scale
     "The scale of a weight of eight bits."
     t = stored[name]
-    found = next((stored[name + end] for end in ("_scale_inv", "_scale") if name + end in stored), None)
+    found = next((stored[name + end] for end in ("_scale_inv", "_scale") if name + end in stored),
+                 None)
     if found is None or len(t.shape) != 2: return None
     if not found.name.endswith("_inv") and block is None:
         per_row = found.n_values == t.shape[0] == found.shape[0] if found.shape else False
         if found.n_values == 1 or per_row: return found.name
-    fits = block and found.shape == tuple(-(-n // b) for n, b in zip(t.shape, block))
+    fits = (block
+            and found.shape == tuple(-(-n // b)
+                                     for n, b in zip(t.shape, block)))
     return found.name if fits else None

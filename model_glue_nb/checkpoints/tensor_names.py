@@ -41,7 +41,11 @@ class NameStep:
             if not name.startswith(before): return None
         rest = name.removeprefix(before)
         m = self.pattern.search(rest)
-        return m and (before, rest, m, next(int(k[1:]) for k, v in m.groupdict().items() if v is not None))
+        return (m
+                and (before, rest, m,
+                     next(int(k[1:])
+                          for k, v in m.groupdict().items()
+                          if v is not None)))
 
 def bounded_pattern(
     pattern:str, # As in the tables
@@ -63,8 +67,10 @@ def renamed(
         if not step.active: return name
     text = step.targets[i if step.kind == "group" else 0]
     first = step.pattern.groupindex[f"g{i}"]
-    if step.kind == "shift": text = text.replace(r"\1", str(int(m[first + 1]) + step.offset))
-    elif step.kind == "group": text = re.sub(r"\\(\d+)", lambda x: m[first + int(x[1])], text)
+    if step.kind == "shift":
+        text = text.replace(r"\1", str(int(m[first + 1]) + step.offset))
+    elif step.kind == "group":
+        text = re.sub(r"\\(\d+)", lambda x: m[first + int(x[1])], text)
     elif r"\1" in text: text = text.replace(r"\1", m[first + 1])
     return before + rest.replace(m[0], text, 1)
 
@@ -84,7 +90,8 @@ class Naming:
     def __post_init__(self):
         steps = self.there + self.joins + self.back + self.splits
         scoped = any(s.scope is not None for s in steps)
-        self.any = re.compile("" if scoped else "|".join(s.pattern.pattern for s in map(unnamed, steps)))
+        self.any = re.compile(
+            "" if scoped else "|".join(s.pattern.pattern for s in map(unnamed, steps)))
 
 def unnamed(
     step:NameStep, # One step
@@ -102,13 +109,17 @@ def naming(
     own = facts["classes"][class_name]
     numbered = [s if isinstance(s, list) else [s, None, None] for s in own["steps"]]
     steps = [(facts["steps"][str(i)], scope, base) for i, scope, base in numbered]
-    legacy = [(facts["steps"][str(i)], None, None) for i in facts["about"]["legacy"]]
+    legacy = [(facts["steps"][str(i)], None, None)
+              for i in facts["about"]["legacy"]]
     there = [read_step(*s) for s in steps + legacy]
-    back = [read_step(*s, back=True) for s in steps[::-1] if s[0][0] != "prefix"]
-    converts = lambda found: [s for s in found if s.kind == "convert"]
-    renames = lambda found: [s for s in found if s.kind != "convert"]
+    back = [read_step(*s, back=True)
+            for s in steps[::-1]
+            if s[0][0] != "prefix"]
+    def converts(found): return [s for s in found if s.kind == "convert"]
+    def renames(found): return [s for s in found if s.kind != "convert"]
     tables = renames(there), converts(there), renames(back), converts(back)
-    return Naming(own["prefix"], own["top"], own["base"], own.get("tree", {}), *tables)
+    return Naming(own["prefix"], own["top"], own["base"],
+                  own.get("tree", {}), *tables)
 
 def read_step(
     said:list, # Kind, patterns and texts there, patterns and texts back, operations or an offset
@@ -157,7 +168,8 @@ def pieces(
     kinds, n = [op[:2] for op in step.operations], len(step.targets)
     stacked = ["MergeModulelist", 0] in kinds
     joined = [d for k, d in kinds if k == "Concatenate"]
-    if len(kinds) != stacked + len(joined) or joined not in ([], [int(stacked)]): return None
+    if len(kinds) != stacked + len(joined) or joined not in ([], [int(stacked)]):
+        return None
     if len(shape) < 1 + stacked + len(joined) or n != 1 and not joined: return None
     experts = shape[0] if stacked else 1
     rows, *rest = shape[1:] if stacked else shape
@@ -181,7 +193,8 @@ def sliced(
 )->TensorInfo: # The piece, in place
     "A part of a stored tensor as its own tensor."
     item = (t.stop - t.start) // max(t.n_values, 1)
-    return replace(t, name=name, shape=tuple(shape), start=t.start + first * item, stop=t.start + end * item)
+    return replace(t, name=name, shape=tuple(shape),
+                   start=t.start + first * item, stop=t.start + end * item)
 
 # %% ../../nbs/02_checkpoints/07_tensor_names.ipynb #e2cbeb23
 def to_memory(
@@ -201,7 +214,8 @@ def to_memory(
         return joined, with_prefix(self, plain), True
     plain = with_prefix(self, plain)
     own = with_prefix(self, name)
-    return (own, own, False) if not is_known(self, plain) and is_known(self, own) else (plain, plain, False)
+    return ((own, own, False) if not is_known(self, plain) and is_known(self, own)
+            else (plain, plain, False))
 
 def to_file(
     self:Naming, # A class's tables
@@ -221,11 +235,14 @@ def unfused(
     for step in self.splits:
         if (hit := step.found(name)) is None: continue
         before, rest, m, _ = hit
-        found = pieces(step, t.shape) if t.n_values and (t.stop - t.start) % t.n_values == 0 else None
+        found = (pieces(step, t.shape)
+                 if t.n_values and (t.stop - t.start) % t.n_values == 0 else None)
         if found is None: return [replace(t, name=name)]
-        texts = [step.targets[i].replace("*", str(e)) for e, i, *_ in found]
+        texts = [step.targets[i].replace("*", str(e))
+                 for e, i, *_ in found]
         names = [to_file(self, before + rest.replace(m[0], text, 1)) for text in texts]
-        return [sliced(t, n, *span) for n, (_, _, *span) in zip(names, found)]
+        return [sliced(t, n, *span)
+                for n, (_, _, *span) in zip(names, found)]
     return None
 
 def canonical(
@@ -257,7 +274,9 @@ def canonical_tensors(
 
 def natural(name:str)->list: # Sort key, as transformers goes through a checkpoint
     "Names in order, numbers by their value."
-    return [(0, int(p), "") if p.isdigit() and p.isascii() else (1, 0, p) for p in name.split(".")]
+    return [(0, int(p), "")
+            if p.isdigit() and p.isascii() else (1, 0, p)
+            for p in name.split(".")]
 
 # %% ../../nbs/02_checkpoints/07_tensor_names.ipynb #7a11c0d2
 LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks|block|layer)\.)(\d+)(\..*)$")
@@ -268,5 +287,6 @@ def layer_stacks(
     "How many layers each stack has."
     found = {}
     for n in names:
-        if m := LAYER.match(n): found.setdefault(m[1], set()).add(m[2])
+        if m := LAYER.match(n):
+            found.setdefault(m[1], set()).add(m[2])
     return {k: len(v) for k, v in found.items()}

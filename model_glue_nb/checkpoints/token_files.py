@@ -26,7 +26,7 @@ def token_file(
     folder:Path, # A model folder
 )->str|None: # Name of the file that says what the tokenizer is, in the order of transformers
     "Which file of a folder is its tokenizer."
-    there = lambda name: (folder/name).is_file()
+    def there(name): return (folder/name).is_file()
     if there("tokenizer.json"): return "tokenizer.json"
     if there("vocab.json") and there("merges.txt"): return "vocab.json"
     names = (*MODELS, "tekken.json", "tiktoken.model", "vocab.txt", "vocab.json")
@@ -82,8 +82,10 @@ def split_merge(text:str, vocab:dict)->tuple|None: # None where it is not a pair
     "The pair that a line of merges stands for."
     parts = text.split(" ")
     if len(parts) == 2: return tuple(parts)
-    cuts = [(" ".join(parts[:i]), " ".join(parts[i:])) for i in range(1, min(len(parts), 64))]
-    known = [c for c in cuts if c[0] in vocab and c[1] in vocab and "".join(c) in vocab]
+    cuts = [(" ".join(parts[:i]), " ".join(parts[i:]))
+            for i in range(1, min(len(parts), 64))]
+    known = [c for c in cuts
+             if c[0] in vocab and c[1] in vocab and "".join(c) in vocab]
     return known[0] if len(known) == 1 else None
 
 def bad_merge(where, merge)->InputError:
@@ -109,7 +111,8 @@ def checked_tokenizer(
     model = model | dict(type=guessed_type(model))
     if model["type"] == "Unigram": model["vocab"] = checked_pieces(model.get("vocab"), where)
     else: checked_vocabulary(model.get("vocab"), where)
-    if model["type"] == "BPE": model["merges"] = as_pairs(model.get("merges") or [], model["vocab"], where)
+    if model["type"] == "BPE":
+        model["merges"] = as_pairs(model.get("merges") or [], model["vocab"], where)
     parts = {k: t.get(k) for k in ("normalizer", "pre_tokenizer", "post_processor")}
     odd = [k for k, v in parts.items() if not isinstance(v, dict | None)]
     if odd: raise InputError(f"'{plain(where)}' has a {odd[0]} that is not keys and values. Fetch it again.")
@@ -117,9 +120,12 @@ def checked_tokenizer(
 
 def checked_pieces(vocab, where)->list: # [token, score] each
     "The vocabulary of a unigram tokenizer."
-    pair = lambda x: isinstance(x, (list, tuple)) and len(x) == 2 and isinstance(x[0], str)
+    def pair(x):
+        return isinstance(x, (list, tuple)) and len(x) == 2 and isinstance(x[0], str)
     good = isinstance(vocab, list) and vocab and len(vocab) < MOST_TOKENS
-    if not good or not all(pair(x) and isinstance(x[1], (int, float)) for x in vocab):
+    if (not good
+        or not all(pair(x) and isinstance(x[1], (int, float))
+                   for x in vocab)):
         raise InputError(f"'{plain(where)}' has a vocabulary that is not tokens with scores. Fetch it again.")
     return vocab
 
@@ -179,7 +185,8 @@ def varint(raw:bytes, at:int)->tuple[int,int]: # Value, where the next thing beg
     "A whole number of a protobuf."
     value = 0
     for shift in range(0, 70, 7):
-        byte = raw[at]; at += 1
+        byte = raw[at]
+        at += 1
         value |= (byte & 127) << shift
         if byte < 128: return value, at
     raise IndexError("a number of more than ten bytes")
@@ -188,10 +195,12 @@ def fields(raw:bytes): # (number, value) of each; bytes, or a whole number, or a
     "The fields of one protobuf message."
     at, end = 0, len(raw)
     while at < end:
-        tag, at = varint(raw, at); number, kind = tag >> 3, tag & 7
+        tag, at = varint(raw, at)
+        number, kind = tag >> 3, tag & 7
         if kind == 0: value, at = varint(raw, at)
         elif kind == 2:
-            size, at = varint(raw, at); value, at = raw[at:at + size], at + size
+            size, at = varint(raw, at)
+            value, at = raw[at:at + size], at + size
         elif kind == 5: value, at = struct.unpack_from("<f", raw, at)[0], at + 4
         elif kind == 1: value, at = struct.unpack_from("<d", raw, at)[0], at + 8
         else: raise IndexError(f"a field of kind {kind}")
@@ -210,9 +219,12 @@ def from_sentencepiece(
     try:
         parts = list(fields(raw))
         pieces = [dict(fields(x)) for number, x in parts if number == PIECES]
-        one = lambda wanted: dict(fields(b"".join(x for number, x in parts if number == wanted)))
+        def one(wanted):
+            return dict(fields(b"".join(x for number, x in parts if number == wanted)))
         trainer, rules = one(TRAINER), one(NORMALIZER)
-        pieces = [(p[1].decode(), p.get(2, 0.), p.get(3, 1)) for p in pieces]
+        pieces = [(p[1].decode(),
+                   p.get(2, 0.), p.get(3, 1))
+                  for p in pieces]
     except (IndexError, KeyError, struct.error, AttributeError, TypeError, ValueError) as e:
         why = f"'{plain(where)}' is not a SentencePiece model ({plain(e)}). Fetch it again."
         raise InputError(why) from None
@@ -220,7 +232,10 @@ def from_sentencepiece(
         raise InputError(f"'{plain(where)}' is not a unigram or byte-pair SentencePiece model. "
                          "Fetch it again.")
     vocab = {p[0]: i for i, p in enumerate(pieces)}
-    added = [dict(content=p[0], id=vocab[p[0]], special=p[2] != 4) for p in pieces if p[2] in BY_CONTROL]
+    added = [dict(content=p[0],
+                  id=vocab[p[0]], special=p[2] != 4)
+             for p in pieces
+             if p[2] in BY_CONTROL]
     fallback = bool(trainer.get(35))
     unknown = next((p[0] for p in pieces if p[2] == 2), None)
     if trainer.get(3, 1) == 1:
@@ -245,7 +260,8 @@ def derived_merges(
     found = []
     for piece, score, kind in pieces:
         if kind != 1 or not 1 < len(piece) <= 512: continue
-        halves = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        halves = [(piece[:i], piece[i:])
+                  for i in range(1, len(piece))]
         known = [(a, b) for a, b in halves if a in vocab and b in vocab]
         known.sort(key=lambda x: (vocab[x[0]], vocab[x[1]]))
         found += [(score, x) for x in known]
@@ -257,7 +273,8 @@ def byte_letters()->dict[int,str]:
     "The visible character that stands for each byte, as GPT-2 chose them."
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [b for b in range(256) if b not in shown]
-    return {b: chr(b) for b in shown} | {b: chr(256 + i) for i, b in enumerate(hidden)}
+    return ({b: chr(b) for b in shown}
+            | {b: chr(256 + i) for i, b in enumerate(hidden)})
 
 def named(raw:str|bytes, letters:dict)->str:
     "The token name of a run of bytes given as base64."
@@ -274,7 +291,8 @@ def from_ranks(
             pairs = [line.split() for line in raw.splitlines() if line.strip()]
             tokens = {named(a, letters): int(b) for a, b in pairs}
             return checked_vocabulary(tokens, where)
-        t = parse_json(raw, where); first = int(t["config"]["default_num_special_tokens"])
+        t = parse_json(raw, where)
+        first = int(t["config"]["default_num_special_tokens"])
         most = int(t["config"].get("default_vocab_size", MOST_TOKENS)) - first
         kept = [x for x in t["vocab"] if x["rank"] < most]
         plain_ones = {named(x["token_bytes"], letters): x["rank"] + first for x in kept}
@@ -306,5 +324,6 @@ def read_files(
     name:str, # As `token_file` gives it
 )->dict[str,bytes]: # Content of the tokenizer's files by name
     "The bytes of a tokenizer, read under limits."
-    wanted = [n for n in (name, *files_beside(name)) if (folder/n).is_file() or (folder/n).is_symlink()]
+    wanted = [n for n in (name, *files_beside(name))
+              if (folder/n).is_file() or (folder/n).is_symlink()]
     return {n: read_bytes(inside(folder, n), TOKENIZER) for n in wanted}

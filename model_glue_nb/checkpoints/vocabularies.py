@@ -35,13 +35,16 @@ def said_beside(
     decoder, out = settings.get("added_tokens_decoder"), []
     if isinstance(decoder, dict):
         where = "tokenizer_config.json"
-        if not all(k.isdecimal() and len(k) < 9 and isinstance(v, dict) for k, v in decoder.items()):
+        if not all(k.isdecimal() and len(k) < 9 and isinstance(v, dict)
+                   for k, v in decoder.items()):
             raise InputError(f"'{where}' has an odd added_tokens_decoder. Fetch it again.")
-        out = checked_added([v | dict(id=int(k)) for k, v in decoder.items()], where)
+        out = checked_added([v | dict(id=int(k)) for k, v in decoder.items()],
+                            where)
         roles = settings
     else:
         added = files.get("added_tokens.json", {})
-        out = checked_added([dict(content=k, id=v) for k, v in added.items()], "added_tokens.json")
+        out = checked_added([dict(content=k, id=v) for k, v in added.items()],
+                            "added_tokens.json")
         roles = settings | files.get("special_tokens_map.json", {})
     more = [roles.get(k) for k in ("extra_special_tokens", "additional_special_tokens")]
     named = [roles.get(k) for k in TOKEN_ROLES]
@@ -80,7 +83,8 @@ def cutting(
     t:dict, # A checked tokenizer.json
 )->list: # Steps in one form
     "What happens to a text before its tokens are looked up."
-    before, after = flat(t.get("normalizer"), "normalizers"), flat(t.get("pre_tokenizer"), "pretokenizers")
+    before = flat(t.get("normalizer"), "normalizers")
+    after = flat(t.get("pre_tokenizer"), "pretokenizers")
     if any(map(replaces_space, before)):
         prefix = any(x.get("type") == "Prepend" for x in before)
         before = [x for x in before if x.get("type") != "Prepend" and not replaces_space(x)]
@@ -97,7 +101,8 @@ def plain_step(step):
         default = "never" if step.get("add_prefix_space") is False else "always" # as older files say it
         scheme = step.get("prepend_scheme") or default
         return [step.get("replacement", "▁"), scheme != "never", step.get("split", True)]
-    kept = {k: v for k, v in step.items() if v is not None and k not in ("trim_offsets", "str_rep")}
+    kept = {k: v for k, v in step.items()
+            if v is not None and k not in ("trim_offsets", "str_rep")}
     return DEFAULTS.get(kind, {}) | kept
 
 def framing(
@@ -110,11 +115,13 @@ def framing(
     for step in flat(t.get("post_processor"), "processors"):
         if isinstance(step.get("single"), list): found = in_frame(step, tokens)
         elif step.get("cls") and step.get("sep"):
-            found = [tokens.get(step["cls"][0]), "A", tokens.get(step["sep"][0])]
+            found = [tokens.get(step["cls"][0]),
+                     "A", tokens.get(step["sep"][0])]
     asked = [settings.get(f"add_{k}_token") for k in ("bos", "eos")]
     if not any(isinstance(x, bool) for x in asked): return found
     ends = [tokens.get(content_of(settings.get(f"{k}_token"))) for k in ("bos", "eos")]
-    first, last = [[i] if want is True and i is not None else [] for want, i in zip(asked, ends)]
+    first, last = [[i] if want is True and i is not None else []
+                   for want, i in zip(asked, ends)]
     return [*first, "A", *last]
 
 def in_frame(step, tokens)->list: # Ids, with "A" for the text itself
@@ -164,9 +171,11 @@ def tokenizer_parts(
     by_bytes = any(isinstance(x, dict) and x.get("type") == "ByteLevel" for x in after)
     if by_bytes or rules.get("byte_fallback") and SINGLE_BYTES <= tokens.keys(): # nothing is unknown to it
         rules = {k: v for k, v in rules.items() if k not in ("unk_token", "fuse_unk")}
-    merges, scores = merges_in_one_form(model.get("merges") or [], rules), [round(x[1], 4) for x in pieces]
+    merges = merges_in_one_form(model.get("merges") or [], rules)
+    scores = [round(x[1], 4) for x in pieces]
     joins = merges, scores, model.get("unk_id")
-    return dict(tokens=digest(sorted(tokens.items())), added=digest(sorted(flags.items())),
+    return dict(tokens=digest(sorted(tokens.items())),
+                added=digest(sorted(flags.items())),
                 joins=digest(model["type"], sorted(rules.items()), *joins),
                 cut=digest(before, after), frame=digest(framing(t, settings, tokens))), tokens
 
@@ -184,12 +193,14 @@ def tokenizer_identity(
     folder:str|Path, # A model folder
 )->Identity|None: # None where there is no tokenizer
     "What the tokenizer of a model is."
-    folder = Path(folder); name = token_file(folder)
+    folder = Path(folder)
+    name = token_file(folder)
     if name is None: return None
     state = tuple(file_state(folder/n) for n in (name, *files_beside(name)))
     if state not in BY_STATE:
         raw = read_files(folder, name)
-        prints = [n.encode() + hashlib.sha256(x).digest() for n, x in raw.items()]
+        prints = [n.encode() + hashlib.sha256(x).digest()
+                  for n, x in raw.items()]
         content = hashlib.sha256(b"".join(prints)).digest()
         if content not in BY_CONTENT: keep_newest(BY_CONTENT, content, understood(name, raw))
         keep_newest(BY_STATE, state, BY_CONTENT[content])
@@ -215,7 +226,8 @@ def understood(
     try: return identity_of(name, raw, files)
     except InputError as e:
         if name == "tokenizer.json": raise # transformers would read it, and fail
-        return Identity(name, "unknown", dict(bytes=digest(name, raw[name])), None, str(e))
+        return Identity(name, "unknown", dict(bytes=digest(name, raw[name])),
+                        None, str(e))
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as e:
         raise InputError(f"'{name}' or a file beside it is malformed ({type(e).__name__}: {visible(e)}). "
                          "Fetch it again.") from None
@@ -232,7 +244,8 @@ def identity_of(name, raw, files)->Identity:
     return Identity(name, t["model"]["type"], parts, tokens)
 
 # %% ../../nbs/02_checkpoints/09_vocabularies.ipynb #7897d853
-DIFFERENCE_WORDS = dict(added="different added tokens are matched in text", joins="tokens are joined by different rules",
+DIFFERENCE_WORDS = dict(added="different added tokens are matched in text",
+                        joins="tokens are joined by different rules",
              cut="text is pre-tokenized differently", frame="different tokens are put around a text")
 
 def tokenizer_difference(
@@ -242,11 +255,14 @@ def tokenizer_difference(
     if a.fingerprint() == b.fingerprint(): return ""
     lost = [x for x in (a, b) if x.tokens is None]
     if lost: return f"'{lost[0].file}' cannot be compared ({lost[0].why})"
-    moved = [t for t, i in a.tokens.items() if b.tokens.get(t, i) != i]
+    moved = [t for t, i in a.tokens.items()
+             if b.tokens.get(t, i) != i]
     if moved:
-        t = moved[0]; others = f", and {len(moved) - 1:,} more moved" if len(moved) > 1 else ""
+        t = moved[0]
+        others = f", and {len(moved) - 1:,} more moved" if len(moved) > 1 else ""
         return f"'{t}' has the id {a.tokens[t]} in the one and {b.tokens[t]} in the other{others}"
     if alone := a.tokens.keys() ^ b.tokens.keys():
         return f"{len(alone):,} tokens are in one of them only, for example '{min(alone)}'"
     if a.kind != b.kind: return f"'{a.file}' ({a.kind}) and '{b.file}' ({b.kind}) cannot be compared further"
-    return next(text for k, text in DIFFERENCE_WORDS.items() if a.parts.get(k) != b.parts.get(k))
+    return next(text for k, text in DIFFERENCE_WORDS.items()
+                if a.parts.get(k) != b.parts.get(k))

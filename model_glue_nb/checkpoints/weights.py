@@ -71,7 +71,8 @@ def shards_of(
     if not texts or not places:
         raise InputError(f"'{plain(index)}' has no weight_map from tensors to files. Fetch it again.")
     files = {f: inside(folder, f) for f in sorted(set(places.values()))}
-    return WeightFiles(list(files.values()), {k: files[f] for k, f in places.items()})
+    return WeightFiles(list(files.values()),
+                       {k: files[f] for k, f in places.items()})
 
 PICKLED = ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".pkl"
 
@@ -152,4 +153,5 @@ def as_array(
 )->np.ndarray: # Of the tensor's shape; bf16 as uint16 bits
     "A tensor's bytes as numbers."
     dtype = NUMPY_DTYPES[t.dtype]
-    return stored.view(dtype).reshape(t.shape) if t.n_values else np.empty(t.shape, dtype)
+    return (stored.view(dtype).reshape(t.shape)
+            if t.n_values else np.empty(t.shape, dtype))

@@ -49,7 +49,9 @@ def no_questions():
         yield
     finally:
         sys.stdin = given
-        if kept is not None: os.dup2(kept, 0); os.close(kept)
+        if kept is not None:
+            os.dup2(kept, 0)
+            os.close(kept)
         empty.close()
 
 # %% ../../nbs/13_cli/01_app.ipynb #8970b26b
@@ -107,7 +109,8 @@ def progress_bar():
     "A `Progress` that shows a bar with the time left; silent where there is no terminal."
     from rich.console import Console
     from rich import progress as p
-    console = Console(stderr=True); last = [None]
+    console = Console(stderr=True)
+    last = [None]
     columns = (p.TextColumn("{task.description}", markup=False), p.BarColumn(), p.MofNCompleteColumn(),
                p.TimeElapsedColumn(), p.TimeRemainingColumn())
     with p.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -126,7 +129,9 @@ def progress_bar():
 def byte_bar():
     "A `Progress` in bytes that shows a bar with GB/s and the time left; `silent` without a terminal."
     from model_glue_nb.core import silent
-    if not sys.stderr.isatty(): yield silent; return
+    if not sys.stderr.isatty():
+        yield silent
+        return
     from rich.console import Console
     from rich import progress as p
     columns = (p.BarColumn(), p.DownloadColumn(), p.TransferSpeedColumn(), p.TimeRemainingColumn())
@@ -134,7 +139,8 @@ def byte_bar():
         task, last = bar.add_task("merging", total=None), [0.0]
         def progress(done, total, what): # pieces come thousands a second
             if (now := time.monotonic()) - last[0] < .1 and done < total: return
-            last[0] = now; bar.update(task, completed=done, total=total)
+            last[0] = now
+            bar.update(task, completed=done, total=total)
         yield progress
 
 # %% ../../nbs/13_cli/01_app.ipynb #98388136
@@ -144,7 +150,8 @@ def n_bytes(
     "A number of bytes as people write it."
     from model_glue_nb.core import InputError
     found = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([KMGT]?)I?B?\s*", text.upper().replace("E", "e"))
-    try: n = float(found[1]) * 1000 ** " KMGT".index(found[2] or " ") if found else 0
+    try:
+        n = float(found[1]) * 1000 ** " KMGT".index(found[2] or " ") if found else 0
     except ValueError: n = 0 # such as 1.2.3
     if not 1 <= n < 2**62: raise InputError(f"'{plain(text)}' is not a size. Give one like 5GB or 500MB.")
     return int(n)
@@ -249,10 +256,13 @@ def reader_left()->bool:
     "Did the reader of standard output close it? Then nothing more is written there."
     import select
     try:
-        place = select.poll(); place.register(1, 0)
-        if not any(what & (select.POLLERR | select.POLLHUP) for _, what in place.poll(0)): return False
+        place = select.poll()
+        place.register(1, 0)
+        if not any(what & (select.POLLERR | select.POLLHUP) for _, what in place.poll(0)):
+            return False
         empty = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(empty, 1); os.close(empty) # otherwise the interpreter complains when it flushes
+        os.dup2(empty, 1)
+        os.close(empty) # otherwise the interpreter complains when it flushes
         return True
     except (OSError, ValueError): return False
 
@@ -260,7 +270,9 @@ def reader_left()->bool:
 @contextmanager
 def ended_by_signals():
     "SIGTERM and SIGHUP end the block as Ctrl-C does."
-    if threading.current_thread() is not threading.main_thread(): yield; return
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     asked = signal.SIGTERM, signal.SIGHUP
     def end(number, frame):
         for s in asked: signal.signal(s, signal.SIG_IGN) # cleaning up is not disturbed
@@ -297,7 +309,9 @@ def quiet_libraries(
     debug:bool, # Show them?
 ):
     "Warnings and log lines of libraries don't drown our output; our own notes are one line each."
-    if debug: yield; return
+    if debug:
+        yield
+        return
     before = logging.root.manager.disable
     missing = [k for k in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY") if k not in os.environ]
     os.environ.update(dict.fromkeys(missing, "error"))

@@ -28,7 +28,8 @@ def bench(
     from model_glue_nb.experiments.bench import bench as run_bench, joules
     from model_glue_nb.experiments.figures import write_figures
     from model_glue_nb.experiments.grids import read_grid
-    g = read_grid(grid); g = replace(g, suite=suite) if suite else g
+    g = read_grid(grid)
+    g = replace(g, suite=suite) if suite else g
     with progress_bar() as progress:
         run = run_bench(g, zoo, out, progress=progress, workers=workers, allow_code=allow_code)
     tell_skipped(run.read_json("zoo")["skipped"])
@@ -36,7 +37,7 @@ def bench(
     tables = [run.read_table(n) for n in ("merging", "mixture")]
     failed = sum(int(t.failed.notna().sum()) for t in tables if "failed" in t)
     show(told, "The paper's claims on this zoo: report questions, 95% intervals", as_json)
-    tell = lambda text: say(text, err=as_json)
+    def tell(text): return say(text, err=as_json)
     tell(f"tables: {run.path}/merging and mixture, as .csv, .md and .tex; figures: {figures}")
     if failed: tell(f"{failed} cells could not be done; the column `failed` says why.")
     if not joules(): tell("energy: this machine shows no counter (RAPL), so the column joules is empty.")

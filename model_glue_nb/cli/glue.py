@@ -62,11 +62,13 @@ def run(
     from model_glue_nb.gluing.pipeline import glue
     with progress_bar() as progress: done = glue(r, out, progress=progress, store=shared)
     from model_glue_nb.reporting.dashboard import write_report
-    report = write_report(done, renew=False); tell_skipped(done.read_json("zoo")["skipped"])
+    report = write_report(done, renew=False)
+    tell_skipped(done.read_json("zoo")["skipped"])
     table = done.read_table("comparison")
     title = f"Report split, {int(table.n.iloc[0])} questions, 95% intervals"
     show(table if as_json else in_words(table), title, as_json)
-    chosen = done.read_json("chosen"); folder = done.path/chosen["folder"]
+    chosen = done.read_json("chosen")
+    folder = done.path/chosen["folder"]
     say(f"chosen: {chosen['model']} ({chosen['system']}). {chosen['why']}", err=as_json)
     say(f"{folder}: load it with {how_to_load(folder)}.", err=as_json)
     say(f"time: {time_by_stage(done)}", err=as_json)
@@ -87,12 +89,14 @@ def in_words(
 ): # DataFrame that fits a terminal: points with intervals, parameters in all and per question
     "The comparison in readable form."
     import pandas as pd
-    points = lambda x, low, high, sign: f"{100*x:{sign}.1f} [{100*low:{sign}.1f}, {100*high:{sign}.1f}]"
-    known = lambda t: t.params_total == t.params_total
-    size = lambda t: f"{cell(t.params_total)} ({cell(t.params_active)})" if known(t) else ""
-    row = lambda t: dict(system=t.system, score=points(t.mean, t.low, t.high, ""),
-                         gain=points(t.gain, t.gain_low, t.gain_high, "+"), parameters=size(t),
-                         ms=cell(t.ms_per_question))
+    def points(x, low, high, sign): return f"{100*x:{sign}.1f} [{100*low:{sign}.1f}, {100*high:{sign}.1f}]"
+    def known(t): return t.params_total == t.params_total
+    def size(t): return f"{cell(t.params_total)} ({cell(t.params_active)})" if known(t) else ""
+    def row(t):
+        return dict(system=t.system,
+                    score=points(t.mean, t.low, t.high, ""),
+                    gain=points(t.gain, t.gain_low, t.gain_high, "+"),
+                    parameters=size(t), ms=cell(t.ms_per_question))
     return pd.DataFrame([row(t) for t in comparison.itertuples()])
 
 # %% ../../nbs/13_cli/05_glue.ipynb #1c97b454

@@ -55,14 +55,16 @@ def show_plan(
     as_json:bool, # Print JSON instead?
 ):
     "Print what a merge would cost and what is wrong with it; exit with 2 if anything is."
-    gb = lambda n: f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+    def gb(n): return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
     lines = ["{method} on {device}: {tensors} tensors, {0} parameters",
              "read   {1} from the disk, {2} with every pass", "write  {3}",
              "memory about {4}", "time   about {seconds:.1f} s"]
     sizes = [gb(found[k]) for k in ("input_bytes", "read_bytes", "write_bytes", "memory_bytes")]
     lines = [line.format(cell(found["parameters"]), *sizes, **found) for line in lines]
     if as_json: typer.echo(json.dumps(found, indent=1))
-    else: say("\n".join((lines if found["tensors"] else []) + [f"note: {n}" for n in found["notes"]]))
+    else:
+        say("\n".join((lines if found["tensors"]
+                       else []) + [f"note: {n}" for n in found["notes"]]))
     for p in found["problems"]: say(f"problem: {p}", "red", err=True)
     if found["problems"]: raise typer.Exit(2)
 
@@ -88,6 +90,8 @@ def search(
                budget=int(budget) if budget.isdigit() else budget)
     recipe = read_recipe(dict(zoo=zoo, suite=suite, seed=seed, search_questions=questions or None, merge=how,
                               clusters=dict(threshold=threshold)))
-    with progress_bar() as progress: work = begin(recipe, out, progress); table = search_clusters(work)
+    with progress_bar() as progress:
+        work = begin(recipe, out, progress)
+        table = search_clusters(work)
     tell_skipped(work.zoo.skipped)
     show(table, "Winners, and how far ahead of the best single model on the report split", as_json)

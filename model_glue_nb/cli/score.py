@@ -37,7 +37,8 @@ def score(
     from model_glue_nb.core import machine_store
     asked = dict(apply_chat_template=chat, system_instruction=system, fewshot_as_multiturn=multiturn,
                  repeats=repeats)
-    whole = load_suite(suite, offline, code_runner(allow_code), asked); part = whole.part(split)
+    whole = load_suite(suite, offline, code_runner(allow_code), asked)
+    part = whole.part(split)
     zoo = named_models(models)
     given = dict(zoo=models[0] if len(models) == 1 else models, suite=suite, split=split)
     run = None if dry_run else started(out, command="score", **given)
@@ -50,9 +51,13 @@ def score(
     with keep_alone(run), progress_bar() as progress:
         batch = int(batch_size) if batch_size.isdigit() else batch_size
         items = ask_zoo(zoo, part, store, progress=progress, batch_size=batch, aside=(aside := {}))
-    tell_skipped(aside); zoo = zoo.subset(list(items))
-    table = scores_table(items, split, part); tell_cut(zoo, part, store)
-    if run: run.write_table("scores", table); run.write_json("split", whole.split_record())
+    tell_skipped(aside)
+    zoo = zoo.subset(list(items))
+    table = scores_table(items, split, part)
+    tell_cut(zoo, part, store)
+    if run:
+        run.write_table("scores", table)
+        run.write_json("split", whole.split_record())
     title = f"{whole.name}, {split} split, {part.n_questions} questions, 95% intervals of the mean"
     show(table if as_json else with_ranks(table, items), title, as_json)
 
@@ -63,8 +68,9 @@ def named_models(
     "The models that some names refer to: a single checkpoint, or a whole zoo."
     from model_glue_nb.core import refuse
     from model_glue_nb.zoo.zoo import Zoo, is_hub_id, read_zoo, zoo_entries
-    made = lambda n: any((Path(n)/f).exists() for f in ("config.json", "mixture.json"))
-    alone = lambda n: made(n) or not Path(n).exists() and is_hub_id(n)
+    def made(n):
+        return any((Path(n)/f).exists() for f in ("config.json", "mixture.json"))
+    def alone(n): return made(n) or not Path(n).exists() and is_hub_id(n)
     listed = [e for n in names for e in ([n] if alone(n) else zoo_entries(n))]
     zoo = read_zoo(names[0] if len(names) == 1 and not alone(names[0]) else listed)
     mute = {m.name: bad[0] for m in zoo if (bad := m.tokenizer_problems())}
@@ -136,7 +142,8 @@ def make_suite(
         with progress_bar() as progress: file = build_offline(out, without, overwrite, progress)
         n = len(read_suite(file, name)["tasks"])
         return say(f"{file}: {n} tasks. Use it by --suite {file if out else name}.")
-    rows = [(n, len(g["tasks"]), g.get("description") or "") for n, f in suite_files().items()
+    rows = [(n, len(g["tasks"]), g.get("description") or "")
+            for n, f in suite_files().items()
             for g in [read_suite(f, n)]]
     show(pd.DataFrame(rows, columns=["suite", "tasks", "description"]), "Suites on this machine", as_json)
 
@@ -157,7 +164,8 @@ def import_scores(
         raise InputError("Give --model and --suite together: who answered, and which questions.")
     if not model: return show(read_results(path), f"{path.name}: what lm-eval printed", as_json)
     from model_glue_nb.benchmarking.suites import load_suite
-    zoo = named_models([model]); tell_skipped(zoo.skipped)
+    zoo = named_models([model])
+    tell_skipped(zoo.skipped)
     store = Run(out).store if out else machine_store()
     taken = import_samples(path, next(iter(zoo)), load_suite(suite, "skip"), store)
     show(taken, f"Answers of {next(iter(zoo)).name} that are remembered now", as_json)

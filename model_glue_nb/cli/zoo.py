@@ -23,9 +23,11 @@ def doctor(
 ):
     "What a zoo holds, what is wrong with it and which pairs can be merged, from headers and configs."
     from model_glue_nb.mergeability.doctor import examine_zoo, members_table, pairs_table
-    cases = examine_zoo(zoo, deep); table = members_table(cases)
+    cases = examine_zoo(zoo, deep)
+    table = members_table(cases)
     brief = table["model group heads params dtype tokenizer base problem notes".split()]
-    brief = brief.loc[:, [c for c in brief if table[c].astype(bool).any()]] # columns with content
+    brief = brief.loc[:, [c for c in brief
+                          if table[c].astype(bool).any()]] # columns with content
     shown = pairs_table(cases) if pairs else table if as_json else brief
     show(shown, f"{zoo}: {len(table)} models, {table.group.nunique()} groups that could be averaged", as_json)
     if table.group.isna().all(): raise typer.Exit(2)
@@ -66,7 +68,8 @@ def similarity(
     "Similarity of every pair, each byte read once."
     from model_glue_nb.mergeability.similarity import METRICS, TASK_METRICS, compare_zoo
     from model_glue_nb.zoo.zoo import read_zoo
-    models, asked = read_zoo(zoo), dict(command="similarity", zoo=zoo, metric=metric, by=by, share=share)
+    models = read_zoo(zoo)
+    asked = dict(command="similarity", zoo=zoo, metric=metric, by=by, share=share)
     run = started(out, **asked, base=base)
     with progress_bar() as progress:
         found = compare_zoo(models, METRICS if by else (metric,), base, run and run.store,
@@ -75,7 +78,8 @@ def similarity(
     table = found.table(by) if by else with_names(square)
     if run: run.write_table("similarity", square, index=True)
     if run and by: run.write_table(f"similarity_by_{by}", table)
-    tell_skipped(models.skipped); tell_skipped(found.skipped)
+    tell_skipped(models.skipped)
+    tell_skipped(found.skipped)
     if by or metric in TASK_METRICS:
         for start, how in sorted({*found.bases.values()}): say(f"task vectors from {start} ({how})", err=True)
     what = "All metrics" if by else metric
@@ -95,9 +99,12 @@ def clusters(
     from model_glue_nb.mergeability.clusters import cluster_by_similarity, threshold_sensitivity
     from model_glue_nb.mergeability.similarity import similarity
     from model_glue_nb.zoo.zoo import read_zoo
-    models = read_zoo(zoo); table = similarity(models); tell_skipped(models.skipped)
+    models = read_zoo(zoo)
+    table = similarity(models)
+    tell_skipped(models.skipped)
     found = cluster_by_similarity(table, threshold, linkage, {m.name: m.base for m in models})
-    rows = [dict(cluster=c.name, n=len(c.members), base=c.base or "", medoid=c.medoid,
+    rows = [dict(cluster=c.name, n=len(c.members),
+                 base=c.base or "", medoid=c.medoid,
                  outliers=", ".join(c.outliers), members=", ".join(c.members)) for c in found]
     t = threshold_sensitivity(table, linkage)
     if sensitivity: return show(t, f"Clusters by threshold, linkage {linkage}", as_json)
@@ -120,7 +127,8 @@ def barrier(
     from model_glue_nb.benchmarking.suites import load_suite
     from model_glue_nb.merging.barrier import CANNOT_TELL, barrier, barrier_aligned, texts_of
     from model_glue_nb.zoo.zoo import read_zoo
-    models, texts = read_zoo(zoo), texts_of(load_suite(suite).part("search"), n); tell_skipped(models.skipped)
+    models, texts = read_zoo(zoo), texts_of(load_suite(suite).part("search"), n)
+    tell_skipped(models.skipped)
     table = (barrier_aligned if aligned else barrier)(models, a, b, texts)
     show(table, f"From {a} to {b}: nats per token, {len(texts)} texts, half 95% intervals", as_json)
     if aligned: say(CANNOT_TELL, err=True)
@@ -136,7 +144,8 @@ def cka(
     from model_glue_nb.benchmarking.suites import load_suite
     from model_glue_nb.merging.barrier import compare_activations, texts_of
     from model_glue_nb.zoo.zoo import read_zoo
-    models, texts = read_zoo(zoo), texts_of(load_suite(suite).part("search"), n); tell_skipped(models.skipped)
+    models, texts = read_zoo(zoo), texts_of(load_suite(suite).part("search"), n)
+    tell_skipped(models.skipped)
     with progress_bar() as progress: table = compare_activations(models, texts, depths, progress=progress)
     show(table.dropna(axis=1, how="all"), f"CKA, {len(texts)} texts; depth 1 is the last layer", as_json)
 
@@ -157,7 +166,8 @@ def forecast(
     with run.lock(), progress_bar() as progress:
         how = dict(n=n, remembered_only=remembered, enough=enough, method=method)
         found, table = forecast_zoo(zoo, suite, run.store, **how, progress=progress)
-    run.write_table("pairs", found.table); run.write_table("forecast", table)
+    run.write_table("pairs", found.table)
+    run.write_table("forecast", table)
     plot_calibration(found.table, str(found)).write_html(run.path/"calibration.html")
     tell_skipped(table.attrs["skipped"])
     show(table, f"{zoo}, {suite}: {found}", as_json)

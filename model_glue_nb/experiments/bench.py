@@ -60,7 +60,8 @@ class Bench:
     def key(self, cell:Cell)->str:
         "Everything that the row of a cell depends on."
         names = [*cell.members, *([cell.base] if cell.base else [])]
-        model = lambda n: self.work.zoo[n] if n in self.work.zoo.names else open_model(n)
+        def model(n):
+            return self.work.zoo[n] if n in self.work.zoo.names else open_model(n)
         what = asdict(replace(cell, base=bool(cell.base) and None))
         asked = self.scorer.asked, self.told.asked, self.work.suite.weights
         # "unseen": of mixtures, *search* is scored as `unseen_score` does
@@ -75,7 +76,8 @@ def open_bench(
 )->Bench: # Without a run folder
     "Open the zoo and the questions of a benchmark."
     suite = load_suite(g.suite, run_code=code_runner(allow_code))
-    r = GlueRecipe(zoo, g.suite, g.tasks, g.search_questions, clusters=g.clusters, seed=g.seed)
+    r = GlueRecipe(zoo, g.suite, g.tasks,
+                   g.search_questions, clusters=g.clusters, seed=g.seed)
     work = open_work(r, progress, suite)
     work.report = work.suite.part("report", g.report_questions)
     few_threads(work.zoo)
@@ -87,17 +89,20 @@ def compared(
     rivals:dict[str,ItemScores], # gain, over_uniform → the rival it is compared with
 )->dict: # score low high, each rival's column with _low and _high, n, and the tasks
     "A system's score and its paired differences."
-    m = mean_interval(ours); row = dict(score=m.mean, low=m.low, high=m.high)
+    m = mean_interval(ours)
+    row = dict(score=m.mean, low=m.low, high=m.high)
     for name, theirs in rivals.items():
         d = paired_gain(ours, theirs)
         row |= {name: d.mean, f"{name}_low": d.low, f"{name}_high": d.high}
-    return row | dict(n=sum(map(len, ours.values()))) | {t: float(v.mean()) for t, v in ours.items()}
+    return (row | dict(n=sum(map(len, ours.values())))
+            | {t: float(v.mean()) for t, v in ours.items()})
 
 def uniform(
     cell:Cell, # Members and method
 )->Candidate:
     "All members with equal weights, by the cell's method."
-    n = len(cell.members); problem = Problem(cell.members, {}, cell.method, cell.base)
+    n = len(cell.members)
+    problem = Problem(cell.members, {}, cell.method, cell.base)
     return weigh(problem, list(cell.members), np.full(n, 1 / n))
 
 def searched(
@@ -106,7 +111,8 @@ def searched(
     scorer:MeteredScorer|None=None, # Who scores; None: on *search*
 )->SearchResult:
     "The search of a cell."
-    return search(list(cell.members), scorer or b.scorer, cell.method, cell.strategy, budget=cell.budget,
+    return search(list(cell.members), scorer or b.scorer,
+                  cell.method, cell.strategy, budget=cell.budget,
                   base=cell.base, seed=cell.seed, options=dict(cell.options))
 
 def merge_row(
@@ -118,17 +124,21 @@ def merge_row(
     rivals = dict(gain=b.told.items(single))
     if cell.strategy == "single": winner = single
     elif cell.strategy == "uniform":
-        winner = uniform(cell); b.scorer.items(winner); costs = [b.scorer.cost(winner)]
+        winner = uniform(cell)
+        b.scorer.items(winner)
+        costs = [b.scorer.cost(winner)]
     else:
         found = searched(b, cell)
         winner, trials = found.winner, found.trials
         costs = [b.scorer.cost(t.candidate, t.share) for t in trials]
         rivals["over_uniform"] = b.told.items(uniform(cell))
-    parts = [m for m in dict.fromkeys(leaves(winner)) if m != cell.base]; all_q = b.work.search.n_questions
+    parts = [m for m in dict.fromkeys(leaves(winner)) if m != cell.base]
+    all_q = b.work.search.n_questions
     name = winner if isinstance(winner, str) else label(winner)
     row = dict(winner=name, merged=len(parts), search=b.scorer(winner))
     row |= compared(b.told.items(winner), rivals) | cost_of(costs)
-    spent = dict(evaluations=sum(t.questions for t in trials) / all_q, bytes=sum(t.bytes for t in trials))
+    spent = dict(evaluations=sum(t.questions for t in trials) / all_q,
+                 bytes=sum(t.bytes for t in trials))
     return row | spent if trials else row
 
 # %% ../../nbs/11_experiments/05_bench.ipynb #a5131d45
@@ -138,10 +148,15 @@ def fold(
     wanted:Callable, # Position in its task → is the question wanted?
 )->tuple[Suite,dict[str,ItemScores]]: # The same of some questions
     "Some questions of every task, and the answers to them."
-    at = {t.name: [i for i in range(len(t.questions)) if wanted(i)] for t in suite.tasks}
-    some = lambda t: replace(t, questions=tuple(t.questions[i] for i in at[t.name]))
+    at = {t.name: [i for i in range(len(t.questions)) if wanted(i)]
+          for t in suite.tasks}
+    def some(t):
+        return replace(t, questions=tuple(t.questions[i] for i in at[t.name]))
     part = replace(suite, tasks=tuple(map(some, suite.tasks)))
-    return part, {m: ItemScores({t: v[at[t]] for t, v in x.items()}, x.weights) for m, x in items.items()}
+    return (part,
+            {m: ItemScores({t: v[at[t]] for t, v in x.items()},
+                           x.weights)
+             for m, x in items.items()})
 
 def unseen_score(
     b:Bench, # As `open_bench` gives it, with a run
@@ -151,7 +166,8 @@ def unseen_score(
     parts:int=3, # Each is answered by a router that learned from the others
 )->float|None: # None: the router does not learn, or a task has too few questions
     "Mean score of a mixture on *search* questions that its router did not learn from."
-    suite = b.work.search; parts = min(parts, *(len(t.questions) for t in suite.tasks))
+    suite = b.work.search
+    parts = min(parts, *(len(t.questions) for t in suite.tasks))
     if parts < 2 or not routers[spec.router["name"]].learns: return None
     told = {t.name: np.zeros(len(t.questions)) for t in suite.tasks}
     for k in range(parts):
@@ -170,12 +186,14 @@ def timed_answers(
     found:float|None=None, # Its mean score on *search*, where it is known
 )->dict: # search (mean), items (report), ms_per_question
     "A model's answers, loaded once; the time is measured only where the answers were new."
-    store, mark = b.work.run.store, model.fingerprint(); live = cache(model.load)
+    store, mark = b.work.run.store, model.fingerprint()
+    live = cache(model.load)
     found = mean_score(ask(live, mark, b.work.search, store)) if found is None else found
     new = known_items(store, mark, b.work.report) is None
     if new: live()
     with metered() as used: items = ask(live, mark, b.work.report, store)
-    used = store.remembered("answering", digest(mark, b.told.asked), (lambda: used) if new else None)
+    used = store.remembered("answering", digest(mark, b.told.asked),
+                            (lambda: used) if new else None)
     ms = 1000 * used["seconds"] / b.work.report.n_questions if used else math.nan
     return dict(search=found, items=items, ms_per_question=ms)
 
@@ -184,10 +202,12 @@ def mix_row(
     cell:Cell, # Of the second benchmark
 )->dict:
     "What one way of mixing some experts gives."
-    items = {e: b.scorer.items(e) for e in cell.members}; zoo = b.work.zoo
+    items = {e: b.scorer.items(e) for e in cell.members}
+    zoo = b.work.zoo
     single = best_member(cell.members, b.scorer)
     if cell.control: items = shuffled(items, cell.seed)
-    rivals = dict(gain=b.told.items(single)); dense = cell.base and open_model(cell.base)
+    rivals = dict(gain=b.told.items(single))
+    dense = cell.base and open_model(cell.base)
     if dense: rivals["over_uniform"] = timed_answers(b, dense)["items"]
     with tempfile.TemporaryDirectory(dir=b.work.run.path, prefix=".mixture_") as d:
         model, costs, found = dense if cell.strategy == "uniform" else zoo[single], [], None
@@ -199,7 +219,8 @@ def mix_row(
             with metered() as used: model = mix(spec, zoo, f"{d}/mixture", b.work.search, items=items)
             costs.append(used)
             found = math.nan if cell.control else unseen_score(b, spec, f"{d}/part", items)
-        out = timed_answers(b, model, found); told = out.pop("items")
+        out = timed_answers(b, model, found)
+        told = out.pop("items")
         total, active = size(b.work, b.work.add(model))
     b.work.zoo = zoo # the mixture has gone
     out |= dict(params_total=total, params_active=active, bytes=model.n_bytes)
@@ -215,13 +236,16 @@ def control_answers(
     "The answers of a merge's control."
     if cell.control == "base": return b.told.items(cell.base)
     if cell.control == "shuffled":
-        dealt = shuffled_scorer(b.scorer, b.scorer.items(best_member(cell.members, b.scorer)), cell.seed)
+        dealt = shuffled_scorer(b.scorer,
+                                b.scorer.items(best_member(cell.members, b.scorer)), cell.seed)
         return b.told.items(searched(b, cell, dealt).winner)
     with tempfile.TemporaryDirectory(dir=b.work.run.path, prefix=".mixture_") as d:
         zoo = b.work.zoo
-        def written(c, name): return zoo[c] if isinstance(c, str) else merge(c, zoo, f"{d}/{name}")
+        def written(c, name):
+            return zoo[c] if isinstance(c, str) else merge(c, zoo, f"{d}/{name}")
         ends = written(start, "start"), written(searched(b, cell).winner, "goal")
-        return timed_answers(b, random_step(*ends, Path(d)/"step", cell.seed), math.nan)["items"]
+        return timed_answers(b, random_step(*ends, Path(d)/"step", cell.seed),
+                             math.nan)["items"]
 
 def control_row(
     b:Bench, # As `open_bench` gives it, with a run
@@ -238,7 +262,9 @@ def control_cells(
     rows:list[dict], # Theirs
 )->list[tuple[str,Cell]]: # (claim, cell with a control)
     "The controls of all claims of a gain. A claim of a loss needs none: chance cannot pass it."
-    parts = {k: [(c, r) for c, r in zip(cells, rows) if c.benchmark == k] for k in ("merging", "mixture")}
+    parts = {k: [(c, r)
+                 for c, r in zip(cells, rows) if c.benchmark == k]
+             for k in ("merging", "mixture")}
     tables = [tidy([r for _, r in parts[k]], []) for k in parts]
     out = []
     for c in claimed(*tables):
@@ -246,7 +272,9 @@ def control_cells(
         cell = parts[c["benchmark"]][c["at"]][0]
         merged = cell.benchmark == "merging"
         there = dict(noise=merged, shuffled=True, base=merged and bool(cell.base))
-        made = [replace(cell, control=k, figure=c["figure"]) for k in b.grid.controls if there[k]]
+        made = [replace(cell, control=k, figure=c["figure"])
+                for k in b.grid.controls
+                if there[k]]
         out += [(c["claim"], x) for x in made]
     return out
 
@@ -272,10 +300,13 @@ def plan_bench(
     b:Bench, # With a run
 )->list[Cell]: # Of both benchmarks
     "Find the clusters, score the models, choose the experts."
-    work, g = b.work, b.grid; describe_run(work)
-    items = score_members(work); clusters = find_clusters(work)
+    work, g = b.work, b.grid
+    describe_run(work)
+    items = score_members(work)
+    clusters = find_clusters(work)
     own = {m: mean_score(v) for m, v in items.items()}
-    cells = merging_cells(g, merging_sets(g, work.zoo, clusters, own)); ordered = largest_first(clusters)
+    cells = merging_cells(g, merging_sets(g, work.zoo, clusters, own))
+    ordered = largest_first(clusters)
     across = tuple(best_member(c.members, own.get) for c in ordered)
     experts = chosen_experts(b, {m: items[m] for m in ordered[0].members})
     n_layers = work.zoo[experts[0]].n_layers if experts else 0
@@ -290,8 +321,11 @@ def chosen_experts(
     "The experts of the mixtures: the set that scores best behind a linear router."
     n, work = b.grid.mixture["experts"], b.work
     if len(items) < 2: return ()
-    chosen = tuple(experts_for(work.zoo, work.search, items, max_experts=n, seed=b.grid.seed).expert)
-    return chosen if len(chosen) > 1 else tuple(sorted(items, key=lambda m: (-mean_score(items[m]), m))[:n])
+    chosen = tuple(experts_for(work.zoo, work.search, items,
+                               max_experts=n, seed=b.grid.seed).expert)
+    return (chosen if len(chosen) > 1
+            else tuple(sorted(items,
+                              key=lambda m: (-mean_score(items[m]), m))[:n]))
 
 def dense_of(
     work:Work, # With a run
@@ -308,7 +342,8 @@ def dense_of(
 @lru_cache(1)
 def bench_at(path, zoo, grid, allow_code): # In a worker; texts, so that it is opened once
     "The bench of a run folder."
-    b = open_bench(Grid(**json.loads(grid)), json.loads(zoo), allow_code=allow_code); b.work.run = Run(path)
+    b = open_bench(Grid(**json.loads(grid)), json.loads(zoo), allow_code=allow_code)
+    b.work.run = Run(path)
     return b
 
 def in_worker(args, cells):
@@ -331,13 +366,19 @@ def run_groups(
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
     if workers == 1:
-        for g in groups: [row_of(b, c) for c in g]; yield g
+        for g in groups:
+            [row_of(b, c) for c in g]
+            yield g
         return
-    args = str(b.work.run.path), json.dumps(b.work.recipe.zoo), json.dumps(asdict(b.grid)), b.allow_code
+    args = (str(b.work.run.path),
+            json.dumps(b.work.recipe.zoo),
+            json.dumps(asdict(b.grid)), b.allow_code)
     with ProcessPoolExecutor(workers, get_context("spawn"), follow, (os.getpid(),)) as pool:
         todo = {pool.submit(in_worker, args, g): g for g in groups}
         try: yield from (f.result() or todo[f] for f in as_completed(todo))
-        except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 # %% ../../nbs/11_experiments/05_bench.ipynb #425c566e
 def rows_of_cells(
@@ -350,10 +391,11 @@ def rows_of_cells(
     "The rows of some cells; those that are remembered are not measured again."
     groups, store, progress = {}, b.work.run.store, b.work.progress
     for c in cells: groups.setdefault(c.share, []).append(c)
-    known = lambda c: store.remembered("bench", b.key(c)) is not None
+    def known(c): return store.remembered("bench", b.key(c)) is not None
     done = sum(map(known, cells))
     progress(done, len(cells), what)
-    open_ = [left for g in groups.values() if (left := [c for c in g if not known(c)])]
+    open_ = [left for g in groups.values()
+             if (left := [c for c in g if not known(c)])]
     for finished in run_groups(b, open_, max(1, min(workers, len(open_)))):
         done += len(finished)
         progress(done, len(cells), f"{what}: {finished[-1].label}")
@@ -371,9 +413,12 @@ def bench(
     allow_code:bool=False, # Run generated code, in the sandbox? Else such tasks are skipped by name
 )->Run: # With merging.csv, mixture.csv, claims.csv, the same as Markdown and LaTeX, controls.csv
     "Run the two benchmarks on a zoo."
-    g = read_grid(grid); b = open_bench(g, zoo, progress=progress, allow_code=allow_code)
-    about = dict(command="bench", zoo=zoo, grid=asdict(g)) | (dict(allow_code=True) if allow_code else {})
-    b.work.run = run = Run.start(out, about); refuse(other_zoo(run, b.work.zoo))
+    g = read_grid(grid)
+    b = open_bench(g, zoo, progress=progress, allow_code=allow_code)
+    about = (dict(command="bench", zoo=zoo, grid=asdict(g))
+             | (dict(allow_code=True) if allow_code else {}))
+    b.work.run = run = Run.start(out, about)
+    refuse(other_zoo(run, b.work.zoo))
     workers = workers or (os.cpu_count() if are_small(b.work.zoo) else 1)
     with run.lock():
         for left in run.path.glob(".mixture_*"): shutil.rmtree(left) # of a run that was killed

@@ -38,14 +38,16 @@ def random_step(
     "A model as far from the first as the second is, in a random direction."
     out.mkdir()
     copy_companions(start.path, out)
-    writer = CheckpointWriter(out, {k: (t.dtype, t.shape) for k, t in start.tensors.items()})
+    writer = CheckpointWriter(out,
+                              {k: (t.dtype, t.shape) for k, t in start.tensors.items()})
     try:
         for i, (name, t) in enumerate(start.tensors.items()):
             if t.dtype not in CODES or name not in goal.tensors:
                 writer.write(name, np.ascontiguousarray(start.raw(name)))
                 continue
             x, y = start.values(name), goal.values(name)
-            moved = step_of(x, float(np.linalg.norm(np.float64(y) - x)), np.random.default_rng([seed, i]))
+            moved = step_of(x, float(np.linalg.norm(np.float64(y) - x)),
+                            np.random.default_rng([seed, i]))
             stored = np.empty(t.n_values * ITEM_BYTES[CODES[t.dtype]], np.uint8)
             narrow(moved.reshape(-1), CODES[t.dtype], stored)
             writer.write(name, stored.view(np.uint16 if t.dtype != "F32" else np.float32))
@@ -61,7 +63,9 @@ def shuffled(
     out = {}
     for name, x in items.items():
         rng = np.random.default_rng(seed) # the same order for every expert
-        out[name] = ItemScores({t: v[rng.permutation(len(v))] for t, v in x.items()}, x.weights)
+        out[name] = ItemScores(
+            {t: v[rng.permutation(len(v))] for t, v in x.items()},
+            x.weights)
     return out
 
 class ShuffledScorer(MeteredScorer):
@@ -70,7 +74,8 @@ class ShuffledScorer(MeteredScorer):
 
     def items(self, candidate, share=1.0)->ItemScores:
         whole = self.like
-        rng = np.random.default_rng([self.seed, int(self.key(candidate)[:12], 16)])
+        rng = np.random.default_rng(
+            [self.seed, int(self.key(candidate)[:12], 16)])
         dealt = {t: rng.choice(v, len(v)) for t, v in whole.items()}
         return first(ItemScores(dealt, whole.weights), share)
 

@@ -29,13 +29,16 @@ def plot_merging(
     if missing(merging, "set n_models method strategy gain gain_low gain_high", "merging"):
         return empty_figure(title, "No merge has been measured yet.")
     t = merging[(merging.strategy != "single") & (merging.set != "across") & merging.gain.notna()]
-    methods, strategies = list(dict.fromkeys(t.method)), list(dict.fromkeys(t.strategy)); shown = set()
+    methods = list(dict.fromkeys(t.method))
+    strategies = list(dict.fromkeys(t.strategy))
+    shown = set()
     colours = model_colours(s for s in strategies if s != "uniform") | dict(uniform=INK)
     fig = make_subplots(1, len(methods), shared_yaxes=True, subplot_titles=methods, horizontal_spacing=.02)
     for i, method in enumerate(methods, 1):
         for k, s in enumerate(strategies):
             d = t[(t.method == method) & (t.strategy == s)].sort_values("n_models")
-            fig.add_trace(_line(d, s, colours[s], k, s not in shown), 1, i); shown.add(s)
+            fig.add_trace(_line(d, s, colours[s], k, s not in shown), 1, i)
+            shown.add(s)
     n = merging.n.max() if "n" in merging else None
     sizes = sorted(set(t.n_models))
     fig = finish(fig, title, facts(suite, "report", n, seed) + ("whiskers: 95 % intervals",), height=460)
@@ -47,9 +50,11 @@ def _line(d, name, colour, k, legend):
     "The sizes of one strategy."
     import plotly.graph_objects as go
     dash = "dot" if name == "uniform" else "solid"
-    return go.Scatter(x=d.n_models, y=100 * d.gain, name=name, legendgroup=name, showlegend=legend,
+    return go.Scatter(x=d.n_models, y=100 * d.gain,
+                      name=name, legendgroup=name, showlegend=legend,
                       error_y=whiskers(d.gain, d.gain_low, d.gain_high, width=2), mode="lines+markers",
-                      line=dict(color=colour, dash=dash), marker=dict(color=colour, size=7, symbol=k))
+                      line=dict(color=colour, dash=dash),
+                      marker=dict(color=colour, size=7, symbol=k))
 
 # %% ../../nbs/11_experiments/06_figures.ipynb #19cbabae
 def plot_mixture(
@@ -62,20 +67,25 @@ def plot_mixture(
     title = "What mixing gives"
     if missing(mixture, "set level router dense_layers strategy score low high", "mixture"):
         return empty_figure(title, "No mixture has been measured yet.")
-    t = mixture.assign(router=mixture.router.fillna("")); t = t[t.score.notna()]
-    sets, levels = list(dict.fromkeys(t.set)), [x for x in dict.fromkeys(t.level.dropna()) if x]
+    t = mixture.assign(router=mixture.router.fillna(""))
+    t = t[t.score.notna()]
+    sets = list(dict.fromkeys(t.set))
+    levels = [x for x in dict.fromkeys(t.level.dropna()) if x]
     shown = set()
     fig = make_subplots(1, len(sets), subplot_titles=sets, horizontal_spacing=.16)
     for i, name in enumerate(sets, 1):
         for k, level in enumerate(levels):
             d = t[(t.set == name) & (t.level == level) & (t.router != "")]
             if not len(d): continue
-            fig.add_trace(_points_of(d, level, PALETTE[k], level not in shown), 1, i); shown.add(level)
+            fig.add_trace(_points_of(d, level, PALETTE[k], level not in shown), 1, i)
+            shown.add(level)
         for r in t[(t.set == name) & (t.router == "")].to_dict("records"):
             text, dash = ("best single", "solid") if r["strategy"] == "single" else ("uniform merge", "dot")
             note = dict(text=text, textangle=-90, font_size=10)
-            fig.add_vline(x=100 * r["score"], line=dict(color=INK, dash=dash), row=1, col=i, annotation=note)
-    n = mixture.n.max() if "n" in mixture else None; rows = t[t.router != ""].groupby("set").size().max()
+            fig.add_vline(x=100 * r["score"],
+                          line=dict(color=INK, dash=dash), row=1, col=i, annotation=note)
+    n = mixture.n.max() if "n" in mixture else None
+    rows = t[t.router != ""].groupby("set").size().max()
     about = facts(suite, "report", n, seed) + ("whiskers: 95 % intervals",)
     fig = finish(fig, title, about, height=200 + 22 * int(rows))
     return fig.update_xaxes(title="mean over tasks, % right").update_yaxes(autorange="reversed")
@@ -84,7 +94,8 @@ def _points_of(d, level, colour, legend):
     "The routers of one level."
     import plotly.graph_objects as go
     names = [f"{r['router']}, K={int(r['dense_layers'])}{way_in(r)}" for r in d.to_dict("records")]
-    return go.Scatter(x=100 * d.score, y=names, name=f"{level} level", legendgroup=level, showlegend=legend,
+    return go.Scatter(x=100 * d.score,
+                      y=names, name=f"{level} level", legendgroup=level, showlegend=legend,
                       error_x=whiskers(d.score, d.low, d.high, width=2), mode="markers",
                       marker=dict(color=colour, size=9))
 
@@ -103,9 +114,11 @@ def plot_claims(
     rows, fig = _with_controls(claims, controls), go.Figure()
     for kind, colour, symbol in (("claim", PALETTE[0], "circle"), ("control", INK, "circle-open")):
         at = [i for i, r in enumerate(rows) if r["kind"] == kind]
-        x, low, high = (np.array([rows[i][k] for i in at], float) for k in ("figure", "low", "high"))
+        x, low, high = (np.array([rows[i][k] for i in at], float)
+                        for k in ("figure", "low", "high"))
         marks = dict(color=colour, size=9, symbol=symbol)
-        fig.add_trace(go.Scatter(x=100 * x, y=at, name=kind, mode="markers", marker=marks,
+        fig.add_trace(go.Scatter(x=100 * x,
+                                 y=at, name=kind, mode="markers", marker=marks,
                                  error_x=whiskers(x, low, high, width=2)))
     about = facts(suite, "report", None, seed) + ("whiskers: 95 % intervals",)
     fig = finish(fig, title, about, height=180 + 26 * len(rows))
@@ -136,11 +149,16 @@ def write_figures(
     run:Run, # With the tables of a benchmark
 )->Path: # figures.html
     "Write the figures into one file that opens without a network."
-    about = run.read_json("zoo"); suite, seed = about["suite"], 0
-    plots = dict(merging=plot_merging, mixture=plot_mixture); parts, first = [], True
-    figures = [plot(done(run.read_table(name)), suite, seed) for name, plot in plots.items()]
-    for fig in [*figures, plot_claims(run.read_table("claims"), run.read_table("controls"), suite, seed)]:
-        parts.append(fig.to_html(full_html=False, include_plotlyjs=first)); first = False
+    about = run.read_json("zoo")
+    suite, seed = about["suite"], 0
+    plots = dict(merging=plot_merging, mixture=plot_mixture)
+    parts, first = [], True
+    figures = [plot(done(run.read_table(name)), suite, seed)
+               for name, plot in plots.items()]
+    for fig in [*figures,
+                plot_claims(run.read_table("claims"), run.read_table("controls"), suite, seed)]:
+        parts.append(fig.to_html(full_html=False, include_plotlyjs=first))
+        first = False
     style = "body{font-family:system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"
     page = f"<!doctype html><meta charset=utf-8><title>Benchmark of {suite}</title><style>{style}</style>"
     return write_text(run.path/"figures.html", page + "\n".join(parts))

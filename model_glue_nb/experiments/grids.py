@@ -31,9 +31,11 @@ from ..zoo.zoo import Zoo
 # Control that a claim is tested against → its label. If a control passes too, the claim proves nothing
 CONTROLS = dict(noise="a random step of equal length", shuffled="shuffled labels", base="the base itself")
 
-MERGING = dict(methods=["linear", "task_arithmetic", "ties"], strategies=dict(average={}, coefficient={}),
+MERGING = dict(methods=["linear", "task_arithmetic", "ties"],
+               strategies=dict(average={}, coefficient={}),
                sizes=[2, 4, 8], budget=40, max_clusters=1)
-MIXING = dict(levels=list(MIXTURE_LEVELS), routers=["random", "linear"], inputs=["sample"], top_k=[1],
+MIXING = dict(levels=list(MIXTURE_LEVELS), routers=["random", "linear"],
+              inputs=["sample"], top_k=[1],
               dense_layers=[0], experts=4)
 
 @dataclass(frozen=True)
@@ -61,10 +63,13 @@ GRID = mapping(dict(
     suite=path, tasks=maybe(NAMES), search_questions=COUNT, report_questions=COUNT, seed=seed,
     controls=listed(name),
     clusters=CLUSTER_KEYS,
-    merging=mapping(dict(methods=NAMES, strategies=STRATEGIES, sizes=listed(whole(0, 10**6), 1),
+    merging=mapping(dict(methods=NAMES, strategies=STRATEGIES,
+                         sizes=listed(whole(0, 10**6), 1),
                          budget=BUDGET, max_clusters=maybe(whole(0, 10**6)))),
-    mixture=mapping(dict(levels=NAMES, routers=NAMES, inputs=NAMES, top_k=listed(whole(0, 10**6), 1),
-                         dense_layers=listed(number(-10**6, 10**6), 1), experts=whole(0, 10**6)))))
+    mixture=mapping(dict(levels=NAMES, routers=NAMES, inputs=NAMES,
+                         top_k=listed(whole(0, 10**6), 1),
+                         dense_layers=listed(number(-10**6, 10**6), 1),
+                         experts=whole(0, 10**6)))))
 
 def read_grid(
     spec:str|Path|Grid, # "small", or a YAML file
@@ -86,7 +91,8 @@ def check_grid(
 )->list[str]: # One problem per line
     "Names and ranges of a grid that need no zoo."
     m, x = g.merging, g.mixture
-    if not isinstance(m["strategies"], dict): m["strategies"] = dict.fromkeys(m["strategies"], {})
+    if not isinstance(m["strategies"], dict):
+        m["strategies"] = dict.fromkeys(m["strategies"], {})
     lists = dict(merging="methods strategies sizes", mixture="levels routers inputs top_k dense_layers")
     out = [f"{part}, {k} is empty. Give at least one." for part, keys in lists.items() for k in keys.split()
            if not getattr(g, part)[k]]
@@ -94,7 +100,10 @@ def check_grid(
              ("level", x["levels"], MIXTURE_LEVELS), ("router", x["routers"], routers),
              ("input", x["inputs"], CHOICES["input"]), ("control", g.controls, CONTROLS),
              ("linkage", [g.clusters["linkage"]], linkages)]
-    out += [str(unknown(kind, n, known)) for kind, names, known in named for n in names if n not in known]
+    out += [str(unknown(kind, n, known))
+            for kind, names, known in named
+            for n in names
+            if n not in known]
     for s, options in m["strategies"].items():
         if s in strategies: out += check_options(s, options or {})
     out += [f"A size is {n}. Merge at least 2." for n in m["sizes"] if n < 2]
@@ -150,12 +159,17 @@ def merging_sets(
 )->dict[str,tuple]: # Name of the set → (members, base, may be searched)
     "Subsets of growing size, and one across clusters."
     ordered, out = largest_first(clusters), {}
-    for c in [c for c in ordered if len(c.members) > 1][:g.merging["max_clusters"]]:
-        names = sorted((m for m in c.members if m != c.base), key=lambda m: (-own[m], m))
-        for n in sorted({min(s, len(names)) for s in g.merging["sizes"]} - {0, 1}):
+    for c in [c for c in ordered
+              if len(c.members) > 1][:g.merging["max_clusters"]]:
+        names = sorted((m for m in c.members if m != c.base),
+                       key=lambda m: (-own[m], m))
+        for n in sorted({min(s, len(names)) for s in g.merging["sizes"]}
+                        - {0, 1}):
             out[f"{c.name}: {n}"] = tuple(names[:n]), c.base, True
     best = [(best_member(c.members, own.get), c.base) for c in ordered]
-    pairs = [(a, b, base) for i, (a, base) in enumerate(best) for b, _ in best[i + 1:]
+    pairs = [(a, b, base)
+             for i, (a, base) in enumerate(best)
+             for b, _ in best[i + 1:]
              if zoo[a].signature == zoo[b].signature]
     for a, b, base in pairs[:1]: out["across"] = (a, b), base, False
     return out
@@ -165,14 +179,16 @@ def merging_cells(
     sets:dict[str,tuple], # As `merging_sets` gives it
 )->list[Cell]:
     "The cells of the first benchmark."
-    out, m = [], g.merging; plan = {"uniform": {}} | m["strategies"]
+    out, m = [], g.merging
+    plan = {"uniform": {}} | m["strategies"]
     for name, (members, base, searched) in sets.items():
         out.append(Cell("merging", name, members, base, strategy="single"))
         for method in m["methods"]:
             if needs_base(method) and not base: continue
             for s, options in plan.items():
                 if s != "uniform" and not searched: continue
-                how = tuple(sorted((options or {}).items())), m["budget"] * (s != "uniform")
+                how = (tuple(sorted((options or {}).items())),
+                       m["budget"] * (s != "uniform"))
                 out.append(Cell("merging", name, members, base, method, s, *how, seed=g.seed))
     return out
 

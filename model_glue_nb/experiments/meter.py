@@ -23,14 +23,15 @@ def joules(
     root:Path=RAPL, # Where the kernel shows the counters
 )->list[tuple[float,float]]: # Per processor package: energy so far, and where the counter wraps, in J
     "Energy counters of the machine; none where it has none or hides them."
-    read = lambda p, name: float((p/name).read_text()) / 1e6
+    def read(p, name): return float((p/name).read_text()) / 1e6
     packages = sorted(root.glob("*-rapl:?"))
     try: return [(read(p, "energy_uj"), read(p, "max_energy_range_uj")) for p in packages]
     except OSError: return []
 
 def peak_bytes()->int:
     "Most memory that this process held since the mark was reset."
-    try: line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    try:
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
     except (OSError, StopIteration): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return int(line.split()[1]) * 1024
 
@@ -39,12 +40,15 @@ def metered(
     root:Path=RAPL, # As for `joules`
 )->Iterator[dict]: # Filled when the block ends
     "What a block costs: seconds, cpu_s, peak_bytes, joules (NaN when unknown)."
-    used, before = {}, joules(root); wall, cpu = time.perf_counter(), time.process_time()
+    used, before = {}, joules(root)
+    wall, cpu = time.perf_counter(), time.process_time()
     try: Path("/proc/self/clear_refs").write_text("5")
     except OSError: pass # the peak is then that of the whole process so far
     yield used
-    energy = [(b - a) % most for (a, most), (b, _) in zip(before, joules(root))]
-    used |= dict(seconds=time.perf_counter() - wall, cpu_s=time.process_time() - cpu, peak_bytes=peak_bytes(),
+    energy = [(b - a) % most
+              for (a, most), (b, _) in zip(before, joules(root))]
+    used |= dict(seconds=time.perf_counter() - wall,
+                 cpu_s=time.process_time() - cpu, peak_bytes=peak_bytes(),
                  joules=sum(energy) if energy else math.nan)
 
 # %% ../../nbs/11_experiments/03_meter.ipynb #3bd78a5c
@@ -61,14 +65,17 @@ class MeteredScorer(CandidateScorer):
 
     def cost(self, candidate, share=1.0)->dict:
         "What an answer cost, where it is known."
-        known = lambda part: self.store.remembered("cost", digest(self.key(candidate), part, self.asked))
-        if (used := known(share)) or share == 1 or not (whole := known(1.0)): return used or {}
+        def known(part):
+            return self.store.remembered("cost", digest(self.key(candidate), part, self.asked))
+        if (used := known(share)) or share == 1 or not (whole := known(1.0)):
+            return used or {}
         return {k: v * (1 if k == "peak_bytes" else share) for k, v in whole.items()} # contained in the whole
 
 def cost_of(
     costs:list[dict], # As `metered` gives them
 )->dict: # seconds, cpu_s, peak_bytes, joules
     "Costs of several steps together."
-    total = lambda k: sum(c.get(k, math.nan) for c in costs) if costs else math.nan
+    def total(k):
+        return sum(c.get(k, math.nan) for c in costs) if costs else math.nan
     peak = max((c.get("peak_bytes", 0) for c in costs), default=math.nan)
     return {k: total(k) for k in ("seconds", "cpu_s", "joules")} | dict(peak_bytes=peak)

@@ -44,33 +44,41 @@ def system(
     if isinstance(r.get("router"), str) and r["router"]:
         return f"{r['level']}, K={int(r['dense_layers'])}, {r['router']}{way_in(r)}"
     if r.get("strategy") == "uniform": return f"{r.get('method') or ''} uniform merge".strip()
-    return " ".join(x for x in (r.get("method"), r.get("strategy")) if isinstance(x, str) and x)
+    return " ".join(x for x in (r.get("method"), r.get("strategy"))
+                    if isinstance(x, str) and x)
 
 def laid_out(
     table, # As `tidy` gives it
     tasks:list[str], # Names, in order
 )->list[list[str]]: # Header, then a row of cells each; the best average of a set begins with *
     "The table as the paper lays it out."
-    out, best = [["models", "system", *tasks, "average", "gain"]], table.groupby("set").score.max()
-    percent = lambda x: "" if x != x else f"{100 * x:.1f}"
-    gain = lambda r: f"{100 * r['gain']:+.1f} [{100 * r['gain_low']:+.1f}, {100 * r['gain_high']:+.1f}]"
+    out = [["models", "system", *tasks, "average", "gain"]]
+    best = table.groupby("set").score.max()
+    def percent(x): return "" if x != x else f"{100 * x:.1f}"
+    def gain(r): return f"{100 * r['gain']:+.1f} [{100 * r['gain_low']:+.1f}, {100 * r['gain_high']:+.1f}]"
     for r in table.to_dict("records"):
         star = "*" if r["score"] == best[r["set"]] else ""
         failed = isinstance(r.get("failed"), str)
         tail = [f"not done: {r['failed']}", ""] if failed else [star + percent(r["score"]), gain(r)]
-        out.append([r["set"], system(r), *(percent(r.get(t, math.nan)) for t in tasks), *tail])
+        out.append([r["set"], system(r),
+                    *(percent(r.get(t, math.nan)) for t in tasks), *tail])
     return out
 
 def markdown(
     cells:list[list[str]], # As `laid_out` gives them
 )->str:
     "A Markdown table; the best in bold."
-    bold = lambda x: f"**{x[1:]}**" if x.startswith("*") else x.replace("|", "\\|"); lines = []
+    def bold(x): return f"**{x[1:]}**" if x.startswith("*") else x.replace("|", "\\|")
+    lines = []
     for i, row in enumerate(cells):
         repeated = i > 1 and row[0] == cells[i - 1][0]
-        lines.append("| " + " | ".join(["" if repeated else row[0], *map(bold, row[1:])]) + " |")
+        lines.append("| "
+                     + " | ".join(["" if repeated else row[0], *map(bold, row[1:])])
+                     + " |")
     sides = ["---", "---", *["--:"] * (len(cells[0]) - 2)]
-    return "\n".join([lines[0], "|" + "|".join(sides) + "|", *lines[1:]]) + "\n"
+    return ("\n".join([lines[0],
+                       "|" + "|".join(sides) + "|", *lines[1:]])
+            + "\n")
 
 def latex(
     cells:list[list[str]], # As `laid_out` gives them
@@ -79,7 +87,7 @@ def latex(
     "A LaTeX table; the best in bold, a rule between sets; struck-through text needs the package ulem."
     marks = {c: f"\\{c}" for c in "&%$#_{}"}
     marks |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
-    plain = lambda x: "".join(marks.get(c, c) for c in x)
+    def plain(x): return "".join(marks.get(c, c) for c in x)
     def bold(x):
         if x.startswith("~~"): return rf"\sout{{{plain(x.strip('~'))}}}"
         return rf"\textbf{{{x[1:]}}}" if x.startswith("*") else plain(x)
@@ -87,7 +95,9 @@ def latex(
     for i, row in enumerate(cells[1:], 1):
         repeated = i > 1 and row[0] == cells[i - 1][0]
         if i > 1 and not repeated: lines.append(r"\midrule")
-        lines.append(" & ".join(["" if repeated else bold(row[0]), *map(bold, row[1:])]) + r" \\")
+        lines.append(" & ".join(
+            ["" if repeated else bold(row[0]), *map(bold, row[1:])])
+                     + r" \\")
     sides = "ll" + "r" * (len(head.split(" & ")) - 2)
     top = [rf"\begin{{longtable}}{{{sides}}}", rf"\caption{{{plain(caption)}}}\\", r"\toprule", head]
     return "\n".join([*top, r"\midrule", r"\endhead", *lines, r"\bottomrule", r"\end{longtable}"]) + "\n"
@@ -103,7 +113,8 @@ def claimed(
         if not len(part) or figure not in part: return
         at = part.search.idxmax()
         row = part.loc[at].to_dict()
-        out.append(dict(claim=claim, benchmark=benchmark, at=at, row=row, figure=figure, sign=sign))
+        out.append(dict(claim=claim, benchmark=benchmark,
+                        at=at, row=row, figure=figure, sign=sign))
     if len(merging):
         inside, across = merging[merging.set != "across"], merging[merging.set == "across"]
         most = inside[inside.n_models == inside.n_models.max()]
@@ -112,7 +123,8 @@ def claimed(
         add("merging", "merging collapses across clusters", across[across.strategy == "uniform"], "gain", -1)
         add("merging", "selective merging beats the uniform merge", searched, "over_uniform")
     if len(mixture) and "router" in mixture:
-        routed = mixture[mixture.router.fillna("") != ""]; inside = routed[routed.set == "one cluster"]
+        routed = mixture[mixture.router.fillna("") != ""]
+        inside = routed[routed.set == "one cluster"]
         add("mixture", "mixing adds to the uniform merge of one cluster", inside, "over_uniform")
         add("mixture", "mixing adds across clusters", routed[routed.set == "across"], "gain")
     return out
@@ -125,10 +137,12 @@ def claims(
     import pandas as pd
     out = []
     for c in claimed(merging, mixture):
-        r = c["row"]; x, low, high = (r[f"{c['figure']}{end}"] for end in ("", "_low", "_high"))
+        r = c["row"]
+        x, low, high = (r[f"{c['figure']}{end}"] for end in ("", "_low", "_high"))
         holds = bool((low if c["sign"] > 0 else -high) > 0)
         row = f"{r['set']}: {system(r)}"
-        out.append(dict(claim=c["claim"], row=row, figure=x, low=low, high=high, holds=holds))
+        out.append(dict(claim=c["claim"], row=row,
+                        figure=x, low=low, high=high, holds=holds))
     t = pd.DataFrame(out, columns="claim row figure low high holds".split())
     if controls is None or not len(controls): return t
     passed = controls[controls.passes].groupby("claim").control.agg(", ".join)
@@ -153,7 +167,7 @@ def claims_laid_out(
     controls, # As `tidy_controls` gives it
 )->list[list[str]]: # Header, then a row of cells each; struck-through text is between ~~
     "The claims with their controls; a claim that a control passes too is struck through."
-    points = lambda r: f"{100 * r['figure']:+.1f} [{100 * r['low']:+.1f}, {100 * r['high']:+.1f}]"
+    def points(r): return f"{100 * r['figure']:+.1f} [{100 * r['low']:+.1f}, {100 * r['high']:+.1f}]"
     out = [["claim", "decided by", "gain", "holds", "controls"]]
     for r in told.to_dict("records"):
         mine = controls[controls.claim == r["claim"]].to_dict("records")
@@ -184,8 +198,10 @@ def write_tables(
         run.write_table(name, t)
         write_text(run.path/f"{name}.md", f"# {title}\n\n{about}\n\n{markdown(cells)}")
         write_text(run.path/f"{name}.tex", latex(cells, f"{title}. {about}"))
-    tried = tidy_controls(controls); told = claims(*tables.values(), tried)
-    run.write_table("claims", told); run.write_table("controls", tried)
+    tried = tidy_controls(controls)
+    told = claims(*tables.values(), tried)
+    run.write_table("claims", told)
+    run.write_table("controls", tried)
     about = "Gains in points, paired, 95% interval. Struck through: a control gains as well."
     cells = claims_laid_out(told, tried)
     write_text(run.path/"claims.md", f"# Claims\n\n{about}\n\n{markdown(cells)}")

@@ -42,7 +42,8 @@ def is_same(
     one:tuple[float,str], other:tuple[float,str], # Value and answer of a question
 )->bool:
     "Equal answers with equal values; sums over tokens may differ by rounding."
-    return one[1].strip() == other[1].strip() and isclose(one[0], other[0], rel_tol=1e-3, abs_tol=1e-3)
+    return (one[1].strip() == other[1].strip()
+            and isclose(one[0], other[0], rel_tol=1e-3, abs_tol=1e-3))
 
 def one_context(
     task:Task, # What was asked
@@ -67,17 +68,25 @@ def check_answers(
     experts = json.loads((mixture.path/"mixture.json").read_text())["experts"]
     if route is None:
         live = mixture.load()
-        def send(t): return np.asarray(live.route([q.prompt for q in t.questions])).reshape(-1)
+        def send(t):
+            return np.asarray(live.route([q.prompt for q in t.questions])).reshape(-1)
         route = {t.name: send(t) for t in suite.tasks}
     rows, out = [], []
     for t in suite.tasks:
-        mixed = said_of(store, mixture.fingerprint(), t); wrong = []
+        mixed = said_of(store, mixture.fingerprint(), t)
+        wrong = []
         for i, e in enumerate(experts):
             alone = said_of(store, e["fingerprint"], t)
-            mine = [q for q, r in zip(t.questions, route[t.name], strict=True) if r == i]
-            both = [(e, q, alone[q.key], mixed[q.key]) for q in mine if q.key in mixed and q.key in alone]
+            mine = [q
+                    for q, r in zip(t.questions, route[t.name], strict=True)
+                    if r == i]
+            both = [(e, q, alone[q.key], mixed[q.key])
+                    for q in mine
+                    if q.key in mixed and q.key in alone]
             bad = [found for found in both if not is_same(*found[2:])]
-            rows.append((t.name, e["name"], len(mine), len(both), len(bad))); wrong += bad
+            rows.append((t.name, e["name"],
+                         len(mine), len(both), len(bad)))
+            wrong += bad
         few = max(1, tolerated * len(t.questions))
         if len(wrong) <= few or not one_context(t): continue
         out.append(disagreement(mixture.name, t, *wrong[0], len(wrong)))

@@ -18,8 +18,10 @@ from ..core import cache_path, unknown
 
 # %% ../../nbs/09_gluing/02_assumed.ipynb #866896f2
 LOCAL = ("json", "csv", "parquet", "text", "arrow") # Data stored beside a task's file
-SIZES = dict(arc_challenge=(1172, 4, 330, 1), arc_easy=(2376, 4, 300, 1), winogrande=(1267, 2, 110, 1),
-             hellaswag=(10042, 4, 400, 1), mmlu=(14042, 4, 500, 1), gsm8k=(1319, 1, 550, 256),
+SIZES = dict(arc_challenge=(1172, 4, 330, 1),
+             arc_easy=(2376, 4, 300, 1), winogrande=(1267, 2, 110, 1),
+             hellaswag=(10042, 4, 400, 1), mmlu=(14042, 4, 500, 1),
+             gsm8k=(1319, 1, 550, 256),
              truthfulqa_mc2=(817, 7, 100, 1)) # Questions, texts for each, characters per example, new tokens
 UNKNOWN = (1000, 1, 400, 64) # The same where nothing is known
 
@@ -51,11 +53,12 @@ def unread_task(
     limit = given.get("limit") or n
     n = min(n, int(limit) if limit >= 1 else round(limit * n))
     prompt = "?" * (characters * (1 + (given.get("num_fewshot") or 0))) # one text for all: it takes no memory
-    of = lambda i: Unread(prompt, "", f"{given['name']} {i}", (i + .5) / n, texts)
+    def of(i): return Unread(prompt, "", f"{given['name']} {i}", (i + .5) / n, texts)
     known = "its usual size" if given["task"] in SIZES else "a guess: its size is not known"
     say = (f"its questions have not been read here; assumed: {n} questions of {len(prompt):,} characters "
            f"each ({known})")
-    return Task(given["name"], tuple(map(of, range(n))), tokens, weight=float(given.get("weight", 1.))), say
+    return Task(given["name"], tuple(map(of, range(n))),
+                tokens, weight=float(given.get("weight", 1.))), say
 
 def suite_by_name(
     spec:str|Path|Suite, # As for `load_suite`
@@ -64,7 +67,8 @@ def suite_by_name(
     "A suite: the tasks that are here, and the others by name."
     if isinstance(spec, Suite) or str(spec) not in suite_files() and not Path(spec).is_file():
         return load_suite(spec, "skip"), {} # it says what is wrong
-    file = suite_files().get(str(spec), Path(spec)); said = read_suite(file, str(spec))
+    file = suite_files().get(str(spec), Path(spec))
+    said = read_suite(file, str(spec))
     given = [shared_settings(said) | t for t in said["tasks"]]
     known = [t["name"] for t in given]
     for n in names or ():
@@ -72,7 +76,8 @@ def suite_by_name(
     given = [t for t in given if names is None or t["name"] in names]
     if all(t.get("code") or is_read(t, file.parent) for t in given):
         suite = load_suite(spec, "skip")
-        return suite.only([t["name"] for t in given if t["name"] not in suite.skipped]), {}
+        return (suite.only([t["name"] for t in given if t["name"] not in suite.skipped]),
+                {})
     tasks, skipped, assumed = [], {}, {}
     for t in given:
         if t.get("code"): skipped[t["name"]] = "runs generated code; allow it by --allow-code-execution"
@@ -80,8 +85,10 @@ def suite_by_name(
         else:
             task, assumed[t["name"]] = unread_task(t)
             tasks.append(task)
-    share, seed = float(said.get("search_share", 0.2)), int(said.get("seed", 0))
-    return Suite(said.get("name", file.parent.name), tuple(tasks), share, seed=seed, skipped=skipped), assumed
+    share = float(said.get("search_share", 0.2))
+    seed = int(said.get("seed", 0))
+    return Suite(said.get("name", file.parent.name),
+                 tuple(tasks), share, seed=seed, skipped=skipped), assumed
 
 # %% ../../nbs/09_gluing/02_assumed.ipynb #9fe31c4f
 SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:[.]\d+)?)([bmBM])(?![A-Za-z0-9])")
@@ -99,7 +106,8 @@ def size_in_name(
 )->float|None: # Parameters
     "The size that a model's name states."
     if not (found := SIZE.search(name.replace("_", " "))): return None
-    return float(found[1]) * dict(b=1e9, m=1e6)[found[2].lower()]
+    return (float(found[1])
+            * dict(b=1e9, m=1e6)[found[2].lower()])
 
 def unseen_models(
     names:list[str], # Hub ids

@@ -29,7 +29,8 @@ def cross_fitted(
 )->dict[str,ItemScores]: # System → a value per task and question
     "What each system scores on questions that did not choose it."
     from sklearn.model_selection import StratifiedKFold
-    task = np.repeat(np.arange(len(like)), [len(v) for v in like.values()])
+    task = np.repeat(np.arange(len(like)),
+                     [len(v) for v in like.values()])
     few = min(len(v) for v in like.values())
     if few < 2:
         raise InputError("A task has one search question: nothing is left to choose on. Add questions.")
@@ -44,7 +45,8 @@ def weights_at(
     some:np.ndarray, # Positions of some questions
 )->np.ndarray: # One per question of `some`; together 1
     "How much each question counts in the mean over tasks, where only some are asked."
-    task = np.repeat(np.arange(len(like)), [len(v) for v in like.values()])[some]
+    task = np.repeat(np.arange(len(like)),
+                     [len(v) for v in like.values()])[some]
     count = np.bincount(task, minlength=len(like))
     share = task_weights(like) * (count > 0)
     return (share / np.maximum(count, 1) / share.sum())[task]
@@ -89,7 +91,8 @@ def sign_flip(
     gain = weighed_differences(ours, theirs)
     gain = gain[gain != 0]
     if not len(gain): return 1.0
-    signs = np.random.default_rng(seed).integers(0, 2, (n, len(gain)), np.int8)
+    signs = np.random.default_rng(seed).integers(0,
+                                                 2, (n, len(gain)), np.int8)
     drawn = 2 * (signs @ gain) - gain.sum()
     return float((1 + (drawn >= gain.sum() - 1e-12).sum()) / (n + 1))
 
@@ -117,8 +120,10 @@ def simplest(
     leader = max(better, key=score.get, default=nothing)
     behind = {s: sign_flip(held[leader], held[s], seed=seed) for s in better}
     taken = next((s for s in better if behind[s] > each), leader)
-    of = lambda known, s: known.get(s, np.nan)
-    row = lambda s: (s, score[s], score[s] - score[nothing], of(p, s), of(behind, s), s == taken)
+    def of(known, s): return known.get(s, np.nan)
+    def row(s):
+        return (s, score[s], score[s] - score[nothing],
+                of(p, s), of(behind, s), s == taken)
     table = pd.DataFrame([row(s) for s in held], columns="system search gain p p_leader chosen".split())
     return Choice(taken, why_taken(taken, leader, nothing, p, score), table)
 

@@ -51,14 +51,20 @@ def tried_in(
 )->Tried:
     "Gather what a run knows about *search*."
     scorer = scorer_of(work)
-    items, n_params, per_cluster = dict(searched), {n: work.zoo[n].n_params for n in searched}, []
+    items = dict(searched)
+    n_params = {n: work.zoo[n].n_params for n in searched}
+    per_cluster = []
     for c, g in zip(clusters, glued):
-        merges = {scorer.key(t.candidate): t.candidate for s in g.searches for t in s.trials if is_merge(t)}
+        merges = {scorer.key(t.candidate): t.candidate
+                  for s in g.searches
+                  for t in s.trials
+                  if is_merge(t)}
         items |= {key: scorer.items(candidate) for key, candidate in merges.items()}
         largest = max(work.zoo[m].n_params for m in c.members) # a union of vocabularies is no smaller
         n_params |= dict.fromkeys(merges, largest)
         per_cluster.append([*c.members, *merges])
-    items |= {n: ask_model(work.zoo[n], work.search, work.run.store) for n in full}
+    items |= {n: ask_model(work.zoo[n], work.search, work.run.store)
+              for n in full}
     n_params |= {n: work.zoo[n].n_params for n in full}
     merges = [n for n in items if n not in searched]
     return Tried(items, list(searched), merges, per_cluster, n_params)
@@ -79,7 +85,7 @@ def procedures_of(
     "How each system chooses, and what that scores."
     names, like = list(tried.items), next(iter(tried.items.values()))
     values, _ = by_question(tried.items, names)
-    of = lambda columns: best_of(values[:, tried.columns(columns)], like)
+    def of(columns): return best_of(values[:, tried.columns(columns)], like)
     out = dict(best_single=of(tried.singles))
     if tried.merges: out["best_merge"] = of(tried.merges)
     for system, its in sorted(experts.items(), key=lambda x: len(x[1])):
@@ -96,12 +102,14 @@ def mixture_procedure(
 )->Procedure:
     "How a mixture is chosen, and what that scores."
     if dense: return made_anew(work, experts, dense)
-    items = {e: ask_model(work.zoo[e], work.search, work.run.store) for e in experts}
+    items = {e: ask_model(work.zoo[e], work.search, work.run.store)
+             for e in experts}
     mine, _ = by_question(items, experts)
     spec = mixture_spec(work.recipe, experts)
     encoder = work.zoo[max(experts, key=lambda e: mean_score(items[e]))]
     prompts = [q.prompt for t in work.search.tasks for q in t.questions]
-    costs, kind = [work.zoo[e].n_params for e in experts], feature_kind(spec.router["name"], spec.features)
+    costs = [work.zoo[e].n_params for e in experts]
+    kind = feature_kind(spec.router["name"], spec.features)
     told = spec.router.get("positive") or not routers[spec.router["name"]].learns
     if told: # nothing is learned from *search*
         fitted = fit_texts(spec.router, encoder.load, costs, features=spec.features)
@@ -110,7 +118,7 @@ def mixture_procedure(
     vectors, _ = read_texts(spec.router, encoder.load, prompts, spec.features)
     like = items[experts[0]]
     if system != "model_glue": return routed(spec.router, vectors, mine, costs, like=like)
-    pick = lambda learn: tried.columns(experts_on(work, tried, vectors, spec.router, learn))
+    def pick(learn): return tried.columns(experts_on(work, tried, vectors, spec.router, learn))
     sizes = [tried.n_params[n] for n in tried.items]
     return routed(spec.router, vectors, values, sizes, pick, like)
 
@@ -124,7 +132,7 @@ def experts_on(
 )->list[str]: # Columns
     "The experts that some of the questions would have chosen."
     some = {n: items_at(tried.items[n], learn) for n in tried.items}
-    best = lambda names: max(names, key=lambda n: mean_score(some[n]))
+    def best(names): return max(names, key=lambda n: mean_score(some[n]))
     clustered = [best(c) for c in tried.clusters]
     budget = {k: work.recipe.mixture.get(k) for k in ("max_experts", "max_params")}
     if not any(budget.values()): return clustered
@@ -151,13 +159,15 @@ def made_anew(
     dense:str, # What they share
 )->Procedure:
     "Experts in one checkpoint."
-    items = {e: ask_model(work.zoo[e], work.search, work.run.store) for e in experts}
+    items = {e: ask_model(work.zoo[e], work.search, work.run.store)
+             for e in experts}
     spec = mixture_spec(work.recipe, experts, base=dense)
     spec = replace(spec, top_k=min(spec.top_k, len(experts)))
     def procedure(learn, ask):
         known = {e: items_at(i, learn) for e, i in items.items()}
         with tempfile.TemporaryDirectory(dir=work.run.path/"models", prefix=".half-") as d:
-            m = mix(spec, work.zoo, Path(d)/"mixture", questions_at(work.search, learn), items=known)
+            m = mix(spec, work.zoo, Path(d)/"mixture",
+                    questions_at(work.search, learn), items=known)
             answers = ask_model(m, questions_at(work.search, ask))
         return np.concatenate(list(answers.values()))
     return procedure
@@ -167,8 +177,10 @@ def questions_at(
     positions:np.ndarray, # Of some
 )->Suite:
     "Part of a suite."
-    asked = items_at(ItemScores({t.name: np.arange(len(t.questions)) for t in suite.tasks}), positions)
-    of = lambda t: tuple(t.questions[i] for i in asked[t.name])
+    asked = items_at(ItemScores(
+        {t.name: np.arange(len(t.questions)) for t in suite.tasks}),
+                     positions)
+    def of(t): return tuple(t.questions[i] for i in asked[t.name])
     return replace(suite, tasks=tuple(replace(t, questions=of(t)) for t in suite.tasks))
 
 # %% ../../nbs/09_gluing/06_chosen.ipynb #c8a14
@@ -181,18 +193,25 @@ def choose_system(
 )->Choice: # The system that a user should load
     "The simplest system that is no worse than any other on *search*."
     seed, like = work.recipe.seed, tried.items[tried.singles[0]]
-    if min(len(v) for v in like.values()) < 2: return tell_choice(work, systems, alone(tried))
+    if min(len(v) for v in like.values()) < 2:
+        return tell_choice(work, systems, alone(tried))
     folds = 2 if dense else 5
     def compute():
         held = cross_fitted(procedures_of(work, tried, experts, dense), like, folds, seed)
-        return {s: {t: v.tolist() for t, v in items.items()} for s, items in held.items()}
-    tasks = [(t.fingerprint(), [q.key for q in t.questions]) for t in work.search.tasks]
-    models = {n: work.zoo[n].fingerprint() if n in work.zoo.names else n for n in tried.items}
-    about = asdict(work.recipe)["mixture"], dense, {k: list(v) for k, v in experts.items()}, tried.clusters
+        return {s: {t: v.tolist() for t, v in items.items()}
+                for s, items in held.items()}
+    tasks = [(t.fingerprint(), [q.key for q in t.questions])
+             for t in work.search.tasks]
+    models = {n: work.zoo[n].fingerprint() if n in work.zoo.names else n
+              for n in tried.items}
+    about = (asdict(work.recipe)["mixture"], dense,
+             {k: list(v) for k, v in experts.items()}, tried.clusters)
     held = work.run.store.remembered("cross-fitted", digest(tasks, models, about, folds, seed), compute)
-    def arrays(tasks): return ItemScores({t: np.array(v) for t, v in tasks.items()}, like.weights)
+    def arrays(tasks):
+        return ItemScores({t: np.array(v) for t, v in tasks.items()}, like.weights)
     held = {s: arrays(tasks) for s, tasks in held.items()}
-    return tell_choice(work, systems, simplest({s: v for s, v in held.items() if s in systems}, seed=seed))
+    return tell_choice(work, systems,
+                       simplest({s: v for s, v in held.items() if s in systems}, seed=seed))
 
 def alone(
     tried:Tried, # What is known
@@ -200,7 +219,8 @@ def alone(
     "The best single model, where there are too few questions to compare it with anything."
     import pandas as pd
     score = max(mean_score(tried.items[n]) for n in tried.singles)
-    row = dict(system="best_single", search=score, gain=0.0, p=np.nan, p_leader=np.nan, chosen=True)
+    row = dict(system="best_single", search=score, gain=0.0,
+               p=np.nan, p_leader=np.nan, chosen=True)
     why = "A task has one search question: nothing is left to compare systems on."
     return Choice("best_single", why, pd.DataFrame([row]))
 
@@ -210,7 +230,8 @@ def tell_choice(
     choice:Choice, # What to take
 )->Choice:
     "Write what was chosen and why, and link it."
-    name = systems[choice.system]; table = choice.table
+    name = systems[choice.system]
+    table = choice.table
     table.insert(1, "model", table.system.map(systems))
     work.run.write_table("choice", table)
     folder = link_chosen(work, name)

@@ -34,7 +34,8 @@ def size(
     name:str, # A model or a mixture
 )->tuple[int,int]: # Parameters in all; those read for one question (the largest expert and the encoder)
     "What a system costs in parameters."
-    m = work.zoo[name]; about = m.path/("mixture.json" if m.kind == "mixture" else "router.json")
+    m = work.zoo[name]
+    about = m.path/("mixture.json" if m.kind == "mixture" else "router.json")
     manifest = json.loads(about.read_text()) if about.exists() else {} # a plain model has neither
     if m.kind == "checkpoint" or manifest.get("checkpoint"):
         return m.n_params, manifest.get("params_active", m.n_params)
@@ -60,7 +61,8 @@ def ms_per_question(
     "How long a system takes per question here; measured once per run."
     def measure():
         live = work.zoo[name].load()
-        asked = [(t, [q.prompt for q in t.questions[:n]]) for t in work.report.tasks]
+        asked = [(t, [q.prompt for q in t.questions[:n]])
+                 for t in work.report.tasks]
         for _, prompts in asked: live.generate(prompts, 1) # experts are loaded, buffers made
         began = time.perf_counter()
         for t, prompts in asked: live.generate(prompts, t.max_new_tokens, list(t.stop))
@@ -81,8 +83,10 @@ def routes_of(
     task:Task, # With its *report* questions
 )->np.ndarray: # (n, …): experts of each question
     "Where a mixture sends the questions of a task, remembered."
-    def send(): return mixture.load().route([q.prompt for q in task.questions]).tolist()
-    return np.array(work.run.store.remembered("route", route_key(mixture.fingerprint(), task), send))
+    def send():
+        return mixture.load().route([q.prompt for q in task.questions]).tolist()
+    return np.array(work.run.store.remembered("route",
+                                              route_key(mixture.fingerprint(), task), send))
 
 # %% ../../nbs/09_gluing/08_comparison.ipynb #d3c25
 SAMPLE = 8 # Questions per task that a system is asked through lm-eval
@@ -95,8 +99,11 @@ def own_rows(
 )->Answered:
     "What a model answered; unknown answers are asked for now."
     ask_model(model, replace(work.report, tasks=tuple(tasks)), work.run.store)
-    said = {t.name: work.run.store.items(model.fingerprint(), t.asked) for t in tasks}
-    return {t.name: {q.key: said[t.name][q.key] for q in t.questions} for t in tasks}
+    said = {t.name: work.run.store.items(model.fingerprint(), t.asked)
+            for t in tasks}
+    return {t.name: {q.key: said[t.name][q.key]
+                     for q in t.questions}
+            for t in tasks}
 
 def routed_rows(
     work:Work, # As `begin` gives it
@@ -106,7 +113,9 @@ def routed_rows(
     "What the experts answered to the questions that a mixture sends them."
     said = [own_rows(work, e, tasks) for e in experts_of(mixture)]
     route = {t.name: routes_of(work, mixture, t) for t in tasks}
-    of = lambda t: {q.key: said[i][t.name][q.key] for q, i in zip(t.questions, route[t.name])}
+    def of(t):
+        return {q.key: said[i][t.name][q.key]
+                for q, i in zip(t.questions, route[t.name])}
     return {t.name: of(t) for t in tasks}
 
 def experts_of(
@@ -142,8 +151,10 @@ def differing(
     for t in tasks:
         heard = work.run.store.items(model.fingerprint(), asked_through(t))
         for q in t.questions:
-            (value, said), (other, answer) = rows[t.name][q.key], heard[q.key]
-            if value != other or said.strip() != answer.strip(): out.append((t.name, q.prompt, said, answer))
+            (value, said) = rows[t.name][q.key]
+            (other, answer) = heard[q.key]
+            if value != other or said.strip() != answer.strip():
+                out.append((t.name, q.prompt, said, answer))
     return out
 
 def report_answers(
@@ -173,7 +184,8 @@ def routed_answers(
     asked = ask_lm_eval(mixture.load, mixture.fingerprint(), work.report, work.run.store) if other else None
     check_agreement(work, mixture)
     if asked is not None: return asked
-    for t in own: work.run.store.add_items(mixture.fingerprint(), t.asked, rows[t.name])
+    for t in own:
+        work.run.store.add_items(mixture.fingerprint(), t.asked, rows[t.name])
     return ask_model(mixture, work.report, work.run.store)
 
 def check_agreement(
@@ -182,7 +194,8 @@ def check_agreement(
 ): # DataFrame, as `check_answers` gives it
     "Stop where what a mixture answered is not what its experts answered."
     if not has_whole_experts(mixture): return None
-    route = {t.name: routes_of(work, mixture, t).reshape(-1) for t in work.report.tasks}
+    route = {t.name: routes_of(work, mixture, t).reshape(-1)
+             for t in work.report.tasks}
     return check_answers(mixture, work.report, work.run.store, route)
 
 # %% ../../nbs/09_gluing/08_comparison.ipynb #e8b9a883
@@ -210,11 +223,13 @@ def compare_systems(
         answers[system] = asked_once(work, name, answered)
     answers |= dict(oracle_task=oracle_task(singles), oracle_question=oracle_question(singles))
     def row(system, theirs):
-        m, g = mean_interval(theirs), paired_gain(theirs, answers["best_single"]); cost = {}
+        m, g = mean_interval(theirs), paired_gain(theirs, answers["best_single"])
+        cost = {}
         if name := systems.get(system, ""):
             total, active = size(work, name)
             cost = dict(params_total=total, params_active=active, ms_per_question=ms_per_question(work, name))
-        return dict(system=system, model=name, mean=m.mean, low=m.low, high=m.high, n=work.report.n_questions,
+        return dict(system=system, model=name, mean=m.mean,
+                    low=m.low, high=m.high, n=work.report.n_questions,
                     gain=g.mean, gain_low=g.low, gain_high=g.high, **cost,
                     **{t: float(v.mean()) for t, v in theirs.items()})
     rows = [row(s, answers[s]) for s in ORDER if s in answers]
@@ -232,14 +247,16 @@ def routing_table(
     for system, name in systems.items():
         m = work.zoo[name]
         if m.kind != "mixture": continue
-        experts = [e["name"] for e in json.loads((m.path/"mixture.json").read_text())["experts"]]
+        experts = [e["name"]
+                   for e in json.loads((m.path/"mixture.json").read_text())["experts"]]
         right = asked_once(work, name, answered)
         for t in work.report.tasks:
             route = routes_of(work, m, t)
             for i in np.unique(route):
                 mine = (route == i).reshape(len(route), -1).mean(1) # of a question's choices
                 score = float((right[t.name] * mine).sum() / mine.sum())
-                rows.append((system, experts[i], t.name, float(mine.mean()), score, int((mine > 0).sum())))
+                rows.append((system, experts[i], t.name, float(mine.mean()),
+                             score, int((mine > 0).sum())))
     return pd.DataFrame(rows, columns="system expert task share score n".split())
 
 def write_findings(
@@ -249,10 +266,12 @@ def write_findings(
 ):
     "Score on the report split and write the tables of the run."
     import pandas as pd
-    merged = [m for m in work.zoo if m.name not in work.singles and not (m.path/"router.json").exists()]
+    merged = [m for m in work.zoo
+              if m.name not in work.singles and not (m.path/"router.json").exists()]
     asked = [*work.singles, *(m.name for m in merged)]
     ask_together(CandidateScorer(work.zoo, work.report, work.run.store), asked, executor_of(work.recipe))
-    singles = ask_zoo(work.zoo.subset(work.singles), work.report, work.run.store, progress=work.progress)
+    singles = ask_zoo(work.zoo.subset(work.singles),
+                      work.report, work.run.store, progress=work.progress)
     answers = singles | {m.name: ask_model(m, work.report, work.run.store) for m in merged}
     tables = scores_table(searched, "search"), scores_table(answers, "report")
     work.run.write_table("scores", pd.concat(tables))

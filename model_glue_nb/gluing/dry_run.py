@@ -42,9 +42,9 @@ def parts_of_zoo(
 )->tuple[list,list[str]]: # Entries that are here, names that are not
     "The members of a zoo that are on this machine, and those that would be fetched."
     entries = zoo_entries(spec)
-    both = lambda e: [e.base, e.adapter] if isinstance(e, Adapted) else [e]
+    def both(e): return [e.base, e.adapter] if isinstance(e, Adapted) else [e]
     here = [e for e in entries if all(is_here(x) for x in both(e))]
-    text = lambda e: f"{e.base}+{e.adapter}" if isinstance(e, Adapted) else str(e)
+    def text(e): return f"{e.base}+{e.adapter}" if isinstance(e, Adapted) else str(e)
     return [text(e) for e in here], [text(e) for e in entries if e not in here]
 
 @dataclass
@@ -109,7 +109,8 @@ def estimate_run(
 ): # DataFrame: step, what, questions, minutes
     "What a recipe would do: the most questions that each step would ask, and what is left out."
     import pandas as pd
-    seen = planned(recipe); work = seen.work
+    seen = planned(recipe)
+    work = seen.work
     speed = seconds_per_work(store)
     clusters, near = clusters_of(work)
     groups = [(c, [work.zoo[n] for n in c.members]) for c in clusters]
@@ -117,7 +118,8 @@ def estimate_run(
     if seen.unseen: groups.append((far, seen.unseen))
     steps = [scoring(seen, store, speed)]
     for c, members in groups: steps += searching(work, c, members, speed)
-    steps += [*merging(seen, speed), *mixing(seen, clusters, speed), *reporting(seen, store, speed)]
+    steps += [*merging(seen, speed),
+              *mixing(seen, clusters, speed), *reporting(seen, store, speed)]
     rows = [(s.step, s.what, s.questions, s.seconds / 60) for s in steps]
     fetch = {m.name: "it is not on this machine and would be fetched" for m in seen.unseen}
     told = {"assume": seen.assumed, **vocabularies(work, near), "fetch": fetch,
@@ -191,7 +193,8 @@ def evidence_of(work:Work, cluster:Cluster, one:list, speed, groups:int=4)->RunS
     if work.recipe.evidence:
         some = work.report.part("all", work.recipe.evidence)
         parts = 1 + len(cluster.members) + groups + 1
-        n, seconds = (x + parts * y for x, y in zip((n, seconds), cost(some, one, speed)))
+        n, seconds = (x + parts * y
+                      for x, y in zip((n, seconds), cost(some, one, speed)))
         what += f", {parts} ablations on {work.recipe.evidence} questions per task"
     return RunStep("evidence", what, n, seconds)
 
@@ -199,7 +202,8 @@ def evidence_of(work:Work, cluster:Cluster, one:list, speed, groups:int=4)->RunS
 def merging(seen:Seen, speed)->list[RunStep]:
     "The merges of everything, on *search*."
     work, groups = seen.work, full_groups(seen.work)
-    first = [work.zoo[g.members[0]] for g in groups] + seen.unseen[:1] * (len(seen.unseen) > 1)
+    first = ([work.zoo[g.members[0]] for g in groups]
+             + seen.unseen[:1] * (len(seen.unseen) > 1))
     if not first: return []
     n, seconds = cost(work.search, first, speed)
     said = [f", that of {len(g.members)} with tokenizer: {g.tokenizer}" for g in groups if g.tokenizer]
@@ -208,7 +212,8 @@ def merging(seen:Seen, speed)->list[RunStep]:
 
 def mixing(seen:Seen, clusters:list[Cluster], speed)->list[RunStep]:
     "The mixtures, and the choice among all systems."
-    work = seen.work; x = work.recipe.mixture
+    work = seen.work
+    x = work.recipe.mixture
     most = x.get("max_experts") or len(clusters) + len(seen.unseen)
     what = f"{most} experts at level {x['level']}, router {router_of(work.recipe)['name']}"
     if not shares_checkpoint(work.recipe):
@@ -222,7 +227,7 @@ def reporting(seen:Seen, store, speed, sample:int=8)->list[RunStep]:
     work = seen.work
     n, seconds = cost(work.report, seen.models, speed, store)
     out = [RunStep("report", f"{len(seen.models)} models on report", n, seconds)]
-    first = lambda t: replace(t, questions=t.questions[:sample])
+    def first(t): return replace(t, questions=t.questions[:sample])
     some = replace(work.report, tasks=tuple(map(first, work.report.tasks)))
     whole = shares_checkpoint(work.recipe)
     n, seconds = cost(work.report if whole else some, seen.models[:1] * 4, speed)

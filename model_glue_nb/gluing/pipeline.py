@@ -33,7 +33,8 @@ class Clock:
         "Time the body; processor time is that of all cores and of ended child processes."
         began, used = time.perf_counter(), sum(os.times()[:4])
         yield
-        self.rows.append((name, time.perf_counter() - began, sum(os.times()[:4]) - used))
+        self.rows.append((name, time.perf_counter() - began,
+                          sum(os.times()[:4]) - used))
 
     def write(self,
         run:Run, # Whose stages these are
@@ -85,9 +86,12 @@ def systems_of(
     dense:str|None, # What experts in one checkpoint share
 )->dict[str,str]: # System → name of its model
     "The systems of which one is chosen."
-    score = lambda n: mean_score(ask_model(work.zoo[n], work.search, work.run.store))
+    def score(n):
+        return mean_score(ask_model(work.zoo[n], work.search, work.run.store))
     merges = [n for n in made if n not in work.singles]
     out = dict(best_single=max(searched, key=lambda m: mean_score(searched[m])))
     if merges: out["best_merge"] = max(merges, key=score)
     names = dict(full_mixture="full-mixture", model_glue="model-glue")
-    return out | {s: mixture_of(work, experts[s], name, dense) for s, name in names.items()}
+    return (out
+            | {s: mixture_of(work, experts[s], name, dense)
+               for s, name in names.items()})

@@ -45,7 +45,8 @@ def complete(
     **defaults, # Mapping → its defaults
 ):
     "Keys that a mapping leaves out take their defaults, however the object was made."
-    for k, default in defaults.items(): object.__setattr__(parts, k, deepcopy(default) | getattr(parts, k))
+    for k, default in defaults.items():
+        object.__setattr__(parts, k, deepcopy(default) | getattr(parts, k))
 
 @dataclass(frozen=True)
 class GlueRecipe:
@@ -70,7 +71,8 @@ CLUSTER_KEYS = mapping(dict(threshold=number(-1, 1), linkage=name,
 PARTS = dict(clusters=CLUSTER_KEYS,
              merge=mapping(dict(methods=listed(name), strategy=name, budget=either(number(), name),
                                 options=maybe(mapping()), executor=name, tokenizer=maybe(path))),
-             mixture=mapping(dict(level=name, router=ROUTER, dense_layers=whole(0, 10**6), base=maybe(path),
+             mixture=mapping(dict(level=name, router=ROUTER,
+                                  dense_layers=whole(0, 10**6), base=maybe(path),
                                   top_k=whole(1, 10**6), input=name, features=name,
                                   max_resident=whole(1, 10**6),
                                   max_experts=maybe(whole(-10**6, 10**6)), max_params=maybe(number()))))
@@ -145,7 +147,8 @@ def check_glue_recipe(
     out += [f"{k} is {n}. Give at least 1, or leave it out." for k in ("max_experts", "max_params")
             if (n := x.get(k)) is not None and n < 1]
     if out: return out
-    stand_ins = [str(i) for i in range(x.get("max_experts") or max(2, x.get("top_k", 1)))]
+    stand_ins = [str(i)
+                 for i in range(x.get("max_experts") or max(2, x.get("top_k", 1)))]
     return check_mixture_spec(mixture_spec(r, stand_ins, base="0" if shares_checkpoint(r) else None))
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #ac62e255
@@ -163,7 +166,9 @@ class Work:
 
     def add(self, model:ZooModel)->str:
         "Let later steps name a new model."
-        self.zoo = Zoo((*(m for m in self.zoo if m.name != model.name), model), self.zoo.skipped)
+        self.zoo = Zoo((*(m for m in self.zoo if m.name != model.name),
+                        model),
+                       self.zoo.skipped)
         return model.name
 
     def compare(self, metrics:tuple=("column_cosine",), store=None)->Comparison:
@@ -172,7 +177,8 @@ class Work:
 
     def clusters(self, near)->list[Cluster]: # `near` as `nearness` gives it
         "The sets within which merging is searched."
-        how, base = self.recipe.clusters, {n: self.zoo[n].base for n in self.singles}
+        how = self.recipe.clusters
+        base = {n: self.zoo[n].base for n in self.singles}
         found = cluster_by_similarity(near, how["threshold"], how["linkage"], base)
         return divide(found, near, self.zoo, self.recipe.merge.get("tokenizer"))
 
@@ -201,7 +207,8 @@ def open_work(
     "Open the suite and the zoo."
     suite = suite or load_suite(r.suite)
     if r.tasks: suite = suite.only(r.tasks)
-    zoo = read_zoo(r.zoo, check_weights=True); search = suite.part("search", r.search_questions)
+    zoo = read_zoo(r.zoo, check_weights=True)
+    search = suite.part("search", r.search_questions)
     refuse(check_shared(r, zoo), "Cannot mix this zoo")
     return Work(None, r, zoo, zoo.names, suite, search, suite.part("report"), progress)
 
@@ -240,8 +247,10 @@ def other_zoo(
 )->list[str]: # Empty when the run has only seen this zoo
     "What keeps a run from continuing: changes in its zoo."
     models = run.read_json("zoo", {"models": {}})["models"]
-    was, now = {n: m["fingerprint"] for n, m in models.items()}, {m.name: m.fingerprint() for m in zoo}
-    changed = sorted(n for n in {*was, *now} if was.get(n) != now.get(n))
+    was = {n: m["fingerprint"] for n, m in models.items()}
+    now = {m.name: m.fingerprint() for m in zoo}
+    changed = sorted(n for n in {*was, *now}
+                     if was.get(n) != now.get(n))
     if not was or not changed: return []
     who = ", ".join(changed)
     return [f"'{run.path}' holds a run of another zoo: {who} changed since. Give another --out."]
@@ -253,9 +262,13 @@ def describe_run(
     names = ("model_glue_nb", "torch", "transformers", "lm_eval", "numpy", "scipy", "numba")
     about = dict(python=platform.python_version(), system=platform.system(), machine=platform.machine(),
                  cores=os.cpu_count(), versions={n: version(n) for n in names})
-    work.run.write_json("environment", about); work.run.write_json("split", work.suite.split_record())
-    asked = lambda s: {t.name: len(t.questions) for t in s.tasks}
-    model = lambda m: dict(fingerprint=m.fingerprint(), params=m.n_params, base=m.base)
-    work.run.write_json("zoo", dict(models={m.name: model(m) for m in work.zoo}, skipped=work.zoo.skipped,
-                                    suite=work.search.name, description=work.search.description,
-                                    search=asked(work.search), report=asked(work.report)))
+    work.run.write_json("environment", about)
+    work.run.write_json("split", work.suite.split_record())
+    def asked(s): return {t.name: len(t.questions) for t in s.tasks}
+    def model(m):
+        return dict(fingerprint=m.fingerprint(), params=m.n_params, base=m.base)
+    work.run.write_json("zoo",
+                        dict(models={m.name: model(m) for m in work.zoo},
+                             skipped=work.zoo.skipped,
+                             suite=work.search.name, description=work.search.description,
+                             search=asked(work.search), report=asked(work.report)))

@@ -48,7 +48,8 @@ def find_or_make(
     out, file = work.run.place(f"models/{folder}"), f"models/{folder}.recipe"
     if out.is_dir() and work.run.read_json(file, {}).get("fingerprint") == fingerprint:
         return work.add(open_model(out))
-    model = make(out); work.run.write_json(file, dict(fingerprint=fingerprint, **note))
+    model = make(out)
+    work.run.write_json(file, dict(fingerprint=fingerprint, **note))
     return work.add(model)
 
 def free_name(
@@ -66,7 +67,7 @@ def made(
     name:str, # Of the folder
 )->str: # Name of the model
     "The merge as a checkpoint in the run's models folder."
-    write = lambda out: merge(what, work.zoo, out, overwrite=True)
+    def write(out): return merge(what, work.zoo, out, overwrite=True)
     return find_or_make(work, name, what.fingerprint(work.zoo), write, recipe=what.to_dict())
 
 # %% ../../nbs/09_gluing/03_steps.ipynb #9a7ec58a
@@ -104,7 +105,8 @@ class RunScorer(CandidateScorer):
     def settled(self)->Zoo:
         "The zoo with its fingerprints: a run takes its models as it first found them."
         if self.known_zoo[0] is not self.zoo:
-            self.known_zoo = self.zoo, Zoo(tuple(map(self.settle, self.zoo)), self.zoo.skipped)
+            self.known_zoo = (self.zoo,
+                              Zoo(tuple(map(self.settle, self.zoo)), self.zoo.skipped))
         return self.known_zoo[1]
 
     def settle(self, model:ZooModel)->ZooModel:
@@ -134,7 +136,8 @@ def find_clusters(
 )->list[Cluster]: # The sets within which merging is searched
     "Similarity and clusters of the zoo."
     compared = work.compare(METRICS, work.run.store)
-    near = work.nearness(compared); found = work.clusters(near)
+    near = work.nearness(compared)
+    found = work.clusters(near)
     work.run.write_table("similarity", near, index=True)
     table = vocabularies_of(work, near)
     if len(table): work.run.write_table("vocabulary", table)
@@ -183,12 +186,14 @@ def glue_cluster(
         total = m["budget"] if isinstance(m["budget"], int) else None
         work.progress(t.number + 1, total, f"{cluster.name}: {method}, best {t.best:.3f}")
         rows[method].append(trial_row(cluster.name, method, m["strategy"], t, rows[method]))
-    how = dict(budget=m["budget"], base=cluster.base, on_trial=on_trial, options=m.get("options"))
+    how = dict(budget=m["budget"], base=cluster.base,
+               on_trial=on_trial, options=m.get("options"))
     found = search_each(cluster.members, scorer, methods, m["strategy"], **how,
                         seed=work.recipe.seed, run=work.run,
                         executor=executor_of(work.recipe), tokenizer=tokenizer_for(work, cluster))
     searches = tuple(found.values())
-    best, rows = max(searches, key=lambda f: f.score), sum(rows.values(), [])
+    best, rows = (max(searches, key=lambda f: f.score),
+                  sum(rows.values(), []))
     if isinstance(best.winner, str): return Glued(best.winner, rows, best, searches)
     return Glued(made(best.winner, work, f"{cluster.name}-merged"), rows, best, searches)
 
@@ -217,14 +222,17 @@ def tell_search(
     for i, (c, g) in enumerate(zip(clusters, glued)):
         if g.best is None: continue
         work.progress(i, len(clusters), f"evidence: {c.name}")
-        honest = lambda: honest_table(g.best, scorer, work.report, seed=seed, executor=who)
-        tables.append(explained(work, "search", g.best, work.report, honest).assign(cluster=c.name))
+        def honest(): return honest_table(g.best, scorer, work.report, seed=seed, executor=who)
+        tables.append(explained(work, "search", g.best, work.report, honest).assign(
+            cluster=c.name))
         if not n: continue
         some = work.report.part("all", n)
-        owes = lambda: attribution(g.best, scorer, some, executor=who)
+        def owes(): return attribution(g.best, scorer, some, executor=who)
         parts.append(explained(work, "attribution", g.best, some, owes).assign(cluster=c.name))
     for name, found in (("search", tables), ("attribution", parts)):
-        if found: work.run.write_table(name, pd.concat(found)[["cluster", *found[0].columns[:-1]]])
+        if found:
+            work.run.write_table(name,
+                                 pd.concat(found)[["cluster", *found[0].columns[:-1]]])
 
 def ask_for_evidence(
     work:Work, # As `begin` gives it
@@ -248,8 +256,10 @@ def tell_aside(work:Work, clusters:list[Cluster], glued:list[Glued]):
              for s in g.searches for n, why in s.aside.items()}
     if not found: return
     more = pd.DataFrame(found.values(), columns="model merged_with tokenizer why".split())
-    known = [work.run.read_table("vocabulary")] if (work.run.path/"vocabulary.csv").exists() else []
-    work.run.write_table("vocabulary", pd.concat([*known, more]).drop_duplicates("model", keep="last"))
+    known = ([work.run.read_table("vocabulary")]
+             if (work.run.path/"vocabulary.csv").exists() else [])
+    work.run.write_table("vocabulary",
+                         pd.concat([*known, more]).drop_duplicates("model", keep="last"))
 
 def explained(
     work:Work, # As `begin` gives it
@@ -261,12 +271,15 @@ def explained(
     "A table about a search; it follows from answers, so it is remembered as they are."
     import pandas as pd
     key = table_key(work, name, found, told)
-    return pd.DataFrame(work.run.store.remembered("evidence", key, lambda: make().to_dict("list")))
+    return pd.DataFrame(work.run.store.remembered("evidence",
+                                                  key, lambda: make().to_dict("list")))
 
 def table_key(work:Work, name:str, found:SearchResult, told:Suite)->str: # As for `explained`
     "The key of a remembered table about a search."
     scorer = scorer_of(work)
-    asked = [(t.fingerprint(), [q.key for q in t.questions]) for s in (work.search, told) for t in s.tasks]
+    asked = [(t.fingerprint(), [q.key for q in t.questions])
+             for s in (work.search, told)
+             for t in s.tasks]
     models = [scorer.key(c) for c in (found.winner, *sorted(found.own))]
     return digest(name, models, asked, found.score, found.corrected, work.recipe.seed)
 
@@ -277,7 +290,8 @@ def search_clusters(
     "Search every cluster; `ahead` is paired, on unseen questions, against the cluster's best single member."
     import pandas as pd
     with work.run.lock():
-        describe_run(work); clusters = find_clusters(work)
+        describe_run(work)
+        clusters = find_clusters(work)
         given = work.singles
         score_members(work, [m for c in clusters if len(c.members) > 1 for m in c.members])
         if work.singles != given: clusters = find_clusters(work)
@@ -285,11 +299,15 @@ def search_clusters(
         tell_search(work, clusters, glued)
     searched = (work.run.path/"search.csv").exists()
     told = work.run.read_table("search").to_dict("records") if searched else []
-    takes = dict(winner="search report low high bias", best_single="ahead ahead_low ahead_high"); rows = []
+    takes = dict(winner="search report low high bias", best_single="ahead ahead_low ahead_high")
+    rows = []
     for c, g in zip(clusters, glued):
-        rows.append(dict(cluster=c.name, members=len(c.members), winner=g.model, trials=len(g.trials)))
+        rows.append(dict(cluster=c.name, members=len(c.members),
+                         winner=g.model, trials=len(g.trials)))
         for t in told:
-            if t["cluster"] == c.name: rows[-1] |= {k: t[k] for k in takes.get(t["system"], "").split()}
+            if t["cluster"] == c.name:
+                rows[-1] |= {k: t[k]
+                             for k in takes.get(t["system"], "").split()}
         rows[-1] |= dict(folder=str(work.zoo[g.model].path))
     order = "cluster members winner search report low high ahead ahead_low ahead_high bias trials folder"
     return pd.DataFrame(rows).reindex(columns=order.split())
@@ -300,7 +318,8 @@ def full_groups(
 )->list[TokenizerChoice]: # Of two or more members each
     "Models that can all be merged at once, and which vocabulary such merges get."
     wish = work.recipe.merge.get("tokenizer")
-    return [g for same in shapes_of(work) for g in vocabulary_groups(same, wish) if len(g.members) > 1]
+    return [g for same in shapes_of(work) for g in vocabulary_groups(same, wish)
+            if len(g.members) > 1]
 
 def full_merges(
     work:Work, # As `begin` gives it
@@ -310,9 +329,10 @@ def full_merges(
     def uniform(g):
         weights = [1 / len(g.members)] * len(g.members)
         return recipe("linear", g.members, weights, options=dict(tokenizer=g.tokenizer))
-    kind = lambda g: work.zoo[g.members[0]].architecture
+    def kind(g): return work.zoo[g.members[0]].architecture
     merges = [made(uniform(g), work, f"all-{kind(g)}-{i}") for i, g in enumerate(groups)]
-    score = lambda n: mean_score(ask_model(work.zoo[n], work.search, work.run.store))
+    def score(n):
+        return mean_score(ask_model(work.zoo[n], work.search, work.run.store))
     return sorted(merges, key=score, reverse=True)
 
 # %% ../../nbs/09_gluing/03_steps.ipynb #c471f10f
@@ -322,15 +342,19 @@ def choose_experts(
 )->list[str]: # Names of the mixture's experts
     "The experts: one per cluster, or under a budget the best-routing set of merged and single models alike."
     import pandas as pd
-    m = work.recipe.mixture; budget = {k: m.get(k) for k in ("max_experts", "max_params")}
+    m = work.recipe.mixture
+    budget = {k: m.get(k) for k in ("max_experts", "max_params")}
     if not any(budget.values()): return clustered
     names = dict.fromkeys((*clustered, *work.singles))
-    items = {n: ask_model(work.zoo[n], work.search, work.run.store) for n in names}
+    items = {n: ask_model(work.zoo[n], work.search, work.run.store)
+             for n in names}
     router, reads = mixture_spec(work.recipe, names).router, m.get("features", "embedding")
     def compute():
-        table = experts_for(work.zoo, work.search, items, router, reads, **budget, seed=work.recipe.seed)
+        table = experts_for(work.zoo, work.search, items,
+                            router, reads, **budget, seed=work.recipe.seed)
         return table.to_dict("list")
-    scores = {n: {t: v.tolist() for t, v in i.items()} for n, i in items.items()}
+    scores = {n: {t: v.tolist() for t, v in i.items()}
+              for n, i in items.items()}
     models = {n: work.zoo[n].fingerprint() for n in names}
     about = digest(models, scores, router, reads, budget, work.recipe.seed)
     table = pd.DataFrame(work.run.store.remembered("experts", about, compute))
@@ -344,7 +368,8 @@ def dense_model(
 )->str|None: # Name of a model; None: every expert stays whole
     "What experts in one checkpoint share: the recipe's base, or the best cluster's model on *search*."
     if not shares_checkpoint(work.recipe): return None
-    score = lambda n: mean_score(ask_model(work.zoo[n], work.search, work.run.store))
+    def score(n):
+        return mean_score(ask_model(work.zoo[n], work.search, work.run.store))
     return work.recipe.mixture.get("base") or max(clustered, key=score)
 
 def mixture_of(
@@ -355,12 +380,15 @@ def mixture_of(
 )->str: # Name of the mixture, or of its only expert
     "A mixture of models, its router fitted on the search split."
     if len(experts) == 1: return experts[0]
-    items = {e: ask_model(work.zoo[e], work.search, work.run.store) for e in experts}
+    items = {e: ask_model(work.zoo[e], work.search, work.run.store)
+             for e in experts}
     best = max(experts, key=lambda e: mean_score(items[e]))
     spec = mixture_spec(work.recipe, experts, **dict(base=dense) if dense else dict(prompt_encoder=best))
     spec = replace(spec, top_k=min(spec.top_k, len(experts))) # fewer experts than asked for may be worth it
-    models = [work.zoo[n].fingerprint() for n in (*experts, *([dense] if dense else []))]
+    models = [work.zoo[n].fingerprint()
+              for n in (*experts, *([dense] if dense else []))]
     asked = [q.key for t in work.search.tasks for q in t.questions]
     key = digest("router.json", as_written(spec), models, asked)
-    def make(out): return mix(spec, work.zoo, out, work.search, items=items, overwrite=True)
+    def make(out):
+        return mix(spec, work.zoo, out, work.search, items=items, overwrite=True)
     return find_or_make(work, name, key, make)

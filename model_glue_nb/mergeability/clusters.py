@@ -32,21 +32,27 @@ class Tree:
     def heights(self)->np.ndarray: # (n - 1,); infinite where the two sides cannot be compared
         "Value at each join."
         d = self.links[:, 2]
-        return np.where(d > 2 * self.span + 1, -self.sign * np.inf, self.top - self.sign * d)
+        return np.where(d > 2 * self.span + 1,
+                        -self.sign * np.inf, self.top - self.sign * d)
 
     @property
     def order(self)->list[int]: # Positions in `names`
         "Leaves as they are drawn: of two branches the larger comes first."
-        n, leaves = len(self.names), {i: [i] for i in range(len(self.names))}
+        n = len(self.names)
+        leaves = {i: [i] for i in range(len(self.names))}
         for k, (a, b, *_) in enumerate(self.links):
-            leaves[n + k] = sum(sorted((leaves[int(a)], leaves[int(b)]), key=lambda x: -len(x)), [])
+            leaves[n + k] = sum(
+                sorted((leaves[int(a)], leaves[int(b)]),
+                       key=lambda x: -len(x)),
+                [])
         return leaves[max(leaves)] if leaves else []
 
     def labels(self, threshold:float)->list[int]: # One number per cluster, in the order of `names`
         "The cluster of each model at a threshold."
         near = self.sign * self.heights >= self.sign * threshold - 1e-12
         n = len(self.names)
-        home, leaves = list(range(n)), {i: [i] for i in range(n)}
+        home = list(range(n))
+        leaves = {i: [i] for i in range(n)}
         for k, (a, b, *_) in enumerate(self.links):
             leaves[n + k] = leaves[int(a)] + leaves[int(b)]
             if not near[k]: continue
@@ -56,8 +62,10 @@ class Tree:
     def cut(self, threshold:float)->list[dict]: # With `name` and `members`, as the leaves stand
         "Clusters at a threshold."
         home, groups = self.labels(threshold), {}
-        for i in self.order: groups.setdefault(home[i], []).append(self.names[i])
-        return [dict(name=str(k), members=g) for k, g in enumerate(groups.values(), 1)]
+        for i in self.order:
+            groups.setdefault(home[i], []).append(self.names[i])
+        return [dict(name=str(k), members=g)
+                for k, g in enumerate(groups.values(), 1)]
 
 # %% ../../nbs/05_mergeability/03_clusters.ipynb #cb98b2a3
 def grow_tree(
@@ -73,7 +81,8 @@ def grow_tree(
     span = float(np.nanmax(d)) if np.isfinite(d).any() else 1.0
     d = np.where(np.isnan(d), 1e3 * (span + 1), d)
     np.fill_diagonal(d, 0)
-    links = linkage(squareform(d, checks=False), "average") if len(d) > 1 else np.zeros((0, 4))
+    links = (linkage(squareform(d, checks=False), "average")
+             if len(d) > 1 else np.zeros((0, 4)))
     names = getattr(square, "index", range(len(v)))
     return Tree(tuple(map(str, names)), links, top, sign, span)
 
@@ -96,7 +105,8 @@ def first_fit(
     "First cluster whose first member is similar enough (the paper's code); depends on order."
     firsts, label = [], []
     for i in range(len(s)):
-        fit = next((n for n, f in enumerate(firsts) if s[i, f] >= threshold), len(firsts))
+        fit = next((n for n, f in enumerate(firsts) if s[i, f] >= threshold),
+                   len(firsts))
         if fit == len(firsts): firsts.append(i)
         label.append(fit)
     return label
@@ -106,12 +116,17 @@ def spread_from(
     s:np.ndarray, # (n, n) similarities of one cluster, n ≥ 3
 )->np.ndarray: # Per member, the mean cosine of the directions from it to any two others
     "How alike the others' task vectors look from each member: near 0 from the base, 0.5 from a fine-tune."
-    d = np.sqrt(2 * (1 - s).clip(0)); out = np.zeros(len(s))
+    d = np.sqrt(2 * (1 - s).clip(0))
+    out = np.zeros(len(s))
     for b in range(len(s)):
         others = [i for i in range(len(s)) if i != b and d[b, i] > 0]
-        if len(others) < 2: out[b] = 1; continue # only copies
-        x = d[b, others]; y = d[np.ix_(others, others)]
-        cosine = (x[:, None]**2 + x**2 - y**2) / (2 * x[:, None] * x)
+        if len(others) < 2: # only copies
+            out[b] = 1
+            continue
+        x = d[b, others]
+        y = d[np.ix_(others, others)]
+        cosine = (x[:, None]**2 + x**2
+                  - y**2) / (2 * x[:, None] * x)
         out[b] = cosine[np.triu_indices(len(others), 1)].mean()
     return out
 
@@ -131,9 +146,13 @@ def outliers(
 )->list[str]: # Names
     "Members much further from the others than is typical in the cluster."
     if len(similarity) < 4: return []
-    s = similarity.to_numpy(float); n = len(s)
-    far = np.array([np.median(1 - np.delete(s[i], i)) for i in range(n)])
-    return [str(similarity.index[i]) for i in range(n) if far[i] > times * np.median(far) and far[i] > 1e-6]
+    s = similarity.to_numpy(float)
+    n = len(s)
+    far = np.array([np.median(1 - np.delete(s[i], i))
+                    for i in range(n)])
+    return [str(similarity.index[i])
+            for i in range(n)
+            if far[i] > times * np.median(far) and far[i] > 1e-6]
 
 # %% ../../nbs/05_mergeability/03_clusters.ipynb #68ce0d85
 @dataclass(frozen=True)
@@ -151,12 +170,14 @@ def describe_cluster(
     bases:dict[str,str|None], # Model name → name of its base
 )->Cluster: # With its name, base, medoid and outliers
     "A cluster from its members."
-    ordered = sorted(names); mine = similarity.loc[ordered, ordered] # so that ties resolve the same way
+    ordered = sorted(names)
+    mine = similarity.loc[ordered, ordered] # so that ties resolve the same way
     medoid = str(mine.fillna(-1).mean().round(12).idxmax())
     votes = Counter(b for n in ordered if (b := bases.get(n)) in names)
     base = min(votes, key=lambda b: (-votes[b], b)) if votes else likely_base(mine)
     far = outliers(mine.fillna(-1))
-    return Cluster(base or medoid, tuple(names), base, medoid, tuple(m for m in names if m in far))
+    return Cluster(base or medoid, tuple(names), base,
+                   medoid, tuple(m for m in names if m in far))
 
 # %% ../../nbs/05_mergeability/03_clusters.ipynb #2816f4e7
 def cluster_by_similarity(
@@ -196,7 +217,9 @@ def base_first(
     zoo:Zoo, # With its members
 )->list[ZooModel]:
     "A cluster's models, in an order that lets its base decide."
-    return [zoo[n] for n in dict.fromkeys([*([cluster.base] if cluster.base else []), *cluster.members])]
+    return [zoo[n]
+            for n in dict.fromkeys(
+                    [*([cluster.base] if cluster.base else []), *cluster.members])]
 
 def vocabularies_table(
     clusters:list[Cluster], # By similarity, before they are divided
@@ -224,12 +247,16 @@ def relations(
 ): # DataFrame: a, b, similarity, relation
     "Each pair as `one cluster`, `apart` (similar, but not enough), `strangers` or `other shapes`."
     import pandas as pd
-    home = {m: i for i, c in enumerate(clusters) for m in c.members}; names = list(similarity.index)
+    home = {m: i for i, c in enumerate(clusters) for m in c.members}
+    names = list(similarity.index)
     def relation(a, b, s):
         if home[a] == home[b]: return "one cluster"
         return "other shapes" if np.isnan(s) else "strangers" if s < strange else "apart"
-    rows = [(a, b, similarity.loc[a, b]) for i, a in enumerate(names) for b in names[i + 1:]]
-    return pd.DataFrame([(*r, relation(*r)) for r in rows], columns="a b similarity relation".split())
+    rows = [(a, b, similarity.loc[a, b])
+            for i, a in enumerate(names)
+            for b in names[i + 1:]]
+    return pd.DataFrame([(*r, relation(*r)) for r in rows],
+                        columns="a b similarity relation".split())
 
 # %% ../../nbs/05_mergeability/03_clusters.ipynb #8a0a8c8b
 def threshold_sensitivity(

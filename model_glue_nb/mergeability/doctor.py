@@ -38,7 +38,8 @@ def fetch_header(
         r = get_session().get(url, headers=part, timeout=30)
         hf_raise_for_status(r)
         return r.content[:last - first + 1] # a server without ranges sends the whole
-    head = get(0, 99_999); end = 8 + struct.unpack("<Q", head[:8])[0]
+    head = get(0, 99_999)
+    end = 8 + struct.unpack("<Q", head[:8])[0]
     return head[:end] if len(head) >= end else head + get(len(head), end - 1)
 
 # %% ../../nbs/05_mergeability/05_doctor.ipynb #63b0e7e2
@@ -50,12 +51,15 @@ def fetch_headers(
     from huggingface_hub import HfApi, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
     troubles = OSError, ValueError, *HfHubHTTPError.__bases__ # of these one is the HTTP client's
-    path = out/name.split("/")[1]; path.mkdir(parents=True)
+    path = out/name.split("/")[1]
+    path.mkdir(parents=True)
     try:
         for f in HfApi().model_info(name, files_metadata=True).siblings:
             to = path/f.rfilename
             if "/" in f.rfilename: continue
-            if to.name in SMALL: to.write_bytes(Path(hf_hub_download(name, to.name)).read_bytes()); continue
+            if to.name in SMALL:
+                to.write_bytes(Path(hf_hub_download(name, to.name)).read_bytes())
+                continue
             if to.suffix == ".safetensors": to.write_bytes(fetch_header(hf_hub_url(name, to.name)))
             with open(to, "ab") as file: file.truncate(f.size or 0)
     except troubles as e:
@@ -190,7 +194,8 @@ def adapted_case(
     if adapter.adapter is None:
         bad.append(f"'{adapter.model.name}' is not an adapter: it has no adapter_config.json.")
     notes = [*base.notes, f"'{adapter.model.name}' applied to '{base.model.name}'"]
-    return Case(model, bad, notes, None, base.model.name, base.tokenizer, (base.room, adapter.room))
+    return Case(model, bad, notes, None, base.model.name,
+                base.tokenizer, (base.room, adapter.room))
 
 # %% ../../nbs/05_mergeability/05_doctor.ipynb #2f025677
 def find_bases(
@@ -198,12 +203,14 @@ def find_bases(
 ):
     "Note the likely base of models whose cards name none, by one pass over the weights."
     if len(cases) < 3: return
-    home = {c.model.name: c for c in cases}; table = similarity(Zoo(tuple(c.model for c in cases)))
+    home = {c.model.name: c for c in cases}
+    table = similarity(Zoo(tuple(c.model for c in cases)))
     for cluster in cluster_by_similarity(table):
         for name in cluster.members:
             c = home[name]
             if cluster.base in (None, name) or c.base: continue
-            c.base = cluster.base; c.notes.append(f"'{cluster.base}' is its likely base, by the weights")
+            c.base = cluster.base
+            c.notes.append(f"'{cluster.base}' is its likely base, by the weights")
 
 # %% ../../nbs/05_mergeability/05_doctor.ipynb #8e4614e8
 COLUMNS = """model group architecture layers hidden heads rope norm_eps params bytes dtype
@@ -217,7 +224,8 @@ def members_table(
     groups = {}
     def row(c):
         m = c.model
-        out = dict(model=m.name, base=c.base or "", problem=" ".join(c.problems), notes="; ".join(c.notes))
+        out = dict(model=m.name, base=c.base or "",
+                   problem=" ".join(c.problems), notes="; ".join(c.notes))
         if c.adapter is not None: return out | dict(architecture=f"{c.adapter.get('peft_type')} adapter")
         if not c.sound: return out
         group = groups.setdefault(m.signature, f"{m.architecture} {len(groups) + 1}")
@@ -232,7 +240,8 @@ def model_facts(
     m, k = c.model, c.model.effective
     dtypes = sorted({t.dtype for t in m.stored.values()})
     return dict(architecture=m.architecture, layers=m.n_layers, hidden=plain_number(k.get("hidden_size")),
-                heads=heads(k), rope=rope(k), norm_eps=plain_number(norm_eps(k)), params=m.n_params,
+                heads=heads(k), rope=rope(k),
+                norm_eps=plain_number(norm_eps(k)), params=m.n_params,
                 bytes=m.n_bytes, dtype="+".join(dtypes), vocabulary=plain_number(k.get("vocab_size")),
                 tokenizer=c.tokenizer[:6],
                 chat="yes" if chat_template(m.path) else "",
@@ -255,12 +264,14 @@ def verdict(
     bases:dict[str,Case], # Sound members by name
 )->Verdict:
     "What can be done with two models; an adapter has the shapes of its base."
-    if bad := [c for c in (a, b) if c.problems]: return Verdict("neither", bad[0].problems[0])
+    if bad := [c for c in (a, b) if c.problems]:
+        return Verdict("neither", bad[0].problems[0])
     for x, y in ((a, b), (b, a)):
         made_for = x.adapter is not None and x.base == y.model.name
         if made_for: return Verdict("as is", f"'{x.model.name}' is an adapter of '{x.base}'")
     applied = tuple(f"'{c.model.name}' applied to '{c.base}'" for c in (a, b) if c.adapter is not None)
-    x, y = (c.model if c.adapter is None else bases[c.base].model for c in (a, b))
+    x, y = (c.model if c.adapter is None else bases[c.base].model
+            for c in (a, b))
     found = compare_whole(x, y)
     return Verdict(found.kind, found.reason, applied + found.notes)
 
@@ -273,5 +284,6 @@ def pairs_table(
     bases = {c.model.name: c for c in cases if c.sound}
     pairs = [(a, b) for i, a in enumerate(cases) for b in cases[i + 1:]]
     found = [verdict(a, b, bases) for a, b in pairs]
-    rows = [(a.model.name, b.model.name, v.kind, str(v)) for (a, b), v in zip(pairs, found)]
+    rows = [(a.model.name, b.model.name, v.kind, str(v))
+            for (a, b), v in zip(pairs, found)]
     return pd.DataFrame(rows, columns="a b verdict reason".split())

@@ -38,16 +38,27 @@ def column_products(
     s:"f4[:]", # Scratch, TILE values
 ):
     "Add the dot products of the columns of every pair."
-    rows, n, _ = x.shape; p = 0
+    rows, n, _ = x.shape
+    p = 0
     for i in range(n):
         for j in range(i, n):
             for k in range(m): s[k] = 0
             for r in range(0, rows - 3, 4): # four at once: a sum is loaded and stored less often
-                a, b, c, d = x[r, i], x[r + 1, i], x[r + 2, i], x[r + 3, i]
-                e, f, g, h = x[r, j], x[r + 1, j], x[r + 2, j], x[r + 3, j]
-                for k in range(m): s[k] = s[k] + a[k] * e[k] + b[k] * f[k] + c[k] * g[k] + d[k] * h[k]
+                a = x[r, i]
+                b = x[r + 1, i]
+                c = x[r + 2, i]
+                d = x[r + 3, i]
+                e = x[r, j]
+                f = x[r + 1, j]
+                g = x[r + 2, j]
+                h = x[r + 3, j]
+                for k in range(m):
+                    s[k] = (s[k] + a[k] * e[k]
+                            + b[k] * f[k] + c[k] * g[k]
+                            + d[k] * h[k])
             for r in range(rows - rows % 4, rows):
-                for k in range(m): s[k] += x[r, i, k] * x[r, j, k]
+                for k in range(m):
+                    s[k] += x[r, i, k] * x[r, j, k]
             for k in range(m): total[p, k] += s[k]
             p += 1
 
@@ -72,10 +83,12 @@ def pair_dots(
     total:"f8[:]", # Shape (n(n+1)/2,), added to
 ):
     "Add the inner products of every pair."
-    rows, n, _ = d.shape; p = 0
+    rows, n, _ = d.shape
+    p = 0
     for i in range(n):
         for j in range(i, n):
-            for r in range(rows): total[p] += dot(d[r, i, :m], d[r, j, :m])
+            for r in range(rows):
+                total[p] += dot(d[r, i, :m], d[r, j, :m])
             p += 1
 
 # %% ../../nbs/05_mergeability/02_pairs.ipynb #36746509
@@ -88,19 +101,29 @@ def count_signs(
     counts:"i8[:,:]", # Shape (2, n(n+1)/2), added to: equal signs; both non-zero
 ):
     "Count agreeing signs of every pair."
-    rows, n, _ = d.shape; p = 0; same, both = flags[0], flags[1]
+    rows, n, _ = d.shape
+    p = 0
+    same, both = flags[0], flags[1]
     for r in range(rows):
         for i in range(n):
             for k in range(m):
-                v = d[r, i, k]; s[r, i, k] = np.uint8(1) if v > 0 else np.uint8(2) if v < 0 else np.uint8(0)
+                v = d[r, i, k]
+                s[r, i, k] = (np.uint8(1) if v > 0
+                              else np.uint8(2) if v < 0 else np.uint8(0))
     for i in range(n):
         for j in range(i, n):
-            for k in range(m): same[k] = 0; both[k] = 0
+            for k in range(m):
+                same[k] = 0
+                both[k] = 0
             for r in range(rows):
                 for k in range(m):
-                    same[k] += np.uint8((s[r, i, k] & s[r, j, k]) != 0)
-                    both[k] += np.uint8((s[r, i, k] != 0) & (s[r, j, k] != 0))
-            for k in range(m): counts[0, p] += same[k]; counts[1, p] += both[k]
+                    same[k] += np.uint8(
+                        (s[r, i, k] & s[r, j, k]) != 0)
+                    both[k] += np.uint8(
+                        (s[r, i, k] != 0) & (s[r, j, k] != 0))
+            for k in range(m):
+                counts[0, p] += same[k]
+                counts[1, p] += both[k]
             p += 1
 
 # %% ../../nbs/05_mergeability/02_pairs.ipynb #424b6bbe
@@ -120,7 +143,8 @@ def add_block(
     "Add some rows of all models to the sums, tile by tile."
     n = at.size
     for first in range(0, rows, x.shape[0]):
-        k = min(x.shape[0], rows - first); xs, ds, ss = x[:k], d[:k], s[:k]
+        k = min(x.shape[0], rows - first)
+        xs, ds, ss = x[:k], d[:k], s[:k]
         for c in range(0, width, TILE):
             m = min(TILE, width - c)
             for i in range(n):
@@ -144,11 +168,18 @@ def sum_columns(
     for i in range(n):
         a = columns[i * n - i * (i - 1) // 2]
         for j in range(i, n):
-            b, c, cosine, product = columns[j * n - j * (j - 1) // 2], columns[p], 0.0, 0.0
+            b = columns[j * n - j * (j - 1) // 2]
+            c = columns[p]
+            cosine = 0.0
+            product = 0.0
             for k in range(c.size):
-                norm = np.sqrt(a[k] * b[k]); alike = 1.0 if a[k] == b[k] else 0.0
-                cosine += c[k] / norm if norm != 0 else alike; product += c[k]
-            cosines[p] = cosine; products[p] = product; p += 1
+                norm = np.sqrt(a[k] * b[k])
+                alike = 1.0 if a[k] == b[k] else 0.0
+                cosine += c[k] / norm if norm != 0 else alike
+                product += c[k]
+            cosines[p] = cosine
+            products[p] = product
+            p += 1
 
 # %% ../../nbs/05_mergeability/02_pairs.ipynb #49db1596
 class Sums:
@@ -159,9 +190,12 @@ class Sums:
         base:np.ndarray, # Per model the position of its base, or −1
         metrics:tuple[str,...], # Which are wanted
     ):
-        p = n * (n + 1) // 2; self.n, self.width, self.base = n, width, base
+        p = n * (n + 1) // 2
+        self.n, self.width, self.base = n, width, base
         self.wants = np.array([m in metrics for m in ON_DELTAS], np.int64)
-        self.columns, self.dots, self.counts = np.zeros((p, width)), np.zeros(p), np.zeros((2, p), np.int64)
+        self.columns = np.zeros((p, width))
+        self.dots = np.zeros(p)
+        self.counts = np.zeros((2, p), np.int64)
         self.cosines, self.products = np.zeros(p), np.zeros(p)
 
     def add(self, rows, strides, codes, n_rows, *scratch):
@@ -176,7 +210,8 @@ class Sums:
 
     def close(self)->"Sums": # The same, with its columns summed and dropped
         "Sum over the columns."
-        sum_columns(self.columns, self.n, self.cosines, self.products); self.columns = None
+        sum_columns(self.columns, self.n, self.cosines, self.products)
+        self.columns = None
         return self
 
 # %% ../../nbs/05_mergeability/02_pairs.ipynb #77e917d6
@@ -184,7 +219,9 @@ def symmetric(
     upper:np.ndarray, # n(n+1)/2 values
 )->np.ndarray: # (n, n), symmetric
     "A symmetric matrix from its upper triangle."
-    n = int((2 * len(upper))**.5); i, j = upper_triangle(n); out = np.zeros((n, n))
+    n = int((2 * len(upper))**.5)
+    i, j = upper_triangle(n)
+    out = np.zeros((n, n))
     out[i, j] = out[j, i] = upper
     return out
 
@@ -194,7 +231,8 @@ def cosines_of(
     gram:np.ndarray, # (n, n) inner products
 )->np.ndarray: # (n, n); NaN where a vector is zero
     "Cosines of vectors from their inner products."
-    norms = np.sqrt(np.diag(gram)); norms = np.where(norms == 0, np.nan, norms)
+    norms = np.sqrt(np.diag(gram))
+    norms = np.where(norms == 0, np.nan, norms)
     return (gram / norms[:, None] / norms).clip(-1, 1)
 
 # %% ../../nbs/05_mergeability/02_pairs.ipynb #e5e9bee6
@@ -204,17 +242,19 @@ def metrics_from_sums(
     metrics:tuple[str,...], # Which are wanted
 )->dict[str,np.ndarray]: # Metric → (n, n); NaN where it is not defined
     "The metrics of one weight from its sums."
-    add = lambda f: symmetric(sum(f(s) for s in parts)); has = parts[0].base >= 0
+    def add(f): return symmetric(sum(f(s) for s in parts))
+    has = parts[0].base >= 0
     gram = cache(lambda: add(lambda s: s.products)) # only if it is needed, and once
-    ratios = lambda norms: np.minimum.outer(norms, norms) / np.maximum.outer(norms, norms)
-    signs = lambda i: add(lambda s: s.counts[i])
+    def ratios(norms): return np.minimum.outer(norms, norms) / np.maximum.outer(norms, norms)
+    def signs(i): return add(lambda s: s.counts[i])
     tasks, alike = has[:, None] & has, has[:, None] == has # both have a base; both or neither
     make = dict(column_cosine=lambda: add(lambda s: s.cosines) / shape[1],
                 cosine=lambda: cosines_of(gram()),
                 norm_ratio=lambda: ratios(np.sqrt(np.diag(gram()))),
                 task_cosine=lambda: np.where(tasks, cosines_of(add(lambda s: s.dots)), np.nan),
                 sign_agreement=lambda: np.where(alike, signs(0) / signs(1), np.nan))
-    with np.errstate(invalid="ignore", divide="ignore"): return {m: make[m]() for m in metrics if m in make}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {m: make[m]() for m in metrics if m in make}
 
 # %% ../../nbs/05_mergeability/02_pairs.ipynb #01c983f1
 N_GROUPS, T_95 = 8, 2.365 # samples of rows; Student's t, 7 degrees of freedom
@@ -259,12 +299,16 @@ def stored_rows(
     start, width = columns.start, columns.stop - columns.start
     neighbours = rows[-1] - rows[0] == len(rows) - 1
     if neighbours and isinstance(x, MappedBlocks):
-        return x.lent(int(rows[0]) * n_cols + start, (len(rows) - 1) * n_cols + width), n_cols * x.item
+        return (x.lent(int(rows[0]) * n_cols + start,
+                       (len(rows) - 1) * n_cols + width),
+                n_cols * x.item)
     out = np.empty((len(rows), width * x.item), np.uint8)
     if neighbours and width == n_cols: # they are adjacent
-        x.read(int(rows[0]) * n_cols, len(rows) * n_cols, out.reshape(-1))
+        x.read(int(rows[0]) * n_cols,
+               len(rows) * n_cols, out.reshape(-1))
         return out.reshape(-1), width * x.item
-    for r, to in zip(rows, out): x.read(int(r) * n_cols + start, width, to)
+    for r, to in zip(rows, out):
+        x.read(int(r) * n_cols + start, width, to)
     return out.reshape(-1), width * x.item
 
 # %% ../../nbs/05_mergeability/02_pairs.ipynb #2ac67210
@@ -279,18 +323,25 @@ def compare_weight(
     tile_bytes:int=2**25, # Memory for the sums of one strip, and for rows that are not lent
 )->tuple[dict,dict,int]: # Metric → (N, N); metric → (N, N) error bounds, 0 if all was read; bytes read
     "All pairs of one weight, each byte read once."
-    t, n = models[0].tensors[name], len(models); shape = t.n_values // t.shape[-1], t.shape[-1]
-    strip = min(shape[1], max(TILE, tile_bytes // (4 * n * (n + 1))) // TILE * TILE); n_read = 0
-    groups = row_groups(shape[0], share, int(digest(name, seed), 16)); sums = [[] for _ in [0, *groups]]
+    t, n = models[0].tensors[name], len(models)
+    shape = t.n_values // t.shape[-1], t.shape[-1]
+    strip = min(shape[1],
+                max(TILE, tile_bytes // (4 * n * (n + 1))) // TILE * TILE)
+    n_read = 0
+    groups = row_groups(shape[0], share, int(digest(name, seed), 16))
+    sums = [[] for _ in [0, *groups]]
     with nullcontext(files) if files else files_for(share, models) as files:
         inputs = [open_stored(m.tensors[name], files) for m in models]
         for start in range(0, shape[1], strip):
             columns = slice(start, min(start + strip, shape[1]))
-            fresh = n, columns.stop - start, base, metrics; every = Sums(*fresh)
+            fresh = n, columns.stop - start, base, metrics
+            every = Sums(*fresh)
             for rows, done in zip(groups, sums[1:]):
                 s = every if len(groups) == 1 else Sums(*fresh)
                 n_read += add_weight_rows(s, inputs, rows, shape, columns, tile_bytes)
-                if s is not every: every += s; done.append(s.close())
+                if s is not every:
+                    every += s
+                    done.append(s.close())
             sums[0].append(every.close())
         if "subspace_overlap" in metrics: overlap = compare_subspaces(inputs, groups, shape, base)
         for m in models: files.forget(m.tensors[name])
@@ -310,11 +361,13 @@ def add_weight_rows(
     gather_bytes:int, # Memory for rows that are not lent
 )->int: # Bytes read
     "Add some rows of all models; as many at once as are lent, or fit the memory."
-    n, width = len(inputs), columns.stop - columns.start; codes = np.array([x.code for x in inputs], np.int64)
+    n, width = len(inputs), columns.stop - columns.start
+    codes = np.array([x.code for x in inputs], np.int64)
     lent = all(isinstance(x, MappedBlocks) for x in inputs)
     step = len(rows) if lent else max(1, gather_bytes // (4 * n * width))
     room = np.zeros((2, min(len(rows), TILE_ROWS), n, TILE), np.float32)
-    signs, flags = np.empty(room.shape[1:], np.uint8), np.empty((2, TILE), np.uint8)
+    signs = np.empty(room.shape[1:], np.uint8)
+    flags = np.empty((2, TILE), np.uint8)
     line = np.empty(TILE, np.float32)
     for r in np.array_split(rows, -(-len(rows) // step)):
         stored, strides = zip(*(stored_rows(x, r, shape[1], columns) for x in inputs))
@@ -329,7 +382,10 @@ def bounds(
 )->dict: # Metric → (N, N), 95% bounds of the error
     "How far the values may be from those over all rows, by the spread of the samples."
     if not groups: return {m: np.zeros_like(v) for m, v in values.items()}
-    error = lambda m: T_95 * np.std([g[m] for g in groups], axis=0, ddof=1) * ((1 - share) / len(groups))**.5
+    def error(m):
+        return (T_95
+                * np.std([g[m] for g in groups], axis=0, ddof=1)
+                * ((1 - share) / len(groups))**.5)
     return {m: error(m) for m in values}
 
 # %% ../../nbs/05_mergeability/02_pairs.ipynb #82c4a36a
@@ -343,7 +399,8 @@ def task_vector(
     "What a model changed in some rows of a weight."
     def values(x):
         stored, _ = stored_rows(x, rows, shape[1], slice(0, shape[1]))
-        out = np.empty((len(rows), shape[1]), np.float32); widen(stored, x.code, out.reshape(-1))
+        out = np.empty((len(rows), shape[1]), np.float32)
+        widen(stored, x.code, out.reshape(-1))
         return out
     own = values(inputs[i])
     return own - values(inputs[base[i]]) if base[i] >= 0 else own
@@ -361,8 +418,12 @@ def compare_subspaces(
         return overlap_table([top_directions(x) for x in changes])
     value, error = table(every)
     if len(groups) > 1: # directions of few rows are biased, so the bias counts as error too
-        samples = np.array([table(g)[0] for g in groups]); spread = samples.std(0, ddof=1)
+        samples = np.array([table(g)[0] for g in groups])
+        spread = samples.std(0, ddof=1)
         lean = np.abs(samples.mean(0) - value)
-        error = error + T_95 * spread * ((1 - len(every) / shape[0]) / len(groups))**.5 + lean
+        error = (error
+                 + T_95 * spread * ((1 - len(every) / shape[0]) / len(groups))**.5
+                 + lean)
     comparable = has[:, None] == has # both have a base, or neither
-    return np.where(comparable, value, np.nan), np.where(comparable, np.minimum(error, 1), np.nan)
+    return (np.where(comparable, value, np.nan),
+            np.where(comparable, np.minimum(error, 1), np.nan))

@@ -33,7 +33,8 @@ def role(
     name:str, # Tensor name
 )->str|None: # "attn", "mlp" or None for anything else (norms, embeddings, biases are not told apart here)
     "Which part of a layer a weight belongs to, by the field's naming."
-    return next((r for r, marks in ROLES.items() if any(m in name for m in marks)), None)
+    return next((r for r, marks in ROLES.items() if any(m in name for m in marks)),
+                None)
 
 def layer(
     name:str, # Tensor name
@@ -56,7 +57,8 @@ def compared_weights(
     model:ZooModel, # A checkpoint
 )->list[str]: # Names of the attention and MLP weights of two or more dimensions
     "The weights that are compared."
-    return [k for k, t in model.tensors.items() if role(k) and len(t.shape) > 1]
+    return [k for k, t in model.tensors.items()
+            if role(k) and len(t.shape) > 1]
 
 def why_incomparable(
     model:ZooModel, # Any model
@@ -65,7 +67,8 @@ def why_incomparable(
     if model.kind != "checkpoint": return "it is a mixture: its experts can be compared, not the whole"
     todo = "Use the unquantized checkpoint, or dequantize it"
     if model.quantised: return f"its weights are {model.quantised}. {todo}"
-    odd = sorted({t.dtype for k, t in model.tensors.items() if role(k)} - {*CODES, "F64"})
+    odd = sorted({t.dtype for k, t in model.tensors.items() if role(k)}
+                 - {*CODES, "F64"})
     if odd: return f"its weights are stored as {', '.join(odd)}. Use a checkpoint of floats"
     named = compared_weights(model)
     return "" if named else "no weight of it is named like attention or MLP. Merge it by hand, or mix it"
@@ -86,7 +89,9 @@ def group_bases(
 )->np.ndarray: # Per model the position of its base, or −1
     "Where each model's base is."
     at = {m.name: i for i, m in enumerate(models)}
-    return np.array([at.get(bases.get(m.name), -1) if bases.get(m.name) != m.name else -1 for m in models])
+    return np.array([at.get(bases.get(m.name), -1)
+                     if bases.get(m.name) != m.name else -1
+                     for m in models])
 
 # %% ../../nbs/05_mergeability/04_similarity.ipynb #7a03751b
 TASK_METRICS = METRICS[3:] # of task vectors
@@ -99,15 +104,19 @@ def bases_of(
     "The base of each model that has one in the zoo."
     if given is not None and given not in zoo.names: raise unknown("member of the zoo", given, zoo.names)
     shape = {m.name: m.signature for m in zoo if m.kind == "checkpoint"}
-    fits = lambda m, base: base in shape and base != m and shape[m] == shape[base]
+    def fits(m, base): return base in shape and base != m and shape[m] == shape[base]
     if given is not None: return {m: (given, "as given") for m in shape if fits(m, given)}
-    out = {m: (base, "its card") for m in shape if fits(m, base := zoo[m].base)}
+    out = {m: (base, "its card")
+           for m in shape
+           if fits(m, base := zoo[m].base)}
     settled = {*out, *(base for base, _ in out.values())}
     for models in groups_by_signature(zoo):
         left = {m.name for m in models} - settled
         if not (look and left and len(models) > 2): continue
         for c in cluster_by_similarity(look(models), bases={m.name: m.base for m in models}):
-            out |= {m: (c.base, "the weights") for m in c.members if m in left and fits(m, c.base)}
+            out |= {m: (c.base, "the weights")
+                    for m in c.members
+                    if m in left and fits(m, c.base)}
     return out
 
 def refuse_without_bases(zoo:Zoo, metrics:tuple[str,...], bases:dict):
@@ -136,17 +145,24 @@ def compare_group(
     progress:Progress, # Called as work proceeds
 )->tuple[dict,dict,int]: # Metric → (weights, n, n); the same of error bounds; bytes read
     "All weights of all pairs, on all processors; the largest weights first."
-    names = sorted(compared_weights(models[0]), key=lambda k: -models[0].tensors[k].n_values); found = {}
-    one = lambda k: compare_weight(models, k, base, metrics, share, seed, files)
+    names = sorted(compared_weights(models[0]),
+                   key=lambda k: -models[0].tensors[k].n_values)
+    found = {}
+    def one(k): return compare_weight(models, k, base, metrics, share, seed, files)
     with files_for(share, models) as files, ThreadPoolExecutor(n_workers()) as pool, one_blas_thread(metrics):
         for k, r in zip(names, pool.map(one, names)):
-            found[k] = r; progress(len(found), len(names), f"comparing {len(models)} models")
-    gather = lambda at: {m: np.stack([found[k][at][m] for k in compared_weights(models[0])]) for m in metrics}
+            found[k] = r
+            progress(len(found), len(names), f"comparing {len(models)} models")
+    def gather(at):
+        return {m: np.stack([found[k][at][m]
+                             for k in compared_weights(models[0])])
+                for m in metrics}
     return gather(0), gather(1), sum(r[2] for r in found.values())
 
 def pack_means(x:np.ndarray)->str: # Text that JSON can hold
     "An array of float64 as text, every bit kept."
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(x, np.float64).tobytes(), 1)).decode()
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(x, np.float64).tobytes(),
+                                          1)).decode()
 
 def unpack_means(text:str, shape:tuple)->np.ndarray: # What `pack_means` took
     "An array from its text."
@@ -164,7 +180,8 @@ def compare_zoo(
     progress:Progress=silent, # Called as work proceeds
 )->Comparison:
     "Measure every pair of a zoo in one pass over its bytes."
-    metrics = check_comparison(zoo, metrics, share); groups, n_read = [], 0
+    metrics = check_comparison(zoo, metrics, share)
+    groups, n_read = [], 0
     skipped = {m.name: why for m in zoo if (why := why_incomparable(m))}
     sound = Zoo(tuple(m for m in zoo if m.name not in skipped))
     def look(models):
@@ -173,21 +190,30 @@ def compare_zoo(
         near = compare_zoo(Zoo(tuple(models)), METRICS[:1], {}, store, **how)
         n_read += near.n_read
         return near.nearness(METRICS[0])
-    if isinstance(bases, dict): taken = {m: (b, "as given") for m, b in bases.items() if b and b != m}
+    if isinstance(bases, dict):
+        taken = {m: (b, "as given") for m, b in bases.items() if b and b != m}
     else: taken = bases_of(sound, bases, look if set(metrics) & set(TASK_METRICS) else None)
-    refuse_without_bases(sound, metrics, taken); bases = {m: b for m, (b, _) in taken.items()}
+    refuse_without_bases(sound, metrics, taken)
+    bases = {m: b for m, (b, _) in taken.items()}
     for models in groups_by_signature(sound):
-        if len(models) == 1: skipped[models[0].name] = "no other model of the zoo has its tensors"; continue
+        if len(models) == 1:
+            skipped[models[0].name] = "no other model of the zoo has its tensors"
+            continue
         base, weights = group_bases(models, bases), compared_weights(models[0])
         def compute():
             nonlocal n_read
-            *found, k = compare_group(models, base, metrics, share, seed, progress); n_read += k
+            *found, k = compare_group(models, base, metrics, share, seed, progress)
+            n_read += k
             return [{m: pack_means(x) for m, x in f.items()} for f in found]
-        key = lambda: digest([m.fingerprint() for m in models], base.tolist(), metrics, share, seed)
+        def key():
+            return digest([m.fingerprint() for m in models], base.tolist(), metrics, share, seed)
         found = store.remembered("similarity", key(), compute) if store else compute()
         shape = len(weights), *[len(models)] * 2
-        found = [without_raw({m: unpack_means(x, shape) for m, x in f.items()}, base >= 0) for f in found]
-        groups.append(([m.name for m in models], weights, *found)); skipped |= not_finite(models, found[0])
+        found = [without_raw({m: unpack_means(x, shape) for m, x in f.items()},
+                             base >= 0)
+                 for f in found]
+        groups.append(([m.name for m in models], weights, *found))
+        skipped |= not_finite(models, found[0])
     return Comparison(zoo.names, groups, skipped, n_read, taken)
 
 def without_raw(
@@ -196,7 +222,8 @@ def without_raw(
 )->dict[str,np.ndarray]:
     "The same without task-vector metrics that were measured on raw weights."
     both = has[:, None] & has
-    return {m: np.where(both, v, np.nan) if m in TASK_METRICS else v for m, v in values.items()}
+    return {m: np.where(both, v, np.nan) if m in TASK_METRICS else v
+            for m, v in values.items()}
 
 # %% ../../nbs/05_mergeability/04_similarity.ipynb #a23067ce
 def check_comparison(zoo, metrics, share)->tuple[str,...]: # The metrics, checked
@@ -211,7 +238,10 @@ def check_comparison(zoo, metrics, share)->tuple[str,...]: # The metrics, checke
 
 def not_finite(models, values)->dict[str,str]: # Name → reason
     "Models with values that are not finite: NaN spreads into every product, so the measures show it."
-    good = lambda i: all(np.isfinite(v[:, i, i]).all() for m, v in values.items() if m in METRICS[:3])
+    def good(i):
+        return all(np.isfinite(v[:, i, i]).all()
+                   for m, v in values.items()
+                   if m in METRICS[:3])
     why = "it holds NaN or infinite values. Leave it out or fetch it again"
     return {m.name: why for i, m in enumerate(models) if not good(i)}
 
@@ -232,7 +262,9 @@ def square(self:Comparison,
         mine = np.array([role(k) in roles for k in weights])
         if not mine.any(): continue
         v = (error if errors else values)[metric][mine] # samples of different weights are independent
-        out.loc[names, names] = np.sqrt((v**2).sum(0)) / len(v) if errors else v.mean(0)
+        out.loc[names, names] = (np.sqrt(
+            (v**2).sum(0)) / len(v)
+                                 if errors else v.mean(0))
     return out
 
 # %% ../../nbs/05_mergeability/04_similarity.ipynb #dbca8eb8
@@ -253,13 +285,19 @@ def grouped_weights(
 )->dict: # (role, layer, weight) → which weights belong to it, bool of shape (weights,)
     "Weights grouped by role, layer or name."
     if by not in BY: raise unknown("way to gather weights", by, BY)
-    if by == "tensor": return {(role(k), layer(k), k): np.array(weights) == k for k in weights}
-    roles, layers = np.array([role(k) for k in weights]), np.array([layer(k) for k in weights])
+    if by == "tensor":
+        return {(role(k), layer(k), k): np.array(weights) == k
+                for k in weights}
+    roles = np.array([role(k) for k in weights])
+    layers = np.array([layer(k) for k in weights])
     by_role = {(r, None, None): roles == r for r in ROLES}
     numbers = sorted(set(layers.tolist()))
-    by_layer = {(r, n, None): (roles == r) & (layers == n) for n in numbers for r in ROLES}
+    by_layer = {(r, n, None): (roles == r) & (layers == n)
+                for n in numbers
+                for r in ROLES}
     found = dict(all={}, role=by_role, layer=by_layer)[by]
-    if by != "layer": found = found | {("all", None, None): np.ones(len(weights), bool)}
+    if by != "layer":
+        found = found | {("all", None, None): np.ones(len(weights), bool)}
     return {k: v for k, v in found.items() if v.any()}
 
 # %% ../../nbs/05_mergeability/04_similarity.ipynb #1be60f9b
@@ -271,14 +309,23 @@ def table(self:Comparison,
     import pandas as pd
     frames, done = [pd.DataFrame(columns="a b metric role layer tensor value error reason".split())], set()
     for names, weights, values, error in self.groups:
-        i, j = np.triu_indices(len(names), 1); a, b = np.array(names, object)[[i, j]]; done |= set(zip(a, b))
+        i, j = np.triu_indices(len(names), 1)
+        a, b = np.array(names, object)[[i, j]]
+        done |= set(zip(a, b))
         for place, mine in grouped_weights(weights, by).items():
             place = dict(zip(("role", "layer", "tensor"), place))
             for m, v in values.items():
-                e = np.sqrt((error[m][mine][:, i, j]**2).sum(0)) / mine.sum(); v = v[mine][:, i, j].mean(0)
-                frames.append(pd.DataFrame(dict(a=a, b=b, metric=m, **place, value=v, error=e)))
-    pairs = [(a, b) for k, a in enumerate(self.names) for b in self.names[k + 1:] if (a, b) not in done]
-    frames.append(pd.DataFrame([(a, b, self.why(a, b)) for a, b in pairs], columns=["a", "b", "reason"]))
+                e = (np.sqrt((error[m][mine][:, i, j]**2).sum(
+                    0))
+                     / mine.sum())
+                v = v[mine][:, i, j].mean(0)
+                frames.append(pd.DataFrame(
+                    dict(a=a, b=b, metric=m, **place, value=v, error=e)))
+    pairs = [(a, b) for k, a in enumerate(self.names)
+             for b in self.names[k + 1:] if (a, b) not in done]
+    frames.append(pd.DataFrame(
+        [(a, b, self.why(a, b)) for a, b in pairs],
+        columns=["a", "b", "reason"]))
     full = [f for f in frames if len(f)] or frames[:1]
     return pd.concat(full, ignore_index=True).reindex(columns=frames[0].columns)
 
@@ -299,4 +346,5 @@ def similarity(
     progress:Progress=silent, # Called as work proceeds
 ): # DataFrame, n×n, by model name; NaN where two are not comparable; `attrs["skipped"]` has the reasons
     "Similarity of every pair of a zoo; models of different signatures are not comparable."
-    return compare_zoo(zoo, (metric,), share=share, store=store, progress=progress).nearness(metric, roles)
+    return compare_zoo(zoo, (metric,), share=share, store=store, progress=progress).nearness(
+        metric, roles)

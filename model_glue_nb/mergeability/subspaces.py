@@ -34,14 +34,18 @@ def largest_eigenpairs(
     n = len(a)
     a = np.array(a, np.float64, order="F") # LAPACK overwrites it
     values, vectors = np.zeros(n), np.zeros((n, k), order="F")
-    found, status, support = ctypes.c_int(), ctypes.c_int(), np.zeros(2 * k, np.int32)
+    found = ctypes.c_int()
+    status = ctypes.c_int()
+    support = np.zeros(2 * k, np.int32)
     def number(x): return ctypes.byref(ctypes.c_int(x))
     def real(x): return ctypes.byref(ctypes.c_double(x))
     def whole(x): return x.ctypes.data_as(ctypes.c_void_p)
     def solve(work, n_work, whole_work, n_whole):
         asked = ctypes.c_char_p(b"V"), ctypes.c_char_p(b"I"), ctypes.c_char_p(b"L")
-        limits = real(0), real(0), number(n - k + 1), number(n), real(0)
-        lapack("dsyevr")(*asked, number(n), whole(a), number(n), *limits, ctypes.byref(found), whole(values),
+        limits = (real(0), real(0),
+                  number(n - k + 1), number(n), real(0))
+        lapack("dsyevr")(*asked, number(n), whole(a),
+                         number(n), *limits, ctypes.byref(found), whole(values),
                          whole(vectors), number(n), whole(support), whole(work), number(n_work),
                          whole(whole_work), number(n_whole), ctypes.byref(status))
     sizes = np.zeros(1), np.zeros(1, np.int32)
@@ -71,13 +75,15 @@ def top_directions(
     "The first right singular directions, as many as the rank has."
     x = x.astype(np.float64)
     if not np.isfinite(x).all(): return Directions(x[:0], 0.0, False)
-    wide = x.shape[0] <= x.shape[1]; short = min(x.shape)
+    wide = x.shape[0] <= x.shape[1]
+    short = min(x.shape)
     y = x if wide else x.T
     exact = short <= max(exact_up_to, 4 * N_TOP)
     values, vectors, turned = by_products(y @ y.T) if exact else by_lanczos(y)
     kept = np.flatnonzero(values > NOTHING_MORE * max(values.max(initial=0), 1e-300))[:N_TOP]
     vectors = vectors[:, kept]
-    return Directions((x.T @ vectors / np.sqrt(values[kept]) if wide else vectors).T, turned)
+    return Directions((x.T @ vectors / np.sqrt(values[kept]) if wide else vectors).T,
+                      turned)
 
 def by_products(
     gram:np.ndarray, # (n, n) inner products of rows, or of columns
@@ -91,14 +97,18 @@ def by_lanczos(
 )->tuple[np.ndarray,np.ndarray,float]: # As `by_products` gives them
     "The first directions by Lanczos iterations from one start, the same for every matrix of a shape."
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
-    n = len(x); start = np.random.default_rng(0).standard_normal(n)
-    products = LinearOperator((n, n), matvec=lambda v: x @ (x.T @ v), dtype=np.float64)
+    n = len(x)
+    start = np.random.default_rng(0).standard_normal(n)
+    products = LinearOperator((n, n),
+                              matvec=lambda v: x @ (x.T @ v), dtype=np.float64)
     if not x.any(): return np.zeros(1), np.zeros((n, 1)), 0.0
     try: values, vectors = eigsh(products, N_TOP + 1, v0=start, tol=tolerance, maxiter=50)
     except ArpackNoConvergence as e: values, vectors = e.eigenvalues, e.eigenvectors
-    order = np.argsort(-values); values, vectors = values[order], vectors[:, order]
+    order = np.argsort(-values)
+    values, vectors = values[order], vectors[:, order]
     if len(values) <= N_TOP: return values, vectors, 1.0 # too few converged: nothing is certain
-    first = vectors[:, :N_TOP]; left = x @ (x.T @ first) - first * values[:N_TOP]
+    first = vectors[:, :N_TOP]
+    left = x @ (x.T @ first) - first * values[:N_TOP]
     gap = max(values[N_TOP - 1] - values[N_TOP], 1e-300)
     return values[:N_TOP], first, float(min(1.0, np.linalg.norm(left) / gap))
 
@@ -107,12 +117,16 @@ def overlap_table(
     found:list[Directions], # Per model
 )->tuple[np.ndarray,np.ndarray]: # (N, N) overlaps in [0, 1], NaN where a model changed nothing; error bounds
     "How much of the smaller subspace lies in the larger, for every pair."
-    n = len(found); value, error = np.full((n, n), np.nan), np.zeros((n, n))
+    n = len(found)
+    value = np.full((n, n), np.nan)
+    error = np.zeros((n, n))
     for i, a in enumerate(found):
         for j, b in enumerate(found[:i + 1]):
             k = min(len(a.vectors), len(b.vectors))
             if not (k and a.known and b.known): continue
             shared = np.square(a.vectors @ b.vectors.T).sum() / k
             value[i, j] = value[j, i] = min(1.0, shared)
-            if i != j: error[i, j] = error[j, i] = min(1.0, (2 / k)**.5 * (a.turned + b.turned))
+            if i != j:
+                error[i, j] = error[j, i] = min(1.0,
+                                                (2 / k)**.5 * (a.turned + b.turned))
     return value, error

@@ -38,9 +38,14 @@ def encoded(
     "Token ids of some texts."
     if not texts: raise InputError("There are no texts to measure the loss on. Give at least one.")
     pairs = [(t, "") if isinstance(t, str) else t for t in texts]
-    whole, starts = live.encode([p + a for p, a in pairs]), live.encode([p if a else "" for p, a in pairs])
-    def common(x, y): return next((i for i, (u, v) in enumerate(zip(x, y)) if u != v), min(len(x), len(y)))
-    out = [(x, max(1, common(x, s)) if a else 1) for x, s, (_, a) in zip(whole, starts, pairs)]
+    whole = live.encode([p + a for p, a in pairs])
+    starts = live.encode([p if a else "" for p, a in pairs])
+    def common(x, y):
+        return next((i for i, (u, v) in enumerate(zip(x, y))
+                     if u != v),
+                    min(len(x), len(y)))
+    out = [(x, max(1, common(x, s)) if a else 1)
+           for x, s, (_, a) in zip(whole, starts, pairs)]
     short = [i for i, (x, at) in enumerate(out) if len(x) <= at]
     refuse([f"Text {short[0]} has no token that counts. Give longer texts."] if short else [])
     return out
@@ -52,13 +57,16 @@ def text_losses(
 )->np.ndarray: # (texts,), nats per token
     "Mean negative log-likelihood of each text."
     import torch
-    ids = encoded(live, texts); out = np.zeros(len(ids))
+    ids = encoded(live, texts)
+    out = np.zeros(len(ids))
     with torch.inference_mode():
         for group in batches_by_length([x for x, _ in ids]):
             x = torch.tensor([ids[i][0] for i in group], device=live.model.device)
             logits = live.model(input_ids=x, use_cache=False).logits[:, :-1].float()
-            nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), x[:, 1:], reduction="none")
-            for i, row in zip(group, nll.cpu().numpy()): out[i] = row[ids[i][1] - 1:].mean()
+            nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2),
+                                                    x[:, 1:], reduction="none")
+            for i, row in zip(group, nll.cpu().numpy()):
+                out[i] = row[ids[i][1] - 1:].mean()
     return out
 
 # %% ../../nbs/06_merging/12_barrier.ipynb #238e609b
@@ -91,7 +99,8 @@ def check_interpolation(
         out.append(f"{names} have tensors of other names or shapes. There is no path between them: mix them.")
     elif a.tokenizer_fingerprint() != b.tokenizer_fingerprint():
         out.append(f"{names} read text by different tokenizers. Merge with a tokenizer choice, then compare.")
-    if not {0, 1} <= {*alphas} or len(alphas) < 3 or min(alphas) < 0 or max(alphas) > 1:
+    if (not {0, 1} <= {*alphas} or len(alphas) < 3
+        or min(alphas) < 0 or max(alphas) > 1):
         out.append(f"alphas are {alphas}. Give 0, 1 and at least one value between them.")
     return out
 
@@ -102,10 +111,13 @@ def barrier_table(
 ): # DataFrame: alpha, loss, loss_error, barrier, error; errors are half 95% intervals over texts
     "Loss and barrier along the path, with their errors."
     import pandas as pd
-    alphas = np.array(alphas); first, last = losses[alphas == 0][0], losses[alphas == 1][0]
+    alphas = np.array(alphas)
+    first, last = losses[alphas == 0][0], losses[alphas == 1][0]
     over = losses - ((1 - alphas)[:, None] * first + alphas[:, None] * last)
     n = losses.shape[1]
-    error = lambda x: 1.96 * x.std(1, ddof=1) / n**.5 if n > 1 else np.full(len(x), np.nan)
+    def error(x):
+        return (1.96 * x.std(1, ddof=1) / n**.5
+                if n > 1 else np.full(len(x), np.nan))
     return pd.DataFrame(dict(alpha=alphas, loss=losses.mean(1), loss_error=error(losses),
                              barrier=over.mean(1), error=error(over)))
 
@@ -135,22 +147,32 @@ def match_neurons(
     a:dict, b:dict, # Weights of one layer by short name, float32
 )->np.ndarray: # Per neuron of A the neuron of B
     "Match the neurons of an MLP."
-    return match(sum(a[k] @ b[k].T for k in UP if k in a) + a[DOWN].T @ b[DOWN])
+    return match(sum(a[k] @ b[k].T for k in UP if k in a)
+                 + a[DOWN].T @ b[DOWN])
 
 def match_heads(
     a:dict, b:dict, # Weights of one layer by short name, float32
     n_heads:int, n_kv:int, # Query heads, key/value heads
 )->tuple[np.ndarray,np.ndarray]: # Per key/value head of A that of B; the same of query heads
     "Match attention heads, query heads within the key/value head they share."
-    share = n_heads // n_kv; flat = lambda x, n: x.reshape(n, -1)
-    q = [np.hstack([flat(m[QKV[0]], n_heads), flat(m[OUT].T, n_heads)]) for m in (a, b)]
-    kv = [np.hstack([flat(m[k], n_kv) for k in QKV[1:]]) for m in (a, b)]
-    fit = (q[0] @ q[1].T).reshape(n_kv, share, n_kv, share); score = kv[0] @ kv[1].T; inner = {}
+    share = n_heads // n_kv
+    def flat(x, n): return x.reshape(n, -1)
+    q = [np.hstack([flat(m[QKV[0]], n_heads),
+                    flat(m[OUT].T, n_heads)])
+         for m in (a, b)]
+    kv = [np.hstack([flat(m[k], n_kv) for k in QKV[1:]])
+          for m in (a, b)]
+    fit = (q[0] @ q[1].T).reshape(n_kv, share, n_kv, share)
+    score = kv[0] @ kv[1].T
+    inner = {}
     for g in range(n_kv):
         for h in range(n_kv):
-            inner[g, h] = match(fit[g, :, h]); score[g, h] += fit[g, np.arange(share), h, inner[g, h]].sum()
+            inner[g, h] = match(fit[g, :, h])
+            score[g, h] += fit[g, np.arange(
+                share), h, inner[g, h]].sum()
     groups = match(score)
-    return groups, np.concatenate([h * share + inner[g, h] for g, h in enumerate(groups)])
+    return (groups,
+            np.concatenate([h * share + inner[g, h] for g, h in enumerate(groups)]))
 
 # %% ../../nbs/06_merging/12_barrier.ipynb #3f0ddebc
 def stream_order(
@@ -169,19 +191,27 @@ def layer_weights(
     names = {k: f"{prefix}{k}.weight" for k in (*UP, DOWN, *QKV, OUT)}
     out = {k: model.values(n) for k, n in names.items() if n in model.tensors}
     if stream is None: return out
-    return {k: x[stream] if k in (DOWN, OUT) else x[:, stream] for k, x in out.items()}
+    return {k: x[stream] if k in (DOWN, OUT) else x[:, stream]
+            for k, x in out.items()}
 
 def match_values(
     a:dict, b:dict, # Weights of one layer by short name, float32
     groups:np.ndarray, heads:np.ndarray, # As `match_heads` gives them
 )->tuple[np.ndarray,np.ndarray]: # Rows of the values of B in A's order; columns that read them
     "Match the values within each key/value head, together with all query heads that share it."
-    size = a[QKV[2]].shape[0] // len(groups); share = len(heads) // len(groups); rows, columns = [], []
-    unit = lambda x, i: x[i * size:(i + 1) * size]
+    size = a[QKV[2]].shape[0] // len(groups)
+    share = len(heads) // len(groups)
+    rows, columns = [], []
+    def unit(x, i): return x[i * size:(i + 1) * size]
     for g, h in enumerate(groups):
         mine = range(g * share, (g + 1) * share)
-        read = sum(unit(a[OUT].T, i) @ unit(b[OUT].T, heads[i]).T for i in mine)
-        order = match(unit(a[QKV[2]], g) @ unit(b[QKV[2]], h).T + read); rows.append(h * size + order)
+        read = sum(unit(a[OUT].T,
+                        i) @ unit(b[OUT].T, heads[i]).T
+                   for i in mine)
+        order = match(unit(a[QKV[2]],
+                           g) @ unit(b[QKV[2]], h).T
+                      + read)
+        rows.append(h * size + order)
         columns += [heads[i] * size + order for i in mine]
     return np.concatenate(rows), np.concatenate(columns)
 
@@ -191,14 +221,18 @@ def places(
     stream:np.ndarray, # Order of B's residual stream
 )->dict[str,tuple]: # Short name → (rows or None, columns or None) of B in A's order
     "Where each unit of one layer of B belongs, by A."
-    x, y = layer_weights(a, prefix), layer_weights(b, prefix, stream); c = a.config
+    x, y = layer_weights(a, prefix), layer_weights(b, prefix, stream)
+    c = a.config
     n, kv = c["num_attention_heads"], c.get("num_key_value_heads") or c["num_attention_heads"]
     neurons, (groups, heads) = match_neurons(x, y), match_heads(x, y, n, kv)
-    size = x[QKV[0]].shape[0] // n; units = lambda order: (order[:, None] * size + np.arange(size)).ravel()
+    size = x[QKV[0]].shape[0] // n
+    def units(order): return (order[:, None] * size + np.arange(size)).ravel()
     values, readers = match_values(x, y, groups, heads)
     norms = {k: (stream, None) for k in NORMS}
-    return {QKV[0]: (units(heads), stream), QKV[1]: (units(groups), stream), QKV[2]: (values, stream),
-            OUT: (stream, readers), **{u: (neurons, stream) for u in UP}, DOWN: (stream, neurons), **norms}
+    return {QKV[0]: (units(heads), stream),
+            QKV[1]: (units(groups), stream), QKV[2]: (values, stream),
+            OUT: (stream, readers), **{u: (neurons, stream) for u in UP},
+            DOWN: (stream, neurons), **norms}
 
 # %% ../../nbs/06_merging/12_barrier.ipynb #ae2b4fc9
 def align(
@@ -209,13 +243,18 @@ def align(
     "Match the residual stream, heads, values and neurons of one model to another's."
     refuse(check_align(a, b), "Cannot align the models")
     stream = stream_order(a, b)
-    order = {p: places(a, b, p, stream) for i in range(b.n_layers) for p in [f"model.layers.{i}."]}
+    order = {p: places(a, b, p, stream)
+             for i in range(b.n_layers)
+             for p in [f"model.layers.{i}."]}
     order["model."] = dict(embed_tokens=(None, stream), norm=(stream, None))
     order["lm_head."] = {"": (None, stream)}
     with atomic_path(out) as tmp:
-        tmp.mkdir(); copy_companions(b.path, tmp)
-        writer = CheckpointWriter(tmp, {k: (t.dtype, t.shape) for k, t in b.tensors.items()})
-        for name in b.tensors: writer.write(name, np.ascontiguousarray(permuted(b.raw(name), name, order)))
+        tmp.mkdir()
+        copy_companions(b.path, tmp)
+        writer = CheckpointWriter(tmp,
+                                  {k: (t.dtype, t.shape) for k, t in b.tensors.items()})
+        for name in b.tensors:
+            writer.write(name, np.ascontiguousarray(permuted(b.raw(name), name, order)))
         writer.close()
     return open_model(out)
 
@@ -227,7 +266,8 @@ def permuted(
     "One tensor with its units in another order."
     prefix = next((p for p in order if name.startswith(p)), None)
     if prefix is None: return x
-    rows, columns = order[prefix].get(name.removeprefix(prefix).rpartition(".")[0], (None, None))
+    rows, columns = order[prefix].get(name.removeprefix(prefix).rpartition(".")[0],
+                                      (None, None))
     if rows is not None: x = x[rows]
     return x[:, columns] if columns is not None and x.ndim == 2 else x
 
@@ -239,7 +279,8 @@ def check_align(a, b)->list[str]: # Problems
     if a.tokenizer_fingerprint() != b.tokenizer_fingerprint():
         return [f"'{a.name}' and '{b.name}' read text by different tokenizers, so their embeddings cannot be "
                 "matched. Mix them."]
-    need = [f"model.layers.{i}.{k}.weight" for i in range(a.n_layers) for k in (*QKV, OUT, UP[1], DOWN)]
+    need = [f"model.layers.{i}.{k}.weight" for i in range(a.n_layers)
+            for k in (*QKV, OUT, UP[1], DOWN)]
     need.append("model.embed_tokens.weight")
     lacks = [k for k in need if k not in a.tensors]
     return [f"'{a.name}' ({a.architecture}) has no '{lacks[0]}'. Alignment knows layers built like Llama's, "
@@ -263,9 +304,11 @@ def barrier_aligned(
     import pandas as pd, tempfile
     before = barrier(zoo, a, b, texts, alphas=alphas)
     with tempfile.TemporaryDirectory() as room:
-        found = {a: zoo[a], b: align(zoo[a], zoo[b], Path(room)/"aligned")}
+        found = {a: zoo[a],
+                 b: align(zoo[a], zoo[b], Path(room)/"aligned")}
         after = barrier(found, a, b, texts, alphas=alphas)
-    return pd.concat([before.assign(aligned=False), after.assign(aligned=True)], ignore_index=True)
+    return pd.concat([before.assign(aligned=False), after.assign(aligned=True)],
+                     ignore_index=True)
 
 # %% ../../nbs/06_merging/12_barrier.ipynb #3eff22ca
 def cka(
@@ -293,8 +336,11 @@ def activations(
         for group in batches_by_length(ids := [x for x, _ in encoded(live, texts)]):
             x = torch.tensor([ids[i] for i in group], device=live.model.device)
             states = live.model(input_ids=x, use_cache=False, output_hidden_states=True).hidden_states
-            out.append(np.stack([h.float().cpu().numpy().reshape(-1, h.shape[-1]) for h in states]))
-    out = np.concatenate(out, 1); n = out.shape[1]
+            out.append(np.stack(
+                [h.float().cpu().numpy().reshape(-1, h.shape[-1])
+                 for h in states]))
+    out = np.concatenate(out, 1)
+    n = out.shape[1]
     return out[:, np.sort(np.random.default_rng(seed).permutation(n)[:n_tokens])]
 
 # %% ../../nbs/06_merging/12_barrier.ipynb #ae3d6a16
@@ -302,7 +348,9 @@ def cka_of_grams(
     k:np.ndarray, l:np.ndarray, # (tokens, tokens), as `gram_centred` gives them
 )->float: # In [0, 1]
     "CKA from Gram matrices."
-    return float((k * l).sum() / max(np.sqrt((k**2).sum() * (l**2).sum()), 1e-300))
+    return float((k * l).sum()
+                 / max(np.sqrt((k**2).sum() * (l**2).sum()),
+                       1e-300))
 
 def compare_activations(
     zoo:Zoo, # Any models
@@ -319,15 +367,20 @@ def compare_activations(
         progress(i, len(reads), f"reading with {name}")
         with blaming(name, aside):
             grams[name] = [gram_centred(x) for x in activations(zoo[name].load(), texts)]
-    for a, b in [(a, b) for i, a in enumerate(zoo.names) for b in zoo.names[i + 1:]]:
+    for a, b in [(a, b) for i, a in enumerate(zoo.names)
+                 for b in zoo.names[i + 1:]]:
         if reads.get(a) is None or reads[a] != reads.get(b):
-            rest.append((a, b, "they read text by different tokenizers")); continue
+            rest.append((a, b, "they read text by different tokenizers"))
+            continue
         if failed := [m for m in (a, b) if m in aside]:
-            rest.append((a, b, f"'{failed[0]}': {aside[failed[0]]}")); continue
-        for d in np.linspace(0, 1, n_depths or min(len(grams[a]), len(grams[b]))):
-            k, l = (grams[m][round(d * (len(grams[m]) - 1))] for m in (a, b))
+            rest.append((a, b, f"'{failed[0]}': {aside[failed[0]]}"))
+            continue
+        for d in np.linspace(0, 1,
+                             n_depths or min(len(grams[a]), len(grams[b]))):
+            k, l = (grams[m][round(d * (len(grams[m]) - 1))]
+                    for m in (a, b))
             rows.append((a, b, d, cka_of_grams(k, l)))
-    frame = lambda found, columns: pd.DataFrame(found, columns=columns.split())
+    def frame(found, columns): return pd.DataFrame(found, columns=columns.split())
     told = frame(rows, "a b depth cka"), frame(rest, "a b reason")
     told = pd.concat([t for t in told if len(t)] or told, ignore_index=True)
     return told.reindex(columns="a b depth cka reason".split())

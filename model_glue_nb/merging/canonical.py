@@ -25,7 +25,8 @@ from ..zoo.zoo import ZooModel
 SUMS = {"linear", "task_arithmetic"} # Nothing but a sum: only the coefficients count
 VOTES = set("ties breadcrumbs breadcrumbs_ties dare_linear dare_ties della della_linear".split())
 SYMMETRIC = SUMS | VOTES | {"nuslerp", "model_stock", "sce"} # Any order of the models
-ALWAYS_NORMALIZED = dict(nuslerp=None, karcher=None) # They divide by the sum of the weights whatever the recipe says
+ALWAYS_NORMALIZED = dict(nuslerp=None,
+                         karcher=None) # They divide by the sum of the weights whatever the recipe says
 DIVIDES = dict.fromkeys(SUMS | VOTES, "normalize") | dict(multislerp="normalize_weights") | ALWAYS_NORMALIZED
 TINY = 1e-6 # Smaller weights are not rescaled: a kernel may take their sum for zero
 
@@ -52,14 +53,16 @@ def chain(
         for entry in given:
             wanted = entry.get("filter")
             if wanted in (None, "*", ""): return out + [(None, canonical_value(entry["value"]))]
-            if not any(f in wanted for f, _ in out): out.append((wanted, canonical_value(entry["value"])))
+            if not any(f in wanted for f, _ in out):
+                out.append((wanted, canonical_value(entry["value"])))
     return out
 
 def shortened(
     entries:list[tuple], # As `chain` gives it
 )->list[tuple]:
     "Without entries that repeat the last one."
-    while len(entries) > 1 and entries[-2][1] == entries[-1][1]: entries = entries[:-2] + entries[-1:]
+    while len(entries) > 1 and entries[-2][1] == entries[-1][1]:
+        entries = entries[:-2] + entries[-1:]
     return entries
 
 def constant(entries:list[tuple])->float|str|None: # None when it differs between tensors
@@ -69,38 +72,49 @@ def constant(entries:list[tuple])->float|str|None: # None when it differs betwee
 
 def map_numbers(entries:list[tuple], f:Callable)->list[tuple]:
     "Every number of a parameter changed."
-    change = lambda v: tuple(map(f, v)) if isinstance(v, tuple) else f(v)
-    return [(k, canonical_value(list(x)) if isinstance(x := change(v), tuple) else x) for k, v in entries]
+    def change(v): return tuple(map(f, v)) if isinstance(v, tuple) else f(v)
+    return [(k, canonical_value(list(x)) if isinstance(x := change(v), tuple) else x)
+            for k, v in entries]
 
 # %% ../../nbs/06_merging/07_canonical.ipynb #90984340
 def shared_filters(
     weights:list[list[tuple]], # As `chain` gives them, one per model
 )->list[list[tuple]]|None: # The same with equal filters; None when the models' filters differ
     "Weights of all models by one list of filters."
-    found = {tuple(f for f, _ in w) for w in weights if len(w) > 1} or {(None,)}
+    found = ({tuple(f for f, _ in w) for w in weights if len(w) > 1}
+             or {(None,)})
     if len(found) > 1: return None
     filters = found.pop()
-    return [w if len(w) == len(filters) else [(f, w[0][1]) for f in filters] for w in weights]
+    return [w if len(w) == len(filters)
+            else [(f, w[0][1]) for f in filters]
+            for w in weights]
 
 def shares(
     weights:list[list[tuple]], # As `chain` gives them, one per model
     signed:bool=False, # May a negative sum turn all signs?
 )->list[list[tuple]]|None: # None when that would not be safe
     "Weights that sum to 1 where that can be said for every tensor, else the largest is 1."
-    numbers = [x for w in weights for _, v in w for x in (v if isinstance(v, tuple) else (v,))]
-    if any(isinstance(x, str) or 0 < abs(x) < TINY for x in numbers) or not any(numbers): return None
+    numbers = [x for w in weights for _, v in w
+               for x in (v if isinstance(v, tuple) else (v,))]
+    if (any(isinstance(x, str) or 0 < abs(x) < TINY for x in numbers)
+        or not any(numbers)):
+        return None
     if not all_numbers(weights):
         top = max(map(abs, numbers))
         return [map_numbers(w, lambda v: rounded(v / top)) for w in weights]
     even = shared_filters(weights)
-    sums = [sum(vs) for vs in zip(*([v for _, v in w] for w in even))]
+    sums = [sum(vs)
+            for vs in zip(*([v for _, v in w] for w in even))]
     if min(map(abs, sums)) < TINY or min(sums) < 0 and not signed: return None
-    return [[(f, rounded(v / s)) for (f, v), s in zip(w, sums)] for w in even]
+    return [[(f, rounded(v / s))
+             for (f, v), s in zip(w, sums)]
+            for w in even]
 
 def all_numbers(weights)->bool:
     "Is there one number per model and filter?"
     even = shared_filters(weights)
-    return even is not None and not any(isinstance(v, (tuple, str)) for w in even for _, v in w)
+    return (even is not None
+            and not any(isinstance(v, (tuple, str)) for w in even for _, v in w))
 
 # %% ../../nbs/06_merging/07_canonical.ipynb #3879977f
 UNREAD = "_name_or_path", "transformers_version", "_from_model_config" # Settings that change no answer
@@ -112,7 +126,9 @@ def lead_fingerprint(
     m = model.model if isinstance(model, View) else model
     if known := m.__dict__.get("_lead_fingerprint"): return known # files do not change while a model is open
     files = [n for n in ("config.json", "generation_config.json") if m.has(n)]
-    said = [{k: v for k, v in read_json(m.path/n).items() if k not in UNREAD} for n in files]
+    said = [{k: v
+             for k, v in read_json(m.path/n).items() if k not in UNREAD}
+            for n in files]
     remade = any(is_buffer(k, t) for k, t in m.tensors.items())
     dtypes = sorted((k, t.dtype) for k, t in m.tensors.items())
     parts = said, dtypes, m.tokenizer_fingerprint(), chat_template(m.path), m.fingerprint() if remade else ""
@@ -155,9 +171,11 @@ class Forms:
         "A recipe reduced to what affects the result."
         if r.slices or check_recipe_form(r): return self.as_written(r)
         info, moved = method_info(r.method), r.tokenizer is not None or r.pad_to_multiple_of is not None
-        sources = [s for s in r.models if not info.needs_base or s.model != r.base] or list(r.models)
+        sources = ([s for s in r.models if not info.needs_base or s.model != r.base]
+                   or list(r.models))
         values = [self.values(info, r, s) for s in sources]
-        shared = {k: chain([r.parameters.get(k)], d) for k, d in info.parameters.items()
+        shared = {k: chain([r.parameters.get(k)], d)
+                  for k, d in info.parameters.items()
                   if k not in info.per_model}
         random = "rescale" in info.parameters
         if random and all(constant(v["density"]) == 1 for v in values): # everything is kept
@@ -168,7 +186,9 @@ class Forms:
         if info.has_weights: parts, shared = self.weighed(info, parts, shared, random or moved, sources)
         parts, shared = ordered(r.method, parts, shared, random, moved)
         named = r.tokenizer if r.tokenizer in (None, "base", "union") else self.of(r.tokenizer)
-        return dict(method=r.method, parts=[[p, spelled(v)] for p, v in parts], shared=spelled(shared),
+        return dict(method=r.method,
+                    parts=[[p, spelled(v)] for p, v in parts],
+                    shared=spelled(shared),
                     base=self.of(r.base) if r.base is not None and info.reads != "models" else None,
                     lead=self.fingerprint_of(leading(r)) if moved else self.lead(leading(r)),
                     seed=r.seed if random else None, stored=r.out_dtype or r.dtype, tokenizer=named,
@@ -177,8 +197,10 @@ class Forms:
     def values(self, info, r, s)->dict: # Parameter → chain
         "What one model's own parameters are."
         own = s.parameters if s.weight is None else {"weight": s.weight} | s.parameters
-        default = lambda k: info.parameters.get(k, 1.0)
-        return {k: chain([own.get(k), r.parameters.get(k)], default(k)) for k in info.per_model}
+        def default(k): return info.parameters.get(k, 1.0)
+        return {k: chain([own.get(k), r.parameters.get(k)],
+                         default(k))
+                for k in info.per_model}
 
     def as_written(self, r): return ["as written", recipe_fingerprint(r, self.of)]
     def drawn_by(self, model)->str: # Draws of a nested recipe go by how it is written
@@ -198,7 +220,8 @@ def weighed(self:Forms,
     sources:list[MergeSource], # The same models as the recipe names them
 )->tuple[list,dict]: # Both again
     "Weights in one scale."
-    weights, flag = [v["weight"] for _, v in parts], DIVIDES.get(info.name, "")
+    weights = [v["weight"] for _, v in parts]
+    flag = DIVIDES.get(info.name, "")
     divided = flag is None or flag in shared and constant(shared[flag]) == 1
     plain = flag in shared and constant(shared[flag]) == 0
     scaled = shares(weights, info.name in SUMS) if divided else None
@@ -209,13 +232,15 @@ def weighed(self:Forms,
     if folds or sums and scale is not None:
         weights = [map_numbers(w, lambda v: rounded(v * scale)) for w in weights]
         shared = shared | dict(scale=[(None, 1.0)])
-    parts = [(p, v | dict(weight=w)) for (p, v), w in zip(parts, weights)]
-    alone = lambda p: not rigid or sum(p == q for q, _ in parts) == 1
+    parts = [(p, v | dict(weight=w))
+             for (p, v), w in zip(parts, weights)]
+    def alone(p): return not rigid or sum(p == q for q, _ in parts) == 1
     if sums:
         shared = {k: v for k, v in shared.items() if k not in ("normalize", "scale")}
         return (parts if rigid else self.summed(parts, sources)), shared
     if info.name not in VOTES: return parts, shared
-    left = [(p, v) for p, v in parts if constant(v["weight"]) != 0 or not alone(p)]
+    left = [(p, v) for p, v in parts
+            if constant(v["weight"]) != 0 or not alone(p)]
     return left or parts, shared
 
 @patch
@@ -223,11 +248,17 @@ def summed(self:Forms, parts:list[tuple], sources:list[MergeSource])->list[tuple
     "Coefficients of a sum: linear merges inside multiplied out, a model that comes twice added up."
     even, out = shared_filters([v["weight"] for _, v in parts]), {}
     for (p, _), weight, s in zip(parts, even, sources):
-        inner = self.inner_sum(s.model, sources[0].model) or {p: [(None, 1.0)]}
+        inner = (self.inner_sum(s.model, sources[0].model)
+                 or {p: [(None, 1.0)]})
         for name, c in inner.items():
-            for f, x in weight: out.setdefault(name, {}).setdefault(f, []).append(x * c[0][1])
-    whole = {p: [(f, rounded(sum(x))) for f, x in by.items()] for p, by in out.items()}
-    return [(p, dict(weight=w)) for p, w in whole.items() if constant(w) != 0]
+            for f, x in weight:
+                out.setdefault(name, {}).setdefault(f, []).append(
+                    x * c[0][1])
+    whole = {p: [(f, rounded(sum(x))) for f, x in by.items()]
+             for p, by in out.items()}
+    return [(p, dict(weight=w))
+            for p, w in whole.items()
+            if constant(w) != 0]
 
 @patch
 def inner_sum(self:Forms, model, first)->dict|None: # Print → weight; None when it is not a plain sum
@@ -236,8 +267,10 @@ def inner_sum(self:Forms, model, first)->dict|None: # Print → weight; None whe
     f = self.form(model)
     if not isinstance(f, dict) or self.lead(model) != self.lead(first): return None
     own = [f[k] for k in ("stored", "tokenizer", "chat_template", "pad")]
-    even = not f["shared"] and all(len(v["weight"]) == 1 for _, v in f["parts"])
-    return {p: v["weight"] for p, v in f["parts"]} if even and own == [None] * 4 else None
+    even = (not f["shared"]
+            and all(len(v["weight"]) == 1 for _, v in f["parts"]))
+    return ({p: v["weight"] for p, v in f["parts"]}
+            if even and own == [None] * 4 else None)
 
 def ordered(
     method:str, # Name of the method
@@ -247,12 +280,14 @@ def ordered(
     moved:bool, # Does the order decide about rows of the vocabulary?
 )->tuple[list,dict]: # Both again
     "Models in the order of their fingerprints, where the order does not count."
-    place = lambda p: p[0] if random else (p[0], digest(spelled(p[1])))
+    def place(p):
+        return p[0] if random else (p[0], digest(spelled(p[1])))
     if moved: return parts, shared
     if method in SYMMETRIC: return sorted(parts, key=place), shared
     turned = method == "slerp" and parts[0][0] > parts[1][0]
     if not turned: return parts, shared
-    return parts[::-1], shared | dict(t=map_numbers(shared["t"], lambda v: rounded(1 - v)))
+    return (parts[::-1],
+            shared | dict(t=map_numbers(shared["t"], lambda v: rounded(1 - v))))
 
 # %% ../../nbs/06_merging/07_canonical.ipynb #28008fb6
 def merge_fingerprint(
@@ -268,5 +303,5 @@ def canonical_fingerprint(self:MergeRecipe,
     zoo=None, # A `Zoo`, a dict name → `ZooModel`, or None when names are paths
 )->str: # 16 hexadecimal digits
     "Fingerprint over the content of its models that all recipes of one merge share."
-    find = lambda name: find_model(zoo, name)
+    def find(name): return find_model(zoo, name)
     return merge_fingerprint(self, lambda n: find(n).fingerprint(), lambda n: lead_fingerprint(find(n)))

@@ -33,7 +33,9 @@ def open_input(
     if not isinstance(x, TensorTask):
         return open_stored(x, files, lambda y: open_input(y, files, allow_nan, device))
     out = np.empty(x.n_values, np.float32)
-    def put(block, start): y = to_host(block).view(np.float32); out[start:start + y.size] = y
+    def put(block, start):
+        y = to_host(block).view(np.float32)
+        out[start:start + y.size] = y
     run_task(x, files, put, "F32", allow_nan=allow_nan, device=device)
     return ArrayBlocks(out)
 
@@ -55,7 +57,7 @@ def run_task(
     def bad(i):
         raise InputError(f"'{task.name}' of '{names[i]}' holds NaN or infinite values. Leave the model out, "
                          "fetch it again, or allow them (allow_nan, --allow-nan).")
-    opened = lambda x: None if x is None else open_input(x, files, allow_nan, device)
+    def opened(x): return None if x is None else open_input(x, files, allow_nan, device)
     base, *inputs = map(opened, (task.base, *task.inputs))
     stream = Stream(inputs, task.shape, base, task.keys, each, None if allow_nan else bad, device)
     stream.make(run_method(task.method, stream, task.parameters), CODES[dtype], put)
@@ -74,7 +76,8 @@ def in_groups(
         except BaseException:
             over.set()
             raise
-        return [done[i % len(parts)][i // len(parts)] for i in range(len(items))]
+        return [done[i % len(parts)][i // len(parts)]
+                for i in range(len(items))]
     return each
 
 def moved_bytes(
@@ -91,7 +94,11 @@ class ByteCounter:
     def __init__(self,
         progress:Progress, # Called with bytes done and bytes in all, after every piece
         total:int, # Bytes in all
-    ): self.progress, self.total, self.done, self.lock = progress, total, 0, threading.Lock()
+    ): # Bytes in all
+        self.progress = progress
+        self.total = total
+        self.done = 0
+        self.lock = threading.Lock()
 
     def counted(self,
         put:Callable, # Takes (uint8 bytes, first value)
@@ -117,12 +124,17 @@ def run_tasks(
     count = None if progress is silent else ByteCounter(progress, sum(map(moved_bytes, tasks)))
     def one(task, each=map):
         if (to := sink(task)) is None: return
-        run_task(task, files, count.counted(to[1], task) if count else to[1], to[0], each, allow_nan, device)
+        run_task(task, files, count.counted(to[1], task) if count else to[1],
+                 to[0], each, allow_nan, device)
     n = n_workers()
-    small, large = [[x for x in tasks if (x.n_values >= LARGE) == big] for big in (False, True)]
+    small, large = [[x for x in tasks if (x.n_values >= LARGE) == big]
+                    for big in (False, True)]
     little = sum(x.n_values * len(x.inputs) for x in tasks) < 2**23
     with nullcontext(files) if files else Files() as files:
-        if n == 1 or little or device == "cpu-torch": list(map(one, tasks)); return
+        if n == 1 or little or device == "cpu-torch":
+            list(map(one, tasks))
+            return
         with ThreadPoolExecutor(n) as pool:
             for task in large: one(task, in_groups(pool, 2 * n))
-            small.sort(key=lambda task: -task.n_values); in_groups(pool, 4 * n)(one, small)
+            small.sort(key=lambda task: -task.n_values)
+            in_groups(pool, 4 * n)(one, small)

@@ -26,7 +26,9 @@ class CountedBlocks:
     "A tensor in memory that is read like a file, and counts what is read of it."
     code, item = CODES["F32"], ITEM_BYTES[CODES["F32"]]
     def __init__(self, values): self.values, self.n_read = ArrayBlocks(values), 0
-    def read(self, start, n, into): self.n_read += n; self.values.read(start, n, into)
+    def read(self, start, n, into):
+        self.n_read += n
+        self.values.read(start, n, into)
 
 LONG, HALF, SHORT = (1024, 1024), (512, 512), (8, 512) # Shapes to rehearse on: many chunks, some, one
 
@@ -37,22 +39,31 @@ def rehearse(
 )->tuple[float,float,int]: # Reads of each value, seconds per value, bytes that a thread holds
     "Run a method on random values and see what it does."
     rng, k, seen = np.random.default_rng(0), len(task.inputs), []
-    draw, mask = lambda: rng.standard_normal(shape, np.float32), np.uint32(0xffff0000); common = draw()
-    near = lambda: ((common + draw() / 10).view(np.uint32) & mask).view(np.float32) # kin, in bf16
+    draw, mask = lambda: rng.standard_normal(shape, np.float32), np.uint32(0xffff0000)
+    common = draw()
+    def near(): # kin, in bf16
+        return ((common + draw() / 10).view(np.uint32) & mask).view(np.float32)
     blocks = [CountedBlocks(near()) for _ in task.all_inputs]
     base = blocks[k] if task.base is not None else None
     def run():
-        each = lambda f, chunks: list(map(f, chunks)) # as for a large tensor, of which nothing is held
-        stream = Stream(blocks[:k], shape, base, task.keys, each, device=device); start = time.perf_counter()
+        def each(f, chunks): return list(map(f, chunks)) # as for a large tensor, of which nothing is held
+        stream = Stream(blocks[:k], shape, base, task.keys, each, device=device)
+        start = time.perf_counter()
         kernel = run_method(task.method, stream, task.parameters)
         stream.make(kernel, CODES["F32"], lambda block, at: None)
         return time.perf_counter() - start
     run() # loads the machine code
     for b in blocks: b.n_read = 0
     def in_thread(): # with its own buffers
-        tracemalloc.start(); seen.extend((run(), tracemalloc.get_traced_memory()[1])); tracemalloc.stop()
-    thread = Thread(target=in_thread); thread.start(); thread.join(); n = shape[0] * shape[1]
-    return sum(b.n_read for b in blocks) / len(blocks) / n, seen[0] / n, seen[1]
+        tracemalloc.start()
+        seen.extend((run(), tracemalloc.get_traced_memory()[1]))
+        tracemalloc.stop()
+    thread = Thread(target=in_thread)
+    thread.start()
+    thread.join()
+    n = shape[0] * shape[1]
+    return (sum(b.n_read for b in blocks) / len(blocks) / n,
+            seen[0] / n, seen[1])
 
 # %% ../../nbs/06_merging/09_estimate.ipynb #60524614
 class Costs:
@@ -62,28 +73,38 @@ class Costs:
     ): self.device, self.known, self.files = device, {}, set()
 
     def rehearsed(self, task):
-        extreme = lambda v: v if isinstance(v, str) else [(x == 0, x == 1) for x in np.atleast_1d(v)]
+        def extreme(v):
+            return (v if isinstance(v, str)
+                    else [(x == 0, x == 1) for x in np.atleast_1d(v)])
         like = Stream([ArrayBlocks(np.zeros(1)) for _ in task.all_inputs], task.shape)
-        width = lambda x: ITEM_BYTES[CODES[x.dtype]] if isinstance(x, TensorInfo) and x.dtype in CODES else 4
+        def width(x):
+            return ITEM_BYTES[CODES[x.dtype]] if isinstance(x, TensorInfo) and x.dtype in CODES else 4
         size = like.k * task.n_values * max(map(width, task.all_inputs))
         held = task.n_values < LARGE and self.device == "cpu" and size <= HOLD
         numbers = {k: extreme(v) for k, v in task.parameters.items()}
         key = repr((task.method, len(task.inputs), task.base is not None, numbers))
         def known(shape):
-            if (key, shape) not in self.known: self.known[key, shape] = rehearse(task, shape, self.device)
+            if (key, shape) not in self.known:
+                self.known[key, shape] = rehearse(task, shape, self.device)
             return self.known[key, shape]
-        reads, seconds, memory = known(LONG); growth = max(memory - known(HALF)[2], 0) / (2**20 - 2**18)
-        return (1 if held else reads if len(like.chunks()) > 1 else known(SHORT)[0]), seconds, growth
+        reads, seconds, memory = known(LONG)
+        growth = max(memory - known(HALF)[2], 0) / (2**20 - 2**18)
+        return ((1 if held
+                 else reads if len(like.chunks()) > 1 else known(SHORT)[0]),
+                seconds, growth)
 
     def of(self,
         x, # `TensorTask`, `TensorInfo` or `Derived`
     )->tuple[float,float,float]: # Bytes to read, seconds on one thread, bytes held besides its buffers
         "What one tensor costs, nested merges included."
         if isinstance(x, TensorInfo):
-            self.files.add((x.file, x.start, x.stop)); big = x.n_values * 12 if x.dtype == "F64" else 0
+            self.files.add((x.file, x.start, x.stop))
+            big = x.n_values * 12 if x.dtype == "F64" else 0
             return x.stop - x.start, 0, big
-        if isinstance(x, Derived): return sum(self.of(s)[0] for s in x.sources), 0, 0
-        parts = [self.of(y) for y in x.all_inputs]; read, seconds, held = map(sum, zip(*parts))
+        if isinstance(x, Derived):
+            return sum(self.of(s)[0] for s in x.sources), 0, 0
+        parts = [self.of(y) for y in x.all_inputs]
+        read, seconds, held = map(sum, zip(*parts))
         if not x.method: return read, 0, x.n_bytes
         reads, per_value, growth = self.rehearsed(x)
         nested = [isinstance(y, TensorTask) for y in x.all_inputs]
@@ -103,7 +124,9 @@ def reading_speed(
     "How fast the inputs can be read here."
     done, start = 0, time.perf_counter()
     for file, a, b in sorted(files, key=lambda x: x[1] - x[2]):
-        with open(file, "rb") as f: f.seek(a); done += len(f.read(min(b - a, limit - done)))
+        with open(file, "rb") as f:
+            f.seek(a)
+            done += len(f.read(min(b - a, limit - done)))
         if done >= limit: break
     return done / max(time.perf_counter() - start, 1e-9) if done else 1e9
 
@@ -122,16 +145,21 @@ def plan(
     device:str="auto", # As for `merge`
 )->dict: # Tensors, bytes, estimates, notes and problems
     "What a merge will read, write and hold, without doing it."
-    device = compute_device(device); p, costs, own = MergePlan(recipe, zoo), Costs(device), own_memory()
+    device = compute_device(device)
+    p, costs, own = MergePlan(recipe, zoo), Costs(device), own_memory()
     p.build()
     tasks = list(p.stored_tasks().values()) if p.tasks else []
     each = [costs.of(task) for task in tasks]
     write, n = sum(task.n_bytes for task in tasks), n_workers()
-    held = max((c[2] * (1 if task.n_values >= LARGE else n) for task, c in zip(tasks, each)), default=0)
-    inputs = sum(b - a for _, a, b in costs.files); speed = reading_speed(costs.files)
+    held = max((c[2] * (1 if task.n_values >= LARGE else n)
+                for task, c in zip(tasks, each)),
+               default=0)
+    inputs = sum(b - a for _, a, b in costs.files)
+    speed = reading_speed(costs.files)
     seconds = sum(c[1] for c in each) / n + inputs / speed + write / WRITING_SPEED
     bad = p.problems + (output_problems(out, write, overwrite) if out else [])
-    memory, read = int(own + n * costs.buffers + held), int(sum(c[0] for c in each))
+    memory = int(own + n * costs.buffers + held)
+    read = int(sum(c[0] for c in each))
     params, seconds = sum(task.n_values for task in tasks), round(seconds, 2)
     return dict(method=recipe.method, device=device, tensors=len(tasks), parameters=params,
                 input_bytes=inputs, read_bytes=read, write_bytes=write, memory_bytes=memory, seconds=seconds,

@@ -45,15 +45,17 @@ def base_of_pair(
     bases:dict[str,tuple[str,str]], # As `bases_of` gives them
 )->str|None: # None when they have no base in common
     "The base that two members share; a base shares itself."
-    of = lambda m: bases[m][0] if m in bases else m
+    def of(m): return bases[m][0] if m in bases else m
     return of(a) if of(a) == of(b) and (a in bases or b in bases) else None
 
 def mergeable_pairs(
     zoo:Zoo, # Any models
 )->list[tuple[str,str]]: # Names
     "Pairs that can be averaged as they are."
-    signature = {m.name: m.signature for m in zoo if m.kind == "checkpoint"}; names = list(signature)
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1:] if signature[a] == signature[b]]
+    signature = {m.name: m.signature for m in zoo if m.kind == "checkpoint"}
+    names = list(signature)
+    pairs = [(a, b) for i, a in enumerate(names)
+             for b in names[i + 1:] if signature[a] == signature[b]]
     return [p for p in pairs if not check_merge_recipe(pair_recipe(*p), zoo)]
 
 # %% ../../nbs/06_merging/13_forecast.ipynb #3ab72800
@@ -70,18 +72,24 @@ def measure_pairs(
     "What merging each pair changes against the better parent."
     import pandas as pd
     pairs, live, rows = mergeable_pairs(zoo) if pairs is None else pairs, {}, []
-    make = recipes_by(zoo, method, store); pairs = [p for p in pairs if make(*p) is not None]
+    make = recipes_by(zoo, method, store)
+    pairs = [p for p in pairs if make(*p) is not None]
     def merged(a, b):
         s = zoo[a].signature
-        if s not in live: live.clear(); live[s] = zoo[a].load() # one architecture at a time
+        if s not in live: # one architecture at a time
+            live.clear()
+            live[s] = zoo[a].load()
         return merge_into(live[s], make(a, b), zoo)
     for i, (a, b) in enumerate(pairs):
         progress(i, len(pairs), f"measuring {a} + {b}")
-        known = [known_items(store, make(*p).fingerprint(zoo), suite) for p in ((a, b), (b, a))]
+        known = [known_items(store, make(*p).fingerprint(zoo), suite)
+                 for p in ((a, b), (b, a))]
         items = next((k for k in known if k is not None), None)
         if items is None and remembered_only: continue
         with blaming(f"{a} + {b}", aside):
-            if items is None: items = ask(lambda: merged(a, b), make(a, b).fingerprint(zoo), suite, store)
+            if items is None:
+                items = ask(lambda: merged(a, b),
+                            make(a, b).fingerprint(zoo), suite, store)
             own = [ask_model(zoo[m], suite, store) for m in (a, b)]
             rows.append((a, b, *change(items, own)))
     return pd.DataFrame(rows, columns="a b score_a score_b merged change low high n".split())
@@ -103,7 +111,8 @@ def change(items:ItemScores, own:list[ItemScores])->tuple: # Three scores, the c
     "A merge against the better of its parents, paired by question."
     scores = [mean_score(x) for x in (*own, items)]
     gain = paired_gain(items, own[int(scores[1] > scores[0])])
-    return *map(float, scores), gain.mean, gain.low, gain.high, sum(map(len, items.values()))
+    return (*map(float, scores), gain.mean, gain.low,
+            gain.high, sum(map(len, items.values())))
 
 # %% ../../nbs/06_merging/13_forecast.ipynb #42bbf72c
 FORECAST_FEATURES = ("parent_gap", "barrier", "cka", "divergence", "ensemble") # what a forecast looks at
@@ -116,9 +125,10 @@ def weight_features(
     "Features of every comparable pair that come from weights alone."
     import pandas as pd
     t = compare_zoo(zoo, ("column_cosine", "norm_ratio"), store=store).table("role")
-    t = t[t.reason.isna()].assign(key=t.metric + " " + t.role.fillna(""))
+    t = t[t.reason.isna()].assign(
+        key=t.metric + " " + t.role.fillna(""))
     wide = t.pivot(index=["a", "b"], columns="key", values="value").astype(float)
-    distance = lambda x: np.sqrt(2 * (1 - x).clip(0))
+    def distance(x): return np.sqrt(2 * (1 - x).clip(0))
     far = {f"{r}_distance": distance(wide[f"column_cosine {r}"]) for r in ("attn", "mlp")}
     return pd.DataFrame(far | dict(norm_ratio=wide["norm_ratio all"])).reset_index()
 
@@ -155,13 +165,16 @@ def function_features(
         if a not in grams or b not in grams: continue
         (p, first), (q, second), r = known[a], known[b], None
         with blaming(f"{a} + {b}", aside):
-            if zoo[a].signature != shape: live, shape = zoo[a].load(), zoo[a].signature
+            if zoo[a].signature != shape:
+                live, shape = zoo[a].load(), zoo[a].signature
             r, middle = predictions(merge_into(live, pair_recipe(a, b), zoo), texts)
         if r is None: continue
         over, n = middle - (first + second) / 2, len(texts)
         error = 1.96 * over.std(ddof=1) / n**.5 if n > 1 else np.nan
-        apart, lost = (divergence(p, q) + divergence(q, p)) / 2, divergence(ensemble_of(p, q), r)
-        rows.append((a, b, cka_of_grams(grams[a], grams[b]), apart, over.mean(), error, lost))
+        apart = (divergence(p, q) + divergence(q, p)) / 2
+        lost = divergence(ensemble_of(p, q), r)
+        rows.append((a, b, cka_of_grams(grams[a], grams[b]),
+                     apart, over.mean(), error, lost))
     return pd.DataFrame(rows, columns="a b cka divergence barrier barrier_error ensemble".split())
 
 # %% ../../nbs/06_merging/13_forecast.ipynb #0ce5232e
@@ -175,10 +188,15 @@ def predictions(
     with torch.inference_mode():
         for group in batches_by_length([x for x, _ in ids]):
             x = torch.tensor([ids[i][0] for i in group], device=live.model.device)
-            logits = live.model(input_ids=x, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-            for i, row, said in zip(group, logits.cpu().numpy(), x[:, 1:].cpu().numpy()):
-                at = ids[i][1] - 1; out[i] = row[at:]
-                losses[i] = -row[np.arange(at, len(row)), said[at:]].mean()
+            logits = live.model(input_ids=x,
+                                use_cache=False).logits[:, :-1].float().log_softmax(
+   -1)
+            for i, row, said in zip(group, logits.cpu().numpy(),
+                                    x[:, 1:].cpu().numpy()):
+                at = ids[i][1] - 1
+                out[i] = row[at:]
+                losses[i] = -row[np.arange(at,
+                                           len(row)), said[at:]].mean()
     return np.concatenate([out[i] for i in range(len(texts))]), losses
 
 # %% ../../nbs/06_merging/13_forecast.ipynb #b25d4c1c
@@ -222,14 +240,19 @@ def fit_forecast(
     for k in (*features, "change"):
         if k not in measured: raise unknown("column of measured pairs", k, measured.columns)
     t = measured.dropna(subset=[*features, "change"]).reset_index(drop=True)
-    x, y, n = t[[*features]].to_numpy(float), t.change.to_numpy(float), len(t)
-    if n < max(12, 4 * len(features)): return Forecast(tuple(features), None, n, t, np.nan, np.nan, np.nan)
-    make = lambda: make_pipeline(StandardScaler(), Ridge(strength))
-    models = [np.flatnonzero((t.a == m) | (t.b == m)) for m in sorted({*t.a, *t.b})]
+    x = t[[*features]].to_numpy(float)
+    y = t.change.to_numpy(float)
+    n = len(t)
+    if n < max(12, 4 * len(features)):
+        return Forecast(tuple(features), None, n, t, np.nan, np.nan, np.nan)
+    def make(): return make_pipeline(StandardScaler(), Ridge(strength))
+    models = [np.flatnonzero((t.a == m) | (t.b == m))
+              for m in sorted({*t.a, *t.b})]
     t["forecast"] = left_out(make, x, y, [[i] for i in range(n)])
     t["forecast_new"] = left_out(make, x, y, models)
-    rmse = lambda z: float(np.sqrt(np.mean((y - z)**2)))
-    errors = rmse(t.forecast), rmse(t.forecast_new), rmse((y.sum() - y) / (n - 1))
+    def rmse(z): return float(np.sqrt(np.mean((y - z)**2)))
+    errors = (rmse(t.forecast), rmse(t.forecast_new),
+              rmse((y.sum() - y) / (n - 1)))
     half = conformal(np.abs(y - t.forecast_new.to_numpy()))
     return Forecast(tuple(features), make().fit(x, y), n, t, *errors, half)
 
@@ -253,7 +276,10 @@ def left_out(
     total, count = np.zeros(len(y)), np.zeros(len(y))
     for rows in parts:
         rest = np.setdiff1d(np.arange(len(y)), rows)
-        if len(rest) > 1: total[rows] += make().fit(x[rest], y[rest]).predict(x[rows]); count[rows] += 1
+        if len(rest) > 1:
+            total[rows] += make().fit(x[rest], y[rest]).predict(
+                x[rows])
+            count[rows] += 1
     return total / np.maximum(count, 1)
 
 # %% ../../nbs/06_merging/13_forecast.ipynb #3449efae
@@ -263,13 +289,18 @@ def foresee(
 ): # DataFrame: a, b, change (expected), low, high (holds for a member never seen), says
     "What merging each pair would change, with its error; no number where the forecast should not be used."
     import pandas as pd
-    out = pairs[["a", "b"]].reset_index(drop=True); doubt = forecast.doubt
-    if doubt: return out.assign(change=np.nan, low=np.nan, high=np.nan, says=doubt)
+    out = pairs[["a", "b"]].reset_index(drop=True)
+    doubt = forecast.doubt
+    if doubt:
+        return out.assign(change=np.nan, low=np.nan, high=np.nan, says=doubt)
     x, e = pairs[[*forecast.features]].to_numpy(float), forecast.half
-    known = np.isfinite(x).all(1); y = np.full(len(x), np.nan) # a number only where every feature is one
+    known = np.isfinite(x).all(1)
+    y = np.full(len(x), np.nan) # a number only where every feature is one
     if known.any(): y[known] = forecast.model.predict(x[known])
-    says = np.where(y - e > 0, "gains", np.where(y + e < 0, "loses", "open"))
-    lacks = [", ".join(np.array(forecast.features)[~np.isfinite(row)]) for row in x]
+    says = np.where(y - e > 0, "gains",
+                    np.where(y + e < 0, "loses", "open"))
+    lacks = [", ".join(np.array(forecast.features)[~np.isfinite(row)])
+             for row in x]
     says = [word if ok else f"unknown: no {what}" for word, ok, what in zip(says, known, lacks)]
     return out.assign(change=y, low=y - e, high=y + e, says=says)
 
@@ -278,11 +309,15 @@ def spread_order(
     x:np.ndarray, # (n, features)
 )->list[int]: # All rows, so that every beginning of the list is spread out
     "Rows starting with the most typical, each the farthest from those before it (Gonzalez 1985)."
-    x = np.nan_to_num((x - np.nanmean(x, 0)) / np.maximum(np.nanstd(x, 0), 1e-12))
+    x = np.nan_to_num((x - np.nanmean(x, 0))
+                      / np.maximum(np.nanstd(x, 0), 1e-12))
     if not len(x): return []
-    order = [int(np.argmin((x**2).sum(1)))]; far = np.full(len(x), np.inf)
+    order = [int(np.argmin((x**2).sum(1)))]
+    far = np.full(len(x), np.inf)
     while len(order) < len(x):
-        far = np.minimum(far, ((x - x[order[-1]])**2).sum(1)); far[order] = -1
+        far = np.minimum(far,
+                         ((x - x[order[-1]])**2).sum(1))
+        far[order] = -1
         order.append(int(np.argmax(far)))
     return order
 
@@ -302,24 +337,31 @@ def forecast_zoo(
 )->tuple: # `Forecast`; as `foresee` gives it, pairs not measured; attrs["skipped"]: members set aside
     "Measure some pairs on the search split, learn from them, and forecast the rest."
     import pandas as pd
-    zoo = zoo if isinstance(zoo, Zoo) else read_zoo(zoo); part = load_suite(suite).part("search", n)
+    zoo = zoo if isinstance(zoo, Zoo) else read_zoo(zoo)
+    part = load_suite(suite).part("search", n)
     items = ask_zoo(zoo, part, store, aside=(aside := {}))
     own = {m: mean_score(x) for m, x in items.items()}
     skipped, zoo = zoo.skipped | aside, zoo.subset(list(own))
-    make = recipes_by(zoo, method, store); wanted = [p for p in mergeable_pairs(zoo) if make(*p) is not None]
-    pairs = pd.DataFrame(wanted, columns=["a", "b"]).merge(weight_features(zoo, store), how="left")
-    pairs["parent_gap"] = [abs(own[a] - own[b]) for a, b in zip(pairs.a, pairs.b)]
+    make = recipes_by(zoo, method, store)
+    wanted = [p for p in mergeable_pairs(zoo) if make(*p) is not None]
+    pairs = pd.DataFrame(wanted, columns=["a", "b"]).merge(weight_features(zoo, store),
+                                                           how="left")
+    pairs["parent_gap"] = [abs(own[a] - own[b])
+                           for a, b in zip(pairs.a, pairs.b)]
     pairs = pairs.merge(function_features(zoo, wanted, texts_of(part), progress, aside), how="left")
-    order = spread_order(pairs[[*CHEAP]].to_numpy(float)); parts, found = [], None
+    order = spread_order(pairs[[*CHEAP]].to_numpy(float))
+    parts, found = [], None
     first = max(12, 4 * len(FORECAST_FEATURES))
     steps = [len(order)] if remembered_only else range(first, len(order) + BATCH, BATCH)
     for stop in steps or [len(order)]:
-        chosen = [wanted[i] for i in order[sum(map(len, parts)):stop]] if not remembered_only else wanted
+        chosen = ([wanted[i] for i in order[sum(map(len, parts)):stop]]
+                  if not remembered_only else wanted)
         parts.append(measure_pairs(zoo, part, store, chosen, remembered_only, progress, method, aside))
         measured = pd.concat(parts, ignore_index=True)
         found = fit_forecast(measured.merge(pairs, on=["a", "b"]))
         if found.model is not None and found.error_new <= enough: break
-    known = set(zip(measured.a, measured.b)); open_ = [p not in known for p in zip(pairs.a, pairs.b)]
+    known = set(zip(measured.a, measured.b))
+    open_ = [p not in known for p in zip(pairs.a, pairs.b)]
     table = foresee(found, pairs[open_])
     table.attrs["skipped"] = skipped | aside
     return found, table

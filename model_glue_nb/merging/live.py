@@ -27,9 +27,10 @@ def head_is_apart(
     plan:MergePlan, # Its tasks
 )->bool:
     "Does the result need a separate head although some model ties it to the embeddings?"
-    says = lambda config: effective_config(config).get("tie_word_embeddings", True)
+    def says(config): return effective_config(config).get("tie_word_embeddings", True)
     tied = {bool(says(v.model.config)) for v in plan.leaves.values()}
-    return len(tied) > 1 and bool(set(embedding_names(plan.lead)[1:]) & set(plan.stored_tasks()))
+    return (len(tied) > 1
+            and bool(set(embedding_names(plan.lead)[1:]) & set(plan.stored_tasks())))
 
 # %% ../../nbs/06_merging/10_live.ipynb #67168b47
 def fill(
@@ -71,14 +72,17 @@ def found_places(model, names, state)->Places:
     steps = get_model_conversion_mapping(model)
     joins = [s for s in steps if isinstance(s, WeightConverter)]
     names_only = [s for s in steps if not isinstance(s, WeightConverter)]
-    by_pattern, out = {p: s for s in joins for p in s.source_patterns}, Places({}, {})
+    by_pattern = {p: s for s in joins for p in s.source_patterns}
+    out = Places({}, {})
     for n in sorted(names, key=dot_natural_key):
         place, pattern = rename_source_key(n, names_only, joins, model.base_model_prefix, state)
         if place not in state and n in state:
             place, pattern = rename_source_key(n, [], [], model.base_model_prefix, state)
         if place not in state: continue # transformers ignores it too
         if pattern is None: out.whole[n] = place
-        else: out.groups.setdefault(place, (by_pattern[pattern], []))[1].append((pattern, n))
+        else:
+            out.groups.setdefault(place, (by_pattern[pattern], []))[1].append(
+                (pattern, n))
     return out
 
 def has_tables(model)->bool:
@@ -98,7 +102,9 @@ def runs(
     kinds = [type(o).__name__ for o in step.operations]
     dims = [getattr(o, "dim", None) for o in step.operations]
     stacked = kinds[:1] == ["MergeModulelist"]
-    if kinds[stacked:] not in ([], ["Concatenate"]) or dims != [0, 1][:len(dims)] and dims != [0]: return None
+    if (kinds[stacked:] not in ([], ["Concatenate"])
+        or dims != [0, 1][:len(dims)] and dims != [0]):
+        return None
     if not kinds or getattr(step, "target_patterns", [""])[1:] or not parameter.is_contiguous(): return None
     out, at = {}, 0
     for pattern in step.source_patterns:
@@ -107,10 +113,15 @@ def runs(
         for i, n in enumerate(own):
             here = parameter[i] if stacked and i < len(parameter) else parameter
             out[n] = here if kinds == ["MergeModulelist"] else here[at:at + rows]
-            if not stacked: at, rows = at + shapes[n][0], shapes[own[i + 1]][0] if i + 1 < len(own) else 0
+            if not stacked:
+                at = at + shapes[n][0]
+                rows = shapes[own[i + 1]][0] if i + 1 < len(own) else 0
         if stacked: at += rows
-    fits = all(tuple(p.shape) == tuple(shapes[n]) for n, p in out.items())
-    return out if fits and sum(p.numel() for p in out.values()) == parameter.numel() else None
+    fits = all(tuple(p.shape) == tuple(shapes[n])
+               for n, p in out.items())
+    return (out
+            if fits and sum(p.numel() for p in out.values()) == parameter.numel()
+            else None)
 
 @dataclass
 class Conversion:
@@ -147,7 +158,9 @@ class LiveSink:
         self.to, self.conversions, filled = {}, [], {}
         places = places_of(model, shapes)
         for n, place in places.whole.items():
-            if place in self.state: self.to[n] = self.state[place]; filled.setdefault(place, []).append(n)
+            if place in self.state:
+                self.to[n] = self.state[place]
+                filled.setdefault(place, []).append(n)
         for place, (step, members) in places.groups.items():
             own = [n for _, n in members]
             for name in self.joined(place, step, members): filled.setdefault(name, []).extend(own)
@@ -157,10 +170,13 @@ class LiveSink:
         "Plan one conversion."
         own = self.state.get(place)
         views = runs(step, members, self.shapes, own) if own is not None else None
-        if views is not None: self.to |= views; return [place]
+        if views is not None:
+            self.to |= views
+            return [place]
         import torch
         like = own if own is not None else next(iter(self.state.values()))
-        made = {n: torch.empty(self.shapes[n], dtype=like.dtype, device=like.device) for _, n in members}
+        made = {n: torch.empty(self.shapes[n], dtype=like.dtype, device=like.device)
+                for _, n in members}
         self.to |= made
         self.conversions.append(Conversion(place, step, members, made))
         return self.conversions[-1].names()
@@ -169,7 +185,8 @@ class LiveSink:
         "Refuse, before any work, tensors that the merge lacks, or unties where the live model ties them."
         problems, seen = [], {}
         buffers = {n for n, _ in self.model.named_buffers()}
-        for n, p in self.state.items(): seen.setdefault(p.data_ptr() if p.numel() else n, []).append(n)
+        for n, p in self.state.items():
+            seen.setdefault(p.data_ptr() if p.numel() else n, []).append(n)
         for same in seen.values():
             hit = [n for n in same if n in filled]
             if not hit and not set(same) <= buffers:
@@ -178,13 +195,15 @@ class LiveSink:
             for n in hit[1:]: # tied: filled once
                 for tensor in filled[n]: self.to.pop(tensor, None)
             if apart and len(hit) > 1:
-                problems.append(f"The live model '{self.label}' ties '{hit[0]}' and '{hit[1]}', the merge makes "
-                                "them differ. Merge to a folder, and load that.")
+                problems.append(
+                    f"The live model '{self.label}' ties '{hit[0]}' and '{hit[1]}', the merge makes "
+                    "them differ. Merge to a folder, and load that.")
         refuse(problems[:5], "Cannot merge into a live model")
 
     def __call__(self, task):
         if (p := self.to.get(task.name)) is None: return None
-        if tuple(p.shape) != tuple(task.shape): raise self.other_shape(task.name, p.shape, task.shape)
+        if tuple(p.shape) != tuple(task.shape):
+            raise self.other_shape(task.name, p.shape, task.shape)
         if not task.method and task.dtype != stored_type(p): return None # copied bytes of another type
         return stored_type(p), fill(p)
 
@@ -213,7 +232,8 @@ def live_sink(
     apart:bool=False, # As `head_is_apart`
 )->LiveSink: # For `run_tasks`; `finish` it afterwards
     "Where each tensor goes in a live model."
-    return LiveSink(model, {n: tuple(x.shape) for n, x in tasks.items()}, label, apart)
+    return LiveSink(model,
+                    {n: tuple(x.shape) for n, x in tasks.items()}, label, apart)
 
 # %% ../../nbs/06_merging/10_live.ipynb #c4e1cf85
 def merge_into(
@@ -225,7 +245,8 @@ def merge_into(
     files:Files|None=None, # Passing a `Mapped` saves the next merge of the same files from reading them again
 )->LanguageModel: # The same object
     "Overwrite a live model with a merge."
-    plan = checked_plan(recipe, zoo); place = device or str(live.model.device).replace("mps", "cpu")
+    plan = checked_plan(recipe, zoo)
+    place = device or str(live.model.device).replace("mps", "cpu")
     sink = live_sink(live.model, plan.tasks, live.name, head_is_apart(plan))
     run_tasks(list(plan.tasks.values()), sink, allow_nan, device=place, files=files)
     sink.finish()

@@ -47,7 +47,8 @@ def is_unset(
     x, # `TensorInfo`, `Derived` or a task
 )->bool: # Gemma 4 stores the bounds of its activations so
     "Is it a single infinite number, a bound that was never set?"
-    if not isinstance(x, TensorInfo) or x.dtype not in CODES or np.prod(x.shape) != 1: return False
+    if not isinstance(x, TensorInfo) or x.dtype not in CODES or np.prod(x.shape) != 1:
+        return False
     value = np.empty(1, np.float32)
     widen(read_bytes_of(x), CODES[x.dtype], value)
     return bool(np.isinf(value[0]))
@@ -60,7 +61,8 @@ def same_bytes(
     "Do two stored tensors hold the same values?"
     if (a.dtype, a.shape) != (b.dtype, b.shape): return False
     if (a.file, a.start) == (b.file, b.start): return True
-    with os.fdopen(open_regular(a.file), "rb") as one, os.fdopen(open_regular(b.file), "rb") as other:
+    with os.fdopen(open_regular(a.file),
+                   "rb") as one, os.fdopen(open_regular(b.file), "rb") as other:
         one.seek(a.start)
         other.seek(b.start)
         for at in range(a.start, a.stop, step):
@@ -74,7 +76,8 @@ def unset_alike(
     parts:list, # What one tensor is stored as, in every model
 )->bool:
     "Do all models hold the same infinite bound?"
-    return all(map(is_unset, parts)) and all(same_bytes(parts[0], x) for x in parts[1:])
+    return (all(map(is_unset, parts))
+            and all(same_bytes(parts[0], x) for x in parts[1:]))
 
 # %% ../../nbs/06_merging/05_members.ipynb #b063ddf2
 def quantised_problems(
@@ -141,7 +144,8 @@ def readable(
     scales = {n: scale_tensor(n, tensors) for n, t in tensors.items() if t.dtype in FLOAT8}
     if not scales: return dict(tensors)
     gone = {s for s in scales.values() if s}
-    out = {n: widened(model, n, scales[n]) if n in scales else t for n, t in tensors.items()
+    out = {n: widened(model, n, scales[n]) if n in scales else t
+           for n, t in tensors.items()
            if n not in gone and not ACTIVATION.search(n)}
     odd = [n for n in out if n.partition("_scale")[0] in scales and "_scale" in n]
     if odd: raise InputError(f"'{model.name}' has scales of an unknown kind, the first: '{odd[0]}'. "
@@ -154,7 +158,8 @@ def says_tied(
 )->bool|None: # None where its config leaves it unsaid
     "Does a config tie the head to the embeddings?"
     inner = model.config.get("text_config")
-    said = [c.get("tie_word_embeddings") for c in (model.config, inner if isinstance(inner, dict) else {})]
+    said = [c.get("tie_word_embeddings")
+            for c in (model.config, inner if isinstance(inner, dict) else {})]
     return next((x for x in said if isinstance(x, bool)), None)
 
 # %% ../../nbs/06_merging/05_members.ipynb #4054e6c6

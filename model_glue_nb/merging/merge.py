@@ -89,8 +89,11 @@ def write_card(
 ):
     "Write the model card: lineage, licenses, the recipe and the parents' fingerprints."
     import yaml
-    card = lambda v: (read_card(v.adapter) if v.adapter else {}) or read_card(v.model.path)
-    parents = {v.name: (v.fingerprint(), str(card(v).get("license") or "not stated")) for v in plan.leaves.values()}
+    def card(v):
+        return (read_card(v.adapter) if v.adapter else {}) or read_card(v.model.path)
+    parents = {v.name: (v.fingerprint(),
+                        str(card(v).get("license") or "not stated"))
+               for v in plan.leaves.values()}
     licences = {licence for _, licence in parents.values()}
     head = dict(base_model=sorted(parents), tags=["merge", "model_glue_nb"], library_name="transformers")
     if len(licences) == 1 and licences != {"not stated"}: head["license"] = licences.pop()
@@ -111,9 +114,11 @@ def write_chat_template(
     found = [t for t in templates if t and isinstance(t, str)]
     if t == "auto": t = Counter(found).most_common(1)[0][0] if found else None
     if t is None: return
-    (out/"chat_template.jinja").write_text(t, encoding="utf-8"); file = out/"tokenizer_config.json"
+    (out/"chat_template.jinja").write_text(t, encoding="utf-8")
+    file = out/"tokenizer_config.json"
     settings = read_json(file) if file.exists() else {}
-    if settings.pop("chat_template", None): write_text(file, json.dumps(settings, indent=2, ensure_ascii=False))
+    if settings.pop("chat_template", None):
+        write_text(file, json.dumps(settings, indent=2, ensure_ascii=False))
 
 # %% ../../nbs/06_merging/11_merge.ipynb #fa316b32
 def write_weights(
@@ -129,7 +134,8 @@ def write_weights(
     writer = CheckpointWriter(folder, layout, shard_bytes)
     def sink(task):
         known = task.dtype in CODES
-        kind = {2: np.uint16, 4: np.uint32}[ITEM_BYTES[CODES[task.dtype]]] if known else np.uint8
+        kind = ({2: np.uint16, 4: np.uint32}[ITEM_BYTES[CODES[task.dtype]]]
+                if known else np.uint8)
         def put(block, start): writer.write(task.name, block.view(kind), start)
         checked = finite(put, task.name, task.dtype, allow_nan or not task.method)
         return task.dtype, lambda block, start: checked(to_host(block), start)
@@ -198,5 +204,6 @@ def merge(
     if apart or other or has_float8(plan.lead.model):
         with tempfile.TemporaryDirectory() as d:
             return merge(recipe, zoo, f"{d}/merge", name=name, allow_nan=allow_nan, device=device).load(place)
-    live = plan.lead.model.load(place); live.name = name
+    live = plan.lead.model.load(place)
+    live.name = name
     return merge_into(live, recipe, zoo, allow_nan, None if device == "auto" else device)

@@ -36,7 +36,9 @@ def exactly(
     n:int, # How many models the method takes
 )->Callable: # Decorator
     "Declare that a method takes this many models."
-    def mark(f): f.n_models = n; return f
+    def mark(f):
+        f.n_models = n
+        return f
     return mark
 
 # %% ../../nbs/06_merging/01_methods.ipynb #befda37c
@@ -71,7 +73,8 @@ def method_info(
                          "Call it models, deltas or vectors.")
     per_model = tuple("weight" if p.name == "weights" else p.name for p in rest if p.annotation == PerModel)
     defaults = {p.name: p.default for p in rest if p.name != "weights"}
-    f.info = MethodInfo(name, first.name, first.annotation is Stream, getattr(f, "n_models", None), defaults,
+    f.info = MethodInfo(name, first.name,
+                        first.annotation is Stream, getattr(f, "n_models", None), defaults,
                         per_model, (f.__doc__ or "").strip())
     return f.info
 
@@ -82,7 +85,8 @@ def run_method(
     parameters:dict, # Numbers; per-model ones as arrays, the weights as `weight`
 )->Kernel: # What makes the merged tensor
     "Call a method, streamed or whole."
-    p = dict(parameters); info = method_info(name)
+    p = dict(parameters)
+    info = method_info(name)
     if info.has_weights: p["weights"] = p.pop("weight")
     if info.streamed: return merge_methods[name](stream, **p)
     return stream.whole(lambda arrays: merge_methods[name](arrays, **p))
@@ -95,13 +99,17 @@ def try_method(
     **parameters, # `weight` and the method's own
 )->np.ndarray: # float32, merged
     "Merge some arrays with a method."
-    info, k = method_info(name), len(models); given = {n: d for n, d in info.parameters.items()} | parameters
+    info, k = method_info(name), len(models)
+    given = {n: d for n, d in info.parameters.items()} | parameters
     if info.has_weights: given.setdefault("weight", 1.0)
     given |= {n: np.broadcast_to(np.float64(given[n]), k) for n in info.per_model}
     given_base = ArrayBlocks(base) if base is not None and info.reads != "models" else None
-    s = Stream([ArrayBlocks(m) for m in models], np.shape(models[0]), given_base, device=device)
+    s = Stream([ArrayBlocks(m) for m in models],
+               np.shape(models[0]), given_base, device=device)
     out = np.empty(s.n, np.float32)
-    def put(block, start): y = to_host(block).view(np.float32); out[start:start + y.size] = y
+    def put(block, start):
+        y = to_host(block).view(np.float32)
+        out[start:start + y.size] = y
     s.make(run_method(name, s, given), CODES["F32"], put)
     return out.reshape(s.shape)
 
@@ -130,7 +138,8 @@ def cosines(
     gram:np.ndarray, # float64 of shape (k, k)
 )->tuple[np.ndarray,np.ndarray]: # Norms of shape (k,); cosines of shape (k, k), 0 for a zero vector
     "Norms and cosines from inner products."
-    norms = np.sqrt(np.maximum(np.diag(gram), 0)); scale = np.where(norms > 0, norms, 1)
+    norms = np.sqrt(np.maximum(np.diag(gram), 0))
+    scale = np.where(norms > 0, norms, 1)
     return norms, np.clip(gram / scale[:, None] / scale, -1, 1)
 
 def arc(
@@ -140,7 +149,8 @@ def arc(
     "Slerp coefficients; a straight line where the vectors are nearly colinear (|cos| > 0.9995)."
     if abs(cosine) > 0.9995: return 1 - t, t
     omega = np.arccos(cosine)
-    return np.sin((1 - t) * omega) / np.sin(omega), np.sin(t * omega) / np.sin(omega)
+    return (np.sin((1 - t) * omega) / np.sin(omega),
+            np.sin(t * omega) / np.sin(omega))
 
 # %% ../../nbs/06_merging/01_methods.ipynb #25f16d27
 @merge_methods
@@ -159,7 +169,8 @@ def nuslerp(
     weights:PerModel=1.0, # t is the second's share of the sum
 )->Kernel:
     "Slerp by weights; of task vectors when there is a base (Shoemake 1985)."
-    return vectors.weighted(arc(cosines(vectors.gram())[1][0, 1], weights[1] / sum(weights)))
+    return vectors.weighted(arc(cosines(vectors.gram())[1][0, 1],
+                                weights[1] / sum(weights)))
 
 # %% ../../nbs/06_merging/01_methods.ipynb #2a12beea
 def tangent_step(
@@ -168,7 +179,8 @@ def tangent_step(
     weights:np.ndarray, # Sum 1, shape (k,)
 )->tuple[np.ndarray,float]: # The next point, and the length of the step in radians
     "Average the inputs in the tangent space at a point and step there."
-    c = np.clip(cos @ at, -1, 1); angle = np.arccos(c)
+    c = np.clip(cos @ at, -1, 1)
+    angle = np.arccos(c)
     factor = np.where(angle > 1e-9, angle / np.maximum(np.sin(angle), 1e-12), 1.0)
     step = weights * factor - (weights * factor * c).sum() * at
     length = float(np.sqrt(max(step @ cos @ step, 0)))
@@ -204,7 +216,8 @@ def karcher(
     tol:float=1e-5, # A shorter step (radians) ends the search
 )->Kernel:
     "Riemannian mean of directions, at the mean length (Karcher 1977, doi 10.1002/cpa.3160300502)."
-    w = np.array(weights, float) / sum(weights); norms, cos = cosines(models.gram())
+    w = np.array(weights, float) / sum(weights)
+    norms, cos = cosines(models.gram())
     if min(norms) == 0: return models.weighted(w)
     point = start_point(cos, w)
     for _ in range(int(max_iter)): # in a recipe it may vary with depth
@@ -229,8 +242,11 @@ def model_stock(
     deltas:Stream, # Task vectors, at least two
 )->Kernel:
     "Base plus the mean task vector, shorter where they disagree (Jang et al. 2024, arXiv 2403.19522)."
-    k = deltas.k; cos = cosines(deltas.gram())[1]
-    mean = (cos.sum() - np.trace(cos)) / max(k * (k - 1), 1) if k > 1 else 1.0
+    k = deltas.k
+    cos = cosines(deltas.gram())[1]
+    mean = ((cos.sum() - np.trace(cos)) / max(k * (k - 1),
+                                              1)
+            if k > 1 else 1.0)
     t = k * mean / (1 + (k - 1) * mean)
     return deltas.weighted(np.full(k, t / k))
 
@@ -242,7 +258,9 @@ def nearswap(
 )->Kernel:
     "Base moved toward the model by at most t per entry."
     xp = deltas.kernels.xp
-    return deltas.elementwise(lambda d, base, start, out: xp.add(base, xp.clip(d[0], -t, t), out=out))
+    return deltas.elementwise(
+        lambda d, base, start, out: xp.add(base,
+                                           xp.clip(d[0], -t, t), out=out))
 
 @merge_methods
 @exactly(1)
@@ -265,9 +283,11 @@ def consensus(
     votes=None, # Weights in the election; default: the same
 )->Kernel:
     "Sparsify by the given rule, then weigh, elect, sum, normalize, scale, add the base."
-    w = np.asarray(weights, np.float32); v = w if votes is None else np.asarray(votes, np.float32)
+    w = np.asarray(weights, np.float32)
+    v = w if votes is None else np.asarray(votes, np.float32)
     def f(d, base, start, out):
-        sparsify(d, start); deltas.kernels.combine(d, w, v, elect, normalize, np.float32(scale), base, out)
+        sparsify(d, start)
+        deltas.kernels.combine(d, w, v, elect, normalize, np.float32(scale), base, out)
     return deltas.elementwise(f, whole_rows)
 
 # %% ../../nbs/06_merging/01_methods.ipynb #a29879b5
@@ -284,8 +304,10 @@ def ties(
     return deltas.consensus(weights, True, normalize, scale, cuts)
 
 def _crumbs(deltas, weights, density, gamma, elect, normalize, scale):
-    n = deltas.n; count = lambda f: int(f * n + 1e-6) # whole entries
-    top = [count(g) / n for g in gamma]; both = [min(g + count(d) / n, 1.0) for g, d in zip(top, density)]
+    n = deltas.n
+    def count(f): return int(f * n + 1e-6) # whole entries
+    top = [count(g) / n for g in gamma]
+    both = [min(g + count(d) / n, 1.0) for g, d in zip(top, density)]
     cuts = list(zip(deltas.cuts(both), deltas.cuts(top)))
     return deltas.consensus(weights, elect, normalize, scale, cuts)
 
@@ -321,10 +343,12 @@ def _random(deltas, weights, density, spread, rescale, elect, normalize, scale):
     return deltas.consensus(weights, elect, normalize, scale, marks=marks, gains=gains)
 
 def _by_chance(deltas, weights, keep, spread, elect, normalize, scale): # each divided by its own probability
-    keys, width = [np.uint64(k) for k in deltas.keys], (deltas.shape or (1,))[-1]
+    keys = [np.uint64(k) for k in deltas.keys]
+    width = (deltas.shape or (1,))[-1]
     drop = deltas.kernels.drop_by_rank
     def sparsify(d, start):
-        for x, *how in zip(d, keys, keep, spread): drop(x.reshape(-1, width), start, *how)
+        for x, *how in zip(d, keys, keep, spread):
+            drop(x.reshape(-1, width), start, *how)
     return consensus(deltas, weights, sparsify, elect, normalize, scale, whole_rows=True)
 
 @merge_methods
@@ -372,15 +396,22 @@ def sce(
     select_topk:float=1.0, # Fraction of entries kept, those of the highest variance across models, in (0, 1]
 )->Kernel:
     "Keep what varies, weigh by energy, elect signs, average what agrees (Wan et al. 2024, arXiv 2408.07990)."
-    def variance(d): mean = sum(d) / len(d); return (sum((v - mean) ** 2 for v in d) / len(d))[None]
+    def variance(d):
+        mean = sum(d) / len(d)
+        return (sum((v - mean) ** 2 for v in d) / len(d))[None]
     if select_topk < 1: # of what varies at all
-        select_topk *= deltas.total(lambda d, _: int((variance(d) != 0).sum())) / deltas.n
+        select_topk *= (deltas.total(lambda d, _: int((variance(d) != 0).sum()))
+                        / deltas.n)
     cut = EVERYTHING if select_topk == 1 or deltas.k == 1 else deltas.cuts([select_topk], variance)[0]
     def select(d, start):
         if cut == EVERYTHING: return
-        v = variance(d)[0]; deltas.kernels.keep_between(v, start, cut, NOTHING)
+        v = variance(d)[0]
+        deltas.kernels.keep_between(v, start, cut, NOTHING)
         d[:, v == 0] = 0
-    def energy(d, start): select(d, start); return deltas.kernels.magnitudes(d, True)
+    def energy(d, start):
+        select(d, start)
+        return deltas.kernels.magnitudes(d, True)
     e = deltas.total(energy)
-    w = e / e.sum() if e.sum() > 0 else np.full(deltas.k, 1 / deltas.k)
+    w = (e / e.sum() if e.sum() > 0
+         else np.full(deltas.k, 1 / deltas.k))
     return consensus(deltas, w, select, True, True, 1.0, votes=np.ones(deltas.k))

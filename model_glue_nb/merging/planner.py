@@ -15,7 +15,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import InputError, digest, refuse
-from .members import find_model, is_buffer, is_float, quantised_problems, same_bytes, says_tied, told_apart, unset_alike, view_of
+from .members import (find_model, is_buffer, is_float, quantised_problems,
+                                           same_bytes, says_tied, told_apart, unset_alike, view_of)
 from ..tensors.dtypes import CODES
 from ..zoo.sources import View, embedding_names, remap_vocabulary
 from ..checkpoints.tensor_names import LAYER, layer_stacks
@@ -43,7 +44,8 @@ class TensorTask:
     @property
     def n_bytes(self)->int: return self.n_values * np.dtype(NUMPY_DTYPES[self.dtype]).itemsize
     @property
-    def all_inputs(self)->tuple: return self.inputs + ((self.base,) if self.base is not None else ())
+    def all_inputs(self)->tuple:
+        return self.inputs + ((self.base,) if self.base is not None else ())
 
 STORED = dict(bfloat16="BF16", float16="F16", float32="F32")
 LARGE = 2**22 # Values from which a tensor is shared among threads
@@ -66,8 +68,10 @@ class MergePlan:
         model, # Name or nested recipe
     )->View|None: # None when it cannot be used; the reason is in `problems`
         "What a source offers: its tensors by name."
-        nested = isinstance(model, MergeRecipe); key = id(model) if nested else model
-        if key not in self.views: self.views[key] = self.inner(model) if nested else self.opened(model)
+        nested = isinstance(model, MergeRecipe)
+        key = id(model) if nested else model
+        if key not in self.views:
+            self.views[key] = self.inner(model) if nested else self.opened(model)
         return self.views[key]
 
     def inner(self, recipe:MergeRecipe)->View|None: # Planned once, however often it is looked at
@@ -97,19 +101,23 @@ class MergePlan:
 def lead(self:MergePlan)->View|None: # Base, or the first source
     "The model that gives names, types, config and tokenizer."
     r = self.recipe
-    return self.view(r.base) if r.base is not None else self.view(r.sources[0].model) if r.sources else None
+    return (self.view(r.base) if r.base is not None
+            else self.view(r.sources[0].model) if r.sources else None)
 
 @patch
 def build(self:MergePlan)->dict[str,TensorTask]: # By name, in file order; empty when there are problems
     "Make all tasks of the recipe."
-    r = self.recipe; wrong = check_recipe_form(r)
+    r = self.recipe
+    wrong = check_recipe_form(r)
     self.problems += [p for p in wrong if p not in self.problems]
     if wrong: return self.tasks
     found = {id(s): self.view(s.model) for s in r.sources}
     if self.lead is None or None in found.values(): return self.tasks
     self.found, self.info = found, method_info(r.method)
-    self.align(); self.check_layout()
-    whole = lambda n: self.task(n, r.models, {}, lambda s: n, self.depth(n))
+    self.align()
+    self.check_layout()
+    def whole(n):
+        return self.task(n, r.models, {}, lambda s: n, self.depth(n))
     out = self.sliced() if r.slices else {n: whole(n) for n in self.lead.inputs}
     self.tasks = {n: task for n, task in out.items() if task is not None}
     return self.tasks
@@ -121,7 +129,8 @@ def depth(self:MergePlan,
 )->float: # 0 at the first layer, 1 at the last; 0 outside the layers, as in mergekit
     "Where in the model a tensor belongs."
     layer = LAYER.match(name)
-    return int(layer[2]) / max(self.stacks[layer[1]] - 1, 1) if layer else 0.0
+    return (int(layer[2]) / max(self.stacks[layer[1]] - 1, 1)
+            if layer else 0.0)
 
 @patch(as_prop=True)
 def stacks(self:MergePlan)->dict[str,int]: # Name before the layer number → how many layers
@@ -138,11 +147,16 @@ def numbers(self:MergePlan,
 )->dict: # Parameter → number, or array over sources
     "The method's parameters for one tensor."
     info, r = self.info, self.recipe
-    get = lambda key, levels, default: first_value(levels, key, name, depth, default)
-    own = lambda s: s.parameters if s.weight is None else {"weight": s.weight} | s.parameters
-    out = {k: get(k, [level, r.parameters], d) for k, d in info.parameters.items() if k not in info.per_model}
+    def get(key, levels, default): return first_value(levels, key, name, depth, default)
+    def own(s): return s.parameters if s.weight is None else {"weight": s.weight} | s.parameters
+    out = {k: get(k, [level, r.parameters], d)
+           for k, d in info.parameters.items()
+           if k not in info.per_model}
     for k in info.per_model:
-        out[k] = np.array([get(k, [own(s), level, r.parameters], info.parameters.get(k, 1.0)) for s in sources], np.float64)
+        out[k] = np.array([get(k,
+                               [own(s), level, r.parameters], info.parameters.get(k, 1.0))
+                           for s in sources],
+                          np.float64)
     return out
 
 # %% ../../nbs/06_merging/06_planner.ipynb #f3d48371
@@ -156,20 +170,27 @@ def task(self:MergePlan,
     method:str|None=None, # Instead of the recipe's
 )->TensorTask|None: # None when it cannot be made; the reason is in `problems`
     "The task of one tensor."
-    r, lead = self.recipe, self.lead; info = method_info(method or r.method)
-    if info.needs_base: sources = tuple(s for s in sources if s.model != r.base) or sources # a base has no task vector
-    home = lead.inputs.get(name) or self.found[id(sources[0])].inputs.get(rename(sources[0]))
-    views = [self.found[id(s)] for s in sources]; parts = [v.inputs.get(rename(s)) for v, s in zip(views, sources)]
+    r, lead = self.recipe, self.lead
+    info = method_info(method or r.method)
+    if info.needs_base: # a base has no task vector
+        sources = tuple(s for s in sources if s.model != r.base) or sources
+    home = (lead.inputs.get(name)
+            or self.found[id(sources[0])].inputs.get(rename(sources[0])))
+    views = [self.found[id(s)] for s in sources]
+    parts = [v.inputs.get(rename(s)) for v, s in zip(views, sources)]
     if home is not None and is_buffer(name, home): return copied(name, home, lead)
-    if home is not None and unset_alike(list(map(stored_of, (home, *parts)))): return copied(name, home, lead)
+    if home is not None and unset_alike(list(map(stored_of, (home, *parts)))):
+        return copied(name, home, lead)
     if home is not None and not is_float(home):
         return copied(name, home, lead) if self.agree(name, views, parts, home) else None
     base = lead.inputs.get(name) if r.base is not None and info.reads != "models" and not method else None
     if not self.matches(name, views, parts, home): return None
-    p = self.numbers(name, sources, level, depth) if not method else dict(weight=np.ones(len(sources)), normalize=True)
+    p = (self.numbers(name, sources, level, depth) if not method
+         else dict(weight=np.ones(len(sources)), normalize=True))
     self.check_numbers(name, info, p)
     dtype = STORED.get(r.out_dtype or r.dtype) or (home.dtype if home.dtype in CODES else "F32")
-    names = tuple(v.name for v in views) + ((lead.name,) if base is not None else ())
+    names = (tuple(v.name for v in views)
+             + ((lead.name,) if base is not None else ()))
     keys = self.keys(name, sources) if "rescale" in info.parameters else ()
     return TensorTask(name, home.shape, dtype, tuple(parts), names, info.name, p, base, keys)
 
@@ -192,9 +213,10 @@ def agree(self:MergePlan, name, views, parts, home)->bool:
     "Integers cannot be weighed, so they must be equal in all models; differences are added to the problems."
     if not self.matches(name, views, parts, home): return False
     own = stored_of(home)
-    bad = [v.name for v, x in zip(views, parts) if is_float(x) or not same_bytes(own, stored_of(x))]
-    if bad: self.problems.append(f"'{name}' holds whole numbers ({home.dtype}) that differ between '{self.lead.name}' "
-                                 f"and '{bad[0]}'. If they are weights, give the unquantized checkpoints.")
+    bad = [v.name for v, x in zip(views, parts)
+           if is_float(x) or not same_bytes(own, stored_of(x))]
+    if bad:
+        self.problems.append(f"'{name}' holds whole numbers ({home.dtype}) that differ between '{self.lead.name}' " f"and '{bad[0]}'. If they are weights, give the unquantized checkpoints.")
     return not bad
 
 # %% ../../nbs/06_merging/06_planner.ipynb #bb161e90
@@ -210,7 +232,9 @@ def check_numbers(self:MergePlan, name, info, p):
 def check_layout(self:MergePlan):
     "What cannot be used with tensors of unknown names: an error where the recipe wants it, else a note."
     r, lead = self.recipe, self.lead
-    levels = [r.parameters, *(x.parameters for x in (*r.slices, *r.sources))] + [dict(w=s.weight) for s in r.sources]
+    levels = ([r.parameters,
+               *(x.parameters for x in (*r.slices, *r.sources))]
+              + [dict(w=s.weight) for s in r.sources])
     gradient = any(varies_with_depth(v) for level in levels for v in level.values())
     if not self.stacks:
         text = f"The layers of '{lead.name}' are not recognized by name (…layers.0.…, …h.0.…, …blocks.0.…), so "
@@ -229,10 +253,12 @@ def check_layout(self:MergePlan):
 def check_extra(self:MergePlan):
     "Weights that only other models have would be dropped silently."
     for v in {id(v): v for v in self.found.values()}.values():
-        extra = [n for n, x in v.inputs.items() if n not in self.lead.inputs and not is_buffer(n, x)]
+        extra = [n for n, x in v.inputs.items()
+                 if n not in self.lead.inputs and not is_buffer(n, x)]
         if extra:
-            self.problems.append(f"'{v.name}' has {len(extra)} tensors that '{self.lead.name}' lacks, the first: "
-                                 f"'{extra[0]}'. Merge within one architecture, or mix them instead.")
+            self.problems.append(
+                f"'{v.name}' has {len(extra)} tensors that '{self.lead.name}' lacks, the first: "
+                f"'{extra[0]}'. Merge within one architecture, or mix them instead.")
 
 # %% ../../nbs/06_merging/06_planner.ipynb #a89c44f3
 @patch
@@ -246,8 +272,9 @@ def matches(self:MergePlan, name, views, parts, home)->bool: # Are all parts the
             words = x.shape[1:] == home.shape[1:] and name in embedding_names(self.lead)
             hint = "Choose whose tokenizer counts (tokenizer: base, union or a model)." if words else \
                 "Merge within one architecture, or mix them instead."
-            self.problems.append(f"Cannot merge '{v.name}' into '{self.lead.name}': '{name}' has shape {x.shape}, "
-                                 f"expected {home.shape}. {hint}")
+            self.problems.append(
+                f"Cannot merge '{v.name}' into '{self.lead.name}': '{name}' has shape {x.shape}, "
+                f"expected {home.shape}. {hint}")
         elif is_float(home) and not is_float(x):
             self.problems.append(f"'{name}' of '{v.name}' is stored as {x.dtype}, expected a float type. "
                                  "Use the unquantized checkpoint.")
@@ -256,20 +283,28 @@ def matches(self:MergePlan, name, views, parts, home)->bool: # Are all parts the
 @patch
 def keys(self:MergePlan, name, sources)->tuple[int,...]: # One per source
     "Random keys from seed, tensor name and the content of each model, so that the order of models does not matter."
-    of = lambda m: m.fingerprint(self.zoo) if isinstance(m, MergeRecipe) else self.views[m].fingerprint()
+    def of(m):
+        return m.fingerprint(self.zoo) if isinstance(m, MergeRecipe) else self.views[m].fingerprint()
     prints = [of(s.model) for s in sources]
-    return tuple(int(digest(self.recipe.seed, name, f, prints[:i].count(f)), 16) for i, f in enumerate(prints))
+    return tuple(int(digest(self.recipe.seed, name,
+                            f, prints[:i].count(f)),
+                     16)
+                 for i, f in enumerate(prints))
 
 # %% ../../nbs/06_merging/06_planner.ipynb #08c1b94e
 @patch
 def align(self:MergePlan):
     "Give every view the same head and, where the recipe says so, the same vocabulary."
-    views, r = [self.lead, *(v for v in self.found.values() if v is not self.lead)], self.recipe
+    views = [self.lead,
+             *(v for v in self.found.values() if v is not self.lead)]
+    r = self.recipe
     heads = [n for v in views for n in embedding_names(v)[1:] if n.endswith("weight")]
     for v in views if heads else ():
         names = embedding_names(self.lead) or embedding_names(v)
-        if names and names[0] in v.inputs: v.inputs.setdefault(heads[0], v.inputs[names[0]])
-        if not names or not self.ties(v, names[0], heads[0]): self.apart.add(heads[0])
+        if names and names[0] in v.inputs:
+            v.inputs.setdefault(heads[0], v.inputs[names[0]])
+        if not names or not self.ties(v, names[0], heads[0]):
+            self.apart.add(heads[0])
     for other in {id(v.model): v.model for v in views[1:]}.values():
         bad, notes = told_apart(self.lead.model, other)
         self.problems += bad
@@ -300,16 +335,19 @@ def same_tokenizers(self:MergePlan, views):
 def sliced(self:MergePlan)->dict[str,TensorTask]:
     "Tasks of a recipe with slices."
     r, out, at = self.recipe, {}, 0
-    layered = [n for n in self.lead.inputs if (m := LAYER.match(n)) and m[2] == "0"]
+    layered = [n for n in self.lead.inputs
+               if (m := LAYER.match(n)) and m[2] == "0"]
     if len(self.stacks) != 1: return {}
     for sl in r.slices:
         if not self.check_spans(sl): continue
         n = sl.sources[0].layers[1] - sl.sources[0].layers[0]
         for i in range(n):
             for name in layered:
-                a, _, b = LAYER.match(name).groups(); new = f"{a}{at + i}{b}"
-                rename = lambda s, a=a, b=b, i=i: f"{a}{s.layers[0] + i}{b}"
-                out[new] = self.task(new, sl.sources, sl.parameters, rename, i / max(n - 1, 1))
+                a, _, b = LAYER.match(name).groups()
+                new = f"{a}{at + i}{b}"
+                def rename(s, a=a, b=b, i=i): return f"{a}{s.layers[0] + i}{b}"
+                out[new] = self.task(new, sl.sources,
+                                     sl.parameters, rename, i / max(n - 1, 1))
         at += n
     self.n_out = at
     return self.outer() | out
@@ -319,12 +357,16 @@ def check_spans(self:MergePlan, sl)->bool: # Can the layers be taken?
     "Whether the layer ranges of a slice exist and are equally long."
     bad = []
     for s in sl.sources:
-        v = self.found[id(s)]; n = max(layer_stacks(v.inputs).values(), default=0); most = f"at most [0, {n}]."
-        if s.layers is None: bad.append(f"A slice of '{v.name}' has no layer_range. Give [first, end], {most}")
+        v = self.found[id(s)]
+        n = max(layer_stacks(v.inputs).values(), default=0)
+        most = f"at most [0, {n}]."
+        if s.layers is None:
+            bad.append(f"A slice of '{v.name}' has no layer_range. Give [first, end], {most}")
         elif not 0 <= s.layers[0] < s.layers[1] <= n:
             bad.append(f"layer_range {list(s.layers)} of '{v.name}' is outside its {n} layers. Give {most}")
     lengths = {s.layers[1] - s.layers[0] for s in sl.sources if s.layers}
-    if len(lengths) > 1: bad.append(f"A slice has layer ranges of different lengths {sorted(lengths)}. Make them equal.")
+    if len(lengths) > 1:
+        bad.append(f"A slice has layer ranges of different lengths {sorted(lengths)}. Make them equal.")
     self.problems += bad
     return not bad
 
@@ -332,11 +374,13 @@ def check_spans(self:MergePlan, sl)->bool: # Can the layers be taken?
 def outer(self:MergePlan)->dict[str,TensorTask]:
     "Tasks of the tensors outside the layers: embeddings from the first slice, norm and head from the last."
     r, out = self.recipe, {}
-    everyone = tuple({s.model: s for s in r.sources}.values()) if r.outside else ()
+    everyone = (tuple({s.model: s for s in r.sources}.values())
+                if r.outside else ())
     for name in self.lead.inputs:
         if LAYER.match(name): continue
         sl = r.slices[0 if name in embedding_names(self.lead)[:1] else -1]
-        out[name] = self.task(name, everyone or sl.sources, sl.parameters, lambda s: name, 0.0, r.outside)
+        out[name] = self.task(name, everyone or sl.sources,
+                              sl.parameters, lambda s: name, 0.0, r.outside)
     return out
 
 # %% ../../nbs/06_merging/06_planner.ipynb #a032c95d
@@ -364,7 +408,8 @@ def checked_plan(
 def stored_tasks(self:MergePlan)->dict[str,TensorTask]: # A head that is tied everywhere is not stored
     "The tasks whose tensors the result stores."
     heads = {n for n in embedding_names(self.lead)[1:] if n.endswith("weight")}
-    return {n: task for n, task in self.tasks.items() if n not in heads or n in self.apart}
+    return {n: task for n, task in self.tasks.items()
+            if n not in heads or n in self.apart}
 
 @patch(as_prop=True)
 def unties(self:MergePlan)->bool:
@@ -380,7 +425,8 @@ def recipe_fingerprint(
     def content(x):
         if isinstance(x, list | tuple): return [content(y) for y in x]
         if not isinstance(x, dict): return x
-        return {k: of(v) if k in ("model", "base") and isinstance(v, str) else content(v) for k, v in x.items()}
+        return {k: of(v) if k in ("model", "base") and isinstance(v, str) else content(v)
+                for k, v in x.items()}
     return digest("merge", content(recipe.to_dict()))
 
 @patch

@@ -14,7 +14,8 @@ from ..schemas import (Kind, either, is_number, listed, mapping, maybe, name, pa
 def read_number(value):
     "Text that is a number, as that number; anything else as it is."
     if isinstance(value, list): return [read_number(v) for v in value]
-    if isinstance(value, dict): return {k: read_number(v) if k == "value" else v for k, v in value.items()}
+    if isinstance(value, dict):
+        return {k: read_number(v) if k == "value" else v for k, v in value.items()}
     if not isinstance(value, str) or len(value) > 40: return value
     for kind in (int, float):
         try: return kind(value)
@@ -27,11 +28,12 @@ def read_setting(value):
 
 def read_reference(value):
     "A model as one text, `base+adapter` and `name@revision` included; anything else as it is."
-    place = lambda x: x.get("path") if isinstance(x, dict) else x
+    def place(x): return x.get("path") if isinstance(x, dict) else x
     if is_number(value) and isinstance(value, int): return str(value)
     known = {"model", "lora", "override_architecture"}
     if not isinstance(value, dict) or not set(value) <= known: return value
-    parts = [value.get("model"), *([value["lora"]] if value.get("lora") else [])]
+    parts = [value.get("model"),
+             *([value["lora"]] if value.get("lora") else [])]
     revisions = [x.get("revision") for x in parts if isinstance(x, dict)]
     good = all(isinstance(place(x), str) for x in parts) and not value.get("override_architecture")
     return "+".join(map(place, parts)) if good and not any(revisions) else value
@@ -46,7 +48,8 @@ SOURCE = mapping(dict(model=MODEL, layer_range=LAYERS, parameters=PARAMETERS), [
 SOURCES = maybe(listed(either(path, SOURCE)))
 SLICE = mapping(dict(sources=SOURCES, parameters=PARAMETERS), ["sources"])
 TOKENIZER_FORM = mapping(dict(source=maybe(path), pad_to_multiple_of=maybe(whole(1, 2**20))))
-TOP_FORM = dict(merge_method=name, models=SOURCES, slices=maybe(listed(SLICE)), base_model=maybe(REFERENCE),
+TOP_FORM = dict(merge_method=name, models=SOURCES,
+                slices=maybe(listed(SLICE)), base_model=maybe(REFERENCE),
            parameters=PARAMETERS, dtype=maybe(name), out_dtype=maybe(name), outside=maybe(name),
            seed=maybe(seed), tokenizer=maybe(either(path, TOKENIZER_FORM)), tokenizer_source=maybe(path),
            chat_template=maybe(text()))
@@ -57,7 +60,8 @@ def loosely(
 ): # The same in the form that `RECIPE` describes
     "mergekit's shorthands expanded."
     if not isinstance(d, dict): return d
-    d = {k: v for k, v in d.items() if k != "name" and not str(k).startswith("x-")}
+    d = {k: v for k, v in d.items()
+         if k != "name" and not str(k).startswith("x-")}
     for k in ("base_model", "tokenizer_source"):
         if k in d: d[k] = read_reference(d[k])
     for k in ("dtype", "out_dtype"):
@@ -67,15 +71,18 @@ def loosely(
         d["tokenizer"] = dict(source="union") | t | pad
         d["tokenizer"]["source"] = read_reference(d["tokenizer"]["source"])
     for k in ("models", "sources"):
-        if isinstance(d.get(k), list): d[k] = [_loose_source(x) for x in d[k]]
-    if isinstance(d.get("slices"), list): d["slices"] = [loosely(x) for x in d["slices"]]
+        if isinstance(d.get(k), list):
+            d[k] = [_loose_source(x) for x in d[k]]
+    if isinstance(d.get("slices"), list):
+        d["slices"] = [loosely(x) for x in d["slices"]]
     return d
 
 def _loose_source(x):
     if not isinstance(x, dict): return x
     x = dict(x)
     if "model" in x: x["model"] = read_reference(x["model"])
-    if isinstance(span := x.get("layer_range"), list): x["layer_range"] = [_whole(v) for v in span]
+    if isinstance(span := x.get("layer_range"), list):
+        x["layer_range"] = [_whole(v) for v in span]
     return x
 
 def _whole(v): # As a whole number, where it is one

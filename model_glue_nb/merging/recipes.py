@@ -19,7 +19,8 @@ from ..core import InputError, refuse, unknown
 from .methods import merge_methods, method_info
 from .recipe_files import RECIPE, loosely, read_setting
 from ..reading import parse_yaml, read_yaml
-from ..schemas import brief, is_number, mapping, maybe, name, path, require, seed, short, text, whole
+from ..schemas import (brief, is_number, mapping, maybe,
+                                   name, path, require, seed, short, text, whole)
 from . import spectra # its methods join the registry
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #63ea6a34
@@ -65,7 +66,8 @@ class MergeRecipe:
 
     def __post_init__(self): # where mergekit means something else by silence, our values go without saying
         own = own_defaults(self.method)
-        given = {k: v for k, v in self.parameters.items() if k not in own or v != own[k]}
+        given = {k: v for k, v in self.parameters.items()
+                 if k not in own or v != own[k]}
         object.__setattr__(self, "parameters", given)
 
     @property
@@ -84,7 +86,8 @@ def recipe(
     **parameters, # The method's own
 )->MergeRecipe:
     "A merge recipe in one line."
-    models = list(models); weights = [1.0] * len(models) if weights is None else list(weights)
+    models = list(models)
+    weights = [1.0] * len(models) if weights is None else list(weights)
     if len(weights) != len(models):
         raise InputError(f"{len(weights)} weights came with {len(models)} models. Give one weight per model.")
     weights = [w if isinstance(w, list) else float(w) for w in weights]
@@ -98,8 +101,10 @@ def from_dict(cls:MergeRecipe,
     "A recipe from plain dictionaries."
     def source(s):
         model = cls.from_dict(s["model"]) if isinstance(s["model"], dict) else s["model"]
-        return MergeSource(model, s["weight"], s["parameters"], tuple(s["layers"]) if s["layers"] else None)
-    slices = tuple(MergeSlice(tuple(map(source, x["sources"])), x["parameters"]) for x in d["slices"])
+        return MergeSource(model, s["weight"], s["parameters"],
+                           tuple(s["layers"]) if s["layers"] else None)
+    slices = tuple(MergeSlice(tuple(map(source, x["sources"])), x["parameters"])
+                   for x in d["slices"])
     return MergeRecipe(**d | dict(models=tuple(map(source, d["models"])), slices=slices))
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #c628afe5
@@ -112,10 +117,12 @@ def value_at(
     if not isinstance(value, list): return value
     if value and all(isinstance(v, dict) for v in value):
         for v in value:
-            if v.get("filter") in (None, "*") or v["filter"] in name: return value_at(v["value"], name, depth)
+            if v.get("filter") in (None, "*") or v["filter"] in name:
+                return value_at(v["value"], name, depth)
         return None
     values = list(map(float, value)) # numpy has no whole numbers above 64 bits
-    return float(np.interp(depth, np.linspace(0, 1, len(values)), values)) if len(values) > 1 else value[0]
+    return (float(np.interp(depth, np.linspace(0, 1, len(values)), values))
+            if len(values) > 1 else value[0])
 
 def first_value(
     levels:list, # Mappings, the narrowest first
@@ -126,7 +133,9 @@ def first_value(
 ):
     "A parameter's value where several levels may give it."
     for level in levels:
-        if level.get(key) is not None and (v := value_at(level[key], name, depth)) is not None: return v
+        if (level.get(key) is not None
+            and (v := value_at(level[key], name, depth)) is not None):
+            return v
     return default
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #e206e8f2
@@ -160,8 +169,10 @@ def varies_with_depth(value)->bool: # A list of numbers, at any depth
     return not filters or any(varies_with_depth(v["value"]) for v in filters)
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #737622db
-PART, LESS = ("(0, 1]", lambda v: 0 < v <= 1), ("[0, 1)", lambda v: 0 <= v < 1)
-UNIT, ITERATIONS = ("[0, 1]", lambda v: 0 <= v <= 1), ("[1, 10000], whole", lambda v: v in range(1, 10_001))
+PART, LESS = (("(0, 1]", lambda v: 0 < v <= 1),
+              ("[0, 1)", lambda v: 0 <= v < 1))
+UNIT, ITERATIONS = (("[0, 1]", lambda v: 0 <= v <= 1),
+                    ("[1, 10000], whole", lambda v: v in range(1, 10_001)))
 RANGES = dict(density=PART, select_topk=PART, gamma=LESS, epsilon=LESS, max_iter=ITERATIONS, tol=UNIT,
               common=UNIT)
 
@@ -181,7 +192,8 @@ def check_value(
     if isinstance(method_info(method).parameters.get(key), bool):
         wrong = [v for v in values if isinstance(v, str)]
         return [f"{method}: {key} is {brief(v)}. Give true or false." for v in wrong[:1]]
-    words, good = UNIT if key == "t" and method == "slerp" else RANGES.get(key, ("a number", lambda v: True))
+    words, good = (UNIT if key == "t" and method == "slerp"
+                   else RANGES.get(key, ("a number", lambda v: True)))
     hint = "Keeping nothing would erase the models." if key == "density" else "Correct the value."
     wrong = [v for v in values if isinstance(v, str) or not good(v)]
     return [f"{method}: {key} is {brief(v)}, expected {words}. {hint}" for v in wrong[:1]]
@@ -193,31 +205,40 @@ def check_parameters(
     "Problems with the parameters of a recipe, at every level."
     info, out = method_info(r.method), []
     own = set(info.parameters) | ({"weight"} if info.has_weights else set())
-    wide, narrow = [r.parameters, *(s.parameters for s in r.slices)], [s.parameters for s in r.sources]
+    wide = [r.parameters, *(s.parameters for s in r.slices)]
+    narrow = [s.parameters for s in r.sources]
     for level in wide + narrow:
         out += [f"{r.method}: {unknown('parameter', short(k), own)}" for k in level if k not in own]
-        out += [p for k in level if k in own for p in check_value(r.method, k, level[k])]
+        out += [p for k in level if k in own
+                for p in check_value(r.method, k, level[k])]
     shared = {k for level in narrow for k in level if k in own and k not in info.per_model}
-    out += [f"{r.method}: {k} is one value for all models. Give it to the recipe or a slice." for k in sorted(shared)]
-    out += [p for s in r.sources if s.weight is not None for p in check_value(r.method, "weight", s.weight)]
+    out += [f"{r.method}: {k} is one value for all models. Give it to the recipe or a slice."
+            for k in sorted(shared)]
+    out += [p for s in r.sources if s.weight is not None
+            for p in check_value(r.method, "weight", s.weight)]
     if "epsilon" in own and not out:
-        get = lambda k, s: s.parameters.get(k, r.parameters.get(k, info.parameters[k]))
-        of = lambda k, s: numbers_in(get(k, s))
-        for d, e in {(d, e) for s in r.sources for d in of("density", s) for e in of("epsilon", s)}:
-            if isinstance(d, (int, float)) and d < 1 and not (0 <= d - e and d + e <= 1):
+        def get(k, s):
+            return s.parameters.get(k, r.parameters.get(k, info.parameters[k]))
+        def of(k, s): return numbers_in(get(k, s))
+        for d, e in {(d, e) for s in r.sources
+                     for d in of("density", s) for e in of("epsilon", s)}:
+            if (isinstance(d, (int, float)) and d < 1
+                and not (0 <= d - e and d + e <= 1)):
                 most = f"{min(d, 1 - d):.3g}"
                 out.append(f"{r.method}: density {d} ± epsilon {e} leaves [0, 1]. Epsilon may be {most}.")
     return out
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #7780f03b
-FIELD_KINDS = dict(base=maybe(path), outside=maybe(name), tokenizer=maybe(path), seed=seed,
+FIELD_KINDS = dict(base=maybe(path), outside=maybe(name),
+                   tokenizer=maybe(path), seed=seed,
                    chat_template=maybe(text()), pad_to_multiple_of=maybe(whole(1, 2**20)))
 
 def check_recipe_form(
     r:MergeRecipe, # Any recipe
 )->list[str]: # Problems; none means that the form is right
     "What a recipe alone shows to be wrong, nested ones included."
-    out = [p for s in r.sources if isinstance(s.model, MergeRecipe) for p in check_recipe_form(s.model)]
+    out = [p for s in r.sources if isinstance(s.model, MergeRecipe)
+           for p in check_recipe_form(s.model)]
     out += mapping(FIELD_KINDS).problems({k: getattr(r, k) for k in FIELD_KINDS}, "recipe")
     if not isinstance(r.method, str) or r.method not in merge_methods:
         small = isinstance(r.method, str) and r.method.lower() in merge_methods
@@ -245,7 +266,8 @@ def check_recipe_form(
 def _check_weights(r, info, sources): # Do constant weights that are divided by their sum sum to zero?
     get = r.parameters.get
     divided = get("normalize", info.parameters.get("normalize", get("normalize_weights", True)))
-    weights = [s.weight if s.weight is not None else r.parameters.get("weight", 1.0) for s in sources]
+    weights = [s.weight if s.weight is not None else r.parameters.get("weight", 1.0)
+               for s in sources]
     constant = sources and all(is_number(w) for w in weights)
     if not info.has_weights or not divided or not constant or abs(sum(weights)) > 1e-8: return []
     return [f"{r.method} divides by the sum of the weights, and {brief(weights)} sum to 0. "
@@ -256,7 +278,8 @@ def require_form(
     r:MergeRecipe, # Any recipe
 ): # The same
     "Refuse a recipe that is wrong by itself."
-    refuse(check_recipe_form(r), f"Cannot merge by '{r.method}'"); return r
+    refuse(check_recipe_form(r), f"Cannot merge by '{r.method}'")
+    return r
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #afd8add1
 NESTED = 16 # Most recipes within recipes
@@ -267,7 +290,9 @@ def _parameters(given): # mergekit's names → ours
 
 def _source(d, where, depth): # One entry of models or sources
     if not isinstance(d, dict): d = dict(model=d)
-    p, m, span = _parameters(d.get("parameters")), d["model"], d.get("layer_range")
+    p = _parameters(d.get("parameters"))
+    m = d["model"]
+    span = d.get("layer_range")
     model = recipe_from_mapping(m, where, depth + 1) if isinstance(m, dict) else str(m)
     return MergeSource(model, p.pop("weight", None), p, tuple(span) if span else None)
 
@@ -278,20 +303,23 @@ def recipe_from_mapping(
     depth:int=0, # Recipes around this one
 )->MergeRecipe:
     "A recipe from mergekit's keys; keys that are not supported are refused by name."
-    if depth > NESTED: raise InputError(f"{where} nests more than {NESTED} recipes. Merge the inner ones first.")
+    if depth > NESTED:
+        raise InputError(f"{where} nests more than {NESTED} recipes. Merge the inner ones first.")
     d = loosely(d)
     require(d, RECIPE, where, f"Cannot read {where}")
     if d.get("tokenizer") and d.get("tokenizer_source"):
         raise InputError(f"{where}: give tokenizer or tokenizer_source, not both.")
     method, base = d["merge_method"], d.get("base_model")
-    def sources(given): return _arrange(method, base, [_source(x, where, depth) for x in given or []])
+    def sources(given):
+        return _arrange(method, base, [_source(x, where, depth) for x in given or []])
     def a_slice(x): return MergeSlice(sources(x["sources"]), _parameters(x.get("parameters")))
     t = d.get("tokenizer") or d.get("tokenizer_source") or {}
     t = t if isinstance(t, dict) else dict(source=t)
     p = _defaults(method, _parameters(d.get("parameters")))
     slices = tuple(a_slice(x) for x in d.get("slices") or [])
     kept = {k: d.get(k) for k in ("outside", "dtype", "out_dtype", "chat_template")}
-    return MergeRecipe(method, sources(d.get("models")), base, p, slices, seed=d.get("seed") or 0,
+    return MergeRecipe(method, sources(d.get("models")), base,
+                       p, slices, seed=d.get("seed") or 0,
                        tokenizer=t.get("source"), pad_to_multiple_of=t.get("pad_to_multiple_of"), **kept)
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #4d23dd93
@@ -303,7 +331,8 @@ def _defaults(method, p): # What a mergekit file means where it leaves a value o
 def _arrange(method, base, sources): # The base leaves the task vectors, and comes first in a slerp
     if method not in merge_methods or base is None: return tuple(sources)
     if method == "slerp": return tuple(sorted(sources, key=lambda s: s.model != base))
-    return tuple(s for s in sources if s.model != base) if method_info(method).reads != "models" else tuple(sources)
+    return (tuple(s for s in sources if s.model != base)
+            if method_info(method).reads != "models" else tuple(sources))
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #29df9c38
 @patch(cls_method=True)
@@ -326,14 +355,19 @@ def recipe_to_mapping(
     r:MergeRecipe, # Any recipe
 )->dict: # mergekit's keys
     "A recipe as mergekit writes it."
-    p = {("lambda" if k == "scale" and r.method != "passthrough" else k): v for k, v in r.parameters.items()}
+    p = {("lambda" if k == "scale" and r.method != "passthrough" else k): v
+         for k, v in r.parameters.items()}
     p = own_defaults(r.method) | p
-    more = lambda x: dict(parameters=x.parameters) if x.parameters else {}
-    part = lambda x: dict(sources=[_plain(s) for s in x.sources]) | more(x)
-    d = dict(merge_method=r.method, models=[_plain(s) for s in r.models], slices=[part(x) for x in r.slices])
+    def more(x): return dict(parameters=x.parameters) if x.parameters else {}
+    def part(x):
+        return dict(sources=[_plain(s) for s in x.sources]) | more(x)
+    d = dict(merge_method=r.method, models=[_plain(s) for s in r.models],
+             slices=[part(x) for x in r.slices])
     d |= dict(base_model=r.base, parameters=p, dtype=r.dtype, out_dtype=r.out_dtype)
     d |= dict(chat_template=r.chat_template, outside=r.outside, seed=r.seed)
-    t = {k: v for k, v in dict(source=r.tokenizer, pad_to_multiple_of=r.pad_to_multiple_of).items() if v}
+    t = {k: v
+         for k, v in dict(source=r.tokenizer, pad_to_multiple_of=r.pad_to_multiple_of).items()
+         if v}
     if t: t = dict(source=None) | t # without it mergekit would make a union
     return {k: v for k, v in (d | dict(tokenizer=t)).items() if v}
 
@@ -349,23 +383,31 @@ def coefficients(
 )->dict[str,float]: # Model → its coefficient
     "How much of each model a merge takes, nested merges multiplied out."
     if isinstance(recipe, str): return {recipe: 1.0}
-    out, spans = {}, [x.sources[0].layers[1] - x.sources[0].layers[0] for x in recipe.slices]
-    groups = [(x.sources, x.parameters, n / sum(spans)) for x, n in zip(recipe.slices, spans)]
+    out = {}
+    spans = [x.sources[0].layers[1] - x.sources[0].layers[0]
+             for x in recipe.slices]
+    groups = [(x.sources, x.parameters, n / sum(spans))
+              for x, n in zip(recipe.slices, spans)]
     for sources, level, part in groups or [(recipe.models, {}, 1.0)]:
         for s, share in zip(sources, _coefficients_of(recipe, sources, level)):
-            for name, c in coefficients(s.model).items(): out[name] = out.get(name, 0.0) + part * share * c
+            for name, c in coefficients(s.model).items():
+                out[name] = out.get(name, 0.0) + part * share * c
     if recipe.base is None or method_info(recipe.method).reads == "models": return out
-    return out | {recipe.base: out.get(recipe.base, 0.0) + 1 - sum(out.values())}
+    return (out
+            | {recipe.base: out.get(recipe.base, 0.0) + 1 - sum(
+                out.values())})
 
 def _coefficients_of(recipe, sources, level)->list[float]: # One per source
     info = method_info(recipe.method)
-    mean = lambda value: float(np.mean(numbers_in(value)))
-    get = lambda key, default: mean(level.get(key, recipe.parameters.get(key, default)))
+    def mean(value): return float(np.mean(numbers_in(value)))
+    def get(key, default):
+        return mean(level.get(key, recipe.parameters.get(key, default)))
     if recipe.method == "slerp": return [1 - (t := get("t", 0.5)), t]
     if recipe.method == "nearswap": return [0.0] # it moves by less than a share can express
-    own = lambda s: get("weight", 1.0) if s.weight is None else mean(s.weight)
+    def own(s): return get("weight", 1.0) if s.weight is None else mean(s.weight)
     weights = [own(s) if info.has_weights else 1.0 for s in sources]
-    kept = [w * (s.model != recipe.base or not info.needs_base) for w, s in zip(weights, sources)]
+    kept = [w * (s.model != recipe.base or not info.needs_base)
+            for w, s in zip(weights, sources)]
     kept = kept if any(kept) else weights # a base has no task vector
     sums = {"normalize", "normalize_weights"} & set(info.parameters)
     divided = get(*sums, info.parameters[min(sums)]) if sums else recipe.method != "passthrough"
@@ -392,5 +434,6 @@ def stack(
     "Recipe that puts the layers of several models into one."
     turns = [(m, i, i + 1) for i in range(n_layers) for m in models]
     spans = turns if interleave else [(m, 0, n_layers) for m in models]
-    slices = tuple(MergeSlice((MergeSource(m, None, {}, (i, j)),)) for m, i, j in spans)
+    slices = tuple(MergeSlice((MergeSource(m, None, {}, (i, j)),))
+                   for m, i, j in spans)
     return MergeRecipe("passthrough", slices=slices, outside="linear")

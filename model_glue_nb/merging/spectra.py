@@ -18,7 +18,8 @@ def singular(
 )->tuple[np.ndarray,np.ndarray,np.ndarray]: # U (m, k), σ (k,) from the largest, Vᵀ (k, n)
     "The directions of a matrix, without those that are only float32 rounding."
     u, s, vt = np.linalg.svd(np.asarray(delta, np.float64), full_matrices=False)
-    rounding = np.finfo(np.float32).eps * max(delta.shape) * (s[0] if length is None else length)
+    rounding = (np.finfo(np.float32).eps * max(delta.shape)
+                * (s[0] if length is None else length))
     k = int((s > rounding).sum())
     k = k if most is None else min(k, most)
     return u[:, :k], s[:k], vt[:k]
@@ -58,7 +59,8 @@ def tsv_m(
         parts = [singular(m, each) for m in matrices if m.any()]
         if not parts: return np.zeros_like(matrices[0])
         u, s, vt = zip(*parts)
-        left, right = orthogonal(np.concatenate(u, 1)), orthogonal(np.concatenate(vt).T)
+        left = orthogonal(np.concatenate(u, 1))
+        right = orthogonal(np.concatenate(vt).T)
         return left * np.concatenate(s) @ right.T
     return by_matrix(deltas, weights, scale, join)
 
@@ -91,7 +93,9 @@ def iso_cts(
         n_common = int(common * room + 1e-6) # of all directions, rounded down
         u, s, vt = singular(total, n_common)
         each = max(1, (room - n_common) // len(matrices)) if n_common < room else 0
-        outside = [(m - u @ (u.T @ m), np.linalg.norm(m)) for m in matrices] if each else []
+        outside = ([(m - u @ (u.T @ m), np.linalg.norm(m))
+                    for m in matrices]
+                   if each else [])
         own = [singular(rest, each, length) for rest, length in outside if length]
         left, lengths, right = zip((u, s, vt), *own)
         mean = np.concatenate(lengths).mean()

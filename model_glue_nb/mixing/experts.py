@@ -38,7 +38,8 @@ class MixtureLM:
         self.name, self.settings = source.name, (device, dtype)
         self.manifest = read_json(source.path/"mixture.json")
         self.experts = [self._open(root or source.path, e) for e in self.manifest["experts"]]
-        self.router = read_router(source.path, self.manifest["experts"]); self.resident = OrderedDict()
+        self.router = read_router(source.path, self.manifest["experts"])
+        self.resident = OrderedDict()
 
     def _open(self, root, expert):
         path = (root/expert["path"]).resolve()
@@ -108,7 +109,8 @@ def by_expert(self:MixtureLM,
         route, out = self.route(prompts), [None] * len(prompts)
         for e in np.unique(route):
             mine = np.flatnonzero(route == e)
-            for i, answer in zip(mine, ask(int(e), mine), strict=True): out[i] = answer
+            for i, answer in zip(mine, ask(int(e), mine), strict=True):
+                out[i] = answer
     return out
 
 # %% ../../nbs/08_mixing/12_experts.ipynb #2307e924
@@ -123,7 +125,8 @@ def generate(self:MixtureLM,
 )->list: # An answer per prompt; where n is above 1 a list of them
     "Continuations, each by the prompt's expert."
     prompts, asked = as_prompts(prompts), decoding(sampling, n, seed)
-    def ask(e, mine): return self.say(e, [prompts[i] for i in mine], max_new_tokens, stop, asked)
+    def ask(e, mine):
+        return self.say(e, [prompts[i] for i in mine], max_new_tokens, stop, asked)
     return self.by_expert(prompts, ask)
 
 @patch
@@ -134,7 +137,8 @@ def converse(self:MixtureLM,
     stop:list[str]=(), # An answer ends before the first of these
 )->list[str]: # One answer per question
     "Greedy answers to questions as conversations, each written by the template of its expert."
-    def ask(e, mine): return said_to(self.expert(e), chat, [prompts[i] for i in mine], max_new_tokens, stop)
+    def ask(e, mine):
+        return said_to(self.expert(e), chat, [prompts[i] for i in mine], max_new_tokens, stop)
     return self.by_expert(prompts, ask)
 
 @patch
@@ -159,7 +163,8 @@ def stream(self:MixtureLM,
         live = self.whole_model(int(self.route([prompt])[0]), prompt)
         ids = live.encode([prompt])[0]
     how = asked.how, asked.seed_of(prompt)
-    answer = stream_ids(live, ids, max_new_tokens, stop, LOCK, *how); del live
+    answer = stream_ids(live, ids, max_new_tokens, stop, LOCK, *how)
+    del live
     yield from answer
 
 @patch
@@ -175,19 +180,22 @@ def chat(self:MixtureLM,
     asked = decoding(sampling, 1, seed)
     said = routed_text(messages)
     with LOCK:
-        live = self.whole_model(int(self.route([said])[0]), said); words = live.tokenizer
+        live = self.whole_model(int(self.route([said])[0]), said)
+        words = live.tokenizer
         if words.chat_template:
             ids = words(render(words, messages, live.name), add_special_tokens=False)["input_ids"]
         else: ids = live.encode(["\n".join(m["content"] for m in messages)])[0] # a base model: the bare text
     how = asked.how, asked.seed_of(said)
-    answer = stream_ids(live, ids, max_new_tokens, stop, LOCK, *how); del live
+    answer = stream_ids(live, ids, max_new_tokens, stop, LOCK, *how)
+    del live
     yield from answer
 
 @patch
 def whole_model(self:MixtureLM, e:int, said:str): # A `LanguageModel`
     "The expert that speaks, through mixtures of mixtures."
     live = self.expert(e)
-    return live.whole_model(int(live.route([said])[0]), said) if isinstance(live, MixtureLM) else live
+    return (live.whole_model(int(live.route([said])[0]), said)
+            if isinstance(live, MixtureLM) else live)
 
 # %% ../../nbs/08_mixing/12_experts.ipynb #2747926c
 def check_contexts(
@@ -233,7 +241,8 @@ class Translated:
     "lm-eval's cache hook, given the requests as they came instead of as an expert read them."
     def __init__(self, hook, requests, theirs):
         self.hook = hook
-        self.names = {digest(list(t.args)): r.args for r, t in zip(requests, theirs)}
+        self.names = {digest(list(t.args)): r.args
+                      for r, t in zip(requests, theirs)}
     def add_partial(self, attr, request, response):
         self.hook.add_partial(attr, self.names.get(digest(list(request)), request), response)
 

@@ -24,8 +24,11 @@ def question_weights(
     counts:dict[str,int], # Task → questions; in the order of the questions
 )->np.ndarray: # float64, (n,): together n
     "How much each question counts in the mean over tasks."
-    shares = [np.full(n, weights[t] / n) for t, n in counts.items() if n]
-    return np.concatenate(shares) * sum(counts.values()) / sum(weights[t] for t, n in counts.items() if n)
+    shares = [np.full(n, weights[t] / n)
+              for t, n in counts.items()
+              if n]
+    return (np.concatenate(shares) * sum(counts.values())
+            / sum(weights[t] for t, n in counts.items() if n))
 
 def are_chances(
     values:np.ndarray, # (n, E)
@@ -81,9 +84,14 @@ def directions(
     edge:np.ndarray, # (n, E): above 0 where a prompt is the expert's kind, below 0 where it is not
 )->np.ndarray: # float32, (E, width), rows of unit length
     "Mean vector of each expert's own prompts minus the mean of the others."
-    def mean(share): return share @ vectors / share.sum() if share.any() else np.zeros(vectors.shape[1])
-    rows = np.stack([mean(e.clip(min=0)) - mean((-e).clip(min=0)) for e in edge.T])
-    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    def mean(share):
+        return share @ vectors / share.sum() if share.any() else np.zeros(vectors.shape[1])
+    rows = np.stack([mean(e.clip(min=0))
+                     - mean((-e).clip(min=0))
+                     for e in edge.T])
+    return (rows / np.maximum(np.linalg.norm(rows,
+                                             axis=1, keepdims=True), 1e-12)).astype(
+  np.float32)
 
 EXAMPLES = listed(either(text(), listed(text(), 1)), 1) # of prompts: one text or several per expert
 
@@ -121,11 +129,14 @@ def logistic(
     "Logistic regression of one expert's values."
     from sklearn.linear_model import LogisticRegression
     p = float(np.clip(np.average(value, weights=weights), .01, .99))
-    if np.ptp(value) == 0: return np.zeros(x.shape[1]), float(np.log(p / (1 - p))) # nothing to tell apart
+    if np.ptp(value) == 0: # nothing to tell apart
+        return np.zeros(x.shape[1]), float(np.log(p / (1 - p)))
     y = np.repeat([1, 0], len(x))
-    share = np.concatenate([value, 1 - value]) * np.tile(weights, 2); used = share > 0
+    share = np.concatenate([value, 1 - value]) * np.tile(weights, 2)
+    used = share > 0
     m = LogisticRegression(C=C, fit_intercept=bias, max_iter=2000)
-    fitted = m.fit(np.concatenate([x, x])[used], y[used], share[used])
+    fitted = m.fit(np.concatenate([x, x])[used],
+                   y[used], share[used])
     return fitted.coef_[0], float(fitted.intercept_[0]) if bias else 0.0
 
 def stored(arrays:dict)->dict: # float32
@@ -154,7 +165,8 @@ def linear(
     weights = np.ones(len(values)) if weights is None else weights
     if chances:
         rows = [logistic(vectors * s, v, weights, C, bias) for v in values.T]
-        slopes, at = np.stack([w for w, _ in rows]), np.array([b for _, b in rows])
+        slopes = np.stack([w for w, _ in rows])
+        at = np.array([b for _, b in rows])
     else:
         from sklearn.linear_model import Ridge
         m = Ridge(1 / C, fit_intercept=bias).fit(vectors * s, values, weights)
@@ -173,14 +185,16 @@ def two_layers(
     import warnings
     from sklearn.neural_network import MLPClassifier, MLPRegressor
     right_or_wrong = bool(np.isin(values, (0, 1)).all())
-    middle, scale = (0., 1.) if right_or_wrong else (values.mean(), max(float(values.std()), 1e-12))
+    middle, scale = ((0., 1.) if right_or_wrong
+                     else (values.mean(), max(float(values.std()), 1e-12)))
     m = (MLPClassifier if right_or_wrong else MLPRegressor)(**how)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore") # it warns that 300 rounds were used up, which is intended
         # scikit-learn before 1.7 takes no weights here
         m.fit(x, values > .5 if right_or_wrong else (values - middle) / scale, weights)
     (w, w2), (b, b2) = m.coefs_, m.intercepts_
-    return dict(weight=w.T, bias=b, weight2=w2.T * scale, bias2=b2 * scale + middle), right_or_wrong
+    return dict(weight=w.T, bias=b,
+                weight2=w2.T * scale, bias2=b2 * scale + middle), right_or_wrong
 
 @routers
 def mlp(
@@ -228,13 +242,16 @@ def kmeans(
 )->Learned:
     "The expert with the best mean score in the prompt's cluster."
     from sklearn.cluster import KMeans
-    m = KMeans(min(clusters, len(np.unique(vectors, axis=0))), n_init=4, random_state=seed).fit(vectors)
+    m = KMeans(min(clusters, len(np.unique(vectors, axis=0))), n_init=4, random_state=seed).fit(
+        vectors)
     inside = [m.labels_ == c for c in range(m.n_clusters)]
     share = np.ones(len(values)) if weights is None else weights
-    mean = np.stack([np.average(values[i], axis=0, weights=share[i]) for i in inside])
+    mean = np.stack([np.average(values[i], axis=0, weights=share[i])
+                     for i in inside])
     points = m.cluster_centers_.astype(np.float32)
     offset = -.5 * (points ** 2).sum(1)
-    return dict(form="nearest", k=1), dict(points=points, offset=offset, values=mean.astype(np.float32))
+    return (dict(form="nearest", k=1),
+            dict(points=points, offset=offset, values=mean.astype(np.float32)))
 
 # %% ../../nbs/08_mixing/05_learners.ipynb #4ffefbc4
 @routers(reads="tfidf")

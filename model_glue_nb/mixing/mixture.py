@@ -41,15 +41,20 @@ def search_values(
     items:dict[str,ItemScores]|None=None, # Expert → item-level scores on `suite`; missing ones are asked now
 )->tuple[list[str],np.ndarray|None]: # Prompts, and (n, E): what each expert scored on them
     "The search questions and the experts' scores that the router learns from."
-    r = spec.router; told = r.get("file") or r.get("positive")
+    r = spec.router
+    told = r.get("file") or r.get("positive")
     if suite is None or told or not routers[r["name"]].learns: return [], None
     known = items or {}
     def scores(e):
-        m = find_model(zoo, e); said = known.get(e, known.get(m.name))
+        m = find_model(zoo, e)
+        said = known.get(e, known.get(m.name))
         return ask_model(m, suite) if said is None else said
     by = [scores(e) for e in spec.experts]
     prompts = [q.prompt for t in suite.tasks for q in t.questions]
-    return prompts, np.stack([np.concatenate([i[t.name] for t in suite.tasks]) for i in by], 1)
+    return (prompts,
+            np.stack([np.concatenate([i[t.name] for t in suite.tasks])
+                      for i in by],
+                     1))
 
 def check_mixture(
     spec:MixtureSpec, # What to mix
@@ -88,7 +93,9 @@ def mix_apart(
     def home(e):
         if spec.copy: return f"experts/{file_name(e.name)}"
         return os.path.relpath(e.path.resolve(), out.resolve())
-    about_expert = lambda e: dict(name=e.name, path=home(e), fingerprint=e.fingerprint(), n_params=e.n_params)
+    def about_expert(e):
+        return dict(name=e.name, path=home(e),
+                    fingerprint=e.fingerprint(), n_params=e.n_params)
     known = [about_expert(e) for e in experts]
     reads = feature_kind(router.settings["name"], spec.features)
     spec = by_name(spec, experts)
@@ -96,7 +103,8 @@ def mix_apart(
     with atomic_path(out, overwrite) as tmp:
         tmp.mkdir()
         for e, k in zip(experts, known) if spec.copy else ():
-            copy_expert(e, tmp/k["path"]); k["fingerprint"] = open_model(tmp/k["path"]).fingerprint()
+            copy_expert(e, tmp/k["path"])
+            k["fingerprint"] = open_model(tmp/k["path"]).fingerprint()
         write_router(tmp, router, known, about=about)
         (tmp/"mixture.json").write_text(json.dumps(manifest, indent=1) + "\n")
         (tmp/"README.md").write_text(mixture_card(out.name, spec))
@@ -111,7 +119,8 @@ def verify_apart(
     try:
         live = MixtureLM(open_model(folder), "cpu", root=root)
         live.route(["1"])
-        for i in range(len(live.experts)): live.say(i, ["1"], 1, (), decoding({}, 1, None))
+        for i in range(len(live.experts)):
+            live.say(i, ["1"], 1, (), decoding({}, 1, None))
     except InputError: raise
     except Exception as e: # whatever keeps it from answering
         raise InputError("The mixture cannot answer a prompt: "
@@ -123,7 +132,8 @@ def mixture_card(
     spec:MixtureSpec, # What was mixed
 )->str: # Markdown with front matter
     "Model card of a mixture, with its lineage."
-    base = "".join(f"\n- {e}" for e in spec.experts); router = spec.router.get("name", "a fitted router")
+    base = "".join(f"\n- {e}" for e in spec.experts)
+    router = spec.router.get("name", "a fitted router")
     return (f"---\nbase_model:{base}\ntags: [mixture, model_glue_nb]\n---\n# {name}\n\n"
             f"A mixture of {len(spec.experts)} experts behind the router `{router}`. Open it with `model_glue_nb`:\n"
             "`open_model(folder).load().generate([\"…\"])`.\n\n"
@@ -140,7 +150,8 @@ def mix(
     verify:bool|None=None, # Compute with it before it appears? None: in one checkpoint, where it is small
 )->ZooModel: # The mixture
     "Fit the router on the search split and write the mixture, at any level."
-    out = Path(out); parts, problems = find_parts(spec, zoo)
+    out = Path(out)
+    parts, problems = find_parts(spec, zoo)
     if out.exists() and not overwrite: problems.append(taken(out))
     refuse(problems, "Cannot mix")
     prompts, values = search_values(spec, zoo, suite, items)
@@ -162,19 +173,26 @@ def score_continuations(
     "Score continuations; each is routed on its prompt alone."
     import torch
     limit = (getattr(live.model.config, "max_position_embeddings", None) or 2**31) + 1 # the last is not read
-    pairs = [((p + c)[-limit:][:-len(c)], c) for p, c in pairs] # cut on the left, as lm-eval cuts
+    pairs = [((p + c)[-limit:][:-len(c)], c)
+             for p, c in pairs] # cut on the left, as lm-eval cuts
     refuse([f"Continuation {i} has {len(c)} tokens and leaves no room for a prompt; '{live.name}' reads "
-            f"at most {limit - 1}. Shorten it." for i, (p, c) in enumerate(pairs) if not p or len(c) >= limit],
+            f"at most {limit - 1}. Shorten it." for i, (p, c) in enumerate(pairs)
+            if not p or len(c) >= limit],
            "Cannot score")
     ids, out = [p + c for p, c in pairs], [None] * len(pairs)
     with torch.inference_mode():
         for group in batches_by_length(ids):
             x = torch.tensor([ids[i] for i in group], device=live.model.device)
-            lengths = torch.tensor([len(pairs[i][0]) for i in group], device=x.device)
-            logp = live.model(input_ids=x[:, :-1], prompt_lengths=lengths).logits.float().log_softmax(-1)
+            lengths = torch.tensor([len(pairs[i][0]) for i in group],
+                                   device=x.device)
+            logp = live.model(
+                input_ids=x[:, :-1], prompt_lengths=lengths).logits.float().log_softmax(
+  -1)
             for row, i in enumerate(group):
-                n = len(pairs[i][1]); tail, said = logp[row, -n:], x[row, -n:]
-                out[i] = float(tail.gather(1, said[:, None]).sum()), bool((tail.argmax(-1) == said).all())
+                n = len(pairs[i][1])
+                tail, said = logp[row, -n:], x[row, -n:]
+                out[i] = (float(tail.gather(1, said[:, None]).sum()),
+                          bool((tail.argmax(-1) == said).all()))
     return out
 
 # %% ../../nbs/08_mixing/13_mixture.ipynb #648844d3
@@ -183,11 +201,14 @@ class MixedLanguageModel(LanguageModel):
     def route(self, prompts):
         "Experts of each prompt, (n, choices): the best first, place by place; no columns where tokens choose."
         import torch
-        ids = self.encode(prompts); out = [()] * len(ids)
+        ids = self.encode(prompts)
+        out = [()] * len(ids)
         for group in batches_by_length(ids):
             x = torch.tensor([ids[i] for i in group], device=self.model.device)
-            places = list(self.model.route(x).values()) or [x[:, :0].cpu()]
-            for i, row in zip(group, torch.cat(places, 1).tolist()): out[i] = row
+            places = (list(self.model.route(x).values())
+                      or [x[:, :0].cpu()])
+            for i, row in zip(group, torch.cat(places, 1).tolist()):
+                out[i] = row
         return np.array(out, int)
 
     def lm_eval(self, batch_size="auto"):
@@ -224,7 +245,8 @@ MIXTURE_FORM = mapping(dict(
     experts=listed(path, 1), router=ROUTER_FORM, level=name, base=maybe(path), dense_layers=COUNT_FORM,
     top_k=COUNT_FORM, input=name, pooling=name, ends=name, format=name, features=name,
     prompt_encoder=maybe(path),
-    max_resident=COUNT_FORM, copy=flag, zoo=maybe(either(path, listed(path, 1))), suite=maybe(path),
+    max_resident=COUNT_FORM, copy=flag,
+    zoo=maybe(either(path, listed(path, 1))), suite=maybe(path),
     search_questions=maybe(whole(1, 10**9))))
 
 def read_mixture(
@@ -238,9 +260,12 @@ def read_mixture(
     zoo = read_zoo(given["zoo"]) if given.get("zoo") else None
     if "experts" not in given and zoo is None:
         raise InputError(f"{where} names no experts. List them, or give a zoo to mix all of it.")
-    if "experts" not in given: given["experts"] = [n for n in zoo.names if n != given.get("base")]
+    if "experts" not in given:
+        given["experts"] = [n for n in zoo.names if n != given.get("base")]
     if isinstance(given.get("router"), str): given["router"] = dict(name=given["router"])
-    spec = MixtureSpec(**{k: tuple(v) if k == "experts" else v for k, v in given.items() if k not in MORE_KEYS})
+    spec = MixtureSpec(**{k: tuple(v) if k == "experts" else v
+                          for k, v in given.items()
+                          if k not in MORE_KEYS})
     refuse(check_mixture_spec(spec), f"Cannot use {where}")
     suite = load_suite(given["suite"]) if given.get("suite") else None
     if suite: suite = suite.part("search", given.get("search_questions"))
@@ -252,10 +277,12 @@ def plan_mixture(
 ): # DataFrame: part, model, parameters, bytes (to write)
     "What a mixture would hold and write; all problems are reported at once."
     import pandas as pd
-    parts, problems = find_parts(spec, zoo); refuse(problems, "Cannot mix")
+    parts, problems = find_parts(spec, zoo)
+    refuse(problems, "Cannot mix")
     def row(part, m, owner):
         t = [m.tensors[n] for n in parts.owned_by(owner)]
-        return part, m.name, sum(x.n_values for x in t), sum(x.stop - x.start for x in t)
+        return (part, m.name, sum(x.n_values for x in t),
+                sum(x.stop - x.start for x in t))
     if parts:
         rows = [row("shared", parts.base, SHARED)]
         rows += [row("expert", e, i) for i, e in enumerate(parts.experts)]

@@ -26,17 +26,25 @@ from .routing import PRIME, row_keys, tokens_behind
 class RowCache:
     "Some rows of a cache; the second choice of a sample has its own layers after the others."
     def __init__(self, cache, rows, n_rows, first, opened):
-        self.cache, self.rows, self.n_rows, self.first, self.opened = cache, rows, n_rows, first, opened
+        self.cache = cache
+        self.rows = rows
+        self.n_rows = n_rows
+        self.first = first
+        self.opened = opened
 
     def update(self, keys, values, layer_idx, *args, **kwargs):
         at = layer_idx + self.first
         if self.rows is None: return self.cache.update(keys, values, at, *args, **kwargs)
         if at not in self.opened:
-            room = [x.new_zeros(self.n_rows, *x.shape[1:]) for x in (keys, values)]
+            room = [x.new_zeros(self.n_rows, *x.shape[1:])
+                    for x in (keys, values)]
             self.opened[at] = self.cache.update(*room, at, *args, **kwargs)
         for whole, part in zip(self.opened[at], (keys, values)):
-            whole[self.rows.to(whole.device), :, -part.shape[2]:] = part.to(whole.device)
-        return tuple(w[self.rows.to(w.device)].to(keys.device) for w in self.opened[at])
+            whole[self.rows.to(
+                whole.device), :, -part.shape[2]:] = part.to(
+ whole.device)
+        return tuple(w[self.rows.to(w.device)].to(keys.device)
+                     for w in self.opened[at])
 
 def room_for_choices(cache, n_layers, top_k):
     "Give every choice of a sample its own layers in the cache."
@@ -52,19 +60,25 @@ ALIKE = ("attention_type", "layer_type", "weight", "num_embeddings", "embedding_
 def take(value, rows, n_rows): # A tensor or a tuple of tensors whose first dimension may be the batch
     "Rows of an argument; what all rows share stays."
     if isinstance(value, tuple): return tuple(take(v, rows, n_rows) for v in value)
-    if rows is None or not torch.is_tensor(value) or value.dim() < 2 or len(value) != n_rows: return value
+    if rows is None or not torch.is_tensor(value) or value.dim() < 2 or len(value) != n_rows:
+        return value
     return value[rows.to(value.device)]
 
 def add_rows(out, g, y): # (batch, …), changed in place; whose rows; their values
     "Add an expert's answer to the rows of its samples."
-    if g.weight is not None: y = y * g.weight.to(y).view(-1, *[1] * (y.dim() - 1))
-    rows = torch.arange(len(out), device=out.device) if g.rows is None else g.rows.to(out.device)
+    if g.weight is not None:
+        y = (y
+             * g.weight.to(y).view(-1,
+                                   *[1] * (y.dim() - 1)))
+    rows = (torch.arange(len(out), device=out.device)
+            if g.rows is None else g.rows.to(out.device))
     return out.index_add_(0, rows, y.to(out))
 
 # %% ../../nbs/08_mixing/02_modeling.ipynb #51bb678d
 class Mixed(nn.Module):
     "Experts in place of one module of the dense model; a sample goes through those of its route."
-    def __init__(self, experts, place, router=None, pooling="mean", n_layers=0, reader=0, named="experts"):
+    def __init__(self, experts, place, router=None, pooling="mean",
+                 n_layers=0, reader=0, named="experts"):
         super().__init__()
         self._modules[named] = nn.ModuleList(experts) # the first weight tells the dtype
         self.router, self.place, self.pooling = router, place, pooling
@@ -82,18 +96,24 @@ class Mixed(nn.Module):
         if routes is None and not (tokens and self.router is not None):
             raise RuntimeError("An expert is chosen by its mixture. Call the model, not one of its modules.")
         if routes is None: routes = Routes(x, torch.ones_like(x, dtype=torch.bool))
-        read = lambda: self.experts[self.reader](x) if tokens else x
+        def read(): return self.experts[self.reader](x) if tokens else x
         return routes.plan(self.place, self.router, read, self.pooling)
 
     def forward(self, x, *args, past_key_values=None, **kwargs):
         out, opened, cache = None, {}, past_key_values
         for g in (plan := self.plan(x)):
-            mine = kwargs | {k: take(kwargs[k], g.rows, len(x)) for k in BY_ROW if k in kwargs}
+            mine = (kwargs
+                    | {k: take(kwargs[k], g.rows, len(x))
+                       for k in BY_ROW
+                       if k in kwargs})
             if cache is not None:
                 mine["past_key_values"] = RowCache(cache, g.rows, len(x), g.rank * self.n_layers, opened)
-            y = self.experts[g.expert](take(x, g.rows, len(x)), *args, **mine)
+            y = self.experts[g.expert](take(x, g.rows, len(x)),
+                                       *args, **mine)
             if len(plan) == 1 and g.weight is None: return y
-            out = add_rows(y.new_zeros(len(x), *y.shape[1:]) if out is None else out, g, y)
+            out = add_rows(y.new_zeros(len(x), *y.shape[1:])
+                           if out is None else out,
+                           g, y)
         return out
 
 # %% ../../nbs/08_mixing/02_modeling.ipynb #089d0935
@@ -105,7 +125,8 @@ class TokenMixed(nn.Module):
 
     def forward(self, x):
         routes, flat = ROUTES.get(), x.reshape(-1, x.shape[-1])
-        if routes.forced is None: index, weight, routes.logits[self.place] = self.router(flat, routes.tokens)
+        if routes.forced is None:
+            index, weight, routes.logits[self.place] = self.router(flat, routes.tokens)
         else: index, weight = routes.forced.repeat_interleave(x.shape[1])[:, None], None
         weighed = weight is not None and (index.shape[1] > 1 or weight.requires_grad)
         if index.numel() == 1 and not weighed: return self.experts[int(index)](x)
@@ -141,7 +162,8 @@ class MixtureConfig(PretrainedConfig):
 def new_router(m, place): # `mixture` of the config; "model", or the number of a layer
     "The router of one place, its arrays still zero."
     r = m["routers"][place]
-    return Router(m["router"] | r.get("settings", {}), r.get("shapes", {}), m["top_k"])
+    return Router(m["router"] | r.get("settings", {}),
+                  r.get("shapes", {}), m["top_k"])
 
 def several(module, n):
     "A module of the dense model, once per expert."
@@ -154,7 +176,8 @@ def mix_layers(dense, m, n_layers):
     for i in range(m["dense_layers"], n_layers):
         whole, router = m["level"] == "block", new_router(m, str(i))
         experts = several(layers[i] if whole else layers[i].mlp, m["n_experts"])
-        mixed = Mixed(experts, str(i), router, m["pooling"], n_layers, named=m.get("named", "experts"))
+        mixed = Mixed(experts, str(i), router, m["pooling"],
+                      n_layers, named=m.get("named", "experts"))
         if m["input"] == "token": mixed = TokenMixed(experts, router, str(i))
         if whole: layers[i] = mixed
         else: layers[i].mlp = mixed
@@ -168,7 +191,8 @@ def mix_stacks(dense, m, n_layers):
     if own := m["ends"] == "own":
         body.embed_tokens, first = mixed(body.embed_tokens, first), None
         body.norm, dense.lm_head = mixed(body.norm), mixed(dense.lm_head)
-    for i in range(m["dense_layers"], n_layers): body.layers[i], first = mixed(body.layers[i], first), None
+    for i in range(m["dense_layers"], n_layers):
+        body.layers[i], first = mixed(body.layers[i], first), None
     if own and dense.config.tie_word_embeddings:
         name, E = f"{{}}.{m.get('named', 'experts')}.{{}}.weight".format, m["n_experts"]
         dense._tied_weights_keys = {name("lm_head", e): name("model.embed_tokens", e) for e in range(E)}
@@ -181,12 +205,15 @@ LEVELS = dict(model=mix_stacks, block=mix_layers, ffn=mix_layers)
 def running(routes, body): # Of the batch; the dense model's body where hidden states are wanted, else None
     "Let the modules of this thread find the routes; the list of what enters the first layer and leaves each."
     kept, token = [], ROUTES.set(routes)
-    def keep(module, args, out): kept.extend([out] if kept else [args[0], out])
+    def keep(module, args, out):
+        kept.extend([out] if kept else [args[0], out])
     hooks = [layer.register_forward_hook(keep) for layer in (body.layers if body is not None else ())]
     try:
         yield kept
         if kept: kept[-1] = body.norm(kept[-1])
-    finally: [h.remove() for h in hooks]; ROUTES.reset(token)
+    finally:
+        [h.remove() for h in hooks]
+        ROUTES.reset(token)
 
 # %% ../../nbs/08_mixing/02_modeling.ipynb #059ce077
 class Told:
@@ -255,7 +282,8 @@ class Routed:
                 try: return function(*args)
                 finally: ROUTES.reset(token)
             return gradient_checkpointing_func(again, *args, **more)
-        super()._set_gradient_checkpointing(enable, keeping_routes, **kwargs); self.checkpointed = enable
+        super()._set_gradient_checkpointing(enable, keeping_routes, **kwargs)
+        self.checkpointed = enable
 
 # %% ../../nbs/08_mixing/02_modeling.ipynb #7b4bde07
 class Prompted:
@@ -314,7 +342,8 @@ class Embedded:
             raise ValueError("Experts have embeddings of their own, and the router reads tokens; some of "
                              "these embeddings are no token's. Give input_ids, or name the expert: route=….")
         end = self.get_input_embeddings()
-        routes.plan(end.place, end.router, lambda: end.experts[end.reader](ids.clamp(min=0)), end.pooling)
+        routes.plan(end.place, end.router,
+                    lambda: end.experts[end.reader](ids.clamp(min=0)), end.pooling)
 
     def resize_token_embeddings(self, new_num_tokens=None, *args, **kwargs):
         "As for every model; where experts have ends of their own, those of all of them."
@@ -322,11 +351,14 @@ class Embedded:
         if not isinstance(embedding, Mixed): super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         else:
             for e in range(len(embedding.experts)): # one after the other in the place of all
-                self.set_input_embeddings(embedding.experts[e]); self.set_output_embeddings(head.experts[e])
+                self.set_input_embeddings(embedding.experts[e])
+                self.set_output_embeddings(head.experts[e])
                 self._resize_token_embeddings(new_num_tokens, *args, **kwargs)
                 embedding.experts[e] = self.get_input_embeddings()
                 head.experts[e] = self.get_output_embeddings()
-            self.set_input_embeddings(embedding); self.set_output_embeddings(head); self.tie_weights()
+            self.set_input_embeddings(embedding)
+            self.set_output_embeddings(head)
+            self.tie_weights()
         size = self.get_input_embeddings().weight.shape[0]
         places = (self.config, self.config.text_config, self.dense, self.base_model)
         for place in places: place.vocab_size = size
@@ -384,7 +416,8 @@ class MixtureForCausalLM(Generating, Embedded, Prompted, Routed, Told, PreTraine
     def get_output_embeddings(self): return self.dense.get_output_embeddings()
     def set_output_embeddings(self, value): self.dense.set_output_embeddings(value)
 
-MixtureConfig.register_for_auto_class(); MixtureForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+MixtureConfig.register_for_auto_class()
+MixtureForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 if MixtureConfig.__module__.startswith("model_glue_nb."): # elsewhere auto_map names the classes
     AutoConfig.register(MixtureConfig.model_type, MixtureConfig)
     AutoModelForCausalLM.register(MixtureConfig, MixtureForCausalLM)

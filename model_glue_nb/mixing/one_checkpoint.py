@@ -41,8 +41,11 @@ def plain_format(
     router:FittedRouter, # What was fitted
 )->tuple[str|None,str]: # "mixtral", "qwen2_moe" or "qwen3_moe", or None; why not
     "The standard format that a mixture can be saved in."
-    spec, s, kinds = parts.spec, router.settings, MOE.get(MODEL_TYPES[parts.base.architecture])
-    plain = s["form"] == "linear" and not any(s.get(k) for k in ("unit", "squash", "margin"))
+    spec = parts.spec
+    s = router.settings
+    kinds = MOE.get(MODEL_TYPES[parts.base.architecture])
+    plain = (s["form"] == "linear"
+             and not any(s.get(k) for k in ("unit", "squash", "margin")))
     plain = plain and all(set(x) == {"weight"} for x in router.places.values())
     reasons = [(spec.format == "own", "our own format was asked for"),
                (spec.level != "ffn" or spec.input != "token", "standard formats route tokens at level ffn"),
@@ -50,7 +53,8 @@ def plain_format(
                (not kinds, f"{parts.base.architecture} has no mixture format")]
     if why := [text for holds, text in reasons if holds]: return None, why[0]
     said = {kind: unsaid(parts, kind) for kind in kinds}
-    return next(((kind, "") for kind in kinds if not said[kind]), (None, said[kinds[-1]]))
+    return next(((kind, "") for kind in kinds if not said[kind]),
+                (None, said[kinds[-1]]))
 
 def unsaid(
     parts:Parts, # Models to mix
@@ -76,7 +80,8 @@ def moe_config(
     "The dense model's effective config with the keys of a standard mixture."
     left_out = ("mlp_bias", "pretraining_tp", "auto_map", "_name_or_path", "layer_types", "torch_dtype")
     whole = effective_config(parts.base.config) # another class has other defaults for missing keys
-    c = {k: v for k, v in whole.items() if k not in left_out} | dict(dtype=TORCH_NAMES[parts.dtype])
+    c = ({k: v for k, v in whole.items() if k not in left_out}
+         | dict(dtype=TORCH_NAMES[parts.dtype]))
     if kind == "mixtral": c.setdefault("sliding_window", None)
     c |= dict(architectures=[CLASSES[kind]], model_type=kind, num_experts_per_tok=parts.spec.top_k)
     if kind == "mixtral": return c | dict(num_local_experts=len(parts.experts))
@@ -98,14 +103,19 @@ def our_config(
     router:FittedRouter, # What was fitted
 )->dict: # config.json
     "Config of a mixture that brings its modeling file."
-    spec, c = parts.spec, without_code(written_config(parts.base.config), (*CODE, "_name_or_path"))
+    spec = parts.spec
+    c = without_code(written_config(parts.base.config), (*CODE, "_name_or_path"))
     c["dtype"] = TORCH_NAMES[parts.dtype]
-    c.pop("torch_dtype", None); c["model_type"] = MODEL_TYPES[parts.base.architecture]
-    shapes = lambda p: {k: list(v.shape) for k, v in router.places[p].items()}
-    mixture = dict(level=spec.level, n_experts=len(parts.experts), dense_layers=parts.K, top_k=spec.top_k,
+    c.pop("torch_dtype", None)
+    c["model_type"] = MODEL_TYPES[parts.base.architecture]
+    def shapes(p):
+        return {k: list(v.shape) for k, v in router.places[p].items()}
+    mixture = dict(level=spec.level, n_experts=len(parts.experts),
+                   dense_layers=parts.K, top_k=spec.top_k,
                    input=spec.input, pooling=spec.pooling, ends="own" if parts.own_ends else "base",
                    reader=parts.reader, named=parts.named, router=router.settings,
-                   routers={p: dict(settings=router.own.get(p, {}), shapes=shapes(p)) for p in parts.places})
+                   routers={p: dict(settings=router.own.get(p, {}), shapes=shapes(p))
+                            for p in parts.places})
     classes = dict(AutoConfig="modeling.MixtureConfig", AutoModelForCausalLM="modeling.MixtureForCausalLM")
     return dict(architectures=["MixtureForCausalLM"], model_type="model_glue_mixture", auto_map=classes,
                 text_config=c, mixture=mixture) | {k: c[k] for k in SHOWN_KEYS if k in c}
@@ -150,7 +160,8 @@ def ownership(
     table = {name(x): x for x in parts.owned} | silent_expert(parts, kind)
     for place, arrays in router.places.items():
         prefix = router_prefix(parts, place, kind)
-        for k, v in arrays.items(): table[prefix + k] = Owned(OF_ROUTER, None, k, shape=v.shape, dtype="F32")
+        for k, v in arrays.items():
+            table[prefix + k] = Owned(OF_ROUTER, None, k, shape=v.shape, dtype="F32")
     return table
 
 def silent_expert(
@@ -160,7 +171,9 @@ def silent_expert(
     "Qwen2-MoE requires an expert for all tokens; ours is 0, and as wide as servers need to split it."
     if kind != "qwen2_moe": return {}
     h, n, dtype = effective_config(parts.base.config)["hidden_size"], SILENT, parts.dtype
-    shapes = {f"shared_expert.{k}_proj": s for k, s in dict(gate=(n, h), up=(n, h), down=(h, n)).items()}
+    shapes = {f"shared_expert.{k}_proj": s
+              for k, s in dict(gate=(n, h),
+                               up=(n, h), down=(h, n)).items()}
     shapes |= dict(shared_expert_gate=(1, h))
     return {f"model.layers.{p}.mlp.{k}.weight": Owned(SHARED, None, k, shape=shape, dtype=dtype)
             for p in parts.places for k, shape in shapes.items()}
@@ -174,7 +187,8 @@ def copy_bytes(
     "Copy bytes from file to file, in the kernel where it can."
     while n:
         try: k = os.copy_file_range(source, target, min(n, 2**30), start, at)
-        except (OSError, AttributeError): k = os.pwrite(target, os.pread(source, min(n, 2**24), start), at)
+        except (OSError, AttributeError):
+            k = os.pwrite(target, os.pread(source, min(n, 2**24), start), at)
         if not k: raise InputError("A checkpoint became shorter while it was copied. Run it again.")
         start, at, n = start + k, at + k, n - k
 
@@ -186,14 +200,21 @@ def write_tensors(
 ):
     "Stream the tensors of several checkpoints into one."
     kept = {k: x for k, x in table.items() if x.owner != OF_ROUTER}
-    info = {k: x.model.tensors[x.tensor] for k, x in kept.items() if x.model} # the others stay 0
-    shapes = {k: (dtype, info[k].shape if k in info else x.shape) for k, x in kept.items()}
+    info = {k: x.model.tensors[x.tensor]
+            for k, x in kept.items()
+            if x.model} # the others stay 0
+    shapes = {k: (dtype, info[k].shape if k in info else x.shape)
+              for k, x in kept.items()}
     writer = CheckpointWriter(out, shapes, shard_bytes)
-    files = {f: os.open(f, os.O_RDONLY) for f in {t.file for t in info.values()}}
+    files = {f: os.open(f, os.O_RDONLY)
+             for f in {t.file for t in info.values()}}
     def copy(k):
         t, x = info[k], table[k]
-        if dtype == t.dtype: copy_bytes(files[t.file], t.start, *writer.places[k], t.stop - t.start)
-        else: writer.write(k, np.ascontiguousarray(x.model.values(x.tensor), NUMPY_DTYPES[dtype])) # wider
+        if dtype == t.dtype:
+            copy_bytes(files[t.file], t.start,
+                       *writer.places[k], t.stop - t.start)
+        else: # wider
+            writer.write(k, np.ascontiguousarray(x.model.values(x.tensor), NUMPY_DTYPES[dtype]))
     try:
         with ThreadPoolExecutor(n_workers()) as pool: list(pool.map(copy, info))
     finally:
@@ -210,7 +231,8 @@ def add_shard(
     index, one = out/"model.safetensors.index.json", out/"model.safetensors"
     if one.exists(): # as long as it has that name, loaders read nothing else
         info = read_header(one.rename(out/"weights.safetensors"))
-        known = dict(metadata=dict(total_size=sum(t.stop - t.start for t in info.values())),
+        known = dict(metadata=dict(
+            total_size=sum(t.stop - t.start for t in info.values())),
                      weight_map=dict.fromkeys(info, "weights.safetensors"))
     else: known = json.loads(index.read_text())
     known["weight_map"] |= dict.fromkeys(names, file)
@@ -222,7 +244,8 @@ def known_router(
     folder:str, # That holds a fitted router
 )->FittedRouter:
     "A router from a file, if it fits these experts and this level."
-    r = read_router(folder, [dict(name=e.name, fingerprint=e.fingerprint()) for e in parts.experts])
+    r = read_router(folder,
+                    [dict(name=e.name, fingerprint=e.fingerprint()) for e in parts.experts])
     if list(r.places) != parts.places:
         raise InputError(f"The router in '{folder}' serves {', '.join(r.places)}, this mixture needs "
                          f"{', '.join(parts.places)}. Fit one for this level and these dense layers.")
@@ -247,7 +270,8 @@ def fit_places(
     else:
         nothing = np.zeros((0, effective_config(parts.base.config)["hidden_size"]), np.float32)
         seen = {str(i): nothing for i in layers}
-    vectors = {p: seen.get(p, seen[str(layers[0])]) for p in parts.places}
+    vectors = {p: seen.get(p, seen[str(layers[0])])
+               for p in parts.places}
     costs = [e.n_params for e in parts.experts]
     learned = None if router.get("positive") or not texts else weights # examples all count the same
     return fit_router(router, vectors, values, spec.input != "token", costs, learned)
@@ -258,12 +282,16 @@ def n_active(
 )->int: # Parameters
     "Parameters that are read for one token: what is shared, and `top_k` experts."
     config, count = effective_config(parts.base.config), parts.base.tensors
-    every = {n.split(".experts.")[1].split(".")[0] for n in count if ".experts." in n}
+    every = {n.split(".experts.")[1].split(".")[0]
+             for n in count
+             if ".experts." in n}
     inner = config.get("num_experts_per_tok", 0) / max(len(every), 1) # of members that are sparse already
     def share(x):
         times = 1 if x.owner == SHARED else parts.spec.top_k
         return times * (inner if ".experts." in x.tensor else 1)
-    return round(sum(share(x) * count[x.tensor].n_values for x in parts.owned if x.owner in (SHARED, 0)))
+    return round(sum(share(x) * count[x.tensor].n_values
+                     for x in parts.owned
+                     if x.owner in (SHARED, 0)))
 
 def n_written(
     table:dict[str,Owned], # As `ownership` gives it
@@ -281,7 +309,9 @@ def cooled(
 )->FittedRouter: # With a temperature of 1
     "The same router with its temperature in the weights: standard formats have none."
     t = router.settings.get("temperature", 1.0)
-    return replace(router, places={p: {k: v / t for k, v in x.items()} for p, x in router.places.items()})
+    return replace(router,
+                   places={p: {k: v / t for k, v in x.items()}
+                           for p, x in router.places.items()})
 
 # %% ../../nbs/08_mixing/09_one_checkpoint.ipynb #fe664f99
 def mix_checkpoint(
@@ -297,9 +327,11 @@ def mix_checkpoint(
     if kind: router = cooled(router)
     table, dtype = ownership(parts, kind, router), parts.dtype
     refuse(disk_problems(out, n_written(table, dtype)), "Cannot mix")
-    experts = [dict(name=e.name, fingerprint=e.fingerprint(), n_params=e.n_params) for e in parts.experts]
+    experts = [dict(name=e.name, fingerprint=e.fingerprint(), n_params=e.n_params)
+               for e in parts.experts]
     with atomic_path(out, overwrite) as tmp:
-        tmp.mkdir(); copy_companions(parts.base.path, tmp)
+        tmp.mkdir()
+        copy_companions(parts.base.path, tmp)
         write_tensors(tmp, table, dtype)
         prefix = {p: router_prefix(parts, p, kind) for p in parts.places}
         note = dict(level=parts.spec.level, params_active=n_active(parts)) | (about or {})
@@ -343,7 +375,8 @@ def foreign(
 # %% ../../nbs/08_mixing/09_one_checkpoint.ipynb #525a5eb4
 def modeling_source()->str: # Python
     "The modeling file with the routing it imports in front: one file to read, one to trust."
-    source = lambda name: (resources.files("model_glue_nb.mixing")/f"{name}.py").read_text(encoding="utf-8")
+    def source(name):
+        return (resources.files("model_glue_nb.mixing")/f"{name}.py").read_text(encoding="utf-8")
     own = re.compile(r"^from \.routing import (?:[^(\n]*|\([^)]*\))\n", re.M)
     return source("routing") + own.sub("", source("modeling"))
 

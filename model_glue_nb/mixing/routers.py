@@ -33,12 +33,15 @@ def read_prompts(
     import torch
     if kind not in FEATURES: raise unknown("kind of features", kind, FEATURES)
     if kind == "sentence": return encoder.vectors(prompts)
-    ids, body, embed = encoder.encode(prompts), encoder.model.base_model, encoder.model.get_input_embeddings()
+    ids = encoder.encode(prompts)
+    body = encoder.model.base_model
+    embed = encoder.model.get_input_embeddings()
     read = embed if kind == "embedding" else lambda x: body(input_ids=x, use_cache=False).last_hidden_state
     out = np.zeros((len(ids), encoder.model.config.hidden_size), np.float32)
     with torch.inference_mode():
         for group in batches_by_length(ids):
-            x = torch.tensor([ids[i] for i in group], dtype=torch.long, device=encoder.model.device)
+            x = torch.tensor([ids[i] for i in group],
+                             dtype=torch.long, device=encoder.model.device)
             out[group] = read(x).float().mean(1).cpu().numpy()
     return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
 
@@ -54,10 +57,13 @@ def layer_inputs(
     import torch
     from model_glue_nb.mixing.routing import pool
     ids, body = live.encode(prompts), live.model.base_model
-    out = {str(i): np.zeros((len(ids), live.model.config.hidden_size), np.float32) for i in layers}
+    out = {str(i): np.zeros((len(ids), live.model.config.hidden_size),
+                            np.float32)
+           for i in layers}
     def keep(i):
         def hook(module, args): # equal lengths: nothing is padded
-            x = args[0]; whole = torch.ones(x.shape[:2], dtype=torch.bool)
+            x = args[0]
+            whole = torch.ones(x.shape[:2], dtype=torch.bool)
             out[str(i)][group] = pool(x, whole, pooling).cpu().numpy()
         return (body.layers[i].mlp if mlp else body.layers[i]).register_forward_pre_hook(hook)
     hooks = [keep(i) for i in layers]
@@ -70,7 +76,8 @@ def layer_inputs(
     return out
 
 # %% ../../nbs/08_mixing/06_routers.ipynb #b95dd6d1
-ALWAYS = dict(temperature=number(-1e12, 1e12), margin=number(-1e12, 1e12), costs=listed(number(0), 1),
+ALWAYS = dict(temperature=number(-1e12, 1e12),
+              margin=number(-1e12, 1e12), costs=listed(number(0), 1),
               encoder=path)
 
 @dataclass(frozen=True)
@@ -88,7 +95,8 @@ class FittedRouter:
         "How promising each expert is for each prompt."
         import torch
         from model_glue_nb.mixing.routing import PRIME, router_scores
-        keys = torch.tensor([int(digest(p)[:12], 16) % PRIME for p in prompts] or [0] * len(vectors))
+        keys = torch.tensor([int(digest(p)[:12], 16) % PRIME for p in prompts]
+                            or [0] * len(vectors))
         arrays = {k: torch.from_numpy(v) for k, v in self.places[place].items()}
         settings = self.settings | self.own.get(place, {})
         return router_scores(settings, arrays, torch.from_numpy(vectors), keys).numpy()
@@ -97,9 +105,11 @@ class FittedRouter:
         "The expert of each prompt."
         import torch
         from model_glue_nb.mixing.routing import choose
-        s = self.settings; costs = torch.tensor(s["costs"]) if s.get("costs") else None
+        s = self.settings
+        costs = torch.tensor(s["costs"]) if s.get("costs") else None
         scores = torch.from_numpy(self.scores(vectors, prompts, place))
-        return choose(scores, 1, 1.0, costs, s.get("margin", 0.0))[0][:, 0].numpy()
+        return choose(scores, 1, 1.0, costs,
+                      s.get("margin", 0.0))[0][:, 0].numpy()
 
 # %% ../../nbs/08_mixing/06_routers.ipynb #a4628ff1
 def check_router(
@@ -116,9 +126,12 @@ def check_router(
     if not isinstance(name, str): return text().problems(name, "The name of a router")
     known = router_settings(name) | ALWAYS
     given = {k: v for k, v in router.items() if k != "name" and v is not None}
-    out = [str(unknown(f"setting of router '{name}'", k, ("name", *known))) for k in given if k not in known]
+    out = [str(unknown(f"setting of router '{name}'", k, ("name", *known)))
+           for k in given
+           if k not in known]
     checked = {k: v for k, v in given.items() if k in known}
-    bad = [p for k, v in checked.items() for p in known[k].problems(v, f"`{k}` of router '{name}'")]
+    bad = [p for k, v in checked.items()
+           for p in known[k].problems(v, f"`{k}` of router '{name}'")]
     return out + bad if bad else out + misfits(given, n_experts)
 
 def misfits(
@@ -149,13 +162,15 @@ def training_data(
 )->tuple[list[str],np.ndarray]: # Prompts to read and values to learn from
     "What a router learns from: the prompts given for each expert, or the search split."
     if router.get("positive"):
-        texts = lambda x: [x] if isinstance(x, str) else list(x)
-        rows = [(t, e, sign) for side, sign in (("positive", 1), ("negative", -1))
+        def texts(x): return [x] if isinstance(x, str) else list(x)
+        rows = [(t, e, sign)
+                for side, sign in (("positive", 1), ("negative", -1))
                 for e, x in enumerate(router.get(side) or []) for t in texts(x)]
         edge = np.zeros((len(rows), n_experts), np.float32)
         for i, (_, e, sign) in enumerate(rows): edge[i, e] = sign
         return [t for t, _, _ in rows], edge
-    if not routers[router["name"]].learns: return [], np.zeros((0, n_experts), np.float32)
+    if not routers[router["name"]].learns:
+        return [], np.zeros((0, n_experts), np.float32)
     if values is None or not len(values):
         raise InputError(f"The router '{router['name']}' learns from scores. Give a suite (its *search* "
                          "part), or `positive` prompts for the router 'prompt'.")
@@ -170,7 +185,8 @@ def refuse_scores(
     if not np.isfinite(values).all():
         n = int((~np.isfinite(values)).sum())
         raise InputError(f"{n} scores are NaN or infinite. Leave out their questions.")
-    if len(weights) != len(values) or not np.isfinite(weights).all() or (weights < 0).any():
+    if (len(weights) != len(values) or not np.isfinite(weights).all()
+        or (weights < 0).any()):
         raise InputError(f"Weights of {len(values)} prompts must be as many numbers of at least 0. "
                          "Correct them.")
     if len(weights) and not weights.any():
@@ -190,17 +206,20 @@ def fit_router(
     settings = {k: router[k] for k in router_settings(name) if router.get(k) is not None}
     places, own, shared = {}, {}, {}
     share = np.ones(len(values)) if weights is None else np.asarray(weights, float)
-    refuse_scores(values, share); counts = share > 0
+    refuse_scores(values, share)
+    counts = share > 0
     share = share[counts] / share[counts].mean() if len(share) else share
     for i, (place, x) in enumerate(vectors.items()):
-        x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) if unit and len(x) else x
+        x = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+             if unit and len(x) else x)
         x = np.ascontiguousarray(x[counts] if len(x) else x, np.float32)
         shared, places[place] = routers[name](x, values[counts], share, **settings)
         if shared["form"] == "hash" and i: own[place] = dict(seed=shared["seed"] + i) # layers differ
     if own: shared = shared | dict(seed=router.get("seed", 0))
     more = {k: router[k] for k in ("temperature", "margin") if router.get(k) is not None}
     if router.get("margin"):
-        more["costs"] = [float(c) for c in router.get("costs") or costs or [1] * values.shape[1]]
+        more["costs"] = [float(c)
+                         for c in router.get("costs") or costs or [1] * values.shape[1]]
     return FittedRouter(dict(name=router["name"], unit=unit) | shared | more, places, own)
 
 # %% ../../nbs/08_mixing/06_routers.ipynb #d7f98eed
@@ -280,9 +299,12 @@ def write_router(
     "Write a router beside the weights."
     from safetensors.numpy import save_file
     prefix = prefix or {p: f"{p}." for p in fitted.places}
-    arrays = {prefix[p] + k: np.ascontiguousarray(v) for p, x in fitted.places.items() for k, v in x.items()}
+    arrays = {prefix[p] + k: np.ascontiguousarray(v)
+              for p, x in fitted.places.items()
+              for k, v in x.items()}
     if arrays: save_file(arrays, folder/"router.safetensors", metadata=dict(format="pt"))
-    places = {p: dict(prefix=prefix[p], arrays=list(x), settings=fitted.own.get(p, {}))
+    places = {p: dict(prefix=prefix[p], arrays=list(x),
+                      settings=fitted.own.get(p, {}))
               for p, x in fitted.places.items()}
     text = dict(router=fitted.settings, places=places, experts=experts) | (about or {})
     (folder/"router.json").write_text(json.dumps(text, indent=1) + "\n")
@@ -295,15 +317,18 @@ def read_router(
 )->FittedRouter:
     "Read a router; one that was fitted for other experts is refused."
     from safetensors.numpy import load_file
-    folder = Path(folder); file = folder/"router.json"
+    folder = Path(folder)
+    file = folder/"router.json"
     if not file.is_file():
         raise MissingFile(f"There is no router in '{folder}'. Give a folder that holds router.json.")
-    known = json.loads(file.read_text()); prints = lambda es: [e["fingerprint"] for e in es]
-    names = lambda es: ", ".join(e["name"] for e in es)
+    known = json.loads(file.read_text())
+    def prints(es): return [e["fingerprint"] for e in es]
+    def names(es): return ", ".join(e["name"] for e in es)
     if experts is not None and prints(experts) != prints(known["experts"]):
         raise InputError(f"The router in '{folder}' was fitted for {names(known['experts'])}, got "
                          f"{names(experts)} (contents or order differ). Fit a router for these experts.")
     arrays = load_file(folder/"router.safetensors") if (folder/"router.safetensors").exists() else {}
-    places = {p: {a: arrays[v["prefix"] + a] for a in v["arrays"]} for p, v in known["places"].items()}
+    places = {p: {a: arrays[v["prefix"] + a] for a in v["arrays"]}
+              for p, v in known["places"].items()}
     own = {p: v["settings"] for p, v in known["places"].items() if v["settings"]}
     return FittedRouter(known["router"], places, own)

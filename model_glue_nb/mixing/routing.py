@@ -30,7 +30,8 @@ def prompt_keys(ids, mask): # int64 and bool, (batch, length): token ids, and wh
 def nearest(k, a, x): # Neighbors; "points" (m, width), "values" (m, E), perhaps "offset" (m,); (n, width)
     "Mean values of the k points that are most alike; the overall mean breaks ties."
     alike = nn.functional.linear(x, a["points"], a.get("offset"))
-    return a["values"][alike.topk(k, dim=1).indices].mean(1) + 1e-6 * a["values"].mean(0)
+    return (a["values"][alike.topk(k, dim=1).indices].mean(1)
+            + 1e-6 * a["values"].mean(0))
 
 def router_scores(
     settings:dict, # "form" and what belongs to it: n_experts, seed, unit, squash, k
@@ -39,15 +40,18 @@ def router_scores(
     keys:torch.Tensor, # int64, (n,): numbers that identify the prompts
 )->torch.Tensor: # float32, (n, E)
     "How promising each expert is; the larger the better."
-    form, a = settings["form"], {k: v.float() for k, v in arrays.items()}
+    form = settings["form"]
+    a = {k: v.float() for k, v in arrays.items()}
     if form == "hash":
         mixed = (keys * 48271 + settings.get("seed", 0) * 69621) % PRIME
         pick = (mixed * mixed % PRIME) // 256 % settings["n_experts"]
         return nn.functional.one_hot(pick, settings["n_experts"]).float()
-    x = nn.functional.normalize(x.float(), dim=-1) if settings.get("unit", True) else x.float()
+    x = (nn.functional.normalize(x.float(), dim=-1)
+         if settings.get("unit", True) else x.float())
     if form == "nearest": s = nearest(settings.get("k", 1), a, x)
     else: s = nn.functional.linear(x, a["weight"], a.get("bias"))
-    if form == "mlp": s = nn.functional.linear(s.relu(), a["weight2"], a["bias2"])
+    if form == "mlp":
+        s = nn.functional.linear(s.relu(), a["weight2"], a["bias2"])
     return s.sigmoid() if settings.get("squash") else s
 
 # %% ../../nbs/08_mixing/01_routing.ipynb #265f4acb
@@ -79,8 +83,10 @@ class Router(nn.Module):
             self.register_parameter(name, array)
 
     def forward(self, x, keys):
-        s = self.settings; costs = torch.tensor(s["costs"]) if s.get("costs") else None
-        scores, heat = router_scores(s, dict(self.named_parameters()), x, keys), s.get("temperature", 1.0)
+        s = self.settings
+        costs = torch.tensor(s["costs"]) if s.get("costs") else None
+        scores = router_scores(s, dict(self.named_parameters()), x, keys)
+        heat = s.get("temperature", 1.0)
         index, weight = choose(scores, self.top_k, heat, costs, s.get("margin", 0.0))
         return index, weight, scores / heat # what the softmax is taken of comes last: its logits
 
@@ -96,7 +102,8 @@ def prompt_mask(
                          f"{tuple(attention_mask.shape)}. Give the attention_mask that the tokenizer made.")
     mask = torch.ones(shape, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     if prompt_lengths is not None:
-        mask = mask & (mask.long().cumsum(1) <= prompt_lengths.to(mask.device)[:, None])
+        mask = (mask
+                & (mask.long().cumsum(1) <= prompt_lengths.to(mask.device)[:, None]))
     if bool((mask.sum(1) == 0).any()):
         raise ValueError("A prompt is empty, so there is nothing to route on. Give at least one token.")
     return mask
@@ -104,8 +111,11 @@ def prompt_mask(
 def pool(x, mask, how="mean"): # (batch, length, width); (batch, length); "mean", "first" or "last"
     "One vector per prompt; what is not the prompt does not enter."
     mask = mask.to(x.device)
-    if how == "mean": return x.float().masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1, keepdim=True)
-    at = mask.long().argmax(1) if how == "first" else mask.shape[1] - 1 - mask.long().flip(1).argmax(1)
+    if how == "mean":
+        return (x.float().masked_fill(~mask[..., None], 0).sum(1)
+                / mask.sum(1, keepdim=True))
+    at = (mask.long().argmax(1) if how == "first"
+          else mask.shape[1] - 1 - mask.long().flip(1).argmax(1))
     return x[torch.arange(len(x), device=x.device), at].float()
 
 # %% ../../nbs/08_mixing/01_routing.ipynb #38855957
@@ -131,7 +141,11 @@ def groups(index, weight): # int64 and float, (batch, k): experts of each sample
 class Routes:
     "Where a batch goes: made on the prompt, place by place, and kept with the cache."
     def __init__(self, ids, mask, forced=None): # forced: (batch,), experts instead of the router's
-        self.mask, self.forced, self.plans, self.chosen, self.logits = mask, forced, {}, {}, {}
+        self.mask = mask
+        self.forced = forced
+        self.plans = {}
+        self.chosen = {}
+        self.logits = {}
         self.set_tokens(ids)
         self.keys = mask.long().sum(1) if ids is None else prompt_keys(ids, mask)
 
@@ -141,8 +155,12 @@ class Routes:
     def plan(self, place, router, read, how): # read: () → hidden states, (batch, length, width)
         "Groups of the batch at one place; decided once."
         if place not in self.plans:
-            if self.forced is not None: index, weight = self.forced[:, None], torch.ones(len(self.forced), 1)
-            else: index, weight, self.logits[place] = router(pool(read(), self.mask, how), self.keys)
+            if self.forced is not None:
+                index = self.forced[:, None]
+                weight = torch.ones(len(self.forced), 1)
+            else:
+                index, weight, self.logits[place] = router(pool(read(), self.mask, how),
+                                                           self.keys)
             self.chosen[place], self.plans[place] = index.cpu(), groups(index, weight)
         return self.plans[place]
 
@@ -190,7 +208,9 @@ def forced_route(
 def row_keys(x): # (…, width)
     "A number per vector, int64, in which every bit counts."
     bits = x.detach().float().contiguous().view(torch.int32).long()
-    return (bits * (2 * torch.arange(x.shape[-1], device=x.device) + 1) * 1000003).sum(-1)
+    return (bits
+            * (2 * torch.arange(x.shape[-1], device=x.device) + 1) * 1000003).sum(
+   -1)
 
 @torch.no_grad()
 def tokens_behind(
@@ -199,7 +219,8 @@ def tokens_behind(
     n_tokens:int, # Size of the vocabulary
 )->torch.Tensor: # int64, (…): token ids, -1 where no token has that vector
     "The tokens whose embeddings some vectors are."
-    wanted = row_keys(vectors); out = torch.full_like(wanted, -1)
+    wanted = row_keys(vectors)
+    out = torch.full_like(wanted, -1)
     for ids in torch.arange(n_tokens, device=vectors.device).split(4096):
         keys, order = row_keys(embedding(ids)).to(wanted.device).sort()
         at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)

@@ -16,7 +16,8 @@ from ..zoo.language_model import LanguageModel, context_length
 
 # %% ../../nbs/08_mixing/10_sampling.ipynb #df7e3d3a
 ABOVE_0 = number(1e-6, 1e6)
-SAMPLING = dict(do_sample=flag, temperature=number(0, 1e6), top_k=whole(0, 10**9), top_p=number(1e-9, 1),
+SAMPLING = dict(do_sample=flag, temperature=number(0, 1e6),
+                top_k=whole(0, 10**9), top_p=number(1e-9, 1),
                 min_p=number(0, 1), typical_p=number(1e-9, 1), repetition_penalty=ABOVE_0,
                 no_repeat_ngram_size=whole(0, 10**6), num_beams=whole(1, 10**4),
                 length_penalty=number(), early_stopping=flag, min_new_tokens=whole(0, 10**6))
@@ -40,7 +41,8 @@ def decoding(
 )->Decoding:
     "The caller's sampling arguments, checked."
     out = [str(unknown("argument of generate", k, SAMPLING)) for k in given if k not in SAMPLING]
-    out += [p for k, v in given.items() if k in SAMPLING for p in SAMPLING[k].problems(v, k)]
+    out += [p for k, v in given.items() if k in SAMPLING
+            for p in SAMPLING[k].problems(v, k)]
     out += whole(1, 10**4).problems(n, "n")
     out += [] if seed is None else whole(0, 2**63 - 1).problems(seed, "seed")
     refuse(out, "Cannot generate")
@@ -48,7 +50,8 @@ def decoding(
     if asked is None: asked = bool(OF_SAMPLING & set(given))
     drawn = asked and given.get("temperature") != 0
     rest = {k: v for k, v in given.items() if k not in (*OF_SAMPLING, "do_sample")}
-    how = {k: v for k, v in rest.items() if k not in NEUTRAL or v != NEUTRAL[k]}
+    how = {k: v for k, v in rest.items()
+           if k not in NEUTRAL or v != NEUTRAL[k]}
     if drawn: how = ALONE | {k: v for k, v in given.items() if k in OF_SAMPLING} | how
     if n > 1 and not drawn and how.get("num_beams", 1) < n:
         raise InputError(f"n is {n}, but without sampling all {n} answers would be alike. "
@@ -68,10 +71,12 @@ def sample_ids(
     import torch
     from transformers import GenerationConfig
     ends = live.end_tokens()
-    x = torch.tensor([ids], device=live.model.device); start = x.shape[1]
+    x = torch.tensor([ids], device=live.model.device)
+    start = x.shape[1]
     eos = torch.tensor(ends, device=x.device, dtype=torch.long)
     def ended(found, scores, **_):
-        done = live.has_stopped([found[:, start:]], eos, stop) if stop else [False] * len(found)
+        done = (live.has_stopped([found[:, start:]], eos, stop)
+                if stop else [False] * len(found))
         return torch.tensor(done, device=found.device)
     config = GenerationConfig(max_new_tokens=max_new_tokens, num_return_sequences=asked.n, use_cache=True,
                               eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0, **asked.how)
@@ -84,7 +89,8 @@ def sample_ids(
             out = live.model.generate(x, **given)
     finally: live.model.generation_config = own
     texts = live.decode([out[:, start:]], eos)
-    return [min((t.split(s)[0] for s in stop), key=len, default=t) for t in texts]
+    return [min((t.split(s)[0] for s in stop), key=len, default=t)
+            for t in texts]
 
 def answers(
     live:LanguageModel, # Who answers

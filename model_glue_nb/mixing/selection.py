@@ -31,8 +31,12 @@ def by_question(
     "Scores of some models, one row per question."
     if missing := [n for n in names if n not in items]: raise unknown("model with scores", missing[0], items)
     first = items[names[0]]
-    values = np.stack([np.concatenate([items[n][t] for t in first]) for n in names], 1)
-    return values, np.repeat(np.arange(len(first)), [len(v) for v in first.values()])
+    values = np.stack([np.concatenate([items[n][t] for t in first])
+                       for n in names],
+                      1)
+    return (values,
+            np.repeat(np.arange(len(first)),
+                      [len(v) for v in first.values()]))
 
 def split_by_task(
     values:np.ndarray, # (n,): one per question
@@ -110,14 +114,19 @@ def best_set(
     min_gain:float, # What an expert must be worth
 )->list[tuple[int,float]]: # Positions in the order of their gain, with the score reached
     "The best set that moves lead to, from the best single candidate and from all of them."
-    alone = max(((i,) for i in range(n) if fits((i,))), key=score) # of equals the first
-    starts = [alone] + [tuple(range(n))] * bool(fits(tuple(range(n))))
+    alone = max(((i,) for i in range(n) if fits((i,))),
+                key=score) # of equals the first
+    starts = ([alone]
+              + [tuple(range(n))] * bool(fits(tuple(range(n)))))
     ends = [climb(score, fits, n, min_gain, s) for s in starts]
-    left, taken = set(max(ends, key=lambda S: float(score(S)) - min_gain * len(S))), []
+    left, taken = (set(max(ends,
+                           key=lambda S: float(score(S)) - min_gain * len(S))),
+                   [])
     while left: # reported as if they had been added one by one
         S = tuple(i for i, _ in taken)
         i = max(sorted(left), key=lambda i: score(S + (i,)))
-        left.remove(i); taken.append((i, float(score(S + (i,)))))
+        left.remove(i)
+        taken.append((i, float(score(S + (i,)))))
     return taken
 
 def check_selection_budget(
@@ -148,9 +157,11 @@ def select_experts(
 ): # DataFrame, one row per step: expert, params, params_total, score, gain, oracle_task
     "The experts to keep, in the order of their gain."
     import pandas as pd
-    names = sorted(items, key=n_params.get); size = [n_params[n] for n in names] # of equals, the smaller
+    names = sorted(items, key=n_params.get)
+    size = [n_params[n] for n in names] # of equals, the smaller
     refuse(check_selection_budget(size, max_experts, max_params), "Cannot choose experts")
-    values, task = by_question(items, names); like = items[names[0]]
+    values, task = by_question(items, names)
+    like = items[names[0]]
     share = shares_of(like)
     guess = held_out_scores(router, vectors, values, task, seed=seed, weights=share)
     def routed(S):
@@ -162,9 +173,12 @@ def select_experts(
         return max_params is None or sum(size[i] for i in S) <= max_params
     taken = best_set(routed, fits, len(names), min_gain)
     t = pd.DataFrame(taken, columns=["i", "score"])
-    best = lambda S: mean_score(oracle_task({names[i]: items[names[i]] for i in S}))
-    t = t.assign(expert=[names[i] for i in t.i], params=[size[i] for i in t.i],
-                 gain=t.score.diff().fillna(t.score), oracle_task=[best(t.i[:k + 1]) for k in range(len(t))])
+    def best(S):
+        return mean_score(oracle_task({names[i]: items[names[i]] for i in S}))
+    t = t.assign(expert=[names[i] for i in t.i],
+                 params=[size[i] for i in t.i],
+                 gain=t.score.diff().fillna(t.score),
+                 oracle_task=[best(t.i[:k + 1]) for k in range(len(t))])
     columns = "expert params params_total score gain oracle_task".split()
     return t.assign(params_total=t.params.cumsum())[columns]
 
@@ -199,7 +213,8 @@ def rank_pairs(
     rows = []
     for router, vectors in seen:
         t = select_experts(items, vectors, n_params, router, **budget)
-        rows.append((router, tuple(t.expert), t.score.iloc[-1], t.params_total.iloc[-1]))
+        rows.append((router, tuple(t.expert),
+                     t.score.iloc[-1], t.params_total.iloc[-1]))
     out = pd.DataFrame(rows, columns="router experts score params_total".split())
     return out.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
@@ -223,10 +238,14 @@ def load_facts(
     values:np.ndarray, # (n, E): what each expert scored
 )->dict: # entropy, load_max, collapsed
     "How a router spreads its questions."
-    load = np.bincount(route, minlength=values.shape[1]) / len(route); used = load[load > 0]
-    entropy = float(-(used * np.log(used)).sum() / np.log(max(values.shape[1], 2)))
-    top = int(load.argmax()); among_best = float((values[:, top] >= values.max(1)).mean())
-    return dict(entropy=entropy, load_max=float(load[top]), collapsed=bool(load[top] >= .9 > among_best))
+    load = np.bincount(route, minlength=values.shape[1]) / len(route)
+    used = load[load > 0]
+    entropy = float(-(used * np.log(used)).sum()
+                    / np.log(max(values.shape[1], 2)))
+    top = int(load.argmax())
+    among_best = float((values[:, top] >= values.max(1)).mean())
+    return dict(entropy=entropy, load_max=float(load[top]),
+                collapsed=bool(load[top] >= .9 > among_best))
 
 def lab_row(
     route:np.ndarray, # (n,): expert of each report question
@@ -235,10 +254,12 @@ def lab_row(
     seed:int=0, # Of the interval
 )->dict: # Part of one row of the lab
     "What a route scores, and how far it is from the best single expert and from the oracles."
-    values, _ = by_question(report, list(report)); mine = values[np.arange(len(values)), route]
+    values, _ = by_question(report, list(report))
+    mine = values[np.arange(len(values)), route]
     m = mean_interval(split_by_task(mine, report[best]))
     low, high = mean_score(report[best]), mean_score(oracle_task(report))
-    return dict(score=m.mean, low=m.low, high=m.high, best_single=low, oracle_task=high,
+    return dict(score=m.mean, low=m.low,
+                high=m.high, best_single=low, oracle_task=high,
                 oracle_question=mean_score(oracle_question(report)),
                 share_closed=(m.mean - low) / (high - low) if high > low else float("nan"),
                 **load_facts(route, values))
@@ -256,22 +277,30 @@ def router_lab(
 ): # DataFrame, one row per router
     "Compare routers over the same experts."
     import pandas as pd
-    experts = list(search[1]); values, _ = by_question(search[1], experts)
-    theirs = {e: report[1][e] for e in experts}; share = shares_of(search[1][experts[0]])
-    asked, fresh = ([q.prompt for t in s.tasks for q in t.questions] for s in (search[0], report[0]))
-    best = max(experts, key=lambda e: mean_score(search[1][e])); rows = []
-    for r in (dict(name=n) if isinstance(n, str) else n for n in names or usable_routers()):
+    experts = list(search[1])
+    values, _ = by_question(search[1], experts)
+    theirs = {e: report[1][e] for e in experts}
+    share = shares_of(search[1][experts[0]])
+    asked, fresh = ([q.prompt for t in s.tasks for q in t.questions]
+                    for s in (search[0], report[0]))
+    best = max(experts, key=lambda e: mean_score(search[1][e]))
+    rows = []
+    for r in (dict(name=n) if isinstance(n, str) else n
+              for n in names or usable_routers()):
         kind = feature_kind(r["name"], features)
         costs = [n_params[e] for e in experts]
         fitted = fit_texts(r, lambda: encoder, costs, asked, values, features, share)
         through = cache(reader(fitted, lambda: encoder)) # loading is not what a prompt costs
         if kind == "sentence": through()
-        began = time.perf_counter(); route = fitted.route(featurize(fitted, through, fresh, kind), fresh)
+        began = time.perf_counter()
+        route = fitted.route(featurize(fitted, through, fresh, kind), fresh)
         ms = 1000 * (time.perf_counter() - began) / len(fresh)
         load = dict(zip(experts, np.bincount(route, minlength=len(experts)) / len(route)))
-        mean = lambda of: float(sum(share * of[e] for e, share in load.items()))
+        def mean(of):
+            return float(sum(share * of[e] for e, share in load.items()))
         cost = dict(params_per_token=mean(n_params) + encoder.n_params * (kind == "hidden"), route_ms=ms)
         if expert_ms: cost["ms"] = ms + mean(expert_ms)
         loads = {f"load {e}": share for e, share in load.items()}
-        rows.append(dict(router=r["name"]) | lab_row(route, theirs, best, seed) | cost | loads)
+        rows.append(dict(router=r["name"]) | lab_row(route,
+                                                     theirs, best, seed) | cost | loads)
     return pd.DataFrame(rows)

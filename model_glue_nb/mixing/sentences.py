@@ -62,8 +62,10 @@ class SentenceEncoder:
         out = np.zeros((len(ids), self.model.config.hidden_size), np.float32)
         with torch.inference_mode():
             for group in batches_by_length(ids):
-                x = torch.tensor([ids[i] for i in group], dtype=torch.long, device=self.model.device)
-                out[group] = self.model(input_ids=x).last_hidden_state.float().mean(1).cpu().numpy()
+                x = torch.tensor([ids[i] for i in group],
+                                 dtype=torch.long, device=self.model.device)
+                out[group] = self.model(input_ids=x).last_hidden_state.float().mean(
+                    1).cpu().numpy()
         return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
 
 def open_encoder(

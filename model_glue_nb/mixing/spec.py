@@ -56,7 +56,9 @@ def last_names(
     experts, # Names in a zoo, or folders
 )->list[str]: # What they are called in a mixture
     "Names of some experts: a folder is called by its last part."
-    return [Path(e).resolve().name if Path(e).is_dir() else str(e).split("/")[-1] for e in experts]
+    return [Path(e).resolve().name if Path(e).is_dir()
+            else str(e).split("/")[-1]
+            for e in experts]
 
 def prompt_encoder_of(
     spec, # A `MixtureSpec`
@@ -149,7 +151,9 @@ def check_mixture_spec(
               "Use another router, or mix at level 'model' without a base and without dense layers."),
              (spec.router.get("margin") and spec.top_k > 1,
               "A margin picks one cheap expert. Give top_k: 1, or leave out the margin.")]
-    out = [str(unknown(k, v, known)) for k, known in CHOICES.items() if (v := getattr(spec, k)) not in known]
+    out = [str(unknown(k, v, known))
+           for k, known in CHOICES.items()
+           if (v := getattr(spec, k)) not in known]
     return out + [text for wrong, text in rules if wrong] + check_router(spec.router, E)
 
 # %% ../../nbs/08_mixing/07_spec.ipynb #062988fb
@@ -215,7 +219,8 @@ class Parts:
     @property
     def reader(self)->int: # Where experts have their own embedding: the one through whose the router reads
         homes = [e.path.resolve() for e in self.experts]
-        return homes.index(self.base.path.resolve()) if self.base.path.resolve() in homes else 0
+        return (homes.index(self.base.path.resolve())
+                if self.base.path.resolve() in homes else 0)
     @property
     def layers(self)->list[int]: return list(range(self.K, self.base.n_layers)) # Those that are mixed
     @property
@@ -226,7 +231,8 @@ class Parts:
         "Tensors of the dense model; a tied head is stored with the embedding, buffers are computed."
         depth = self.base.n_layers
         found = [n for n in self.base.tensors if is_end(n) or mixed_part(n, "block", 0)]
-        known = [n for n in found if is_end(n) or int(n.split(".")[2]) < depth]
+        known = [n for n in found
+                 if is_end(n) or int(n.split(".")[2]) < depth]
         known = [n for n in known if not n.endswith("rotary_emb.inv_freq")]
         return [n for n in known if not (self.tied and n == "lm_head.weight")]
 
@@ -244,7 +250,8 @@ class Parts:
         rows = []
         for name in self.names():
             part = mixed_part(name, self.spec.level, self.K, self.own_ends)
-            if part: rows += [Owned(i, e, name, *part) for i, e in enumerate(self.experts)]
+            if part:
+                rows += [Owned(i, e, name, *part) for i, e in enumerate(self.experts)]
             else: rows.append(Owned(SHARED, self.base, name))
         return tuple(rows)
 
@@ -270,9 +277,12 @@ def find_parts(
 )->tuple[Parts|None,list[str]]: # The models, and what is wrong
     "Open the models of a mixture and check that they fit."
     found, out = {}, check_mixture_spec(spec)
-    for name in dict.fromkeys((*spec.experts, *([spec.base] if spec.base else []))):
+    for name in dict.fromkeys(
+            (*spec.experts, *([spec.base] if spec.base else []))):
         try: found[name] = find_model(zoo, name)
-        except InputError as e: out.append(str(e)); continue
+        except InputError as e:
+            out.append(str(e))
+            continue
         if isinstance(found[name], ZooModel): out += found[name].problems()
         else: out.append(f"'{name}' applies an adapter. Merge it into a checkpoint first (model-glue merge).")
     out = out or same_names(spec, found)
@@ -292,7 +302,8 @@ def own_ends(
     if spec.ends == "own": return True
     if any(has_tied_head(e) != parts.tied for e in parts.experts): return True
     ends = [n for n in parts.names() if is_end(n)]
-    same = lambda e, n: n in e.tensors and np.array_equal(e.raw(n), parts.base.raw(n))
+    def same(e, n):
+        return n in e.tensors and np.array_equal(e.raw(n), parts.base.raw(n))
     return not all(same(e, n) for e in parts.experts for n in ends)
 
 # %% ../../nbs/08_mixing/07_spec.ipynb #8861f964
@@ -332,7 +343,8 @@ def check_shapes(
             want = base.tensors[n].shape
             have = e.tensors[n].shape if n in e.tensors else "none (it is missing)"
             if have != want: # one tensor per expert says it all
-                out.append(f"'{n}' has shape {have} in '{e.name}', {want} in '{base.name}'. {instead}"); break
+                out.append(f"'{n}' has shape {have} in '{e.name}', {want} in '{base.name}'. {instead}")
+                break
     for m in (base, *parts.experts):
         odd = [t for n, t in m.tensors.items() if n in known and t.dtype not in PLAIN_FLOATS]
         out += [f"'{t.name}' of '{m.name}' is stored as {t.dtype}, a quantised type. Use the unquantised "

@@ -50,10 +50,16 @@ def settled(
     "Text as soon as nothing can change it anymore."
     new, said = [], 0
     for token in tokens:
-        new.append(token); text = decode(new)
+        new.append(token)
+        text = decode(new)
         if any(s in text for s in stop): break
-        sure = len(text) - max((k for s in stop for k in range(len(s)) if text.endswith(s[:k])), default=0)
-        if sure > said and not text.endswith("\ufffd"): yield text[said:sure]; said = sure
+        sure = (len(text)
+                - max((k for s in stop for k in range(len(s))
+                       if text.endswith(s[:k])),
+                      default=0))
+        if sure > said and not text.endswith("\ufffd"):
+            yield text[said:sure]
+            said = sure
     text = decode(new)
     text = min((text.split(s)[0] for s in stop), key=len, default=text)
     if len(text) > said: yield text[said:]
@@ -109,7 +115,8 @@ def stream_ids(
     check_length(live, [len(ids) + max_new_tokens])
     tokenizer, end, pieces = live.tokenizer, live.model.generation_config.eos_token_id, Pieces()
     ends = set(end if isinstance(end, (list, tuple)) else [end])
-    worker = Thread(target=speak, args=(live, ids, max_new_tokens, pieces, lock, how, seed), daemon=True)
+    worker = Thread(target=speak,
+                    args=(live, ids, max_new_tokens, pieces, lock, how, seed), daemon=True)
     del live # it can be freed as soon as the worker has ended
     def tokens():
         while (x := pieces.queue.get()) is not None:

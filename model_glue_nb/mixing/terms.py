@@ -26,7 +26,10 @@ def fit_terms(
     held = Counter(w for t in texts for w in set(words_of(t)))
     terms = sorted(sorted(held), key=lambda w: -held[w])[:max_terms]
     if not terms: raise InputError("The search prompts contain no words. Use a router that reads tokens.")
-    return dict(terms=terms, idf=[float(np.log((1 + len(texts)) / (1 + held[w])) + 1) for w in terms])
+    return dict(terms=terms,
+                idf=[float(np.log(
+                    (1 + len(texts)) / (1 + held[w])) + 1)
+                     for w in terms])
 
 def term_vectors(
     texts:list[str], # Prompts
@@ -34,7 +37,8 @@ def term_vectors(
     idf:list[float], # What each weighs
 )->np.ndarray: # float32, (n, terms), rows of unit length; 0 where no word is known
     "One vector per text."
-    place, out = {w: i for i, w in enumerate(terms)}, np.zeros((len(texts), len(terms)), np.float32)
+    place = {w: i for i, w in enumerate(terms)}
+    out = np.zeros((len(texts), len(terms)), np.float32)
     for row, t in zip(out, texts):
         for w, count in Counter(words_of(t)).items():
             if w in place: row[place[w]] = count * idf[place[w]]

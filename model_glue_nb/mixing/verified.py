@@ -27,11 +27,13 @@ def check_files(
     found, out = {}, []
     for file in sorted(folder.glob("*.safetensors")):
         try:
-            with safe_open(file, "np") as f: found |= {k: f.get_slice(k).get_dtype() for k in f.keys()}
+            with safe_open(file, "np") as f:
+                found |= {k: f.get_slice(k).get_dtype() for k in f.keys()}
         except Exception as e: out.append(f"'{file.name}' is refused by safetensors ({e}). Mix again.")
     odd = sorted(set(found) ^ set(table))
     if odd: out.append(f"{len(odd)} tensors are missing or too many, the first: '{odd[0]}'. Report this.")
-    kinds = {v for k, v in found.items() if k not in table or table[k].owner != OF_ROUTER}
+    kinds = {v for k, v in found.items()
+             if k not in table or table[k].owner != OF_ROUTER}
     stored = ", ".join(sorted(kinds))
     if kinds - {dtype}: out.append(f"Tensors are stored as {stored}, all should be {dtype}. Report this.")
     for what, load in (("config", AutoConfig), ("tokenizer", AutoTokenizer)):
@@ -64,30 +66,37 @@ def compare_experts(
     import torch
     from transformers import AutoModelForCausalLM
     how = dict(dtype=torch.float32, trust_remote_code=False, output_loading_info=True)
-    load = lambda path: AutoModelForCausalLM.from_pretrained(path, **how)
+    def load(path): return AutoModelForCausalLM.from_pretrained(path, **how)
     mixture, said = load(folder)
     lost = sorted(map(str, (*said["missing_keys"], *said["unexpected_keys"])))
     if lost:
         return [f"transformers finds {len(lost)} tensors missing or too many, the first: '{lost[0]}'. "
                 "Report this."]
-    dense, _ = load(parts.base.path); mixture.eval(); dense.eval()
+    dense, _ = load(parts.base.path)
+    mixture.eval()
+    dense.eval()
     own = mixture.config.model_type == "model_glue_mixture"
     n = parts.base.config.get("vocab_size") or dense.get_input_embeddings().num_embeddings
-    ids = torch.randint(0, n, (2, 8), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, n, (2, 8),
+                        generator=torch.Generator().manual_seed(0))
     whole, out = dense.state_dict(), []
     mine = [n for n in whole if parts.replaces(n)]
-    fused = lambda name, p: not own and ".experts." in name and p.dim() == 3
+    def fused(name, p): return not own and ".experts." in name and p.dim() == 3
     stacks = [p for name, p in mixture.named_parameters() if fused(name, p)]
     kept = [p.detach().clone() for p in stacks]
     with torch.inference_mode():
         for i, e in enumerate(parts.experts):
-            stored = {n: torch.from_numpy(np.array(e.values(n))) for n in mine if n in e.tensors}
+            stored = {n: torch.from_numpy(np.array(e.values(n)))
+                      for n in mine
+                      if n in e.tensors}
             if len(stored) < len(mine): stored = load(e.path)[0].state_dict() # fused when loaded
             for name in mine: whole[name].copy_(stored[name])
-            for p, k in zip(stacks, kept): p.copy_(k[i:i + 1].expand_as(p))
+            for p, k in zip(stacks, kept):
+                p.copy_(k[i:i + 1].expand_as(p))
             forced = dict(route=i) if own else {}
             want, got = dense(input_ids=ids).logits, mixture(input_ids=ids, **forced).logits
-            far = float((got - want).abs().max()) / max(1, float(want.abs().max()))
+            far = (float((got - want).abs().max())
+                   / max(1, float(want.abs().max())))
             if far <= tolerance: continue # NaN is not
             out.append(f"With '{e.name}' chosen, the mixture's logits differ by {far:.2g} from "
                        f"'{parts.base.name}' with the parts of '{e.name}'. Report this.")

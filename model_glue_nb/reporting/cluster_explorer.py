@@ -27,13 +27,21 @@ def branches(
 ): # DataFrame: cluster low high height low_height high_height; cluster None above the threshold
     "The joins of a tree as rows for `plot_similarity`."
     import pandas as pd
-    n = len(tree.names); home = {m: c["name"] for c in clusters for m in c["members"]}
-    at = {leaf: float(i) for i, leaf in enumerate(tree.order)}; high = dict.fromkeys(range(n), tree.top)
-    kind = {i: home[m] for i, m in enumerate(tree.names)}; rows = []
-    for k, ((a, b, *_), h) in enumerate(zip(tree.links, tree.heights)):
-        a, b = sorted((int(a), int(b)), key=at.get); at[n + k] = (at[a] + at[b]) / 2; high[n + k] = h
+    n = len(tree.names)
+    home = {m: c["name"] for c in clusters for m in c["members"]}
+    at = {leaf: float(i) for i, leaf in enumerate(tree.order)}
+    high = dict.fromkeys(range(n), tree.top)
+    kind = {i: home[m] for i, m in enumerate(tree.names)}
+    rows = []
+    for k, ((a, b, *_), h) in enumerate(
+            zip(tree.links, tree.heights)):
+        a, b = sorted((int(a), int(b)), key=at.get)
+        at[n + k] = (at[a] + at[b]) / 2
+        high[n + k] = h
         kind[n + k] = kind[a] if kind[a] == kind[b] else ""
-        if np.isfinite(h): rows.append((kind[n + k], at[a], at[b], h, high[a], high[b]))
+        if np.isfinite(h):
+            rows.append((kind[n + k], at[a],
+                         at[b], h, high[a], high[b]))
     return pd.DataFrame(rows, columns="cluster low high height low_height high_height".split())
 
 # %% ../../nbs/10_reporting/10_cluster_explorer.ipynb #8c6a967e
@@ -43,7 +51,8 @@ def widest_gap(
     "Middle of the widest gap between two joins of a tree."
     h = np.sort(tree.heights[np.isfinite(tree.heights)])
     if len(h) < 2: return float(tree.top)
-    k = int(np.diff(h).argmax()); return float((h[k] + h[k + 1]) / 2)
+    k = int(np.diff(h).argmax())
+    return float((h[k] + h[k + 1]) / 2)
 
 # %% ../../nbs/10_reporting/10_cluster_explorer.ipynb #697abe90
 METRICS = {"column-mean cosine": "column_cosine", "flattened cosine": "cosine",
@@ -61,14 +70,16 @@ def squares(
     at = {name: i for i, name in enumerate(names)}
     def square(rows, value, diagonal):
         rows = rows[rows.a.isin(at) & rows.b.isin(at)]
-        i, j = rows.a.map(at).to_numpy(), rows.b.map(at).to_numpy()
+        i = rows.a.map(at).to_numpy()
+        j = rows.b.map(at).to_numpy()
         x = np.full((len(at), len(at)), np.nan)
         x[i, j] = x[j, i] = rows[value]
         np.fill_diagonal(x, diagonal)
         return pd.DataFrame(x, names, names)
     for table in (data["similarity_by_role"], data["similarity_by_layer"]):
         if table is None: continue
-        measured = table[table.value.notna() & table.a.isin(at) & table.b.isin(at)]
+        measured = table[table.value.notna() & table.a.isin(at) & table.b.isin(
+            at)]
         for (metric, role, layer), rows in measured.groupby(["metric", "role", "layer"], dropna=False):
             layer = None if pd.isna(layer) else int(layer)
             out[metric, role, layer] = square(rows, "value", 1.0)
@@ -87,7 +98,9 @@ def over_roles(
     for (metric, _, layer), x in known.items():
         if layer is not None: parts.setdefault((metric, layer), []).append(x)
     measured = {(metric, layer) for metric, role, layer in known if role != "all"}
-    return {(m, "all", l): sum(x) / len(x) for (m, l), x in parts.items() if (m, l) in measured}
+    return {(m, "all", l): sum(x) / len(x)
+            for (m, l), x in parts.items()
+            if (m, l) in measured}
 
 def over_layers(
     known:dict[tuple,object], # (metric, role, layer) → n×n DataFrame
@@ -96,7 +109,9 @@ def over_layers(
     parts = {}
     for (metric, role, layer), x in known.items():
         if layer is not None: parts.setdefault((metric, role), []).append(x)
-    return {(m, r, None): sum(x) / len(x) for (m, r), x in parts.items() if (m, r, None) not in known}
+    return {(m, r, None): sum(x) / len(x)
+            for (m, r), x in parts.items()
+            if (m, r, None) not in known}
 
 # %% ../../nbs/10_reporting/10_cluster_explorer.ipynb #5c077888
 def known_of_pair(
@@ -105,17 +120,27 @@ def known_of_pair(
 )->tuple: # DataFrame for `plot_pair`, and a note
     "Forecast and measured changes of a pair."
     import pandas as pd
-    rows, note = [], ""; nan = float("nan")
-    pick = lambda t: t[(t.a == a) & (t.b == b) | (t.a == b) & (t.b == a)] if t is not None else []
-    for p in (pick(data["pairs"]).to_dict("records") if len(pick(data["pairs"])) else []):
+    rows, note = [], ""
+    nan = float("nan")
+    def pick(t):
+        return (t[(t.a == a) & (t.b == b)
+                  | (t.a == b) & (t.b == a)]
+                if t is not None else [])
+    for p in (pick(data["pairs"]).to_dict("records")
+              if len(pick(data["pairs"])) else []):
         if (f := p.get("forecast_new", nan)) == f:
-            e = 2 * float(np.sqrt(np.mean((data["pairs"].change - data["pairs"].forecast_new) ** 2)))
+            e = (2
+                 * float(np.sqrt(
+                     np.mean((data["pairs"].change - data["pairs"].forecast_new) ** 2))))
             rows.append(("forecast, both unseen", f, f - e, f + e, nan))
-        rows.append(("measured on search", p["change"], p["low"], p["high"], p.get("n", nan)))
+        rows.append(("measured on search", p["change"], p["low"],
+                     p["high"], p.get("n", nan)))
         if (c := p.get("change_report", nan)) == c:
             rows.append(("measured on report", c, p["low_report"], p["high_report"], p["n_report"]))
-    for p in (pick(data["forecast"]).to_dict("records") if len(pick(data["forecast"])) else []):
-        if p["change"] == p["change"]: rows.append(("forecast", p["change"], p["low"], p["high"], nan))
+    for p in (pick(data["forecast"]).to_dict("records")
+              if len(pick(data["forecast"])) else []):
+        if p["change"] == p["change"]:
+            rows.append(("forecast", p["change"], p["low"], p["high"], nan))
         note = f"forecast: {p['says']}"
     if data["pairs"] is None and data["forecast"] is None:
         note = "Merges of pairs: model-glue forecast ZOO --out RUN"
@@ -135,7 +160,8 @@ class ClusterExplorer(Explorer):
         self.data = d = run if isinstance(run, dict) else read_run(run, **tables)
         self.squares, self.colours, self.trees = squares(d), colours_of(d), {}
         self.names = [] if d["similarity"] is None else list(d["similarity"].index)
-        there = [(k, m) for k, m in METRICS.items() if any(m == x for x, *_ in self.squares)]
+        there = [(k, m) for k, m in METRICS.items()
+                 if any(m == x for x, *_ in self.squares)]
         self.metric = choice("metric", there or [("none", None)])
         self.role = choice("part", [("all", "all")])
         self.layer = choice("layer", [("all", ALL)], width="9rem")
@@ -143,7 +169,8 @@ class ClusterExplorer(Explorer):
         self.threshold = w.FloatSlider(value=.95, min=0, max=1, step=.005, description="threshold",
                                        readout_format=".3f", continuous_update=True, **shape)
         a, b = self.nearest()
-        self.a, self.b = choice("a", self.names, a, "11rem"), choice("b", self.names, b, "11rem")
+        self.a = choice("a", self.names, a, "11rem")
+        self.b = choice("b", self.names, b, "11rem")
         self.words = w.HTML(layout=dict(margin="2px 0 0 2px"))
         self.busy = False # True while the code sets controls, which then draw nothing
         self.start = (d["recipe"].get("clusters") or {}).get("threshold", .95)
@@ -153,10 +180,13 @@ class ClusterExplorer(Explorer):
     def nearest(self)->list[str]: # Two names, or none
         "The pair to look at first: measured if there is one, else the two nearest."
         p = self.data["pairs"]
-        if p is not None and len(p): return list(p.iloc[p.change.argmax()][["a", "b"]])
+        if p is not None and len(p):
+            return list(p.iloc[p.change.argmax()][["a", "b"]])
         if len(self.names) < 2: return [None, None]
-        v = self.data["similarity"].to_numpy(float, copy=True); v[range(len(v)), range(len(v))] = np.nan
-        i, j = np.unravel_index(np.nanargmax(v), v.shape) if np.isfinite(v).any() else (0, 1)
+        v = self.data["similarity"].to_numpy(float, copy=True)
+        v[range(len(v)), range(len(v))] = np.nan
+        i, j = (np.unravel_index(np.nanargmax(v), v.shape)
+                if np.isfinite(v).any() else (0, 1))
         return [self.names[i], self.names[j]]
 
 # %% ../../nbs/10_reporting/10_cluster_explorer.ipynb #fb54f397
@@ -167,12 +197,15 @@ def offer(self:ClusterExplorer):
     "Parts, layers and threshold range of the chosen metric."
     if not self.squares: return
     metric = self.metric.value
-    mine = {(role, layer): x for (m, role, layer), x in self.squares.items() if m == metric}
+    mine = {(role, layer): x
+            for (m, role, layer), x in self.squares.items()
+            if m == metric}
     roles = sorted({role for role, _ in mine})
     layers = sorted({layer for _, layer in mine if layer is not None})
     self.busy = True
     self.role.options = [(LABELS.get(role, role), role) for role in roles]
-    self.layer.options = [("all", ALL), *((str(layer), layer) for layer in layers)]
+    self.layer.options = [("all", ALL),
+                          *((str(layer), layer) for layer in layers)]
     self.role.value, self.layer.value = "all", ALL
     values = np.concatenate([x.to_numpy().ravel() for x in mine.values()])
     values = values[np.isfinite(values)]
@@ -199,7 +232,8 @@ def key(self:ClusterExplorer): # As in `squares`
 def tree(self:ClusterExplorer)->Tree:
     "The tree of the chosen metric, part and layer, grown once."
     key = self.key
-    if key not in self.trees: self.trees[key] = grow_tree(self.squares[key], key[0] == "barrier")
+    if key not in self.trees:
+        self.trees[key] = grow_tree(self.squares[key], key[0] == "barrier")
     return self.trees[key]
 
 # %% ../../nbs/10_reporting/10_cluster_explorer.ipynb #9d80e265
@@ -211,7 +245,8 @@ def main_figure(self:ClusterExplorer):
     self.clusters = tree.cut(threshold)
     square = self.squares[self.key].iloc[tree.order, tree.order]
     joins = branches(tree, self.clusters)
-    return plot_similarity(square, self.clusters, threshold, joins, metric=self.metric.label, colours=self.colours)
+    return plot_similarity(square, self.clusters, threshold, joins,
+                           metric=self.metric.label, colours=self.colours)
 
 # %% ../../nbs/10_reporting/10_cluster_explorer.ipynb #3ac5fa24
 @patch
@@ -224,11 +259,14 @@ def build(self:ClusterExplorer):
     if self.squares: self.main.observe(self.click, "click")
     half = dict(min_width="0", overflow="hidden")
     left = w.VBox([self.main], layout=dict(flex="3 1 36rem", **half))
-    pair = w.VBox([row(self.a, self.b), self.layers, self.change], layout=dict(flex="2 1 22rem", **half))
-    both = w.HBox([left, pair], layout=dict(flex_flow="row wrap", grid_gap="12px", margin="10px 0 0 0"))
+    pair = w.VBox([row(self.a, self.b), self.layers, self.change],
+                  layout=dict(flex="2 1 22rem", **half))
+    both = w.HBox([left, pair],
+                  layout=dict(flex_flow="row wrap", grid_gap="12px", margin="10px 0 0 0"))
     controls = self.metric, self.role, self.layer, self.threshold
     parts = [row(*controls), self.words, both]
-    self.box = w.VBox(parts if self.squares else [self.main], layout=dict(width="100%"))
+    self.box = w.VBox(parts if self.squares else [self.main],
+                      layout=dict(width="100%"))
     for c in controls: c.observe(self.draw, "value")
     for c in (self.a, self.b): c.observe(self.look, "value")
     self.tell()
@@ -240,7 +278,8 @@ def pair_figures(self:ClusterExplorer):
     if a is None or a == b: return [empty_figure("A pair", "Choose two models, or click a cell.")] * 2
     metric = self.metric.value if self.metric.value != "barrier" else "column_cosine"
     rows, note = known_of_pair(self.data, a, b)
-    return plot_layers(self.data["similarity_by_layer"], a, b, metric), plot_pair(rows, (a, b), note)
+    return (plot_layers(self.data["similarity_by_layer"], a, b, metric),
+            plot_pair(rows, (a, b), note))
 
 # %% ../../nbs/10_reporting/10_cluster_explorer.ipynb #e0d0e376
 @patch
@@ -258,14 +297,16 @@ def draw(self:ClusterExplorer, change=None):
 def look(self:ClusterExplorer, change=None):
     "After another pair was chosen."
     if self.busy: return
-    for view, fig in zip((self.layers, self.change), self.pair_figures()): view.show(fig)
+    for view, fig in zip((self.layers, self.change), self.pair_figures()):
+        view.show(fig)
 
 @patch
 def click(self:ClusterExplorer, change):
     "A click on a cell of the heatmap chooses a pair."
     at, order = change["new"], self.tree.order
     self.busy = True
-    self.a.value, self.b.value = (self.names[order[int(at[k])]] for k in "yx")
+    self.a.value, self.b.value = (self.names[order[int(at[k])]]
+                                  for k in "yx")
     self.busy = False
     self.look()
 
@@ -281,7 +322,9 @@ def tell(self:ClusterExplorer):
     groups, alone = [], []
     for c in self.clusters:
         members = c["members"]
-        if len(members) == 1: alone += members; continue
+        if len(members) == 1:
+            alone += members
+            continue
         colour = self.colours.get(sorted(members)[0], "#7A828C")
         groups.append(f'<span style="display:inline-block;border:2px solid {colour};border-radius:14px;'
                       f'padding:1px 6px;margin:2px 6px 2px 0">{self.chips(members)}</span>')

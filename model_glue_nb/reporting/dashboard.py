@@ -99,7 +99,8 @@ def comparison_html(
     comparison, # DataFrame: the comparison table of a run
 )->str: # An HTML table, scores in percent
     "The comparison table with gains, costs and one column per task."
-    tasks, name = [c for c in comparison if c not in COLUMNS], lambda s: html.escape(str(s))
+    tasks, name = ([c for c in comparison if c not in COLUMNS],
+                   lambda s: html.escape(str(s)))
     heads = ["system", "mean, %<br>95 % interval", "gain, points<br>95 % interval", "parameters", "active",
              "ms per<br>question"]
     ours, rows = "chosen" if _row(comparison, "chosen") else "model_glue", []
@@ -131,7 +132,8 @@ def _figure(anchor, fig, note):
     "A card with a figure; without data, with the sentence that says what is missing."
     title, _, said = (fig.layout.title.text or "").partition("<br>")
     title, about = _words(title), _words(said)
-    if not fig.data: return _section(anchor, title, _words(fig.layout.annotations[0].text), "")
+    if not fig.data:
+        return _section(anchor, title, _words(fig.layout.annotations[0].text), "")
     data = fig.to_json().replace("</", "<\\/") # a name must not end the script
     plot = f'<div class="plot" role="img" aria-label="{title}: {about}"></div>'
     plot += f'<script type="application/json">{data}</script>'
@@ -142,14 +144,18 @@ def _tree_of(d, threshold):
     "Similarities in the order of their tree, the clusters of the run, and its branches."
     s = d["similarity"]
     if s is None or len(s) < 2: return s, d["clusters"], None
-    tree = grow_tree(s); cut = tree.cut(threshold) if threshold is not None else []
-    same = {frozenset(c["members"]) for c in cut} == {frozenset(c["members"]) for c in d["clusters"]}
+    tree = grow_tree(s)
+    cut = tree.cut(threshold) if threshold is not None else []
+    same = {frozenset(c["members"])
+            for c in cut} == {frozenset(c["members"]) for c in d["clusters"]}
     if not same: return s, d["clusters"], None # another linkage: its clusters are not branches of this tree
     return s.iloc[tree.order, tree.order], cut, branches(tree, cut)
 
 def _figures(d, suite, seed):
     "The figures as (anchor, name in the menu, card)."
-    threshold = (d["recipe"].get("clusters") or {}).get("threshold"); c = colours_of(d); n = (suite, seed)
+    threshold = (d["recipe"].get("clusters") or {}).get("threshold")
+    c = colours_of(d)
+    n = (suite, seed)
     square, groups, tree = _tree_of(d, threshold)
     lost = confusion(d["routes"], Answers(d["items"])) if d["routes"] is not None else None
     figures = [
@@ -168,7 +174,8 @@ def _figures(d, suite, seed):
         ("confusion", plot_confusion(lost, "model_glue", *n, c),
          "Off the diagonal: the expert failed, and another one of the mixture got it right."),
         ("cost", plot_cost(d["comparison"], "params_total", *n), "The price of each gain.")]
-    return [(k, k, _figure(k, fig, note)) for k, fig, note in figures] + _owes(d, seed, c)
+    return ([(k, k, _figure(k, fig, note)) for k, fig, note in figures]
+            + _owes(d, seed, c))
 
 # %% ../../nbs/10_reporting/14_dashboard.ipynb #d74a35f7
 def _owes(d, seed, colours):
@@ -182,8 +189,8 @@ def _owes(d, seed, colours):
 
 def _clusters(d):
     "The card with clusters and skipped members."
-    e = lambda x: html.escape(str(x))
-    chips = lambda ms: "".join(f'<span class="chip">{e(m)}</span>' for m in ms)
+    def e(x): return html.escape(str(x))
+    def chips(ms): return "".join(f'<span class="chip">{e(m)}</span>' for m in ms)
     items = [f"<li><b>{e(c['name'])} · {len(c['members'])} model{'s' * (len(c['members']) != 1)}</b>"
              f"{chips(c['members'])}</li>"
              for c in d["clusters"]]
@@ -204,19 +211,22 @@ def _flat(d, prefix=""):
 
 def _small_print(d):
     "Recipe, environment and caveats."
-    e, env = html.escape, {k: v for k,
-                           v in d["environment"].items() if "description" not in k and k != "skipped"}
+    e = html.escape
+    env = {k: v for k, v in d["environment"].items()
+           if "description" not in k and k != "skipped"}
     engineered = ("The demo zoo was engineered to show these phenomena: its specialists, its strangers "
                   "and its hot fine-tunes were trained for this.")
-    notes = [*map(str, d["description"])] + [engineered] * (d["recipe"].get("zoo") == "demo") + [
-        "Questions were split once, by hash: the search saw only <i>search</i>, "
-        "every score of the comparison is on <i>report</i>.",
-        "Intervals of gains are 95 % intervals of paired differences, over questions: "
-        "they cover other questions, not another zoo.",
-        "The oracles cannot be chosen in practice. "
-        "The one per question counts a question when any model is right, which includes luck.",
-        "Time per question depends on the machine and its load; compare the ratios."]
-    notes = [e(n) if i < len(d["description"]) else n for i, n in enumerate(notes)]
+    notes = [*map(str,
+                  d["description"])] + [engineered] * (d["recipe"].get("zoo") == "demo") + [
+   "Questions were split once, by hash: the search saw only <i>search</i>, "
+   "every score of the comparison is on <i>report</i>.",
+   "Intervals of gains are 95 % intervals of paired differences, over questions: "
+   "they cover other questions, not another zoo.",
+   "The oracles cannot be chosen in practice. "
+   "The one per question counts a question when any model is right, which includes luck.",
+   "Time per question depends on the machine and its load; compare the ratios."]
+    notes = [e(n) if i < len(d["description"]) else n
+             for i, n in enumerate(notes)]
     dl = "".join(f"<dt>{e(k)}</dt><dd>{e(v)}</dd>" for k, v in _flat(env)) or "<dd>not recorded</dd>"
     recipe = _section("recipe", "Recipe", "", f"<pre>{e(d['recipe_text'].strip()) or 'not recorded'}</pre>")
     where = _section("environment", "Environment", "", f"<dl>{dl}</dl>")
@@ -230,7 +240,8 @@ def report_html(
 )->str: # A whole HTML page, about 5 MB because Plotly is inside
     "The report of a run as one page."
     from plotly.offline import get_plotlyjs
-    e, recipe = html.escape, data["recipe"]; suite, seed = about(data)
+    e, recipe = html.escape, data["recipe"]
+    suite, seed = about(data)
     head, lead = headline(data["comparison"])
     bars = _figure("comparison", plot_comparison(data["comparison"], suite, seed),
                    "Bars are means over tasks.")
@@ -242,8 +253,9 @@ def report_html(
                       "model, itself chosen on <i>search</i>. Active: parameters used for one question.",
                                comparison_html(data["comparison"]))))
     cards += _figures(data, suite, seed) + [("clusters", "clusters", _clusters(data))]
-    nav = [(a, n) for a, n, _ in cards] + [("recipe", "recipe"), ("environment", "environment"),
-                                           ("caveats", "caveats")]
+    nav = [(a, n)
+           for a, n, _ in cards] + [("recipe", "recipe"), ("environment", "environment"),
+                                    ("caveats", "caveats")]
     words = [f"run {data['name']}", f"zoo {recipe['zoo']}" if "zoo" in recipe else "",
              f"benchmark {suite}" if suite else "", f"seed {seed}"]
     fill = dict(title=e(f"{data['name']} · model_glue"), eyebrow=e(" · ".join(filter(None, words))),
@@ -275,11 +287,14 @@ def report_sources(
     "The state that a report was made from: the run's tables and answers, and the code that shows them."
     kinds, package = (".csv", ".json", ".yaml"), resources.files("model_glue_nb")
     tables = sorted(f for f in run.path.iterdir() if f.suffix in kinds and f.name != "stages.csv")
-    files = [f for folder in (package, package/"data") for f in folder.iterdir() if f.is_file()]
+    files = [f for folder in (package, package/"data")
+             for f in folder.iterdir() if f.is_file()]
     code = sorted((f.name, f.stat().st_mtime_ns) for f in files)
     ask = "select count(*), total(value), total(length(answer)) from results"
-    answers = run.store.db.execute(ask).fetchone() if (run.path/"store.sqlite").exists() else ()
-    return digest(code, answers, *(x for f in tables for x in (f.name, read_bytes(f, RUN_BYTES))))
+    answers = (run.store.db.execute(ask).fetchone()
+               if (run.path/"store.sqlite").exists() else ())
+    return digest(code, answers,
+                  *(x for f in tables for x in (f.name, read_bytes(f, RUN_BYTES))))
 
 # %% ../../nbs/10_reporting/14_dashboard.ipynb #4e53dbcb
 EXPLORERS = dict(performance=PerformanceExplorer, clusters=ClusterExplorer, search=SearchExplorer,
@@ -292,14 +307,17 @@ def explore(
 ): # Widget: the result in a sentence, and four tabs
     "Explore a run with the mouse or the keyboard."
     import ipywidgets as w
-    data = deepen(read_run(run, **tables), "items", "gains"); room = [w.VBox() for _ in EXPLORERS]
+    data = deepen(read_run(run, **tables), "items", "gains")
+    room = [w.VBox() for _ in EXPLORERS]
     big = "<div style='font-size:1.25em;font-weight:600;margin:.3em 0'>{}</div><div>{}</div>"
     head = w.HTML(big.format(*headline(data["comparison"])))
-    tabs = w.Tab(children=room, titles=list(EXPLORERS), selected_index=0, layout=dict(width="100%"))
+    tabs = w.Tab(children=room, titles=list(EXPLORERS),
+                 selected_index=0, layout=dict(width="100%"))
     def build(change=None):
         at = tabs.selected_index
         if at is None or room[at].children: return
         name, make = list(EXPLORERS.items())[at]
         room[at].children = [(make(data, mixture) if name == "routing" else make(data)).box]
-    tabs.observe(build, "selected_index"); build()
+    tabs.observe(build, "selected_index")
+    build()
     return w.VBox([head, tabs])

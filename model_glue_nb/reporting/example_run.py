@@ -23,8 +23,13 @@ def _names(n): return [*NAMES, *(f"d-{i}" for i in range(n))][:n]
 def _scores(models, tasks, rng):
     "Long table of scores on both splits."
     import pandas as pd
-    def p(m, t): return .97 if m[2:5] == t[:3] else .05 if m == "a-hot" else rng.uniform(.3, .7)
-    rows = [(m, t, s, v, (v * (1 - v) / n) ** .5, n) for m in models for t in tasks for v in [p(m, t)]
+    def p(m, t):
+        return (.97 if m[2:5] == t[:3]
+                else .05 if m == "a-hot" else rng.uniform(.3, .7))
+    rows = [(m, t, s, v, (v * (1 - v) / n) ** .5, n)
+            for m in models
+            for t in tasks
+            for v in [p(m, t)]
             for s, n in (("search", 60), ("report", 500))]
     return pd.DataFrame(rows, columns="model task split score stderr n".split())
 
@@ -41,13 +46,17 @@ def _similarity(models):
 def _by_layer(square, n_layers):
     "The same, pair by pair, per metric, role and layer."
     import pandas as pd
-    names = list(square.index); rows = []
-    pairs = [(a, b, square.loc[a, b]) for i, a in enumerate(names) for b in names[i + 1:]]
+    names = list(square.index)
+    rows = []
+    pairs = [(a, b, square.loc[a, b])
+             for i, a in enumerate(names)
+             for b in names[i + 1:]]
     for a, b, s in pairs:
         if s != s: continue
         for k, metric in enumerate(("column_cosine", "cosine", "task_cosine", "sign_agreement")):
             for r, role in enumerate(("attn", "mlp")):
-                rows += [(a, b, metric, role, l, s - (.01 + .01 * r) * (l + 1) * (k + 1) / n_layers)
+                rows += [(a, b, metric, role, l,
+                          s - (.01 + .01 * r) * (l + 1) * (k + 1) / n_layers)
                     for l in range(n_layers)]
     return pd.DataFrame(rows, columns="a b metric role layer value".split())
 
@@ -55,12 +64,14 @@ def _by_layer(square, n_layers):
 def _pairs(square, rng):
     "Measured and forecast changes from merging two models, and their barriers."
     import pandas as pd
-    names = list(square.index); rows = []
+    names = list(square.index)
+    rows = []
     for i, a in enumerate(names):
         for b in names[i + 1:]:
             if (s := square.loc[a, b]) != s: continue
             change = -.3 * (1 - s) + rng.normal(0, .01)
-            rows.append((a, b, change, change - .02, change + .02, 540, 3 * (1 - s),
+            rows.append((a, b, change, change - .02,
+                         change + .02, 540, 3 * (1 - s),
                 change + rng.normal(0, .02)))
     return pd.DataFrame(rows, columns="a b change low high n barrier forecast_new".split())
 
@@ -72,23 +83,29 @@ def _search(clusters, tasks, rng):
     for c in clusters:
         if len(c["members"]) < 3: continue
         for method in ("linear", "ties"):
-            w = rng.uniform(0, 1, (30, len(c["members"]))); s = .5 + .1 * w[:, 0] - .06 * w[:,
-                -1] + rng.normal(0, .01, 30)
-            best = np.maximum.accumulate(s); label = [" + ".join(f"{v:.2f}·{m}" for m,
-                v in zip(c["members"], r)) for r in w]
+            w = rng.uniform(0, 1, (30, len(c["members"])))
+            s = (.5 + .1 * w[:, 0]
+                 - .06 * w[:, -1] + rng.normal(0, .01, 30))
+            best = np.maximum.accumulate(s)
+            label = [" + ".join(f"{v:.2f}·{m}" for m, v in zip(c["members"], r)) for r in w]
             trials.append(pd.DataFrame(dict(cluster=c["name"], method=method, strategy="coefficient",
                 trial=range(30), candidate=label,
                                             score=s, best=best, accepted=s == best, seconds=1., share=1.,
                                             failed="")))
             for i, r in enumerate(w):
-                each = {m: v for m, v in zip(c["members"], r)} | {f"task {t}": min(1,
-                    s[i] + rng.normal(0, .05)) for t in tasks}
-                told += [(c["name"], method, i, s[i], k, v) for k, v in each.items()]
+                each = {m: v
+                        for m, v in zip(c["members"], r)} | {f"task {t}": min(1,
+               s[i] + rng.normal(0, .05)) for t in tasks}
+                told += [(c["name"], method, i, s[i], k, v)
+                         for k, v in each.items()]
         for system, v in (("winner", .62), ("best_single", .56), ("uniform", .5)):
-            search.append((c["name"], system, "invented", v + .02, v, v - .015, v + .015, .62 - v,
+            search.append((c["name"], system, "invented", v + .02,
+                           v, v - .015, v + .015, .62 - v,
                 .62 - v - .01, .62 - v + .01, .02, 2500))
-        left = [("model", m) for m in c["members"]] + [("layers", f"layers {i}–{i}") for i in range(4)]
-        parts += [(c["name"], k, m, t, d, d - .02, d + .02, 60) for k,
+        left = ([("model", m) for m in c["members"]]
+                + [("layers", f"layers {i}–{i}") for i in range(4)])
+        parts += [(c["name"], k, m, t, d, d - .02, d + .02, 60)
+                  for k,
             m in left for t in [*tasks, "mean"] for d in [rng.normal(-.03, .04)]]
     columns = ("cluster method trial score name value",
         "cluster system candidate search report low high ahead ahead_low ahead_high bias n",
@@ -103,20 +120,28 @@ EXPERTS = ["a-merged", "b-merged", "c-base", "a-hot"]
 def _answers(scores, tasks, n, rng):
     "Answers of models and experts to n questions per task, and where a router sent them."
     import pandas as pd
-    mean = scores[scores.split == "report"].set_index(["model", "task"]).score; rows, routes = [], []
-    models = [*scores.model.drop_duplicates(), *EXPERTS[:2]]; ours = []
+    mean = scores[scores.split == "report"].set_index(["model", "task"]).score
+    rows, routes = [], []
+    models = [*scores.model.drop_duplicates(), *EXPERTS[:2]]
+    ours = []
     for task in tasks:
-        asked = ["".join(rng.permutation(list("abcdef"))) for _ in range(n)]; v = {}
+        asked = ["".join(rng.permutation(list("abcdef"))) for _ in range(n)]
+        v = {}
         for m in models:
-            p = mean.get((m, task), .75); v[m] = rng.random(n) < p
-            rows += [(m, task, f"{task} {q}>", q[::-1], q[::-1] if x else q, float(x)) for q,
+            p = mean.get((m, task), .75)
+            v[m] = rng.random(n) < p
+            rows += [(m, task, f"{task} {q}>", q[::-1],
+                      q[::-1] if x else q, float(x))
+                     for q,
                 x in zip(asked, v[m])]
-        share = rng.dirichlet([.35] * len(EXPERTS)); route = rng.choice(EXPERTS, n, p=share)
+        share = rng.dirichlet([.35] * len(EXPERTS))
+        route = rng.choice(EXPERTS, n, p=share)
         routes += [("model_glue", task, f"{task} {q}>", e) for q, e in zip(asked, route)]
-        ours += [("model_glue", e, task, float((route == e).mean()), float(np.mean(v[e][route == e])),
+        ours += [("model_glue", e, task, float((route == e).mean()),
+                  float(np.mean(v[e][route == e])),
             int((route == e).sum()))
                  for e in EXPERTS if (route == e).any()]
-    frame = lambda r, k: pd.DataFrame(r, columns=k.split())
+    def frame(r, k): return pd.DataFrame(r, columns=k.split())
     return dict(items=frame(rows, "model task question expected said value"),
         routes=frame(routes, "system task question expert"),
                 routing=frame(ours, "system expert task share score n"))
@@ -126,12 +151,14 @@ def _comparison(tasks, best, rng):
     "The comparison table."
     import pandas as pd
     def system(name, model, mean, total, active, ms=math.nan):
-        each = np.clip(mean + rng.normal(0, .06, len(tasks)), 0, 1); mean = each.mean()
+        each = np.clip(mean + rng.normal(0, .06, len(tasks)), 0, 1)
+        mean = each.mean()
         return dict(system=name, model=model, mean=mean, low=mean - .017, high=mean + .016,
             n=500 * len(tasks), params_total=total,
                     params_active=active, gain=mean - .58, gain_low=mean - .60, gain_high=mean - .56,
                     ms_per_question=ms) | dict(zip(tasks, each))
-    one = system("best_single", best, .58, 5e5, 5e5, 1.1) | dict(gain=0., gain_low=0., gain_high=0.)
+    one = (system("best_single", best, .58, 5e5, 5e5, 1.1)
+           | dict(gain=0., gain_low=0., gain_high=0.))
     ours = system("model_glue", "model-glue", .81, 1.5e6, 5.2e5, 1.9)
     return pd.DataFrame([one, system("best_merge", EXPERTS[0], .62, 5e5, 5e5, 1.1),
         system("full_merge", "all-0", .51, 5e5, 5e5, 1.1),
@@ -150,7 +177,8 @@ def invented_tables(
     "Every table that an explorer shows; nothing in them was measured."
     rng, models, tasks = np.random.default_rng(seed), _names(n_models), SKILLS[:n_tasks]
     scores, square = _scores(models, tasks, rng), _similarity(models)
-    families = {f: [m for m in models if m[0] == f and m != "a-hot"] for f in sorted({m[0] for m in models})}
+    families = {f: [m for m in models if m[0] == f and m != "a-hot"]
+                for f in sorted({m[0] for m in models})}
     clusters = [dict(name=f.upper(), members=ms) for f, ms in families.items()] + [dict(name="hot",
         members=["a-hot"])] * ("a-hot" in models)
     return dict(scores=scores, similarity=square, similarity_by_layer=_by_layer(square, 4), clusters=clusters,
@@ -164,9 +192,11 @@ def invented_run(
     **more, # As for `invented_tables`
 )->Run: # A run with every table that a run writes
     "A run folder for examples and tests of reports; nothing in it was measured."
-    run = Run.start(path, dict(zoo="demo", suite="invented", clusters=dict(threshold=.95, linkage="average"),
-        merge=dict(methods=["linear", "ties"], strategy="coefficient", budget=60), mixture=dict(router="knn"),
-        seed=0))
+    run = Run.start(path,
+                    dict(zoo="demo", suite="invented", clusters=dict(threshold=.95, linkage="average"),
+  merge=dict(methods=["linear", "ties"], strategy="coefficient", budget=60),
+                         mixture=dict(router="knn"),
+  seed=0))
     t = invented_tables(**more)
     for name in FILES_WRITTEN: run.write_table(name, t[name], index=name == "similarity")
     run.write_json("clusters", t["clusters"])

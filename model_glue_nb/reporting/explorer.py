@@ -45,14 +45,20 @@ def _kind():
     class Live(anywidget.AnyWidget):
         "A figure on the screen."
         _esm, sent = SCRIPT, []
-        spec, script = traitlets.Unicode().tag(sync=True), traitlets.Unicode().tag(sync=True)
+        spec = traitlets.Unicode().tag(sync=True)
+        script = traitlets.Unicode().tag(sync=True)
         click = traitlets.Dict().tag(sync=True)
         def __init__(self, fig):
-            self.fig = fig; place = dict(width="100%", margin="8px 0 0 0")
-            super().__init__(spec=fig.to_json(), script="" if self.sent else get_plotlyjs(), layout=place)
-            self.sent.append(1); self.on_msg(lambda _, m,
-                __: m.get("ask") and self.send(dict(script=get_plotlyjs())))
-        def show(self, fig): self.fig = fig; self.spec = fig.to_json()
+            self.fig = fig
+            place = dict(width="100%", margin="8px 0 0 0")
+            super().__init__(spec=fig.to_json(),
+                             script="" if self.sent else get_plotlyjs(), layout=place)
+            self.sent.append(1)
+            self.on_msg(lambda _, m, __: m.get("ask")
+                                         and self.send(dict(script=get_plotlyjs())))
+        def show(self, fig):
+            self.fig = fig
+            self.spec = fig.to_json()
     return Live
 
 def live(
@@ -77,7 +83,8 @@ def choice(
 ): # Dropdown
     "A drop-down list whose label is not cut."
     import ipywidgets as w
-    options = list(options); first = options[0] if options else None
+    options = list(options)
+    first = options[0] if options else None
     value = value if value is not None else first[1] if isinstance(first, tuple) else first
     return w.Dropdown(options=options, value=value, description=label, layout=dict(width=width),
                       style=dict(description_width="initial"))
@@ -95,7 +102,8 @@ class Explorer:
         self.view = w.ToggleButtons(options=list(views), style=dict(button_width="auto"),
             tooltips=list(views))
         room = w.VBox([self.figure], layout=dict(width="100%", overflow="hidden"))
-        self.box = w.VBox([self.view, row(*controls), room, *below], layout=dict(width="100%"))
+        self.box = w.VBox([self.view, row(*controls), room, *below],
+                          layout=dict(width="100%"))
         for c in (self.view, *controls): c.observe(self.draw, "value")
         self.draw()
 
@@ -125,7 +133,7 @@ def table_html(
 )->str: # HTML, every cell escaped
     "A small table of texts."
     look = "text-align:left;padding:.25em .9em .25em 0;border-bottom:1px solid rgba(128,138,150,.3)"
-    cell = lambda tag, x: f'<{tag} style="{look}">{html.escape(str(x))}</{tag}>'
+    def cell(tag, x): return f'<{tag} style="{look}">{html.escape(str(x))}</{tag}>'
     head = "".join(cell("th", c) for c in table.columns)
     rows = "".join(f"<tr>{''.join(cell('td', x) for x in r)}</tr>" for r in table.itertuples(index=False))
     return f'<table style="border-collapse:collapse"><tr>{head}</tr>{rows}</table>'
@@ -136,18 +144,27 @@ class Latest:
     def __init__(self,
         work:Callable, # question → answer; may take seconds
         tell:Callable, # (question, answer or exception) → None; called in the worker's thread
-    ): self.work, self.tell, self.lock, self.waiting, self.thread = work, tell, Lock(), [], None
+    ): # (question, answer or exception) → None; called in the worker's thread
+        self.work = work
+        self.tell = tell
+        self.lock = Lock()
+        self.waiting = []
+        self.thread = None
 
     def ask(self, question):
         "Ask; returns at once."
         with self.lock:
             self.waiting = [question]
-            if self.thread is None: self.thread = Thread(target=self._run, daemon=True); self.thread.start()
+            if self.thread is None:
+                self.thread = Thread(target=self._run, daemon=True)
+                self.thread.start()
 
     def _run(self):
         while True:
             with self.lock:
-                if not self.waiting: self.thread = None; return
+                if not self.waiting:
+                    self.thread = None
+                    return
                 question = self.waiting.pop()
             try: answer = self.work(question)
             except Exception as e: answer = e

@@ -22,7 +22,8 @@ def model_colours(
     made:Iterable[str]=(), # Names that came later: merges, mixtures; they take the remaining colors
 )->dict[str,str]: # Name → color; beyond 16 names the colors repeat
     "One color per name, safe for color-blind readers; a zoo's colors do not depend on its merges."
-    zoo = sorted(set(map(str, names))); later = [m for m in dict.fromkeys(map(str, made)) if m not in zoo]
+    zoo = sorted(set(map(str, names)))
+    later = [m for m in dict.fromkeys(map(str, made)) if m not in zoo]
     return {n: PALETTE[i % len(PALETTE)] for i, n in enumerate(zoo + later)}
 
 # %% ../../nbs/10_reporting/01_figures.ipynb #e97fff35
@@ -41,18 +42,24 @@ def finish(
     "Give a figure the common look."
     about = " · ".join(a for a in about if a)
     text = f"<b>{title}</b>" + (f'<br><span style="font-size:12px">{about}</span>' if about else "")
-    title = dict(text=text, x=0, xref="container", y=1, yref="container", yanchor="top", pad=dict(t=12, l=8),
+    title = dict(text=text, x=0, xref="container", y=1,
+                 yref="container", yanchor="top", pad=dict(t=12, l=8),
         font_size=16)
     look = dict(template="none", title=title, height=height, paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
                 font=dict(family="system-ui, sans-serif", size=12, color=INK),
                 margin=dict(l=8, r=16, t=70, b=40),
                 hoverlabel=dict(font_size=12, align="left"),
-                legend=dict(orientation="h", y=-64 / (height - 114), x=0, yanchor="top", traceorder="normal"))
-    was = fig.layout.to_plotly_json(); axis = dict(gridcolor=GRID, zeroline=False, automargin=True, ticks="")
-    for k in {"xaxis", "yaxis"} | {k for k in {*was, *layout} if k[1:5] == "axis"}:
-        mine = axis | was.get(k, {}) | layout.get(k, {}); text = mine.get("title")
-        layout[k] = mine | dict(title=dict(standoff=8) | (dict(text=text) if isinstance(text, str) else text
+                legend=dict(orientation="h", y=-64 / (height - 114),
+                            x=0, yanchor="top", traceorder="normal"))
+    was = fig.layout.to_plotly_json()
+    axis = dict(gridcolor=GRID, zeroline=False, automargin=True, ticks="")
+    for k in {"xaxis",
+              "yaxis"} | {k for k in {*was, *layout} if k[1:5] == "axis"}:
+        mine = axis | was.get(k, {}) | layout.get(k, {})
+        text = mine.get("title")
+        layout[k] = mine | dict(title=dict(standoff=8) | (dict(text=text)
+                                                          if isinstance(text, str) else text
             or {}))
     return fig.update_layout(look | layout, overwrite=True) # one call: each costs milliseconds
 
@@ -68,7 +75,8 @@ def empty_figure(
 ): # Figure without traces
     "A figure that says what is missing."
     import plotly.graph_objects as go
-    fig = go.Figure().add_annotation(text=sentence, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper",
+    fig = go.Figure().add_annotation(text=sentence, showarrow=False,
+                                     x=0.5, y=0.5, xref="paper", yref="paper",
                                      font_size=14)
     return finish(fig, title, height=200).update_xaxes(visible=False).update_yaxes(visible=False)
 
@@ -107,7 +115,10 @@ def count(
 )->str: # "1.23 M"
     "A parameter count in readable form."
     if x is None or math.isnan(x): return "?"
-    unit = next(((u, s) for u, s in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if x >= u), (1, ""))
+    unit = next(((u, s)
+                 for u, s in ((1e9, "B"), (1e6, "M"), (1e3, "k"))
+                 if x >= u),
+                (1, ""))
     return f"{x / unit[0]:.3g} {unit[1]}".strip()
 
 # %% ../../nbs/10_reporting/01_figures.ipynb #954345b9
@@ -118,7 +129,7 @@ def dotted(
     "Names with a dot in their color; a diamond where a color is used a second time."
     first = {}
     for n, c in colours.items(): first.setdefault(c, n)
-    mark = lambda n: "●" if first.get(colours.get(n), n) == n else "◆"
+    def mark(n): return "●" if first.get(colours.get(n), n) == n else "◆"
     return [f'<span style="color:{colours.get(n, INK)}">{mark(n)}</span> {n}' for n in names]
 
 def model_axis(
@@ -134,4 +145,6 @@ def whiskers(
     **look, # color, thickness, width
 )->dict: # Plotly's error bars, in points
     "Intervals as error bars."
-    return dict(type="data", symmetric=False, array=100 * (high - x), arrayminus=100 * (x - low)) | look
+    return (dict(type="data", symmetric=False,
+                 array=100 * (high - x), arrayminus=100 * (x - low))
+            | look)

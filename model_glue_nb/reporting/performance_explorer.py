@@ -26,8 +26,12 @@ class PerformanceExplorer(Explorer):
         **tables, # scores, items, gains, comparison, clusters
     ):
         import ipywidgets as w
-        self.data = d = deepen(run if isinstance(run, dict) else read_run(run, **tables), "items", "gains")
-        s = d["scores"]; self.answers, self.colours, self.about = Answers(d["items"]), colours_of(d), about(d)
+        self.data = d = deepen(run if isinstance(run, dict) else read_run(run, **tables),
+                               "items", "gains")
+        s = d["scores"]
+        self.answers = Answers(d["items"])
+        self.colours = colours_of(d)
+        self.about = about(d)
         self.names = list(s.model.drop_duplicates()) if s is not None else []
         splits = list(s.split.drop_duplicates()) if s is not None and "split" in s else ["report"]
         self.split = choice("split", splits, "report" if "report" in splits else splits[0], "10rem")
@@ -37,8 +41,10 @@ class PerformanceExplorer(Explorer):
         shape = dict(layout=dict(width="16rem"), style=dict(description_width="initial"))
         self.models = w.SelectMultiple(options=self.names, value=self.names[:4], rows=rows,
                                        description="models", **shape)
-        tasks = list(self.answers.values) or list(s.task.drop_duplicates() if s is not None else [])
-        self.task = choice("task", [("all", "mean")] + [(t, t) for t in tasks], "mean", "12rem")
+        tasks = (list(self.answers.values)
+                 or list(s.task.drop_duplicates() if s is not None else []))
+        self.task = choice("task",
+                           [("all", "mean")] + [(t, t) for t in tasks], "mean", "12rem")
         self.best = best_single(d) or ""
         a, b = self.rivals()
         self.a = choice("A", self.answers.models, a, "14rem")
@@ -53,8 +59,10 @@ class PerformanceExplorer(Explorer):
     def rivals(self)->tuple: # Two names, or None
         "The pair to compare first: the glued model, or else the zoo's second, and the best single model."
         have = self.answers.models
-        a = next((m for m in ("model-glue", *have) if m in have and m != self.best), None)
-        return a, self.best if self.best in have else next((m for m in have if m != a), None)
+        a = next((m for m in ("model-glue", *have) if m in have and m != self.best),
+                 None)
+        return (a,
+                self.best if self.best in have else next((m for m in have if m != a), None))
 
 # %% ../../nbs/10_reporting/11_performance_explorer.ipynb #214aa359
 USES = {"scores": "split cluster", "profiles": "split models", "radar": "split models",
@@ -77,7 +85,8 @@ def draw(self:PerformanceExplorer, change=None):
 def rows(self:PerformanceExplorer):
     "The scores of the chosen cluster, or of all models."
     s = self.data["scores"]
-    return s if s is None or not self.cluster.value else s[s.model.isin(self.cluster.value)]
+    return (s if s is None or not self.cluster.value
+            else s[s.model.isin(self.cluster.value)])
 
 # %% ../../nbs/10_reporting/11_performance_explorer.ipynb #28ad0010
 @patch
@@ -123,7 +132,8 @@ def duel(self:PerformanceExplorer):
     counts = self.answers.duel(a, b)
     if task == "mean": task = counts.task[(counts.only_a + counts.only_b).argmax()]
     here = counts[counts.task == task].iloc[0]
-    parts = self.questions(a, b, task, here["only_a"]), self.questions(b, a, task, here["only_b"])
+    parts = (self.questions(a, b, task, here["only_a"]),
+             self.questions(b, a, task, here["only_b"]))
     self.words.value = f"<div style='display:flex;flex-wrap:wrap'>{''.join(parts)}</div>"
     return plot_duel(counts, a, b, *self.about, self.colours)
 

@@ -19,8 +19,10 @@ def cluster_order(
 )->list[tuple[str,list[str]]]: # (cluster name, members), largest first; the rest alone
     "Models in the order of their clusters."
     names = list(names)
-    found = [(str(c["name"]), [m for m in c["members"] if m in names]) for c in clusters or []]
-    found = sorted((c for c in found if c[1]), key=lambda c: -len(c[1]))
+    found = [(str(c["name"]), [m for m in c["members"] if m in names])
+             for c in clusters or []]
+    found = sorted((c for c in found if c[1]),
+                   key=lambda c: -len(c[1]))
     taken = {m for _, members in found for m in members}
     return found + [(m, [m]) for m in names if m not in taken]
 
@@ -33,27 +35,34 @@ def _short(v):
 def _heat(z, names, where, metric):
     "Heatmap trace with numbers in the cells when they fit, and a sentence under each."
     import plotly.graph_objects as go
-    same = lambda a, b: "<br>in one cluster" if where[a] == where[b] else "<br>in two clusters"
+    def same(a, b): return "<br>in one cluster" if where[a] == where[b] else "<br>in two clusters"
     hover = [[f"<b>{a}</b>" if a == b else f"<b>{a}</b> and <b>{b}</b><br>"
               + ("not comparable: other tensors" if math.isnan(v) else f"{metric} {v:.4f}{same(a, b)}")
               for b, v in zip(names, row)] for a, row in zip(names, z)]
-    text = [["" if math.isnan(v) or a == b else _short(v) for b, v in zip(names, row)]
+    text = [["" if math.isnan(v) or a == b else _short(v)
+             for b, v in zip(names, row)]
             for a, row in zip(names, z)] if len(names) <= 16 else None
-    return go.Heatmap(z=z, x=list(range(len(names))), y=list(range(len(names))), hovertext=hover, text=text,
+    return go.Heatmap(z=z, x=list(range(len(names))),
+                      y=list(range(len(names))), hovertext=hover, text=text,
                       hoverinfo="text", texttemplate="%{text}" if text else None, textfont_size=10,
                       colorscale=SCALE, xgap=2, ygap=2, showscale=False)
 
 # %% ../../nbs/10_reporting/02_plots_clusters.ipynb #6e1e37f0
 def _branches(branches, groups, colours, n, far):
     "The tree as lines, one trace per possible cluster, so that a redraw changes lines but adds none."
-    paint = {g: colours.get(sorted(ms)[0], INK) for g, ms in groups}; out = []
+    paint = {g: colours.get(sorted(ms)[0], INK) for g, ms in groups}
+    out = []
     kinds = list(dict.fromkeys(branches.cluster)) if branches is not None else []
     for kind in kinds + [None] * (n // 2 + 1 - len(kinds)):
-        mine, x, y = branches[branches.cluster == kind] if kind is not None else branches[:0], [], []
+        mine = branches[branches.cluster == kind] if kind is not None else branches[:0]
+        x = []
+        y = []
         for b in mine.to_dict("records"):
-            x += [far(b["low_height"]), far(b["height"]), far(b["height"]), far(b["high_height"]), None]
+            x += [far(b["low_height"]), far(b["height"]),
+                  far(b["height"]), far(b["high_height"]), None]
             y += [b["low"], b["low"], b["high"], b["high"], None]
-        out.append(dict(type="scatter", x=x, y=y, xaxis="x2", mode="lines", hoverinfo="skip",
+        out.append(dict(type="scatter", x=x,
+                        y=y, xaxis="x2", mode="lines", hoverinfo="skip",
             showlegend=False,
                         line=dict(color=paint.get(kind, INK), width=2.5 if kind else 1.2)))
     return out
@@ -76,8 +85,10 @@ def plot_similarity(
     groups = cluster_order(similarity.index, clusters) if branches is None else [
         (c["name"], c["members"]) for c in clusters] # a tree has its own order
     names = [m for _, ms in groups for m in ms]
-    z = similarity.reindex(index=names, columns=names).to_numpy(float, copy=True); n = len(names)
-    colours = colours or model_colours(names); where = {m: g for g, ms in groups for m in ms}
+    z = similarity.reindex(index=names, columns=names).to_numpy(float, copy=True)
+    n = len(names)
+    colours = colours or model_colours(names)
+    where = {m: g for g, ms in groups for m in ms}
     if n > 1: z[range(n), range(n)] = math.nan # a model's similarity to itself says nothing
     far = _distance(branches) if branches is not None else None
     tree = _branches(branches, groups, colours, n, far) if far else []
@@ -85,13 +96,16 @@ def plot_similarity(
     about = (f"{metric} of {n} models", f"{len(groups)} clusters" if clusters else "",
              f"threshold {threshold:.3g}" if threshold is not None else "", "blank: not comparable")
     ticks = model_axis(names, colours, showgrid=False)
-    shapes, axes = _borders(groups if clusters else [], colours), dict(
-        xaxis=ticks | dict(tickangle=-45, ticktext=names, domain=[0, .76 if far else 1]))
+    shapes = _borders(groups if clusters else [], colours)
+    axes = dict(xaxis=ticks | dict(tickangle=-45,
+                                   ticktext=names, domain=[0, .76 if far else 1]))
     if far: axes["xaxis2"] = _tree_axis(tree, far, threshold)
-    if far and threshold is not None: shapes.append(dict(
-        type="line", xref="x2", x0=far(threshold), x1=far(threshold), y0=-.5, y1=n - .5, name="threshold",
-        line=dict(color="#D55E00", width=2, dash="dash")))
-    return finish(fig, title, about, 150 + 32 * n, **axes, yaxis=ticks | dict(range=[n - .5, -.5]),
+    if far and threshold is not None:
+        shapes.append(dict(type="line", xref="x2", x0=far(threshold),
+                           x1=far(threshold), y0=-.5, y1=n - .5, name="threshold",
+                           line=dict(color="#D55E00", width=2, dash="dash")))
+    return finish(fig, title, about, 150 + 32 * n, **axes,
+                  yaxis=ticks | dict(range=[n - .5, -.5]),
         shapes=shapes)
 
 # %% ../../nbs/10_reporting/02_plots_clusters.ipynb #10298cbe
@@ -99,9 +113,12 @@ def _borders(groups, colours):
     "A frame around each cluster of two or more, in the color of its first model by name."
     at, out = 0, []
     for name, members in groups:
-        lo, hi = at - .5, at + len(members) - .5; at += len(members); c = colours.get(sorted(members)[0], INK)
+        lo, hi = at - .5, at + len(members) - .5
+        at += len(members)
+        c = colours.get(sorted(members)[0], INK)
         if len(members) > 1:
-            out.append(dict(type="rect", x0=lo, x1=hi, y0=lo, y1=hi, name=name, line=dict(color=c, width=3)))
+            out.append(dict(type="rect", x0=lo, x1=hi, y0=lo,
+                            y1=hi, name=name, line=dict(color=c, width=3)))
     return out
 
 def _distance(branches):
@@ -112,11 +129,14 @@ def _distance(branches):
 
 def _tree_axis(tree, far, threshold):
     "Space for the tree to the right of the heatmap: leaves at its left end, strangers at its right."
-    x = [v for t in tree for v in t["x"] if v is not None] + ([far(threshold)] if threshold is not None
+    x = [v for t in tree for v in t["x"] if v is not None] + ([
+        far(threshold)]
+                                                              if threshold is not None
         else [.1, 1])
     look = dict(domain=[.78, 1], anchor="y", nticks=4)
-    if far(2.0) == 2: room = .04 * (max(x) - min(x) or 1); return look | dict(
-        title="barrier, nats", range=[min(x) - room, max(x) + room])
+    if far(2.0) == 2:
+        room = .04 * (max(x) - min(x) or 1)
+        return look | dict(title="barrier, nats", range=[min(x) - room, max(x) + room])
     return look | dict(type="log", title="1 − similarity",
         range=[math.log10(min(x) * .95), math.log10(max(x) * 1.15)])
 
@@ -131,18 +151,22 @@ def plot_layers(
     title = "Where two models differ"
     if missing(table, "a b metric role layer value", "similarity"):
         return empty_figure(title, "Layers were not compared: model-glue similarity ZOO --by layer")
-    t = table[(table.metric == metric) & ((table.a == a) & (table.b == b) | (table.a == b) & (table.b == a))]
+    t = table[(table.metric == metric)
+              & ((table.a == a) & (table.b == b)
+                 | (table.a == b) & (table.b == a))]
     name = metric.replace("_", " ")
     if not len(t): return empty_figure(title, f"{a} and {b} have no {name}.")
     fig = go.Figure()
     for i, (role, r) in enumerate(t.groupby("role")):
         fig.add_scatter(x=r.layer, y=r.value, mode="lines+markers",
                         name=dict(attn="attention", mlp="MLP").get(role, role),
-                        line=dict(color=PALETTE[i], width=2.5, dash=("solid", "dash")[i % 2]),
+                        line=dict(color=PALETTE[i], width=2.5,
+                                  dash=("solid", "dash")[i % 2]),
                         marker=dict(size=8, symbol=("circle", "square")[i % 2]),
                         hovertemplate=f"{role}, layer %{{x}}<br>{name} %{{y:.4f}}<extra></extra>")
     axis = dict(title="layer", dtick=1 if t.layer.nunique() < 20 else None)
-    return finish(fig, title, (f"{a} and {b}", name), 300, xaxis=axis, yaxis=dict(title=name, nticks=6))
+    return finish(fig, title, (f"{a} and {b}", name), 300,
+                  xaxis=axis, yaxis=dict(title=name, nticks=6))
 
 # %% ../../nbs/10_reporting/02_plots_clusters.ipynb #27b8916d
 def plot_pair(
@@ -155,12 +179,15 @@ def plot_pair(
     title = "Would merging them help?"
     if missing(rows, "what change low high n", "pair"):
         return empty_figure(title, note or f"No merge of {names[0]} and {names[1]} was measured.")
-    t = rows; bars = whiskers(t.change, t.low, t.high, color=INK, thickness=2, width=6)
+    t = rows
+    bars = whiskers(t.change, t.low, t.high, color=INK, thickness=2, width=6)
     n = ["" if math.isnan(k) else f"<br>n = {k:.0f} questions" for k in t.n]
     hover = [f"<b>{w}</b><br>{100 * c:+.1f} points [{100 * lo:+.1f}, {100 * hi:+.1f}]{k}"
-             for w, c, lo, hi, k in zip(t.what, t.change, t.low, t.high, n)]
+             for w, c, lo, hi, k in zip(t.what,
+                                        t.change, t.low, t.high, n)]
     shape = ["diamond-open" if "forecast" in w else "circle" for w in t.what]
-    fig = go.Figure(go.Scatter(x=100 * t.change, y=list(t.what), mode="markers+text", error_x=bars,
+    fig = go.Figure(go.Scatter(x=100 * t.change,
+                               y=list(t.what), mode="markers+text", error_x=bars,
         hovertext=hover,
         hoverinfo="text", marker=dict(size=12, color=[PALETTE[1] if "forecast" in w else PALETTE[0]
         for w in t.what],
@@ -188,7 +215,8 @@ def plot_barrier(
                                         line=dict(color=INK, dash="dot"))
         fig.add_scatter(x=t.alpha, y=t.loss, mode="lines+markers",
                         name="units matched" if aligned else "as they are",
-                        line=dict(color=PALETTE[int(aligned)], width=2.5), error_y=dict(array=t.loss_error))
+                        line=dict(color=PALETTE[int(aligned)], width=2.5),
+                        error_y=dict(array=t.loss_error))
     about = f"{names[0]} to {names[1]}", n and f"n = {n} texts", "whiskers: 95 % intervals"
     return finish(fig, title, about, xaxis=dict(title=f"share of {names[1]}"),
                   yaxis=dict(title="loss, nats per token"))
@@ -206,8 +234,10 @@ def plot_calibration(
     t, both = measured, 100 * measured[["change", "forecast_new"]]
     ends = [both.min().min(), both.max().max()]
     bars = whiskers(t.change, t.low, t.high, color=GRID) if "low" in t else None
-    fig = go.Figure(go.Scatter(x=ends, y=ends, mode="lines", line=dict(color=INK, dash="dot"), name="right"))
-    fig.add_scatter(x=100 * t.forecast_new, y=100 * t.change, mode="markers", name="a merge", error_y=bars,
+    fig = go.Figure(go.Scatter(x=ends, y=ends, mode="lines",
+                               line=dict(color=INK, dash="dot"), name="right"))
+    fig.add_scatter(x=100 * t.forecast_new, y=100 * t.change,
+                    mode="markers", name="a merge", error_y=bars,
                     marker=dict(color=PALETTE[0], size=8), hovertext=t.a + " + " + t.b,
                     hovertemplate="<b>%{hovertext}</b><br>expected %{x:+.1f}<br>measured %{y:+.1f}"
                                   "<extra></extra>")

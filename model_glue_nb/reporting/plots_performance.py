@@ -35,7 +35,8 @@ def plot_comparison(
     title = "What gluing gains"
     if missing(comparison, "system mean low high", "comparison"):
         return empty_figure(title, "No comparison yet: the run has not reached it.")
-    t = comparison.reset_index(drop=True); names = [NAMES.get(s, s) for s in t.system]
+    t = comparison.reset_index(drop=True)
+    names = [NAMES.get(s, s) for s in t.system]
     bars = go.Bar(x=100 * t["mean"], y=names, orientation="h",
                   marker_color=[SYSTEMS.get(s, PALETTE[3]) for s in t.system],
                   error_x=whiskers(t["mean"], t.low, t.high, color=INK),
@@ -47,7 +48,8 @@ def plot_comparison(
     n = t.n.max() if "n" in t else None
     return finish(fig, title, facts(suite, "report", n, seed) + ("whiskers: 95 % intervals",),
                   height=130 + 44 * len(t), showlegend=False,
-                  xaxis=dict(title="mean over tasks, % right", range=[0, 116], tickvals=[0, 25, 50, 75, 100]),
+                  xaxis=dict(title="mean over tasks, % right", range=[0, 116],
+                             tickvals=[0, 25, 50, 75, 100]),
                   yaxis=dict(autorange="reversed", showgrid=False), bargap=0.35)
 
 # %% ../../nbs/10_reporting/03_plots_performance.ipynb #6c4888e1
@@ -87,27 +89,37 @@ def plot_scores(
     title = "Who is good at what"
     if missing(scores, "model task score", "scores"):
         return empty_figure(title, "No scores yet: the zoo has not been evaluated.")
-    t, split = _split(scores, split); z = _wide(t, "score"); models, tasks = list(z.index), list(z.columns)
-    blank = z * math.nan; both = [w if (w := _wide(t, c)) is not None else blank for c in ("stderr", "n")]
-    err, n = (w.to_numpy(float) for w in both); v = z.to_numpy(float)
-    grid = lambda f: [[f(i, j) for j in range(len(tasks))] for i in range(len(models))]
-    hover = grid(lambda i, j: _cell(models[i], tasks[j], v[i, j], err[i, j], n[i, j]))
-    small = lambda e: "" if math.isnan(e) else f' <span style="font-size:9px">±{100 * e:.0f}</span>'
+    t, split = _split(scores, split)
+    z = _wide(t, "score")
+    models, tasks = list(z.index), list(z.columns)
+    blank = z * math.nan
+    both = [w if (w := _wide(t, c)) is not None else blank
+            for c in ("stderr", "n")]
+    err, n = (w.to_numpy(float) for w in both)
+    v = z.to_numpy(float)
+    def grid(f):
+        return [[f(i, j) for j in range(len(tasks))]
+                for i in range(len(models))]
+    hover = grid(lambda i, j: _cell(models[i], tasks[j],
+                                    v[i, j], err[i, j], n[i, j]))
+    def small(e): return "" if math.isnan(e) else f' <span style="font-size:9px">±{100 * e:.0f}</span>'
     text = grid(lambda i, j: "" if math.isnan(v[i, j]) else f"{100 * v[i, j]:.0f}{small(err[i, j])}")
-    fig = go.Figure(go.Heatmap(z=100 * v, x=tasks, y=list(range(len(models))), zmin=0, zmax=100,
+    fig = go.Figure(go.Heatmap(z=100 * v, x=tasks,
+                               y=list(range(len(models))), zmin=0, zmax=100,
         colorscale=SCALE,
                                text=text, texttemplate="%{text}", hovertext=hover, hoverinfo="text",
                                textfont_size=12, xgap=2,
                                ygap=2,
                                colorbar=dict(title="% right", thickness=10, outlinewidth=0, len=.9)))
     ticks = model_axis(models, colours or model_colours(models))
-    return finish(fig, title, facts(suite, split, _sum(n[0]), seed), 150 + 28 * len(models),
+    return finish(fig, title, facts(suite, split, _sum(n[0]), seed),
+                  150 + 28 * len(models),
                   yaxis=ticks | dict(range=[len(models) - .5, -.5], showgrid=False),
                   xaxis=dict(showgrid=False, title="task"))
 
 # %% ../../nbs/10_reporting/03_plots_performance.ipynb #5119bb36
-DASHES, MARKS = ("solid", "dash", "dot", "dashdot"), ("circle", "square", "diamond", "cross", "triangle-up",
-    "x")
+DASHES = ("solid", "dash", "dot", "dashdot")
+MARKS = ("circle", "square", "diamond", "cross", "triangle-up", "x")
 
 def _profile(t, model, i, colours, **more):
     "One model's line over the tasks; the i-th has its own dash and marker."
@@ -115,14 +127,17 @@ def _profile(t, model, i, colours, **more):
     n = t.n if "n" in t else [math.nan] * len(t)
     hover = [_cell(model, *r) for r in zip(t.task, t.score, err, n)]
     return dict(name=model, mode="lines+markers", hovertext=hover, hoverinfo="text",
-                line=dict(color=colours.get(model, INK), width=2.5, dash=DASHES[i % 4]),
-                marker=dict(size=8, symbol=MARKS[i % 6], color=colours.get(model, INK))) | more
+                line=dict(color=colours.get(model, INK),
+                          width=2.5, dash=DASHES[i % 4]),
+                marker=dict(size=8, symbol=MARKS[i % 6],
+                            color=colours.get(model, INK))) | more
 
 def _drawn(scores, chosen, split, colours, title):
     "Rows, split, tasks, chosen models and colors; or a figure that says what is missing."
     if missing(scores, "model task score", "scores"):
         return empty_figure(title, "No scores yet: the zoo has not been evaluated.")
-    t, split = _split(scores, split); names = list(t.model.drop_duplicates())
+    t, split = _split(scores, split)
+    names = list(t.model.drop_duplicates())
     chosen = [m for m in (chosen if chosen is not None else names[:4]) if m in names]
     if not chosen: return empty_figure(title, "No model is chosen. Choose one or more.")
     return t, split, list(t.task.drop_duplicates()), chosen, colours or model_colours(names)
@@ -140,17 +155,23 @@ def plot_parallel(
     title = "Profiles of the chosen models"
     found = _drawn(scores, chosen, split, colours, title)
     if isinstance(found, go.Figure): return found
-    t, split, tasks, chosen, colours = found; fig = go.Figure(); x, y = [], []
-    for m, r in t[~t.model.isin(chosen)].groupby("model", sort=False): x += [*r.task,
-        None]; y += [*100 * r.score, None]
-    fig.add_scatter(x=x, y=y, mode="lines", line=dict(color=GRID, width=1.2), name="the others",
+    t, split, tasks, chosen, colours = found
+    fig = go.Figure()
+    x, y = [], []
+    for m, r in t[~t.model.isin(chosen)].groupby("model", sort=False):
+        x += [*r.task, None]
+        y += [*100 * r.score, None]
+    fig.add_scatter(x=x, y=y, mode="lines",
+                    line=dict(color=GRID, width=1.2), name="the others",
         hoverinfo="skip")
     for i, m in enumerate(chosen):
-        r = t[t.model == m]; bars = dict(array=100 * r.stderr, thickness=1,
-            width=3) if "stderr" in r else None
-        fig.add_scatter(x=r.task, y=100 * r.score, error_y=bars, **_profile(r, m, i, colours))
+        r = t[t.model == m]
+        bars = dict(array=100 * r.stderr, thickness=1, width=3) if "stderr" in r else None
+        fig.add_scatter(x=r.task, y=100 * r.score,
+                        error_y=bars, **_profile(r, m, i, colours))
     return finish(fig, title, facts(suite, split, None, seed) + ("whiskers: one standard error",), 460,
-                  xaxis=dict(title="task", categoryarray=tasks), yaxis=dict(title="% right", range=[-3, 103]))
+                  xaxis=dict(title="task", categoryarray=tasks),
+                  yaxis=dict(title="% right", range=[-3, 103]))
 
 # %% ../../nbs/10_reporting/03_plots_performance.ipynb #aaa28ffe
 def plot_radar(
@@ -165,16 +186,22 @@ def plot_radar(
     title = "Shapes of the chosen models"
     found = _drawn(scores, chosen, split, colours, title)
     if isinstance(found, go.Figure): return found
-    t, split, tasks, chosen, colours = found; fig = go.Figure()
+    t, split, tasks, chosen, colours = found
+    fig = go.Figure()
     for i, m in enumerate(chosen):
-        r = t[t.model == m]; line = _profile(r, m, i, colours); line["hovertext"] += line["hovertext"][:1]
-        fig.add_scatterpolar(r=[*100 * r.score, *100 * r.score[:1]], theta=[*r.task, *r.task[:1]], **line)
-    ring = dict(range=[0, 100], gridcolor=GRID, ticksuffix=" %", angle=90, tickangle=90, showline=False,
+        r = t[t.model == m]
+        line = _profile(r, m, i, colours)
+        line["hovertext"] += line["hovertext"][:1]
+        fig.add_scatterpolar(r=[*100 * r.score, *100 * r.score[:1]],
+                             theta=[*r.task, *r.task[:1]], **line)
+    ring = dict(range=[0, 100], gridcolor=GRID,
+                ticksuffix=" %", angle=90, tickangle=90, showline=False,
         nticks=5)
     fig.update_layout(polar=dict(radialaxis=ring, bgcolor="rgba(0,0,0,0)",
                                  angularaxis=dict(gridcolor=GRID, linecolor=GRID, direction="clockwise",
                                  rotation=90)))
-    return finish(fig, title, facts(suite, split, None, seed), 500, margin=dict(l=70, r=70, t=92, b=40))
+    return finish(fig, title, facts(suite, split, None, seed), 500,
+                  margin=dict(l=70, r=70, t=92, b=40))
 
 # %% ../../nbs/10_reporting/03_plots_performance.ipynb #ea168227
 def plot_best(
@@ -188,15 +215,22 @@ def plot_best(
     title = "Who is best where"
     if missing(scores, "model task score", "scores"):
         return empty_figure(title, "No scores yet: the zoo has not been evaluated.")
-    t, split = _split(scores, split); colours = colours or model_colours(t.model)
-    t = t.sort_values("score", ascending=False, kind="stable"); tasks = list(scores.task.drop_duplicates())
+    t, split = _split(scores, split)
+    colours = colours or model_colours(t.model)
+    t = t.sort_values("score", ascending=False, kind="stable")
+    tasks = list(scores.task.drop_duplicates())
     rank = t.groupby("task").cumcount()
-    order = lambda k: t[rank == k].set_index("task").reindex(tasks).dropna(subset="model")
-    first, second = order(0), order(1); fig = go.Figure()
-    tell = lambda r: [_cell(m, *x) for m, *x in zip(r.model, r.index, r.score,
-        r.get("stderr", r.score * math.nan),
-                                                    r.get("n", r.score * math.nan))]
-    fig.add_bar(y=first.index, x=100 * first.score, orientation="h", name="best", hovertext=tell(first),
+    def order(k):
+        return t[rank == k].set_index("task").reindex(tasks).dropna(subset="model")
+    first, second = order(0), order(1)
+    fig = go.Figure()
+    def tell(r):
+        return [_cell(m, *x)
+                for m, *x in zip(r.model, r.index,
+                                 r.score, r.get("stderr", r.score * math.nan),
+                                 r.get("n", r.score * math.nan))]
+    fig.add_bar(y=first.index, x=100 * first.score,
+                orientation="h", name="best", hovertext=tell(first),
         hoverinfo="text",
                 marker_color=[colours.get(m, INK) for m in first.model],
                 text=[f"<b>{m}</b>" for m in first.model],
@@ -224,16 +258,22 @@ def plot_gains(
     title = "Gain over the best single model"
     if missing(gains, "model task gain low high n", "gains"):
         return empty_figure(title, "No item-level scores are known, so nothing can be compared by question.")
-    t = gains[gains.task == task].sort_values("gain", ascending=False); names = list(t.model)
-    colours = colours or model_colours(gains.model); sure = (t.low > 0) | (t.high < 0)
+    t = gains[gains.task == task].sort_values("gain", ascending=False)
+    names = list(t.model)
+    colours = colours or model_colours(gains.model)
+    sure = (t.low > 0) | (t.high < 0)
     hover = [f"<b>{m}</b> against {best}<br>{points(g)} points [{points(lo)}, {points(hi)}]"
              f"<br>n = {n:,.0f} questions"
-             for m, g, lo, hi, n in zip(t.model, t.gain, t.low, t.high, t.n)]
-    fig = go.Figure(go.Scatter(x=100 * t.gain, y=list(range(len(t))), mode="markers", hovertext=hover,
+             for m, g, lo, hi, n in zip(t.model,
+                                        t.gain, t.low, t.high, t.n)]
+    fig = go.Figure(go.Scatter(x=100 * t.gain,
+                               y=list(range(len(t))), mode="markers", hovertext=hover,
         hoverinfo="text",
-        marker=dict(size=11, color=[colours.get(m, INK) for m in names], line_width=2,
+        marker=dict(size=11,
+                    color=[colours.get(m, INK) for m in names], line_width=2,
                     symbol=["circle" if s else "circle-open" for s in sure]),
-        error_x=whiskers(t.gain, t.low, t.high, color=INK, thickness=1.5, width=4)))
+        error_x=whiskers(t.gain, t.low, t.high,
+                         color=INK, thickness=1.5, width=4)))
     fig.add_vline(x=0, line=dict(color=INK, width=1.5, dash="dot"))
     ticks = model_axis(names, colours, range=[len(t) - .4, -.6])
     where = "mean over tasks" if task == "mean" else f"task {task}"
@@ -252,7 +292,8 @@ def plot_duel(
     title = "What one gets and the other doesn't"
     if missing(duel, "task both only_a only_b neither", "duel"):
         return empty_figure(title, "No item-level scores are known, so nothing can be compared by question.")
-    colours = colours or model_colours([a, b]); fig = go.Figure()
+    colours = colours or model_colours([a, b])
+    fig = go.Figure()
     n = duel.both + duel.only_a + duel.only_b + duel.neither
     for name, column, side in ((a, "only_a", -1), (b, "only_b", 1)):
         rest = [f"<br>of {k}: both get {x}, neither {y}" for k, x, y in zip(n, duel.both, duel.neither)]

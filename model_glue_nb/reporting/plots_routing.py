@@ -26,14 +26,18 @@ def plot_routing(
     if missing(routing, "expert task share", "routing"):
         return empty_figure(title, "No routing: the run has made no mixture yet.")
     t, colours = routing, colours or model_colours(routing.expert)
-    if "system" in t: system = system or ("model_glue" if (t.system == "model_glue").any()
-                                          else str(t.system.iloc[0])); t = t[t.system == system]
+    if "system" in t:
+        system = (system
+                  or ("model_glue" if (t.system == "model_glue").any()
+                      else str(t.system.iloc[0])))
+        t = t[t.system == system]
     fig = go.Figure()
     for expert, e in t.groupby("expert", sort=True):
         extra = [("" if "score" not in e or math.isnan(r["score"])
                   else f"<br>{100 * r['score']:.1f} % of them right")
                  + ("" if "n" not in e else f"<br>n = {r['n']:.0f} questions") for r in e.to_dict("records")]
-        fig.add_bar(y=e.task, x=100 * e.share, orientation="h", name=str(expert),
+        fig.add_bar(y=e.task, x=100 * e.share,
+                    orientation="h", name=str(expert),
                     marker_color=colours.get(str(expert), INK), hovertext=extra,
                     hovertemplate=f"<b>{expert}</b> answers %{{x:.1f}} % of %{{y}}%{{hovertext}}"
                                   "<extra></extra>")
@@ -55,13 +59,18 @@ def plot_confusion(
     title = "Who should have answered"
     if missing(table, "oracle expert n lost", "confusion"):
         return empty_figure(title, "No routes by question are known for this mixture.")
-    names = sorted({*table.oracle, *table.expert}); colours = colours or model_colours(names)
+    names = sorted({*table.oracle, *table.expert})
+    colours = colours or model_colours(names)
     w = table.pivot(index="oracle", columns="expert", values="n").reindex(index=names,
         columns=names).fillna(0).to_numpy()
-    share = w / w.sum(); lost = int(table.lost.sum()); n = int(w.sum())
+    share = w / w.sum()
+    lost = int(table.lost.sum())
+    n = int(w.sum())
     hover = [[f"should: <b>{a}</b><br>did: <b>{b}</b><br>{int(v)} of {n:,} questions" for b,
         v in zip(names, r)] for a, r in zip(names, w)]
-    fig = go.Figure(go.Heatmap(z=100 * share ** .5, x=list(range(len(names))), y=list(range(len(names))),
+    fig = go.Figure(go.Heatmap(z=100 * share ** .5,
+                               x=list(range(len(names))),
+                               y=list(range(len(names))),
         colorscale=SCALE, showscale=False,
         text=[[f"{int(v):,}" if v else "" for v in r] for r in w], texttemplate="%{text}", hovertext=hover,
         hoverinfo="text", xgap=2, ygap=2))
@@ -81,7 +90,8 @@ def one_per_model(
     t = comparison.assign(words=words)
     if "model" not in t: return t
     same = t.model.where(t.model.notna() & (t.model != ""), t.system)
-    return t.assign(words=t.groupby(same).words.transform(" = ".join))[~same.duplicated()]
+    return t.assign(words=t.groupby(same).words.transform(
+        " = ".join))[~same.duplicated()]
 
 def plot_cost(
     comparison, # DataFrame or None: system mean low high and the cost
@@ -90,28 +100,33 @@ def plot_cost(
 ): # Plotly figure: a point per system
     "Score of each system against what it costs."
     import plotly.graph_objects as go
-    title, units = "What the score costs", dict(params_total="parameters to store",
-        params_active="parameters active per question",
-                                                ms_per_question="milliseconds per question")
+    title = "What the score costs"
+    units = dict(params_total="parameters to store",
+                 params_active="parameters active per question", ms_per_question="milliseconds per question")
     if missing(comparison, f"system mean low high {cost}", "comparison"):
         return empty_figure(title, "No comparison yet: the run has not reached it.")
     t = one_per_model(comparison[comparison[cost].notna() & ~comparison.system.str.startswith("oracle")])
     tell = (lambda v: f"{v:.2f} ms") if cost == "ms_per_question" else count
-    rank = t[cost].rank(method="first"); side = [("top center", "bottom center")[int(r) % 2]
-        for r in rank] # apart
+    rank = t[cost].rank(method="first")
+    side = [("top center", "bottom center")[int(r) % 2] for r in rank] # apart
     hover = [f"<b>{s}</b><br>{100 * m:.1f} % right [{100 * lo:.1f}, {100 * hi:.1f}]"
              f"<br>{tell(c)} {units[cost].split(' ', 1)[0]}"
-             for s, m, lo, hi, c in zip(t.words, t["mean"], t.low, t.high, t[cost])]
-    fig = go.Figure(go.Scatter(x=t[cost], y=100 * t["mean"], mode="markers+text",
+             for s, m, lo, hi, c in zip(t.words,
+                                        t["mean"], t.low, t.high, t[cost])]
+    fig = go.Figure(go.Scatter(x=t[cost],
+                               y=100 * t["mean"], mode="markers+text",
         text=list(t.words),
         textposition=side, hovertext=hover, hoverinfo="text", cliponaxis=False,
-        marker=dict(size=14, color=[SYSTEMS.get(s, PALETTE[3]) for s in t.system],
+        marker=dict(size=14,
+                    color=[SYSTEMS.get(s, PALETTE[3]) for s in t.system],
         line=dict(width=1.5, color=INK)),
         error_y=whiskers(t["mean"], t.low, t.high, color=INK)))
     room = .18 * (t[cost].max() - t[cost].min() or 1)
     return finish(fig, title, facts(suite, "report", t.n.max() if "n" in t else None,
         seed) + ("whiskers: 95 % intervals",), 430,
-                  xaxis=dict(title=units[cost], range=[max(0, t[cost].min() - room), t[cost].max() + room]),
+                  xaxis=dict(title=units[cost],
+                             range=[max(0, t[cost].min() - room),
+                                    t[cost].max() + room]),
                   yaxis=dict(title="mean over tasks, % right", range=[0, 105]))
 
 # %% ../../nbs/10_reporting/04_plots_routing.ipynb #913aa605
@@ -125,14 +140,16 @@ def plot_route(
     import plotly.graph_objects as go
     title = "Where this prompt goes"
     if not experts: return empty_figure(title, "Type a prompt above.")
-    colours = colours or model_colours(experts); at = list(range(len(experts)))
+    colours = colours or model_colours(experts)
+    at = list(range(len(experts)))
     fig = go.Figure(go.Bar(x=list(scores), y=at, orientation="h",
         marker=dict(color=[colours.get(e, INK) for e in experts],
         opacity=[1 if e == chosen else .35 for e in experts]),
         text=["<b>← answers</b>" if e == chosen else "" for e in experts],
         textposition="outside", cliponaxis=False, hovertext=[f"<b>{e}</b><br>score {s:.3f}" for e,
         s in zip(experts, scores)], hoverinfo="text"))
-    low, high = min(0, *scores), max(0, *scores); room = .2 * (high - low or 1)
+    low, high = min(0, *scores), max(0, *scores)
+    room = .2 * (high - low or 1)
     return finish(fig, title, (f"{chosen} answers",), 130 + 30 * len(experts), bargap=.3,
                   xaxis=dict(title="the router's score", range=[low - room * (low < 0), high + room]),
                   yaxis=model_axis(experts, colours, range=[len(experts) - .4, -.6], showgrid=False))

@@ -21,18 +21,22 @@ def plot_trials(
     title = "How the search went"
     if missing(trials, "cluster method trial score best", "trials"):
         return empty_figure(title, "No trials: nothing was searched, or no cluster had two members.")
-    fig = go.Figure(); keys = trials.cluster.astype(str) + " · " + trials.method
+    fig = go.Figure()
+    keys = trials.cluster.astype(str) + " · " + trials.method
     colours = model_colours(keys)
     for key, t in trials.groupby(keys, sort=False):
         c = colours[key]
-        label = t.candidate.astype(str).str.slice(0, 160) if "candidate" in t else [""] * len(t)
+        label = (t.candidate.astype(str).str.slice(0, 160)
+                 if "candidate" in t else [""] * len(t))
         kept = t.accepted.fillna(False).astype(bool) if "accepted" in t else [True] * len(t)
-        fig.add_scatter(x=t.trial, y=100 * t.score, mode="markers", name=key, legendgroup=key,
+        fig.add_scatter(x=t.trial, y=100 * t.score,
+                        mode="markers", name=key, legendgroup=key,
                         showlegend=False, opacity=.7, hovertext=label,
             marker=dict(color=c, size=7, symbol=["circle" if k else "x-thin-open" for k in kept]),
             hovertemplate=f"<b>{key}</b>, trial %{{x}}<br>%{{y:.1f}} % right<br>"
                           "%{hovertext}<extra></extra>")
-        fig.add_scatter(x=t.trial, y=100 * t.best, mode="lines", line=dict(color=c, width=2.5, shape="hv"),
+        fig.add_scatter(x=t.trial, y=100 * t.best,
+                        mode="lines", line=dict(color=c, width=2.5, shape="hv"),
                         name=key, legendgroup=key,
                         hovertemplate=f"best of {key}: %{{y:.1f}} %<extra></extra>")
     if told is not None: _told(fig, told, trials)
@@ -44,13 +48,17 @@ def plot_trials(
 # %% ../../nbs/10_reporting/05_plots_search.ipynb #17f46827
 def _told(fig, told, trials):
     "Winners' scores on unseen questions, to the right of the trials."
-    t = told[told.system.isin(["winner", "best_single"])]; x = trials.trial.max()
+    t = told[told.system.isin(["winner", "best_single"])]
+    x = trials.trial.max()
     for system, mark in (("winner", "diamond"), ("best_single", "diamond-open")):
-        r = t[t.system == system]; name = system.replace("_", " ") + " on report"
-        at = [x * 1.05 + 1 + k * max(1, x * .02) for k in range(len(r))]
+        r = t[t.system == system]
+        name = system.replace("_", " ") + " on report"
+        at = [x * 1.05 + 1 + k * max(1, x * .02)
+              for k in range(len(r))]
         hover = [f"<b>{c}</b>: {name}<br>{100 * m:.1f} % right [{100 * lo:.1f}, {100 * hi:.1f}]"
                  for c, m, lo, hi in zip(r.cluster, r.report, r.low, r.high)]
-        fig.add_scatter(x=at, y=100 * r.report, mode="markers", name=name, hovertext=hover, hoverinfo="text",
+        fig.add_scatter(x=at, y=100 * r.report,
+                        mode="markers", name=name, hovertext=hover, hoverinfo="text",
                         marker=dict(symbol=mark, size=11, color="#D55E00" if system == "winner" else INK,
                         line_width=2),
                         error_y=whiskers(r.report, r.low, r.high, thickness=1.5, width=4))
@@ -66,17 +74,23 @@ def plot_coefficients(
     title = "What the search tried"
     if missing(table, "trial score name value", "coefficients"):
         return empty_figure(title, "No coefficients: the log of the search is not in this run.")
-    t = table[~table.name.str.startswith("task ")]; w = t.pivot(index="name", columns="trial", values="value")
-    score = t.groupby("trial").score.first(); best = score.idxmax(); names = list(w.index); top = max(1e-9,
-        w.abs().max().max())
+    t = table[~table.name.str.startswith("task ")]
+    w = t.pivot(index="name", columns="trial", values="value")
+    score = t.groupby("trial").score.first()
+    best = score.idxmax()
+    names = list(w.index)
+    top = max(1e-9, w.abs().max().max())
     hover = [[f"<b>{n}</b> weighs {v:.3f}<br>trial {k}: {100 * score[k]:.1f} % right on search" for k,
         v in r.items()]
              for n, r in w.iterrows()]
-    at = list(range(w.shape[1])); b = list(w.columns).index(best)
-    fig = go.Figure(go.Heatmap(z=w.to_numpy(), x=at, y=list(range(len(w))), zmin=-top, zmax=top,
+    at = list(range(w.shape[1]))
+    b = list(w.columns).index(best)
+    fig = go.Figure(go.Heatmap(z=w.to_numpy(), x=at,
+                               y=list(range(len(w))), zmin=-top, zmax=top,
         hovertext=hover, hoverinfo="text", colorscale=SIDES,
         colorbar=dict(title="weight", thickness=10, outlinewidth=0)))
-    frame = dict(type="rect", x0=b - .5, x1=b + .5, y0=-.5, y1=len(w) - .5,
+    frame = dict(type="rect", x0=b - .5, x1=b + .5,
+                 y0=-.5, y1=len(w) - .5,
         line=dict(color="#D55E00", width=2.5))
     ticks = model_axis(names, colours or model_colours(names), showgrid=False)
     about = (f"{w.shape[1]} trials", f"frame: the best, {100 * score[best]:.1f} % right on search",
@@ -94,9 +108,11 @@ def plot_importance(
     title = "What mattered"
     if missing(table, "name importance n", "importance"):
         return empty_figure(title, "Too few trials differ: importance cannot be estimated.")
-    t = table.sort_values("importance", ascending=False); names = list(t.name)
+    t = table.sort_values("importance", ascending=False)
+    names = list(t.name)
     colours = colours or model_colours(names)
-    fig = go.Figure(go.Bar(x=100 * t.importance, y=list(range(len(t))), orientation="h",
+    fig = go.Figure(go.Bar(x=100 * t.importance,
+                           y=list(range(len(t))), orientation="h",
         marker_color=[colours.get(n, INK) for n in names],
         text=[f"{100 * v:.0f} %" for v in t.importance], textposition="outside", cliponaxis=False,
         hovertext=[f"<b>{n}</b> explains {100 * v:.1f} % of the variance<br>n = {k} trials" for n, v,
@@ -105,7 +121,9 @@ def plot_importance(
     ticks = model_axis(names, colours, range=[len(t) - .4, -.6], showgrid=False)
     return finish(fig, title, ("share of the variance of the search score", f"n = {t.n.max()} trials"),
         150 + 32 * len(t), yaxis=ticks,
-                  bargap=.35, xaxis=dict(title="%", range=[0, 118 * max(.2, t.importance.max())]))
+                  bargap=.35,
+                  xaxis=dict(title="%",
+                             range=[0, 118 * max(.2, t.importance.max())]))
 
 # %% ../../nbs/10_reporting/05_plots_search.ipynb #0dc09211
 def plot_front(
@@ -121,9 +139,11 @@ def plot_front(
     fig = go.Figure()
     for on, name, mark in ((False, "beaten by another", "circle-open"), (True, "Pareto front", "circle")):
         t = table[table.front == on]
-        fig.add_scatter(x=100 * t[x], y=100 * t[y], mode="markers", name=name, customdata=100 * t.score,
+        fig.add_scatter(x=100 * t[x], y=100 * t[y],
+                        mode="markers", name=name, customdata=100 * t.score,
             text=t.trial,
-            marker=dict(symbol=mark, size=10, color=PALETTE[0] if on else INK, line_width=1.5), hovertemplate=
+            marker=dict(symbol=mark, size=10, color=PALETTE[0] if on else INK, line_width=1.5),
+                        hovertemplate=
             f"trial %{{text}}<br>{x} %{{x:.1f}} %, {y} %{{y:.1f}} %<br>"
             "mean over tasks %{customdata:.1f} %<extra></extra>")
     return finish(fig, title, (f"{int(table.front.sum())} of {len(table)} trials on the front over all tasks",
@@ -142,15 +162,20 @@ def plot_attribution(
     title = "What each part contributes to the winner"
     if missing(table, "kind left_out task change low high n", "attribution"):
         return empty_figure(title, "No attribution: the winner is a single model, or nothing was searched.")
-    kind = table.groupby("left_out", sort=False).kind.first(); names = list(kind.index)
+    kind = table.groupby("left_out", sort=False).kind.first()
+    names = list(kind.index)
     tasks = list(table.task.drop_duplicates())
-    get = lambda c: table.pivot(index="left_out", columns="task", values=c).loc[names, tasks].to_numpy(float)
-    v, low, high, n = map(get, ("change", "low", "high", "n")); top = max(.05, abs(v).max())
+    def get(c):
+        return table.pivot(index="left_out", columns="task", values=c).loc[names, tasks].to_numpy(
+            float)
+    v, low, high, n = map(get, ("change", "low", "high", "n"))
+    top = max(.05, abs(v).max())
     hover = [[f"without <b>{m}</b>, {t}<br>{points(v[i, j])} points "
               f"[{points(low[i, j])}, {points(high[i, j])}]"
               f"<br>n = {n[i, j]:.0f} questions"
               for j, t in enumerate(tasks)] for i, m in enumerate(names)]
-    fig = go.Figure(go.Heatmap(z=-100 * v, x=tasks, y=list(range(len(names))), zmin=-100 * top,
+    fig = go.Figure(go.Heatmap(z=-100 * v, x=tasks,
+                               y=list(range(len(names))), zmin=-100 * top,
         zmax=100 * top, xgap=2, ygap=2,
         text=[[f"{100 * x:+.0f}" for x in r] for r in v], texttemplate="%{text}", hovertext=hover,
         hoverinfo="text", showscale=False, colorscale=SIDES))
@@ -160,5 +185,6 @@ def plot_attribution(
         f"n = {n.max():.0f} questions",
                                "" if seed is None else f"seed {seed}"), 160 + 30 * len(names),
                                xaxis=dict(showgrid=False),
-                  yaxis=dict(tickvals=list(range(len(names))), ticktext=labels, range=[len(names) - .5, -.5],
+                  yaxis=dict(tickvals=list(range(len(names))),
+                             ticktext=labels, range=[len(names) - .5, -.5],
                   showgrid=False))

@@ -29,7 +29,9 @@ def route_one(
     from model_glue_nb.mixing.routers import featurize
     features = mixture.manifest["features"]
     vectors = featurize(mixture.router, lambda: mixture.prompt_encoder, [prompt], features)
-    return names, [float(x) for x in mixture.router.scores(vectors, [prompt])[0]], names[chosen]
+    return (names,
+            [float(x) for x in mixture.router.scores(vectors, [prompt])[0]],
+            names[chosen])
 
 def live_mixture(
     run:Run, # A run folder
@@ -51,7 +53,8 @@ class RoutingExplorer(Explorer):
         **tables, # routing, routes, items, comparison
     ):
         import ipywidgets as w
-        self.data = d = deepen(run if isinstance(run, dict) else read_run(run, **tables), "items", "routes")
+        self.data = d = deepen(run if isinstance(run, dict) else read_run(run, **tables),
+                               "items", "routes")
         self.mixture, self.colours, self.about = mixture, colours_of(d), about(d)
         self.answers = Answers(d["items"])
         routing = d["routing"]
@@ -71,7 +74,8 @@ class RoutingExplorer(Explorer):
         self.prompt.observe(self.typed, "value")
         self.system.observe(self.forget, "value")
         views = {"load per task": self.load, "confusion": self.confusion, "cost": self.costs}
-        super().__init__([self.system, self.cost], views, [row(self.prompt, self.state), self.route])
+        super().__init__([self.system, self.cost], views,
+                         [row(self.prompt, self.state), self.route])
         if mixture is None and (d["run"] is None or not systems):
             self.prompt.disabled = True
             self.state.value = "This run has no mixture to ask."
@@ -82,7 +86,8 @@ class RoutingExplorer(Explorer):
         self.system.layout.display = "none" if self.view.value == "cost" else None
         super().draw(change)
 
-    def load(self): return plot_routing(self.data["routing"], self.system.value, *self.about, self.colours)
+    def load(self):
+        return plot_routing(self.data["routing"], self.system.value, *self.about, self.colours)
     def confusion(self):
         system = self.system.value
         return plot_confusion(self.tables.get(system), system, *self.about, self.colours)

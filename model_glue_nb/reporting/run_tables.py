@@ -37,8 +37,9 @@ def read_run(
     for name in tables:
         if name not in (*FILES, *MORE): raise unknown("table", name, (*FILES, *MORE))
     run = run if run is None or isinstance(run, Run) else Run(run)
-    has = lambda name: run is not None and (run.path/f"{name}.csv").exists()
-    data = {n: run.read_table(n) if has(n) else None for n in FILES} | dict.fromkeys(MORE)
+    def has(name): return run is not None and (run.path/f"{name}.csv").exists()
+    data = ({n: run.read_table(n) if has(n) else None for n in FILES}
+            | dict.fromkeys(MORE))
     data |= dict(similarity=run.read_table("similarity", index=True) if has("similarity") else None, run=run)
     recipe, text = _recipe_of(run) if run else ({}, "")
     data |= dict(name=run.path.absolute().name if run else "tables", recipe=recipe, recipe_text=text)
@@ -56,7 +57,7 @@ def _recipe_of(run):
 
 def _about_run(run):
     "The small files of a run: clusters, environment, skipped members, notes on the suite."
-    read = lambda name: run.read_json(name, {}) if run else {}
+    def read(name): return run.read_json(name, {}) if run else {}
     clusters, zoo, environment = read("clusters"), read("zoo"), read("environment")
     more = [d for d in (clusters, zoo, environment) if isinstance(d, dict)]
     said = [d.get(k) for d in more for k in ("description", "suite_description")]
@@ -84,8 +85,10 @@ def colours_of(
     data:dict, # As `read_run` gives it
 )->dict[str,str]: # Model → color
     "One color per model of a run: the zoo first, then merges and mixtures."
-    has = lambda t, c: data.get(t) is not None and c in data[t]
-    names = lambda t, c: list(data[t][c].dropna().astype(str)) if has(t, c) else []
+    def has(t, c): return data.get(t) is not None and c in data[t]
+    def names(t, c):
+        return (list(data[t][c].dropna().astype(str))
+                if has(t, c) else [])
     zoo = [] if data["similarity"] is None else list(data["similarity"].index)
     zoo = zoo or [m for c in data["clusters"] for m in c["members"]] or names("scores", "model")
     return model_colours(zoo, [*names("scores", "model"), *names("routing", "expert"),
@@ -108,8 +111,11 @@ def fingerprints(
     run:Run, # A run folder
 )->dict[str,str]: # Model → fingerprint: the zoo's, then those that the run made
     "The keys of models in the store."
-    found = {n: m["fingerprint"] for n, m in run.read_json("zoo", {}).get("models", {}).items()}
-    made = lambda p: not p.is_symlink() and ((p/"config.json").exists() or (p/"mixture.json").exists())
+    found = {n: m["fingerprint"]
+             for n, m in run.read_json("zoo", {}).get("models", {}).items()}
+    def made(p):
+        return (not p.is_symlink()
+                and ((p/"config.json").exists() or (p/"mixture.json").exists()))
     folders = sorted(p for p in (run.path/"models").glob("*") if made(p)) # a link is a second name
     return found | {p.name: open_model(p).fingerprint() for p in folders}
 
@@ -124,13 +130,15 @@ def read_items(
     store, frames = run.store, []
     for model, key in fingerprints(run).items():
         for t in suite.tasks:
-            known = next((k for a in (t.asked, asked_through(t)) if (k := store.items(key, a)) and
+            known = next((k for a in (t.asked, asked_through(t))
+                          if (k := store.items(key, a)) and
                           all(q.key in k for q in t.questions)), None)
             if known is None: continue
             value, said = zip(*(known[q.key] for q in t.questions))
             asked, value = t.questions, t.values(value)
-            frames.append(pd.DataFrame(dict(model=model, task=t.name, question=[q.prompt for q in asked],
-                                            expected=[q.answer for q in asked], said=said, value=value)))
+            frames.append(pd.DataFrame(
+                dict(model=model, task=t.name, question=[q.prompt for q in asked],
+                     expected=[q.answer for q in asked], said=said, value=value)))
     return pd.concat(frames, ignore_index=True) if frames else None
 
 # %% ../../nbs/10_reporting/08_run_tables.ipynb #cefcffac
@@ -140,13 +148,17 @@ class Answers:
         items, # DataFrame or None: model task question expected said value
     ):
         self.values, self.said, self.asked = {}, {}, {}
-        if items is None or not len(items): self.models = []; return
+        if items is None or not len(items):
+            self.models = []
+            return
         for task, t in items.groupby("task", sort=False):
             for model, r in t.groupby("model", sort=False):
                 self.values.setdefault(task, {})[model] = r.value.to_numpy(float)
                 self.said.setdefault(task, {})[model] = r.said.astype(str).to_list()
-                self.asked.setdefault(task, (r.question.to_list(), r.expected.astype(str).to_list()))
-        self.models = [m for m in items.model.drop_duplicates() if all(m in v for v in self.values.values())]
+                self.asked.setdefault(task,
+                                      (r.question.to_list(), r.expected.astype(str).to_list()))
+        self.models = [m for m in items.model.drop_duplicates()
+                       if all(m in v for v in self.values.values())]
 
     def of(self, model:str)->dict[str,np.ndarray]: # As `ItemScores` of the benchmark
         "One model's values per task."
@@ -157,16 +169,22 @@ class Answers:
         import pandas as pd
         def row(v):
             x, y = v[a] >= .5, v[b] >= .5
-            return (x & y).sum(), (x & ~y).sum(), (y & ~x).sum(), (~x & ~y).sum()
-        rows = [(t, *map(int, row(v))) for t, v in self.values.items()]
+            return ((x & y).sum(), (x & ~y).sum(),
+                    (y & ~x).sum(), (~x & ~y).sum())
+        rows = [(t, *map(int, row(v)))
+                for t, v in self.values.items()]
         return pd.DataFrame(rows, columns="task both only_a only_b neither".split())
 
     def only(self, a:str, b:str, task:str, n:int=8): # DataFrame: question expected a b, at most n rows
         "Questions of a task that `a` gets right and `b` doesn't."
         import pandas as pd
-        v, said, (asked, expected) = self.values[task], self.said[task], self.asked[task]
+        v = self.values[task]
+        said = self.said[task]
+        (asked, expected) = self.asked[task]
         at = np.flatnonzero((v[a] >= .5) & (v[b] < .5))[:n]
-        rows = [(asked[i], expected[i], said[a][i], said[b][i]) for i in at]
+        rows = [(asked[i], expected[i],
+                 said[a][i], said[b][i])
+                for i in at]
         return pd.DataFrame(rows, columns=["question", "expected", a, b])
 
 # %% ../../nbs/10_reporting/08_run_tables.ipynb #457f9e91
@@ -178,12 +196,17 @@ def paired_gains(
     "Gain of every model over one, per task and over tasks, with paired 95% intervals."
     import pandas as pd
     if best not in answers.models: return None
-    parts = [*((t, [t]) for t in answers.values), ("mean", list(answers.values))]; rows = []
+    parts = [*((t, [t]) for t in answers.values),
+             ("mean", list(answers.values))]
+    rows = []
     for task, names in parts:
-        some = lambda m: ItemScores({t: answers.values[t][m] for t in names}, weights)
-        theirs = some(best); n = sum(map(len, theirs.values()))
+        def some(m):
+            return ItemScores({t: answers.values[t][m] for t in names}, weights)
+        theirs = some(best)
+        n = sum(map(len, theirs.values()))
         gains = [paired_gain(some(m), theirs) for m in answers.models]
-        rows += [(m, task, g.mean, g.low, g.high, n) for m, g in zip(answers.models, gains)]
+        rows += [(m, task, g.mean, g.low, g.high, n)
+                 for m, g in zip(answers.models, gains)]
     return pd.DataFrame(rows, columns="model task gain low high n".split())
 
 # %% ../../nbs/10_reporting/08_run_tables.ipynb #dafb6a74
@@ -198,7 +221,8 @@ def best_single(
     zoo = set(data["similarity"].index) if data["similarity"] is not None else set(s.model)
     s = s[s.model.isin(zoo)] if s.model.isin(zoo).any() else s
     if "split" in s and (s.split == "search").any(): s = s[s.split == "search"]
-    s = s.assign(weight=s.weight if "weight" in s else 1.); t = s.assign(score=s.score * s.weight)
+    s = s.assign(weight=s.weight if "weight" in s else 1.)
+    t = s.assign(score=s.score * s.weight)
     t = t.groupby("model", sort=False)[["score", "weight"]].sum()
     return str((t.score / t.weight).idxmax())
 
@@ -211,8 +235,9 @@ def numbers_of(
     out = {}
     for s in candidate.sources:
         if isinstance(s.model, MergeRecipe): out |= numbers_of(s.model)
-    mean = lambda value: float(np.mean(numbers_in(value)))
-    counted = {k: v for k, v in candidate.parameters.items() if is_number(numbers_in(v)[0])}
+    def mean(value): return float(np.mean(numbers_in(value)))
+    counted = {k: v for k, v in candidate.parameters.items()
+               if is_number(numbers_in(v)[0])}
     return out | {f"{candidate.method}.{k}": mean(v) for k, v in counted.items()} | coefficients(candidate)
 
 # %% ../../nbs/10_reporting/08_run_tables.ipynb #ab9bc7de
@@ -224,18 +249,21 @@ def read_coefficients(
     run, rows = data["run"], []
     if run is None or not (run.path/"trials.db").exists(): return None
     import optuna
-    optuna.logging.set_verbosity(optuna.logging.WARNING); storage = f"sqlite:///{run.path/'trials.db'}"
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = f"sqlite:///{run.path/'trials.db'}"
     home = {frozenset(c["members"]): str(c["name"]) for c in data["clusters"]}
-    of = lambda kept: kept if isinstance(kept, str) else MergeRecipe.from_dict(kept)
+    def of(kept): return kept if isinstance(kept, str) else MergeRecipe.from_dict(kept)
     for s in optuna.get_all_study_names(storage):
-        study = optuna.load_study(study_name=s, storage=storage); a = study.user_attrs
+        study = optuna.load_study(study_name=s, storage=storage)
+        a = study.user_attrs
         cluster, method = home.get(frozenset(a["members"])), a["method"]
         for t in study.get_trials(deepcopy=False):
             u = t.user_attrs
             if cluster is None or u.get("failed") or u.get("share", 1) < 1: continue
             told = {m: 0.0 for m in a["members"]} | numbers_of(of(u["recipe"]))
             told |= {f"task {k}": v for k, v in u["tasks"].items()}
-            rows += [(cluster, method, u["number"], t.value, k, v) for k, v in told.items()]
+            rows += [(cluster, method, u["number"], t.value, k, v)
+                     for k, v in told.items()]
     return pd.DataFrame(rows, columns="cluster method trial score name value".split()) if rows else None
 
 # %% ../../nbs/10_reporting/08_run_tables.ipynb #03c100d9
@@ -251,16 +279,20 @@ def importances(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     rows = []
     if table is None: return None
-    for (cluster, method), t in table[~table.name.str.startswith("task ")].groupby(["cluster", "method"],
+    for (cluster, method), t in table[~table.name.str.startswith("task ")].groupby([
+            "cluster", "method"],
         sort=False):
         w = t.pivot(index="trial", columns="name",
-            values="value").fillna(0.0); y = t.groupby("trial").score.first()
+            values="value").fillna(0.0)
+        y = t.groupby("trial").score.first()
         follows = dict(bases).get(cluster) if needs_base(method) else None
         w = w.loc[:, (w.nunique() > 1) & (w.columns != follows)]
         if len(w) < least or not w.shape[1] or y.nunique() < 2: continue
-        study = optuna.create_study(direction="maximize"); ends = {k: FloatDistribution(w[k].min(),
-            w[k].max()) for k in w}
-        study.add_trials([optuna.trial.create_trial(params=dict(r), distributions=ends, value=float(y[i]))
+        study = optuna.create_study(direction="maximize")
+        ends = {k: FloatDistribution(w[k].min(), w[k].max())
+                for k in w}
+        study.add_trials([optuna.trial.create_trial(params=dict(r),
+                                                    distributions=ends, value=float(y[i]))
                           for i, r in w.iterrows()])
         judge = optuna.importance.FanovaImportanceEvaluator(n_trees=32, max_depth=16, seed=seed)
         rows += [(cluster, method, k, v, len(w)) for k, v in optuna.importance.get_param_importances(study,
@@ -299,20 +331,24 @@ def confusion(
     "Questions by the expert that should have answered and the one that did."
     import pandas as pd
     if routes is None or not (routes.system == system).any(): return None
-    mine = routes[routes.system == system]; experts = [e for e in mine.expert.drop_duplicates()
-        if e in answers.models]
+    mine = routes[routes.system == system]
+    experts = [e for e in mine.expert.drop_duplicates() if e in answers.models]
     rows = []
     for task, r in mine.groupby("task", sort=False):
         if task not in answers.values or not set(r.expert) <= set(experts): return None
         v = np.stack([answers.values[task][e] for e in experts],
-            1); chosen = np.array([experts.index(e) for e in r.expert])
+            1)
+        chosen = np.array([experts.index(e) for e in r.expert])
         if len(v) != len(chosen): return None
-        best = (v + 1e-6 * v.mean(0)).argmax(1); mine_v = v[np.arange(len(v)),
-            chosen]; lost = mine_v < v.max(1)
+        best = (v + 1e-6 * v.mean(0)).argmax(1)
+        mine_v = v[np.arange(len(v)), chosen]
+        lost = mine_v < v.max(1)
         oracle = np.where(lost, best, chosen)
-        rows += [(experts[o], experts[c], bool(x)) for o, c, x in zip(oracle, chosen, lost)]
+        rows += [(experts[o], experts[c], bool(x))
+                 for o, c, x in zip(oracle, chosen, lost)]
     t = pd.DataFrame(rows, columns="oracle expert lost".split())
-    return t.groupby(["oracle", "expert"], as_index=False).agg(n=("lost", "size"), lost=("lost", "sum"))
+    return t.groupby(["oracle", "expert"], as_index=False).agg(n=("lost", "size"),
+                                                               lost=("lost", "sum"))
 
 # %% ../../nbs/10_reporting/08_run_tables.ipynb #4bf714a8
 def deepen(
@@ -320,9 +356,12 @@ def deepen(
     *wanted:str, # Of items, routes, coefficients, importance, gains
 )->dict: # The same with these tables, where the run has them
     "Add the tables that come from the store and the log."
-    weights = lambda d: suite.weights if d["run"] is not None and (suite := report_suite(d)) else None
-    out = dict(data); seed = data["recipe"].get("seed") or 0
-    bases = lambda d: {str(c["name"]): c.get("base") for c in d["clusters"] or []}
+    def weights(d):
+        return suite.weights if d["run"] is not None and (suite := report_suite(d)) else None
+    out = dict(data)
+    seed = data["recipe"].get("seed") or 0
+    def bases(d):
+        return {str(c["name"]): c.get("base") for c in d["clusters"] or []}
     make = dict(items=read_items, routes=read_routes, coefficients=read_coefficients,
                 importance=lambda d: importances(d["coefficients"], seed, bases=bases(d)),
                 gains=lambda d: paired_gains(Answers(d["items"]), best_single(d) or "",

@@ -28,7 +28,8 @@ def front_table(
     w.columns = [c.removeprefix("task ") for c in w.columns]
     score = t.groupby("trial").score.first()
     front = set(undominated(w.to_numpy().tolist()))
-    return w.assign(score=score, front=[i in front for i in range(len(w))]).reset_index()
+    return w.assign(score=score,
+                    front=[i in front for i in range(len(w))]).reset_index()
 
 # %% ../../nbs/10_reporting/12_search_explorer.ipynb #957491ed
 class SearchExplorer(Explorer):
@@ -42,7 +43,8 @@ class SearchExplorer(Explorer):
         self.colours, self.about, self.fronts = colours_of(d), about(d), {}
         listed = [t for t in (d["trials"], d["coefficients"]) if t is not None]
         names = [t[["cluster", "method"]].astype(str).drop_duplicates() for t in listed]
-        self.pairs = list(dict.fromkeys(tuple(r) for t in names for r in t.itertuples(index=False)))
+        self.pairs = list(dict.fromkeys(tuple(r)
+                                        for t in names for r in t.itertuples(index=False)))
         clusters = list(dict.fromkeys(c for c, _ in self.pairs))
         self.cluster = choice("cluster", clusters, width="15rem")
         self.method = choice("method", ["all"], width="15rem")
@@ -59,7 +61,8 @@ class SearchExplorer(Explorer):
         "Draw the visible view, with the controls that it uses."
         one = self.view.value in ("coefficients", "importance", "Pareto front")
         self.method.layout.display = None if one or self.view.value == "trials" else "none"
-        for c in (self.x, self.y): c.layout.display = None if self.view.value == "Pareto front" else "none"
+        for c in (self.x, self.y):
+            c.layout.display = None if self.view.value == "Pareto front" else "none"
         methods = [m for c, m in self.pairs if c == self.cluster.value]
         options = methods if one else ["all", *methods]
         if list(self.method.options) != options: # this calls `draw` again when the value changes
@@ -96,4 +99,5 @@ def attribution(self:SearchExplorer):
 def front(self:SearchExplorer):
     key = self.cluster.value, self.method.value
     if key not in self.fronts: self.fronts[key] = front_table(self.mine("coefficients"))
-    return plot_front(self.fronts[key], self.x.value or "", self.y.value or "", self.about[1])
+    return plot_front(self.fronts[key], self.x.value or "",
+                      self.y.value or "", self.about[1])

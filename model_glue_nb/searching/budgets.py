@@ -24,7 +24,8 @@ def read_budget(
 )->Budget:
     "A budget as written by a person."
     if isinstance(given, Budget): return given
-    text = str(given).strip().lower(); unit = dict(s="seconds", q="questions").get(text[-1:], "evaluations")
+    text = str(given).strip().lower()
+    unit = dict(s="seconds", q="questions").get(text[-1:], "evaluations")
     try: n = float(text.rstrip("sq"))
     except ValueError: n = math.nan
     if isinstance(given, bool) or not n > 0:

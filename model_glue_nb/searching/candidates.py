@@ -37,7 +37,9 @@ def leaves(
     candidate:Candidate, # A member or a merge
 )->Iterator[str]: # Names, as often as they are read; the base last
     "The models that a candidate is built from."
-    if isinstance(candidate, str): yield candidate; return
+    if isinstance(candidate, str):
+        yield candidate
+        return
     for s in candidate.sources: yield from leaves(s.model)
     if candidate.base: yield candidate.base
 
@@ -49,10 +51,13 @@ class CandidateScorer:
         suite:Suite, # Questions, the *search* part of a suite
         store:Store|None=None, # Where answers are remembered
     ):
-        say = lambda t: f"Task '{t.name}' has no questions. Add some, or leave it out."
+        def say(t): return f"Task '{t.name}' has no questions. Add some, or leave it out."
         refuse([say(t) for t in suite.tasks if not t.questions], "Cannot score")
         self.zoo, self.suite, self.store = zoo, suite, store
-        self.live, self.checked, self.grams, self.files = {}, set(), {}, Mapped()
+        self.live = {}
+        self.checked = set()
+        self.grams = {}
+        self.files = Mapped()
 
     def __call__(self, candidate:Candidate)->float: return Answer(self.items(candidate)).mean
 
@@ -79,7 +84,8 @@ class CandidateScorer:
         "The first questions of each task."
         if share == 1: return self.suite
         asked = first({t.name: t.questions for t in self.suite.tasks}, share)
-        return replace(self.suite, tasks=tuple(replace(t, questions=asked[t.name]) for t in self.suite.tasks))
+        return replace(self.suite,
+                       tasks=tuple(replace(t, questions=asked[t.name]) for t in self.suite.tasks))
 
 # %% ../../nbs/07_searching/08_candidates.ipynb #4c2ecf9c
 def at_once(
@@ -111,7 +117,8 @@ def adopt(self:CandidateScorer,
     key, older = self.key(candidate), candidate.fingerprint(self.zoo)
     for t in suite.tasks:
         if self.store.items(key, t.asked): continue
-        if rows := self.store.items(older, t.asked): self.store.add_items(key, t.asked, rows)
+        if rows := self.store.items(older, t.asked):
+            self.store.add_items(key, t.asked, rows)
 
 @patch
 def made(self:CandidateScorer,
@@ -120,7 +127,8 @@ def made(self:CandidateScorer,
     "The merge as a live model."
     for n in dict.fromkeys(leaves(candidate)):
         if n in self.checked: continue
-        refuse(self.zoo[n].bad_weights(), f"Cannot merge '{n}'"); self.checked.add(n)
+        refuse(self.zoo[n].bad_weights(), f"Cannot merge '{n}'")
+        self.checked.add(n)
     lead = self.zoo[lead_name(candidate)]
     kind = lead.signature, n_rows(lead), lead_fingerprint(lead) # its shape, and what it reads
     if candidate.tokenizer is not None or candidate.pad_to_multiple_of is not None:
@@ -143,7 +151,10 @@ def on(self:CandidateScorer,
 )->CandidateScorer: # With the same zoo, store and live model
     "The same candidates on other questions."
     out = type(self)(self.zoo, suite, self.store)
-    out.live, out.checked, out.grams, out.files = self.live, self.checked, self.grams, self.files
+    out.live = self.live
+    out.checked = self.checked
+    out.grams = self.grams
+    out.files = self.files
     return out
 
 # %% ../../nbs/07_searching/08_candidates.ipynb #2c9f10d7
@@ -152,9 +163,11 @@ def column_grams(
     tile:int=512, # Columns at a time
 )->np.ndarray: # (in, N, N) float32
     "Inner products of equal columns."
-    out = np.empty((values[0].shape[1], len(values), len(values)), np.float32)
+    out = np.empty((values[0].shape[1], len(values), len(values)),
+                   np.float32)
     for at in range(0, len(out), tile):
-        x = np.stack([v[:, at:at + tile] for v in values]).transpose(2, 0, 1)
+        x = np.stack([v[:, at:at + tile] for v in values]).transpose(2,
+                                                                     0, 1)
         out[at:at + tile] = x @ x.transpose(0, 2, 1)
     return out
 
@@ -163,7 +176,8 @@ def merge_cosines(
     c:np.ndarray, # (N,), coefficients of the merge
 )->np.ndarray: # (N,), mean over columns of the cosine with each model; a zero column counts 0
     "How similar a sum of models is to each of them."
-    with_all = gram @ c; norm = np.sqrt(np.maximum(with_all @ c, 0))
+    with_all = gram @ c
+    norm = np.sqrt(np.maximum(with_all @ c, 0))
     own = np.sqrt(np.maximum(np.diagonal(gram, axis1=1, axis2=2), 0))
     return (with_all / np.maximum(norm[:, None] * own, 1e-30)).mean(0)
 
@@ -171,7 +185,8 @@ def merge_cosines(
 @patch
 def mlp_weights(self:CandidateScorer, name)->list[str]: # Of shape (out, in)
     "The weights that `sim_mlp` uses; all two-dimensional layer weights where none is named like an MLP."
-    shapes = {k: t.shape for k, t in self.zoo[name].tensors.items() if len(t.shape) == 2 and LAYER.match(k)}
+    shapes = {k: t.shape for k, t in self.zoo[name].tensors.items()
+              if len(t.shape) == 2 and LAYER.match(k)}
     return [k for k in shapes if role(k) == "mlp"] or list(shapes)
 
 @patch
@@ -180,9 +195,15 @@ def grams_of(self:CandidateScorer,
     most_bytes:int=2**30, # Above this nothing is kept
 )->tuple[list[str],list[np.ndarray]]|None: # Models in order; (columns, N, N) per MLP weight
     "Inner products of a cluster, computed once; None when they would not fit."
-    if (known := next((v for k, v in self.grams.items() if names <= k), None)) is not None: return known
-    order = sorted(names); one = self.zoo[order[0]]; weights = self.mlp_weights(one.name)
-    if sum(one.tensors[k].shape[1] for k in weights) * len(order)**2 * 4 > most_bytes: return None
+    if (known := next((v for k, v in self.grams.items() if names <= k),
+                      None)) is not None:
+        return known
+    order = sorted(names)
+    one = self.zoo[order[0]]
+    weights = self.mlp_weights(one.name)
+    if sum(one.tensors[k].shape[1]
+           for k in weights) * len(order)**2 * 4 > most_bytes:
+        return None
     grams = [column_grams([self.zoo[n].values(k) for n in order]) for k in weights]
     return self.grams.setdefault(frozenset(names), (order, grams))
 
@@ -195,14 +216,18 @@ def similarity(self:CandidateScorer,
     c = coefficients(candidate) if is_sum(candidate) else {}
     found = self.grams_of({*c, *names}) if c else None
     if found:
-        order, grams = found; vector = np.array([c.get(n, 0.0) for n in order], np.float32)
+        order, grams = found
+        vector = np.array([c.get(n, 0.0) for n in order], np.float32)
         near = np.mean([merge_cosines(g, vector) for g in grams], 0)
         return [float(near[order.index(n)]) for n in names]
-    tensors, per_weight, merge_alone = checked_plan(candidate, self.zoo).tasks, [], np.eye(1, 2)[0]
+    tensors = checked_plan(candidate, self.zoo).tasks
+    per_weight = []
+    merge_alone = np.eye(1, 2)[0]
     for k in self.mlp_weights(names[0]):
         with Files() as files: x = open_input(tensors[k], files, True, "cpu")
         m = x.bytes.view(np.float32).reshape(tensors[k].shape)
-        near = lambda n: merge_cosines(column_grams([m, self.zoo[n].values(k)]), merge_alone)[1]
+        def near(n):
+            return merge_cosines(column_grams([m, self.zoo[n].values(k)]), merge_alone)[1]
         per_weight.append([near(n) for n in names])
     return [float(x) for x in np.mean(per_weight, 0)]
 
@@ -214,7 +239,9 @@ def layers(self:CandidateScorer,
     members:list[str], # Of one cluster
 )->tuple[str,...]: # How the tensor names of each layer begin, in order of depth; empty when there are none
     "The layers of a cluster."
-    found = {int(m[2]): f"{m[1]}{m[2]}." for k in self.zoo[members[0]].tensors if (m := LAYER.match(k))}
+    found = {int(m[2]): f"{m[1]}{m[2]}."
+             for k in self.zoo[members[0]].tensors
+             if (m := LAYER.match(k))}
     return tuple(found[i] for i in sorted(found))
 
 @patch
@@ -224,9 +251,10 @@ def problems(self:CandidateScorer,
     tokenizer:str|None=None, # What merges say of their vocabulary; None: all must read alike
 )->list[str]: # Empty when they are one cluster
     "Why these models cannot be merged with each other."
-    one, *others = [self.zoo[m] for m in dict.fromkeys([*members, *([base] if base else [])])]
-    alike = lambda m: m.signature == one.signature and (tokenizer is not None or reads_alike(one, m))
-    say = lambda m, why: f"Clusters are mixed: '{m.name}' {why} '{one.name}'. Search each cluster alone."
+    one, *others = [self.zoo[m]
+                    for m in dict.fromkeys([*members, *([base] if base else [])])]
+    def alike(m): return m.signature == one.signature and (tokenizer is not None or reads_alike(one, m))
+    def say(m, why): return f"Clusters are mixed: '{m.name}' {why} '{one.name}'. Search each cluster alone."
     out = [say(m, "has other tensors or another tokenizer than") for m in others if not alike(m)]
     weights = self.mlp_weights(one.name)
     if out or not weights: return out
@@ -253,8 +281,10 @@ def vocabulary(self:CandidateScorer,
 @patch
 def identity(self:CandidateScorer)->dict: # What JSON can hold
     "What the results of a search depend on: the zoo's content and the questions."
-    questions = [(t.fingerprint(), [q.key for q in t.questions]) for t in self.suite.tasks]
-    return dict(zoo={m.name: m.fingerprint() for m in self.zoo}, questions=digest(questions))
+    questions = [(t.fingerprint(), [q.key for q in t.questions])
+                 for t in self.suite.tasks]
+    return dict(zoo={m.name: m.fingerprint() for m in self.zoo},
+                questions=digest(questions))
 
 @patch
 def bytes_of(self:CandidateScorer, candidate)->int: # Weights that a candidate is built from

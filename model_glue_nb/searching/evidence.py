@@ -27,11 +27,14 @@ def trial_row(
     rows:list[dict], # Rows so far
 )->dict: # One row of trials.csv
     "A trial as a row of the trials table."
-    mine = [r["best"] for r in rows if (r["cluster"], r["method"]) == (cluster, method)]
+    mine = [r["best"] for r in rows
+            if (r["cluster"], r["method"]) == (cluster, method)]
     return dict(cluster=cluster, method=method, strategy=strategy, trial=t.number, candidate=t.label,
                 score=t.score, best=t.best,
-                accepted=bool(t.share == 1 and t.score >= t.best and (not mine or t.best >= mine[-1])),
-                seconds=round(t.seconds, 4), share=t.share, questions=t.questions, bytes=t.bytes,
+                accepted=bool(t.share == 1 and t.score >= t.best
+                              and (not mine or t.best >= mine[-1])),
+                seconds=round(t.seconds, 4), share=t.share,
+                questions=t.questions, bytes=t.bytes,
                 failed=t.failed)
 
 TRIAL_COLUMNS = ("cluster method strategy trial candidate score best accepted seconds share questions bytes "
@@ -42,12 +45,15 @@ def contenders(
     found:SearchResult, # Of one cluster
 )->dict[str,tuple[str,Candidate]]: # Row name → (role, candidate)
     "The winner and the systems it is compared with."
-    members = sorted(found.own); best = max(members, key=lambda m: found.own[m].mean)
+    members = sorted(found.own)
+    best = max(members, key=lambda m: found.own[m].mean)
     even = [round(1 / len(members), 6)] * len(members)
     uniform = recipe("linear", members, even, options=dict(tokenizer=found.tokenizer))
-    parents = [m for m in dict.fromkeys(leaves(found.winner)) if m != best and m in found.own]
+    parents = [m for m in dict.fromkeys(leaves(found.winner))
+               if m != best and m in found.own]
     name = found.winner if isinstance(found.winner, str) else label(found.winner)
-    rows = dict(winner=(name, found.winner), best_single=(best, best), uniform=(label(uniform), uniform))
+    rows = dict(winner=(name, found.winner),
+                best_single=(best, best), uniform=(label(uniform), uniform))
     return rows | {f"parent {m}": (m, m) for m in parents}
 
 def asked_for_honesty(
@@ -72,9 +78,11 @@ def honest_table(
     alone = corrected_score([a.items for a in found.own.values()], seed=seed)
     unchosen = dict(winner=found.corrected, best_single=alone)
     for system, (name, c) in contenders(found).items():
-        items = told.items(c); mean, ahead = mean_interval(items), paired_gain(ours, items)
+        items = told.items(c)
+        mean, ahead = mean_interval(items), paired_gain(ours, items)
         chosen = found.own[c].mean if isinstance(c, str) else score(c)
-        rows.append((system, name, chosen, unchosen.get(system, chosen), mean.mean, mean.low, mean.high,
+        rows.append((system, name, chosen, unchosen.get(system, chosen),
+                     mean.mean, mean.low, mean.high,
                      ahead.mean, ahead.low, ahead.high, chosen - mean.mean, report.n_questions))
     columns = "system candidate search corrected report low high ahead ahead_low ahead_high bias n"
     return pd.DataFrame(rows, columns=columns.split())
@@ -102,13 +110,17 @@ def ablations(
 )->list[tuple[str,str,Candidate]]: # (kind, what is left out, what remains)
     "Everything that attribution leaves out, one at a time."
     w, best = found.winner, max(found.own, key=lambda m: found.own[m].mean)
-    layers = score.layers([best]); spans = layer_spans(layers, layer_groups)
-    gone = {m: without(w, m) for m in dict.fromkeys(leaves(w)) if m != w.base}
+    layers = score.layers([best])
+    spans = layer_spans(layers, layer_groups)
+    gone = {m: without(w, m)
+            for m in dict.fromkeys(leaves(w))
+            if m != w.base}
     out = [("model", m, c) for m, c in gone.items() if c is not None]
-    back = lambda k: patched(w, {k: w.base or best}, spans, w.tokenizer)
-    number = lambda p: p.rstrip(".").rsplit(".", 1)[-1]
-    name = lambda s: f"layers {number(s[0])}–{number(s[-1])}" if s else "outside the layers"
-    return out + [("layers", name(s), back(k)) for k, s in enumerate(spans) if layers]
+    def back(k): return patched(w, {k: w.base or best}, spans, w.tokenizer)
+    def number(p): return p.rstrip(".").rsplit(".", 1)[-1]
+    def name(s): return f"layers {number(s[0])}–{number(s[-1])}" if s else "outside the layers"
+    return (out
+            + [("layers", name(s), back(k)) for k, s in enumerate(spans) if layers])
 
 def asked_for_attribution(
     found:SearchResult, # Of one cluster
@@ -135,8 +147,9 @@ def attribution(
         whole = told.items(found.winner)
         for kind, name, candidate in ablations(found, score, layer_groups):
             rest = told.items(candidate)
-            for task, part in [*((t, [t]) for t in whole), ("mean", list(whole))]:
-                some = lambda x: ItemScores({t: x[t] for t in part}, x.weights)
+            for task, part in [*((t, [t]) for t in whole),
+                               ("mean", list(whole))]:
+                def some(x): return ItemScores({t: x[t] for t in part}, x.weights)
                 d = paired_gain(some(rest), some(whole))
                 n = sum(len(whole[t]) for t in part)
                 rows.append((kind, name, task, d.mean, d.low, d.high, n))

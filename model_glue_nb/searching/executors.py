@@ -40,7 +40,8 @@ def items_from_score(
 )->ItemScores:
     "Any score as values per task."
     value = value if isinstance(value, dict) else dict(score=value)
-    values = {t: np.atleast_1d(np.asarray(v, float)) for t, v in value.items()}
+    values = {t: np.atleast_1d(np.asarray(v, float))
+              for t, v in value.items()}
     return ItemScores(values, weights_of(value))
 
 def scored(
@@ -242,8 +243,12 @@ class Actors(Pool):
     ):
         import ray
         super().__init__(score, n)
-        self.ray, self.idle, self.actors, self.at = ray, [], [], {}
-        self.sent, self.make = ray.put(score), ray.remote(num_cpus=1, max_restarts=0)(Worker).remote
+        self.ray = ray
+        self.idle = []
+        self.actors = []
+        self.at = {}
+        self.sent = ray.put(score)
+        self.make = ray.remote(num_cpus=1, max_restarts=0)(Worker).remote
 
     def hire(self):
         "Start an actor."
@@ -262,7 +267,8 @@ class Actors(Pool):
         actor = self.at.pop(future)
         try: out = self.ray.get(future)
         except self.ray.exceptions.RayActorError as e:
-            if "creation task" in str(e): raise cannot_start(str(e).strip().splitlines()[-1]) from None
+            if "creation task" in str(e):
+                raise cannot_start(str(e).strip().splitlines()[-1]) from None
             self.actors.remove(actor)
             raise WorkerDied(type(e).__name__) from None
         self.idle.append(actor)

@@ -29,17 +29,22 @@ def corrected_score(
 )->float: # NaN where a task has too few questions for folds
     "The score of choosing the best candidate, each question answered by the one chosen without it."
     tasks = list(candidates[0]) if candidates else []
-    values = {t: np.stack([np.asarray(c[t], float) for c in candidates]) for t in tasks}
+    values = {t: np.stack([np.asarray(c[t], float) for c in candidates])
+              for t in tasks}
     if not tasks or min(v.shape[1] for v in values.values()) < parts: return math.nan
     rng, weights, out = np.random.default_rng(seed), weights_of(candidates[0]), []
-    shares = np.array([weights.get(t, 1.0) for t in tasks]); shares = shares / shares.sum()
+    shares = np.array([weights.get(t, 1.0) for t in tasks])
+    shares = shares / shares.sum()
     for _ in range(repeats):
         folds = {t: folds_of(values[t].shape[1], parts, rng) for t in tasks}
         chosen = [best_without(values, folds, k, shares) for k in range(parts)]
-        out.append({t: np.array([values[t][chosen[k], i] for i, k in enumerate(folds[t])]) for t in tasks})
+        out.append({t: np.array(
+            [values[t][chosen[k], i] for i, k in enumerate(folds[t])])
+                    for t in tasks})
     return float(np.mean([mean_score(ItemScores(x, weights)) for x in out]))
 
 def best_without(values:dict, folds:dict, part:int, shares:np.ndarray)->int: # Position of a candidate
     "The candidate that is best on all folds but one; the last in a tie, as in a search."
-    means = shares @ [values[t][:, folds[t] != part].mean(1) for t in values]
+    means = (shares
+             @ [values[t][:, folds[t] != part].mean(1) for t in values])
     return int(np.flatnonzero(means >= means.max() - 1e-12)[-1])

@@ -38,16 +38,19 @@ def placed(
     spans:list[list[str]], # As `layer_spans` gives them; empty where layers have no names
 )->Candidate:
     "The candidate at a point."
-    inside = place.inside; w = np.array([place.weights[i] for i in inside])
+    inside = place.inside
+    w = np.array([place.weights[i] for i in inside])
     unit = math.sqrt(len(inside)) if problem.adds_up else 1.0
     more = dict(scale=unit * place.scale) if problem.has_scale else {}
-    core = weigh(problem, [problem.members[i] for i in inside], w / w.sum(), **more)
+    core = weigh(problem, [problem.members[i] for i in inside],
+                 w / w.sum(), **more)
     return patched(core, dict(place.patches), spans, problem.tokenizer)
 
 # %% ../../nbs/07_searching/03_moves.ipynb #d45743b1
 def scale_moves(problem, place, step, spans)->Iterator[Place]:
     "λ up and down."
-    for f in (1 / step, step): yield replace(place, scale=round(min(4.0, max(0.1, place.scale * f)), 4))
+    for f in (1 / step, step):
+        yield replace(place, scale=round(min(4.0, max(0.1, place.scale * f)), 4))
 
 def drop_moves(problem, place, step, spans)->Iterator[Place]:
     "Each member out, the worst first."
@@ -62,31 +65,38 @@ def swap_moves(problem, place, step, spans)->Iterator[Place]:
             yield place_moved(place, {place.inside[0]: 0.0, i: 1.0, j: 1.0})
     middle = sum(place.weights) / len(place.inside)
     for j in outside:
-        for i in place.inside[::-1]: yield place_moved(place, {i: 0.0, j: place.weights[i]})
+        for i in place.inside[::-1]:
+            yield place_moved(place, {i: 0.0, j: place.weights[i]})
         yield place_moved(place, {j: middle})
 
 def weight_moves(problem, place, step, spans)->Iterator[Place]:
     "A member's weight up or down."
     if len(place.inside) < 2: return
     for i in place.inside:
-        for f in (step, 1 / step): yield place_moved(place, {i: place.weights[i] * f})
+        for f in (step, 1 / step):
+            yield place_moved(place, {i: place.weights[i] * f})
 
 def layer_moves(problem, place, step, spans)->Iterator[Place]:
     "A group of layers as in the base, as in a member, or as merged again."
-    now, names = dict(place.patches), [problem.members[i] for i in range(len(problem.members))]
+    now = dict(place.patches)
+    names = [problem.members[i] for i in range(len(problem.members))]
     root = [problem.root] if problem.root else []
-    owners = list(dict.fromkeys([*root, None, *[problem.members[i] for i in place.inside], *names]))
+    owners = list(dict.fromkeys(
+        [*root, None, *[problem.members[i] for i in place.inside], *names]))
     for owner in owners:
         for g in range(len(spans)):
             if now.get(g) == owner: continue
-            left = {k: v for k, v in (now | {g: owner}).items() if v is not None}
-            if len(left) < len(spans): yield replace(place, patches=tuple(sorted(left.items())))
+            left = {k: v for k, v in (now | {g: owner}).items()
+                    if v is not None}
+            if len(left) < len(spans):
+                yield replace(place, patches=tuple(sorted(left.items())))
 
 def place_moved(place:Place, changes:dict[int,float])->Place:
     "A point with other weights, the largest of which is 1."
     w = np.array(place.weights)
     for i, x in changes.items(): w[i] = x
-    return replace(place, weights=tuple(np.round(w / w.max(), 4).tolist()))
+    return replace(place,
+                   weights=tuple(np.round(w / w.max(), 4).tolist()))
 
 # %% ../../nbs/07_searching/03_moves.ipynb #6f090703
 MOVES = dict(scale=scale_moves, drop=drop_moves, swap=swap_moves, weight=weight_moves, layer=layer_moves)
@@ -95,7 +105,8 @@ def kinds_of(
     problem:Problem, # Members and method
 )->list[str]: # Of `MOVES`, in the order in which they are tried
     "The kinds of moves that a method and its members know."
-    takes = dict(scale=problem.has_scale, layer=bool(problem.layers), drop=len(problem.members) > 2,
+    takes = dict(scale=problem.has_scale, layer=bool(problem.layers),
+                 drop=len(problem.members) > 2,
                  swap=len(problem.members) > 2, weight=problem.has_weights)
     return [k for k in MOVES if takes[k]]
 
@@ -108,7 +119,8 @@ def divided(
     "What a budget is spent on first."
     joining = n_members - 1
     if math.isinf(budget): return joining, 12
-    joining = min(joining, max(1, math.ceil(budget / 2), int(budget) - 3 * len(kinds)))
+    joining = min(joining,
+                  max(1, math.ceil(budget / 2), int(budget) - 3 * len(kinds)))
     rest = max(0, int(budget) - joining)
     return joining, max(1, rest // (2 * max(1, len(kinds))))
 
@@ -119,9 +131,11 @@ def reach(
 )->dict[str,int]: # Kind → evaluations in its first turn; 0: out of reach
     "What a budget reaches at least, starting with joining members."
     joining, turn = divided(n_members, kinds, budget)
-    out = {"join": int(min(joining, budget))}; left = budget - out["join"]
+    out = {"join": int(min(joining, budget))}
+    left = budget - out["join"]
     for k in kinds:
-        out[k] = int(min(turn, max(0, left))); left -= out[k]
+        out[k] = int(min(turn, max(0, left)))
+        left -= out[k]
     return out
 
 # %% ../../nbs/07_searching/03_moves.ipynb #363b450c
@@ -140,7 +154,8 @@ def plan_reach(
     found = reach(n_members, kinds_of(some), budget)
     out = [WORDS[k] for k in found if k != "join" and not found[k]]
     some_members = f"only {found['join'] + 1} of {n_members} members" if found["join"] < n_members - 1 else ""
-    least = next(b for b in range(1, 999) if min(reach(n_members, kinds_of(some), b).values()))
+    least = next(b for b in range(1, 999)
+                 if min(reach(n_members, kinds_of(some), b).values()))
     if not out: return ""
     parts = [some_members] if some_members else []
     asked = parts[0] if parts else "all members"
@@ -174,10 +189,12 @@ def stepwise(
 
 def joined(problem:Problem, spans:list, joining:int)->Generator: # Ends with place, winner and score
     "The greedy pass: a member stays if the score does not fall."
-    n = len(problem.members); place = Place((1.0, *[0.0] * (n - 1)))
+    n = len(problem.members)
+    place = Place((1.0, *[0.0] * (n - 1)))
     winner, best = problem.members[0], problem.own[problem.members[0]].mean
     for j in range(1, joining + 1):
-        p = place_moved(place, {j: 1.0}); c = placed(problem, p, spans)
+        p = place_moved(place, {j: 1.0})
+        c = placed(problem, p, spans)
         score, = yield from scores_of([c])
         if score >= best: place, winner, best = p, c, score
     return place, winner, best
@@ -188,6 +205,7 @@ def untried(problem, places, spans, tried:set, most:int)->list[tuple[Place,Candi
     for p in places:
         c = placed(problem, p, spans)
         if repr(c) in tried: continue
-        tried.add(repr(c)); out.append((p, c))
+        tried.add(repr(c))
+        out.append((p, c))
         if len(out) == most: break
     return out

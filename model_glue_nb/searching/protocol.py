@@ -33,7 +33,8 @@ class Answer:
     items: ItemScores # A value per task and question; empty when it failed
 
     @property
-    def tasks(self)->dict[str,float]: return {t: float(np.mean(v)) for t, v in self.items.items()}
+    def tasks(self)->dict[str,float]:
+        return {t: float(np.mean(v)) for t, v in self.items.items()}
     @property
     def mean(self)->float: # Over tasks; −∞ when it failed, so that it is never chosen
         m = mean_score(self.items) if self.items else np.nan
@@ -44,7 +45,8 @@ def first(
     share:float, # In (0, 1]
 )->ItemScores: # Values of the first questions of each task, rounded up
     "The part of an answer that a share of the questions gives."
-    part = {t: v[:math.ceil(round(share * len(v), 9))] for t, v in items.items()}
+    part = {t: v[:math.ceil(round(share * len(v), 9))]
+            for t, v in items.items()}
     return ItemScores(part, weights_of(items))
 
 # %% ../../nbs/07_searching/01_protocol.ipynb #04abbf8f
@@ -75,7 +77,9 @@ def needs(
     *what:str, # "items", "similarity" or "layers": what `score` must offer besides a number
 )->Callable: # Decorator
     "Declare what a strategy needs from the score function."
-    def mark(f): f.needs = what; return f
+    def mark(f):
+        f.needs = what
+        return f
     return mark
 
 Strategy = Generator[list[Ask], list[Answer], tuple[Candidate, float]] # Ends with the winner and its score
@@ -106,8 +110,10 @@ def by_layer(
     "A weight as a recipe writes it."
     v = np.round(np.atleast_1d(np.asarray(values, float)), 6)
     if np.ptp(v) == 0: return float(v[0])
-    groups = [float(v[i * (len(v) - 1) // len(layers)]) for i in range(len(layers))]
-    return [dict(filter=p, value=x) for p, x in zip(layers, groups)] + [dict(filter="*", value=float(v[-1]))]
+    groups = [float(v[i * (len(v) - 1) // len(layers)])
+              for i in range(len(layers))]
+    return ([dict(filter=p, value=x) for p, x in zip(layers, groups)]
+            + [dict(filter="*", value=float(v[-1]))])
 
 def multiplied_out(
     parts:list[Candidate], # Members or linear merges
@@ -120,7 +126,8 @@ def multiplied_out(
         plain = plain and all(isinstance(s.weight, float) for s in part.models)
         for s in part.models if plain else [MergeSource(part)]:
             out[s.model] = out.get(s.model, 0) + w * s.weight
-    return {m: out[m] for m in sorted(out, key=lambda m: m if isinstance(m, str) else repr(m))}
+    return {m: out[m]
+            for m in sorted(out, key=lambda m: m if isinstance(m, str) else repr(m))}
 
 # %% ../../nbs/07_searching/01_protocol.ipynb #b84eb318
 def weigh(
@@ -131,21 +138,31 @@ def weigh(
     **parameters, # Other numbers of the method
 )->Candidate: # A merge, or the only part that is left
     "The candidate described by some weights."
-    info = method_info(problem.method); w = np.asarray(weights, float).reshape(len(parts), -1)
-    if not info.has_weights and info.n_models is None: w = 1.0 * (w.mean(1) >= w.mean(1).max() / 2)[:, None]
-    kept = [i for i in range(len(parts)) if w[i].any()]; w, parts = w[kept], [parts[i] for i in kept]
+    info = method_info(problem.method)
+    w = np.asarray(weights, float).reshape(len(parts), -1)
+    if not info.has_weights and info.n_models is None:
+        w = (1.0
+             * (w.mean(1) >= w.mean(1).max() / 2)[:, None])
+    kept = [i for i in range(len(parts)) if w[i].any()]
+    w, parts = w[kept], [parts[i] for i in kept]
     if len(parts) == 1 and not info.needs_base: return parts[0]
     same_again = problem.method in SYMMETRIC and info.n_models != 2
-    by_name = lambda i: parts[i] if isinstance(parts[i], str) else repr(parts[i])
+    def by_name(i):
+        return parts[i] if isinstance(parts[i], str) else repr(parts[i])
     order = sorted(range(len(parts)), key=by_name) if same_again else range(len(parts))
-    w, parts, kept = w[list(order)], [parts[i] for i in order], [kept[i] for i in order]
+    w = w[list(order)]
+    parts = [parts[i] for i in order]
+    kept = [kept[i] for i in order]
     if info.n_models == 2: return in_pairs(problem, parts, w)
     if problem.method == "linear":
-        out = multiplied_out(parts, w / w.sum(0)); parts, w = list(out), np.array(list(out.values()))
+        out = multiplied_out(parts, w / w.sum(0))
+        parts, w = list(out), np.array(list(out.values()))
         if len(parts) == 1: return parts[0]
-    number = lambda v: by_layer(v, problem.layers) if info.has_weights else 1.0
-    extra = lambda i: {} if densities is None else dict(density=round(float(densities[kept[i]]), 6))
-    sources = tuple(MergeSource(m, number(w[i]), extra(i)) for i, m in enumerate(parts))
+    def number(v): return by_layer(v, problem.layers) if info.has_weights else 1.0
+    def extra(i):
+        return {} if densities is None else dict(density=round(float(densities[kept[i]]), 6))
+    sources = tuple(MergeSource(m, number(w[i]), extra(i))
+                    for i, m in enumerate(parts))
     numbers = {k: round(float(v), 6) for k, v in parameters.items()}
     return MergeRecipe(problem.method, sources, problem.base, numbers, tokenizer=problem.tokenizer)
 
@@ -155,11 +172,14 @@ def in_pairs(
     w:np.ndarray, # (k, groups)
 )->MergeRecipe: # Nested: ((first, second), third) …
     "A merge of many models by a method for two."
-    out, so_far = parts[0], w[0].copy(); by_weights = method_info(problem.method).has_weights
+    out, so_far = parts[0], w[0].copy()
+    by_weights = method_info(problem.method).has_weights
     for part, x in zip(parts[1:], w[1:]):
-        t = x / np.maximum(so_far + x, 1e-12); so_far = so_far + x
+        t = x / np.maximum(so_far + x, 1e-12)
+        so_far = so_far + x
         numbers = [by_layer(v, problem.layers) for v in (1 - t, t)]
-        sources = tuple(MergeSource(m, n if by_weights else 1.0) for m, n in zip((out, part), numbers))
+        sources = tuple(MergeSource(m, n if by_weights else 1.0)
+                        for m, n in zip((out, part), numbers))
         own = {} if by_weights else dict(t=numbers[1])
         out = MergeRecipe(problem.method, sources, problem.base, own, tokenizer=problem.tokenizer)
     return out
@@ -171,7 +191,9 @@ def layer_spans(
 )->list[list[str]]: # Consecutive layers per group; the last is empty: everything outside the layers
     "Groups of consecutive layers, as even as possible."
     g = min(groups, len(layers))
-    return [[p for i, p in enumerate(layers) if i * g // len(layers) == k] for k in range(g)] + [[]]
+    return ([[p for i, p in enumerate(layers) if i * g // len(layers) == k]
+             for k in range(g)]
+            + [[]])
 
 def patched(
     candidate:Candidate, # What the rest is
@@ -181,11 +203,15 @@ def patched(
 )->Candidate:
     "A candidate with some groups of layers replaced by those of other models."
     if not patches: return candidate
-    owner = {p: patches.get(g) for g, span in enumerate(spans) for p in span or ["*"]}
+    owner = {p: patches.get(g)
+             for g, span in enumerate(spans)
+             for p in span or ["*"]}
     if len(set(owner.values())) == 1: return next(iter(owner.values()))
     models = dict.fromkeys(m for m in sorted(set(patches.values())) if m != candidate)
-    def takes(who): return [dict(filter=p, value=float(x == who)) for p, x in owner.items()]
+    def takes(who):
+        return [dict(filter=p, value=float(x == who)) for p, x in owner.items()]
     sources = [MergeSource(m, takes(m)) for m in models]
     rest = {p: x if x in models else None for p, x in owner.items()}
-    own = MergeSource(candidate, [dict(filter=p, value=float(x is None)) for p, x in rest.items()])
+    own = MergeSource(candidate,
+                      [dict(filter=p, value=float(x is None)) for p, x in rest.items()])
     return MergeRecipe("linear", (own, *sources), tokenizer=tokenizer) if sources else candidate

@@ -57,9 +57,10 @@ def label(
     recipe:MergeRecipe, # Any merge
 )->str: # "ties(0.5·a + 0.5·linear(…)), scale=1.2"
     "A recipe in a few words."
-    name = lambda s: s.model if isinstance(s.model, str) else label(s.model)
-    layered = lambda v: "[" + " ".join(dict.fromkeys(f"{x['value']:.3g}" for x in v)) + "]"
-    number = lambda v: layered(v) if isinstance(v, list) else f"{v:.3g}" if isinstance(v, float) else str(v)
+    def name(s): return s.model if isinstance(s.model, str) else label(s.model)
+    def layered(v): return "[" + " ".join(dict.fromkeys(f"{x['value']:.3g}" for x in v)) + "]"
+    def number(v):
+        return layered(v) if isinstance(v, list) else f"{v:.3g}" if isinstance(v, float) else str(v)
     parts = " + ".join(f"{number(s.weight)}·{name(s)}" for s in recipe.models)
     numbers = "".join(f", {k}={number(v)}" for k, v in recipe.parameters.items())
     return f"{recipe.method}({parts}{numbers})"
@@ -81,8 +82,12 @@ class SearchResult:
 
     def asked(self)->dict[str,tuple[Candidate,dict[str,float]]]: # Description → (candidate, score per task)
         "Members and merges that answered all questions; the best mean first."
-        seen = [(a.mean, m, a.tasks) for m, a in self.own.items() if a.items]
-        seen += [(t.score, t.candidate, t.tasks) for t in self.trials if t.share == 1 and not t.failed]
+        seen = [(a.mean, m, a.tasks)
+                for m, a in self.own.items()
+                if a.items]
+        seen += [(t.score, t.candidate, t.tasks)
+                 for t in self.trials
+                 if t.share == 1 and not t.failed]
         out = {}
         for _, c, t in sorted(seen, key=lambda x: -x[0]):
             out.setdefault(c if isinstance(c, str) else label(c), (c, t))
@@ -91,7 +96,8 @@ class SearchResult:
     @property
     def front(self)->dict[str,dict[str,float]]: # Description → score per task; the best mean first
         "Members and merges that no other beats on every task: the ones to pick from."
-        tasks = {words: t for words, (_, t) in self.asked().items()}; names = list(tasks)
+        tasks = {words: t for words, (_, t) in self.asked().items()}
+        names = list(tasks)
         kept = undominated([list(t.values()) for t in tasks.values()]) if tasks else []
         return {names[i]: tasks[names[i]] for i in kept}
 
@@ -120,7 +126,8 @@ class TrialLog:
         about:dict, # What the study is about, for its readers
     ):
         import optuna
-        optuna.logging.set_verbosity(optuna.logging.WARNING); self.optuna = optuna
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.optuna = optuna
         if not file.exists():
             with atomic_path(file) as tmp: trials_storage.__wrapped__(tmp).engine.dispose()
         storage = trials_storage(file.resolve(), file.stat().st_ino)
@@ -128,12 +135,14 @@ class TrialLog:
         self.study = optuna.create_study(direction="maximize", **here)
         for k, v in about.items():
             if k not in self.study.user_attrs: self.study.set_user_attr(k, v)
-        self.known = {t.user_attrs["key"]: t.user_attrs for t in self.study.get_trials(deepcopy=False)}
+        self.known = {t.user_attrs["key"]: t.user_attrs
+                      for t in self.study.get_trials(deepcopy=False)}
 
     def get(self, key:str, weights:dict|None=None)->Outcome|None: # Weights as `ItemScores` takes them
         "What is remembered about a candidate."
         if (t := self.known.get(key)) is None: return None
-        items = ItemScores({k: np.array(v) for k, v in t["items"].items()}, weights)
+        items = ItemScores({k: np.array(v) for k, v in t["items"].items()},
+                           weights)
         return Outcome(items, t["seconds"], t["failed"])
 
     def add(self, key:str, outcome:Outcome, **more):
@@ -142,7 +151,8 @@ class TrialLog:
         items = {k: v.tolist() for k, v in outcome.items.items()}
         attrs = dict(key=key, items=items, tasks=answer.tasks) | more
         attrs |= dict(seconds=outcome.seconds, failed=outcome.failed)
-        done = dict(state=state.FAIL) if outcome.failed else dict(state=state.COMPLETE, value=answer.mean)
+        done = (dict(state=state.FAIL) if outcome.failed
+                else dict(state=state.COMPLETE, value=answer.mean))
         self.study.add_trial(self.optuna.trial.create_trial(user_attrs=attrs, **done))
         self.known[key] = attrs
 
@@ -160,12 +170,19 @@ class Ledger:
         self.keys = {} # Identity of a candidate → (the candidate, its fingerprint)
         self.answers = {(self.key(m), 1.0): a for m, a in own.items()} # (candidate, share) → answer
         known = next(a.items for a in own.values() if a.items)
-        self.lengths, self.weights = {t: len(v) for t, v in known.items()}, known.weights
-        self.winner = max(own, key=lambda m: own[m].mean); self.best = own[self.winner].mean
-        self.spent, self.seconds, self.n, self.waiting, self.trials = 0, 0.0, 0, {}, []
+        self.lengths = {t: len(v) for t, v in known.items()}
+        self.weights = known.weights
+        self.winner = max(own, key=lambda m: own[m].mean)
+        self.best = own[self.winner].mean
+        self.spent = 0
+        self.seconds = 0.0
+        self.n = 0
+        self.waiting = {}
+        self.trials = []
 
     def key(self, candidate)->str: # Found once per candidate: its models are looked at on disk
-        if id(candidate) not in self.keys: self.keys[id(candidate)] = candidate, self.key_of(candidate)
+        if id(candidate) not in self.keys:
+            self.keys[id(candidate)] = candidate, self.key_of(candidate)
         return self.keys[id(candidate)][1]
 
     def key_of(self, candidate)->str:
@@ -174,32 +191,41 @@ class Ledger:
 
     def whole(self)->list[ItemScores]:
         "Values of every candidate that answered all questions, in the order in which they did."
-        return [a.items for (_, share), a in self.answers.items() if share == 1 and a.items]
+        return [a.items for (_, share), a in self.answers.items()
+                if share == 1 and a.items]
 
     def answer(self, ask:Ask)->Answer|None: # None when it was not paid for
         "What is known about a candidate; a full answer contains every share."
         key = self.key(ask.candidate)
         if (key, ask.share) in self.answers: return self.answers[key, ask.share]
-        return Answer(first(a.items, ask.share)) if (a := self.answers.get((key, 1.0))) else None
+        return (Answer(first(a.items, ask.share))
+                if (a := self.answers.get((key, 1.0))) else None)
 
     def price(self, ask)->int:
         "Questions that are new."
-        n = lambda share: sum(math.ceil(round(share * k, 9)) for k in self.lengths.values())
+        def n(share):
+            return sum(math.ceil(round(share * k, 9)) for k in self.lengths.values())
         key = self.key(ask.candidate)
-        return n(ask.share) - n(max((s for k, s in self.answers if k == key and s < ask.share), default=0))
+        return (n(ask.share)
+                - n(max((s for k, s in self.answers if k == key and s < ask.share),
+                        default=0)))
 
 # %% ../../nbs/07_searching/09_search.ipynb #46d8d76c
 @patch
 def payable(self:Ledger, asks:list[Ask])->Iterator[Ask]:
     "New asks while the budget lasts; remembered answers are entered at once, at their price."
-    total = sum(self.lengths.values()); most = min(self.budget.questions, self.budget.evaluations * total)
+    total = sum(self.lengths.values())
+    most = min(self.budget.questions, self.budget.evaluations * total)
     taken = set()
     for ask in asks:
         key = self.key(ask.candidate), ask.share
         if key in taken or self.answer(ask): continue
         price = self.price(ask)
         if self.spent + price > most + 1e-6 or self.seconds >= self.budget.seconds: return
-        taken.add(key); self.spent += price; self.waiting[key] = self.n, price, None; self.n += 1
+        taken.add(key)
+        self.spent += price
+        self.waiting[key] = self.n, price, None
+        self.n += 1
         remembered = self.log and self.log.get(digest(*key), self.weights)
         if remembered: self.enter(ask, remembered, new=False)
         else: yield ask
@@ -208,20 +234,27 @@ def payable(self:Ledger, asks:list[Ask])->Iterator[Ask]:
 def enter(self:Ledger, ask:Ask, outcome:Outcome, new:bool=True):
     "Store an outcome; trials are in the order of the asks."
     c, share, a = ask.candidate, ask.share, Answer(outcome.items)
-    key = self.key(c), share; number, price, _ = self.waiting[key]; self.seconds += outcome.seconds
+    key = self.key(c), share
+    number, price, _ = self.waiting[key]
+    self.seconds += outcome.seconds
     n_bytes = self.score.bytes_of(c) if hasattr(self.score, "bytes_of") else 0
     more = dict(share=share, questions=price, bytes=n_bytes)
     score = a.mean if a.items else math.nan
-    t = Trial(number, c, score, -math.inf, outcome.seconds, a.tasks, failed=outcome.failed, **more)
+    t = Trial(number, c, score, -math.inf,
+              outcome.seconds, a.tasks, failed=outcome.failed, **more)
     recipe = c if isinstance(c, str) else c.to_dict()
     about = dict(number=number, label=t.label, recipe=recipe)
     if new and self.log: self.log.add(digest(*key), outcome, **about, **more)
     self.waiting[key] = number, price, (t, a)
-    for key, (n, _, done) in sorted(self.waiting.items(), key=lambda x: x[1][0]):
+    for key, (n, _, done) in sorted(self.waiting.items(),
+                                    key=lambda x: x[1][0]):
         if done is None: break
-        t, self.answers[key] = done; del self.waiting[key]
-        if t.share == 1 and self.answers[key].mean >= self.best: self.winner, self.best = t.candidate, t.score
-        self.trials.append(replace(t, best=self.best)); self.on_trial(self.trials[-1])
+        t, self.answers[key] = done
+        del self.waiting[key]
+        if t.share == 1 and self.answers[key].mean >= self.best:
+            self.winner, self.best = t.candidate, t.score
+        self.trials.append(replace(t, best=self.best))
+        self.on_trial(self.trials[-1])
 
 # %% ../../nbs/07_searching/09_search.ipynb #dcc20aba
 OFFERS = dict(items="asks part of the questions: give a score with a method items(candidate, share)",
@@ -254,7 +287,9 @@ def check_options(
     known = setting_kinds(strategies[strategy])
     out = [str(unknown(f"option of '{strategy}'", short(k), known)) for k in options if k not in known]
     given = {k: v for k, v in options.items() if k in known}
-    return out + [p for k, v in given.items() for p in known[k].problems(v, f"`{k}` of '{strategy}'")]
+    return (out
+            + [p for k, v in given.items()
+               for p in known[k].problems(v, f"`{k}` of '{strategy}'")])
 
 def needs_base(
     method:str, # Name of a merge method
@@ -269,7 +304,9 @@ def run_of(
     score, members, # As for `search`
 )->Iterator[Run|None]: # Locked
     "The run folder of a search, held exclusively; the folder of another zoo is refused."
-    if run is None: yield None; return
+    if run is None:
+        yield None
+        return
     if not isinstance(run, Run):
         identity = score.identity() if hasattr(score, "identity") else dict(zoo=sorted(members))
         run = Run.start(run, dict(command="search") | identity)
@@ -281,7 +318,8 @@ def log_of(
     what:dict, # Method, strategy, base, seed, options
 )->TrialLog: # Of this search: equal searches have the same, whatever the budget
     "The study that keeps the trials of a search."
-    keys = [score.key(m) for m in sorted(members)] if hasattr(score, "key") else sorted(members)
+    keys = ([score.key(m) for m in sorted(members)]
+            if hasattr(score, "key") else sorted(members))
     questions = score.identity()["questions"] if hasattr(score, "identity") else ""
     name = f"{what['strategy']} {what['method']} {digest(keys, questions, what)}"
     return TrialLog(run.path/"trials.db", name, what | dict(members=members))
@@ -319,7 +357,8 @@ def search_each(
 )->dict[str,SearchResult]: # Per method, what its own search would have found
     "A search per merge method, all at once: workers left idle by one serve the others."
     members, options, budget = list(members), dict(options or {}), read_budget(budget)
-    fit = who_fits(members, score, base, tokenizer); members = list(fit.members)
+    fit = who_fits(members, score, base, tokenizer)
+    members = list(fit.members)
     wrong = [p for m in methods
              for p in check_search(members, score, m, strategy, base, options, fit.tokenizer)]
     refuse(dict.fromkeys(wrong), "Cannot search")
@@ -368,14 +407,18 @@ def members_alone(
     evaluate:Callable, # Iterable of asks → iterator of (ask, outcome)
 )->dict[str,Answer]: # Best first, without those that have no score
     "Members' own answers."
-    own = {a.candidate: Answer(o.items) for a, o in evaluate(Ask(m) for m in sorted(members))}
-    own = {m: own[m] for m in sorted(own, key=lambda m: (-own[m].mean, m)) if own[m].items}
+    own = {a.candidate: Answer(o.items)
+           for a, o in evaluate(Ask(m) for m in sorted(members))}
+    own = {m: own[m]
+           for m in sorted(own, key=lambda m: (-own[m].mean, m))
+           if own[m].items}
     if not own: raise InputError("No member has a score that is a number. Look at the members' answers.")
     return own
 
 def problem_of(members, own, score, method, base, seed, budget, tokenizer)->Problem: # As for `search`
     "What the strategy receives."
-    total = sum(len(v) for v in next(iter(own.values())).items.values())
+    total = sum(len(v)
+                for v in next(iter(own.values())).items.values())
     layers = tuple(score.layers(members)) if hasattr(score, "layers") else ()
     afford = min(budget.evaluations, budget.questions / total)
     return Problem(tuple(members), own, method, base if needs_base(method) else None, seed, afford, layers,

@@ -35,7 +35,8 @@ def n_scales(
 )->int: # 0 for methods without λ
     "How many values of λ the budget allows: a quarter of it, at least one."
     if not problem.has_scale: return 0
-    return len(SCALES) if math.isinf(problem.budget) else min(len(SCALES), max(1, int(problem.budget / 4)))
+    return (len(SCALES) if math.isinf(problem.budget)
+            else min(len(SCALES), max(1, int(problem.budget / 4))))
 
 def tune_scale(
     problem:Problem, # Method and base
@@ -55,16 +56,20 @@ def soups(
     "Merges of equal weights; of one member, that member."
     if len(names) == 1: return list(names)
     ones = np.ones(len(names))
-    return [weigh(problem, names, w) for w in ([ones, ones / len(names)] if problem.adds_up else [ones])]
+    return [weigh(problem, names, w)
+            for w in ([ones, ones / len(names)] if problem.adds_up else [ones])]
 
 def greedy(
     problem:Problem, # Members, best first
 )->Generator: # Ends with who stayed, the soup and its score
     "Members join with equal weight and stay if the score does not fall; λ's part of the budget is reserved."
-    accepted, winner, best = [problem.members[0]], problem.members[0], problem.own[problem.members[0]].mean
+    accepted = [problem.members[0]]
+    winner = problem.members[0]
+    best = problem.own[problem.members[0]].mean
     left = problem.budget - n_scales(problem)
     for name in problem.members[1:]:
-        parts = accepted + [name]; tries = soups(problem, parts)
+        parts = accepted + [name]
+        tries = soups(problem, parts)
         if (left := left - len(tries)) < 0 and len(parts) > 2: break
         for candidate, score in zip(tries, (yield from scores_of(tries))):
             if score >= best: accepted, winner, best = parts, candidate, score
@@ -77,14 +82,17 @@ def exchanged(
     winner:Candidate, best:float, # The best merge of these, and its score
 )->Generator: # Ends with who is in it, the best merge and its score
     "Leave a member out, or exchange one for another, as long as that gains."
-    scale = {} if isinstance(winner, str) else {k: v for k, v in winner.parameters.items() if k == "scale"}
+    scale = ({} if isinstance(winner, str)
+             else {k: v for k, v in winner.parameters.items() if k == "scale"})
     def renewed(names): return [tuned(c, scale) for c in soups(problem, names)]
     tried, gained = set(), True
     while gained:
         gained = False
         outside = [m for m in problem.members if m not in inside]
-        fewer = [[m for m in inside if m != x] for x in inside[::-1]] if len(inside) > 2 else []
-        def with_one(y): return [[y if m == x else m for m in inside] for x in inside[::-1]]
+        fewer = ([[m for m in inside if m != x] for x in inside[::-1]]
+                 if len(inside) > 2 else [])
+        def with_one(y):
+            return [[y if m == x else m for m in inside] for x in inside[::-1]]
         for group in [fewer, *map(with_one, outside)]:
             group = [names for names in group if frozenset(names) not in tried]
             tried |= {frozenset(names) for names in group}
@@ -116,11 +124,15 @@ def rounds(
     steps:int|None, # Coefficients per round, evenly spread inside (0, 1); None: what the budget pays for
 )->Strategy:
     "Rounds of coefficients, one member after another; λ's part of the budget is reserved."
-    winner, best, left = problem.members[0], problem.own[problem.members[0]].mean, list(problem.members[1:])
+    winner = problem.members[0]
+    best = problem.own[problem.members[0]].mean
+    left = list(problem.members[1:])
     afford = min(problem.budget - n_scales(problem), 9 * len(left) * (steps or 9)) # never without end
     while left and (afford >= 1 or len(left) == len(problem.members) - 1):
-        n = steps or int(min(9, max(1, afford // len(left)))); afford -= n
-        name = choose(winner, left); left.remove(name)
+        n = steps or int(min(9, max(1, afford // len(left))))
+        afford -= n
+        name = choose(winner, left)
+        left.remove(name)
         c = np.arange(1, n + 1) / (n + 1)
         mixed = [weigh(problem, [winner, name], [x, 1 - x]) for x in c]
         winner, best = yield from better(winner, best, mixed)
@@ -144,7 +156,9 @@ def most_similar(
 )->str: # A name
     "The member that the current merge resembles most, or least; ties go by name."
     near = problem.similarity(current, left)
-    return min(zip(left, near), key=lambda x: (-sign * round(float(x[1]), 9), x[0]))[0]
+    return min(zip(left, near),
+               key=lambda x: (-sign * round(float(x[1]), 9),
+                              x[0]))[0]
 
 @strategies
 @needs("similarity")
@@ -176,7 +190,8 @@ def space_of(
     low = 0.2 if "epsilon" in problem.settings else 0.05 # della's probabilities must stay inside [0, 1]
     if "density" in problem.settings: out |= {f"density {m}": (low, 1 - low / 2) for m in problem.members}
     if "epsilon" in problem.settings: out |= {f"density {m}": (low, 1 - low) for m in problem.members}
-    if "scale" in problem.settings: out["scale"] = (0.1, 0.9 * n) if problem.adds_up else (0.2, 1.8)
+    if "scale" in problem.settings:
+        out["scale"] = (0.1, 0.9 * n) if problem.adds_up else (0.2, 1.8)
     return out
 
 def point_at(
@@ -184,12 +199,17 @@ def point_at(
     point:dict[str,float], # A value per name of `space_of`
 )->Candidate:
     "The candidate at a point of the space; each group's weights add up to 1."
-    w = np.array([[v for k, v in point.items() if k.split()[:2] == ["weight", m]] for m in problem.members])
+    w = np.array([[v for k, v in point.items()
+                   if k.split()[:2] == ["weight", m]]
+                  for m in problem.members])
     d = [point[f"density {m}"] for m in problem.members] if "density" in problem.settings else None
-    w = np.round(w / np.maximum(w.sum(0), 1e-9), 4); w[0, w.sum(0) == 0] = 1
-    return weigh(problem, list(problem.members), w, d, **{k: v for k, v in point.items() if k == "scale"})
+    w = np.round(w / np.maximum(w.sum(0), 1e-9), 4)
+    w[0, w.sum(0) == 0] = 1
+    return weigh(problem, list(problem.members), w, d,
+                 **{k: v for k, v in point.items() if k == "scale"})
 
-def middle(space): return {k: (low + high) / 2 for k, (low, high) in space.items()} # Of a space
+def middle(space): # Of a space
+    return {k: (low + high) / 2 for k, (low, high) in space.items()}
 
 # %% ../../nbs/07_searching/02_strategies.ipynb #6fdb1995
 def generations(
@@ -207,15 +227,18 @@ def generations(
     numbers = {k: optuna.distributions.FloatDistribution(*v) for k, v in space.items()}
     winner, best = problem.members[0], problem.own[problem.members[0]].mean
     for p in starts: study.enqueue_trial(p)
-    n, left = len(starts), 200 if math.isinf(problem.budget) else max(1, math.ceil(problem.budget))
+    n = len(starts)
+    left = 200 if math.isinf(problem.budget) else max(1, math.ceil(problem.budget))
     for _ in range(10 * left): # members cost nothing; a population that has become one member must end too
-        trials = [study.ask(numbers) for _ in range(n)]; n = size
+        trials = [study.ask(numbers) for _ in range(n)]
+        n = size
         candidates = [point_at(problem, t.params) for t in trials]
         answers = yield [Ask(c) for c in candidates]
         left -= sum(not isinstance(c, str) for c in candidates)
         for t, c, a in zip(trials, candidates, answers):
             if a.mean >= best: winner, best = c, a.mean
-            failed = np.isinf(a.mean); values = list(a.tasks.values()) if n_objectives > 1 else a.mean
+            failed = np.isinf(a.mean)
+            values = list(a.tasks.values()) if n_objectives > 1 else a.mean
             study.tell(t, None if failed else values, optuna.trial.TrialState.FAIL if failed else None)
         if left <= 0: break
     return winner, best
@@ -227,7 +250,8 @@ def evolution(
 )->Strategy:
     "CMA-ES over weights, densities and λ, from the uniform merge; 200 candidates unless there is a budget."
     from optuna.samplers import CmaEsSampler
-    space = space_of(problem, layer_groups); size = 4 + int(3 * math.log(len(space)))
+    space = space_of(problem, layer_groups)
+    size = 4 + int(3 * math.log(len(space)))
     sampler = CmaEsSampler(seed=problem.seed, warn_independent_sampling=False)
     return (yield from generations(problem, sampler, space, size, [middle(space)]))
 
@@ -239,8 +263,9 @@ def pareto(
 )->Strategy:
     "NSGA-II over weights, densities and λ with one objective per task; the front is in the trials."
     from optuna.samplers import NSGAIISampler
-    space = space_of(problem); n = len(problem.own[problem.members[0]].items)
-    corner = lambda m: middle(space) | {f"weight {x}": float(x == m) for x in problem.members}
+    space = space_of(problem)
+    n = len(problem.own[problem.members[0]].items)
+    def corner(m): return middle(space) | {f"weight {x}": float(x == m) for x in problem.members}
     starts = [middle(space)] + [corner(m) for m in problem.members]
     sampler = NSGAIISampler(population_size=population, seed=problem.seed)
     return (yield from generations(problem, sampler, space, population, starts, n))
@@ -249,8 +274,11 @@ def undominated(
     points:np.ndarray, # (n, tasks), larger is better
 )->np.ndarray: # Positions of the front; of equal points the first
     "Points that no other point beats or equals everywhere."
-    p = np.asarray(points, float); a, b = p[:, None], p[None]; i = np.arange(len(p))
-    beats = (a >= b).all(-1) & (a > b).any(-1); earlier_twin = (a == b).all(-1) & (i[:, None] < i)
+    p = np.asarray(points, float)
+    a, b = p[:, None], p[None]
+    i = np.arange(len(p))
+    beats = (a >= b).all(-1) & (a > b).any(-1)
+    earlier_twin = (a == b).all(-1) & (i[:, None] < i)
     return np.flatnonzero(~(beats | earlier_twin).any(0))
 
 # %% ../../nbs/07_searching/02_strategies.ipynb #823ce88f
@@ -263,11 +291,14 @@ def race(
     ranked = [(c, None) for c in runners]
     for share in shares:
         answers = yield [Ask(c, share) for c, _ in ranked]
-        ranked = sorted(zip([c for c, _ in ranked], answers), key=lambda x: -x[1].mean)
+        ranked = sorted(zip([c for c, _ in ranked], answers),
+                        key=lambda x: -x[1].mean)
         field = sum(bool(x[1].items) for x in ranked) # any of them could have led
         stay = len(ranked) if share == 1 else max(1, math.ceil(keep * len(ranked)))
         ranked = [x for x in ranked if x[1].items][:stay]
-        if share < 1: ranked = [x for x in ranked if not behind(x[1].items, ranked[0][1].items, field)]
+        if share < 1:
+            ranked = [x for x in ranked
+                      if not behind(x[1].items, ranked[0][1].items, field)]
         if not ranked: break
     return ranked
 
@@ -279,19 +310,23 @@ def field_of(
     around:Candidate|None=None, # Half of the weights come from this merge of members
 )->list[Candidate]: # Different candidates
     "Candidates spread over the space: soups of the best, then random weights of random subsets."
-    space, k = space_of(problem), len(problem.members); out = {}
+    space, k = space_of(problem), len(problem.members)
+    out = {}
     flat = isinstance(around, MergeRecipe) and all(isinstance(s.model, str) for s in around.models)
     known = {s.model: s.weight for s in around.models} if flat else {}
     centre = np.array([known.get(m, 0.0) for m in problem.members])
     for i in range(20 * n):
         some = rng.permutation(k)[:rng.integers(2, k + 1)]
-        w = np.zeros(k); w[some] = rng.dirichlet(np.ones(len(some)))
+        w = np.zeros(k)
+        w[some] = rng.dirichlet(np.ones(len(some)))
         if flat: w = (w + centre / centre.sum()) / 2
-        elif i < k - 1 and not around: w = (np.arange(k) < i + 2) / (i + 2)
+        elif i < k - 1 and not around:
+            w = (np.arange(k) < i + 2) / (i + 2)
         drawn = {x: rng.uniform(*span) for x, span in space.items()}
         point = drawn if i >= k - 1 or around else middle(space)
         point |= {f"weight {m}": x for m, x in zip(problem.members, w)}
-        c = point_at(problem, point); out.setdefault(repr(c), c)
+        c = point_at(problem, point)
+        out.setdefault(repr(c), c)
         if len(out) == n: break
     return [c for c in out.values() if not isinstance(c, str)]
 
@@ -299,13 +334,15 @@ def race_cost(
     shares:tuple[float,...], keep:float, # As for `race`
 )->float: # Full evaluations per runner, if none leaves by the test
     "The cost of a race per runner."
-    return sum(keep**i * (s - (shares[i - 1] if i else 0)) for i, s in enumerate(shares))
+    return sum(keep**i * (s - (shares[i - 1] if i else 0))
+               for i, s in enumerate(shares))
 
 # %% ../../nbs/07_searching/02_strategies.ipynb #bb45e370
 def are_heats(value)->bool:
     "Growing shares of the questions, the last being all."
     if not isinstance(value, list | tuple) or not all(map(is_number, value)): return False
-    return 0 < len(value) <= 20 and 0 < value[0] and value[-1] == 1 and sorted(set(value)) == list(value)
+    return (0 < len(value) <= 20 and 0 < value[0]
+            and value[-1] == 1 and sorted(set(value)) == list(value))
 
 HEATS = Kind("a list of growing shares from above 0 to 1, such as [0.25, 1]", are_heats)
 
@@ -319,7 +356,8 @@ def racing(
 )->Strategy:
     "Races over questions: losers leave by halving and by a paired test; a second race around the winner."
     afford = 64 if math.isinf(problem.budget) else int(problem.budget / race_cost(shares, keep))
-    n = max(2, n or min(afford, 512)); rng = np.random.default_rng(problem.seed)
+    n = max(2, n or min(afford, 512))
+    rng = np.random.default_rng(problem.seed)
     winner, best = problem.members[0], problem.own[problem.members[0]].mean
     for runners, around in ((n - n // 2, None), (n // 2, True)):
         field = field_of(problem, runners, rng, around and winner)
@@ -340,15 +378,22 @@ def layerwise(
     "Coordinate search over weights by layer group, from the greedy soup and its λ."
     _, winner, best = yield from greedy(problem)
     winner, best = yield from tune_scale(problem, winner, best)
-    groups = min(layer_groups, len(problem.layers)); members = list(problem.members)
-    w = np.array([leaf_weight(winner, m) for m in members])[:, None].repeat(groups + 1, 1); w = w / w.max()
+    groups = min(layer_groups, len(problem.layers))
+    members = list(problem.members)
+    w = np.array([leaf_weight(winner, m) for m in members])[:, None].repeat(
+        groups + 1,
+        1)
+    w = w / w.max()
     kept = {} if isinstance(winner, str) or not winner.base else winner.parameters
     while step >= least:
         before = best
         for g in range(groups + 1):
-            moves = [weight_moved(w, i, g, s) for i in range(len(members)) for s in (step, -step)]
+            moves = [weight_moved(w, i, g, s)
+                     for i in range(len(members))
+                     for s in (step, -step)]
             made = [(weigh(problem, members, x, **kept), x) for x in moves if x is not None]
-            for (c, x), s in zip(made, (yield from scores_of([c for c, _ in made]))):
+            for (c, x), s in zip(made,
+                                 (yield from scores_of([c for c, _ in made]))):
                 if s > best: winner, best, w = c, s, x
         if best == before: step /= 2
     return winner, best
@@ -367,5 +412,9 @@ def weight_moved(
     step:float, # Added
 )->np.ndarray|None: # None when nothing moves or the group would be empty
     "Weights with one of them moved, inside [0, 1]."
-    out = w.copy(); out[i, g] = round(min(1.0, max(0.0, out[i, g] + step)), 6)
-    return out if out[i, g] != w[i, g] and out[:, g].any() else None
+    out = w.copy()
+    out[i, g] = round(min(1.0, max(0.0, out[i, g] + step)),
+                      6)
+    return (out
+            if out[i, g] != w[i, g] and out[:, g].any()
+            else None)

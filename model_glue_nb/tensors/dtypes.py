@@ -29,13 +29,16 @@ def widen(
         for j in range(out.size): out[j] = y[j]
     elif code == 0:
         x = raw.view(np.uint16)
-        for j in range(out.size): out[j] = np.uint32(np.uint32(x[j]) << 16).view(np.float32)
+        for j in range(out.size):
+            out[j] = np.uint32(np.uint32(x[j]) << 16).view(np.float32)
     else:
-        x = raw.view(np.uint16); up = np.float32(2.0**112)
+        x = raw.view(np.uint16)
+        up = np.float32(2.0**112)
         for j in range(out.size):
             h = np.uint32(x[j])
             v = np.uint32((h & 0x7fff) << 13).view(np.float32) * up
-            if h & 0x7c00 == 0x7c00: v = np.uint32(0x7f800000 | ((h & 0x3ff) << 13)).view(np.float32)
+            if h & 0x7c00 == 0x7c00:
+                v = np.uint32(0x7f800000 | ((h & 0x3ff) << 13)).view(np.float32)
             out[j] = -v if h & 0x8000 else v
 
 @native
@@ -46,8 +49,10 @@ def add_halves(
 ):
     "Add multiples of two rows of values that are not widened first."
     for j in range(x.size):
-        u, v = np.uint32(np.uint32(x[j]) << 16), np.uint32(np.uint32(y[j]) << 16)
-        total[j] = total[j] + a * u.view(np.float32) + b * v.view(np.float32)
+        u = np.uint32(np.uint32(x[j]) << 16)
+        v = np.uint32(np.uint32(y[j]) << 16)
+        total[j] = (total[j] + a * u.view(np.float32)
+                    + b * v.view(np.float32))
 
 # %% ../../nbs/01_tensors/02_dtypes.ipynb #0d9696e3
 @native
@@ -56,11 +61,13 @@ def half_bits(
     u:"i8", # Its bits
 )->"u8": # fp16 bits
     "Round one value to fp16."
-    sign = (u >> 16) & 0x8000; a = u & 0x7fffffff
+    sign = (u >> 16) & 0x8000
+    a = u & 0x7fffffff
     if a > 0x7f800000: return np.uint64(sign | 0x7e00)
     if a >= 0x47800000: return np.uint64(sign | 0x7c00)
     if a < 0x38800000: # denormals count in 2^-24
-        return np.uint64(sign | np.int64(np.rint(abs(v) * np.float32(2.0**24))))
+        return np.uint64(sign | np.int64(
+            np.rint(abs(v) * np.float32(2.0**24))))
     return np.uint64(sign | (a - (112 << 23) + 0xfff + ((a >> 13) & 1)) >> 13)
 
 @native
@@ -77,11 +84,14 @@ def narrow(
     elif code == 0:
         y = out.view(np.uint16)
         for j in range(x.size):
-            u = bits[j]; nan = (u & 0x7fffffff) > 0x7f800000
-            y[j] = np.uint16((u >> 16) | 64) if nan else np.uint16((u + 0x7fff + ((u >> 16) & 1)) >> 16)
+            u = bits[j]
+            nan = (u & 0x7fffffff) > 0x7f800000
+            y[j] = (np.uint16((u >> 16) | 64) if nan
+                    else np.uint16((u + 0x7fff + ((u >> 16) & 1)) >> 16))
     else:
         y = out.view(np.uint16)
-        for j in range(x.size): y[j] = half_bits(x[j], np.int64(bits[j]))
+        for j in range(x.size):
+            y[j] = half_bits(x[j], np.int64(bits[j]))
 
 # %% ../../nbs/01_tensors/02_dtypes.ipynb #2e0f5631
 @native
@@ -96,9 +106,11 @@ def n_bad(
         y = raw.view(np.uint32)
         for j in range(n): bad += (y[j] & 0x7f800000) == 0x7f800000
     else:
-        x = raw.view(np.uint16); mask, top = np.uint16(0x7f80 if code == 0 else 0x7c00), np.uint16(0)
+        x = raw.view(np.uint16)
+        mask, top = np.uint16(0x7f80 if code == 0 else 0x7c00), np.uint16(0)
         for j in range(n): # 16 bits wide throughout: the loop then uses all lanes
-            v = np.uint16(x[j] & mask); top = v if v > top else top
+            v = np.uint16(x[j] & mask)
+            top = v if v > top else top
         if top == mask:
             for j in range(n): bad += (x[j] & mask) == mask
     return bad
@@ -134,7 +146,8 @@ def open_block(
 ):
     "Widen the same piece of every model."
     for i in range(raw.shape[0]):
-        widen(raw[i, s * ITEM_BYTES[codes[i]]:], codes[i], x[i, :m])
+        widen(raw[i, s * ITEM_BYTES[codes[i]]:],
+              codes[i], x[i, :m])
         if has_base and i: subtract(x[i, :m], x[0, :m])
 
 # %% ../../nbs/01_tensors/02_dtypes.ipynb #76579656
@@ -148,7 +161,8 @@ def landing(
 )->np.ndarray: # uint8, content undefined
     "This thread's buffer, for bytes from a file."
     rooms = _local.__dict__
-    if name not in rooms or rooms[name].size < n_bytes: rooms[name] = np.empty(n_bytes, np.uint8)
+    if name not in rooms or rooms[name].size < n_bytes:
+        rooms[name] = np.empty(n_bytes, np.uint8)
     return rooms[name][:n_bytes]
 
 def upload(buffer, device=None): # Where the loops can reach it: here

@@ -32,8 +32,10 @@ def table(
     else: values[top & (mantissa == (1 << mantissa_bits) - 1)] = np.nan
     return np.where(codes & 128, -values, values).astype(np.float32)
 
-POWERS = np.append(2.0**np.arange(-127, 128), np.nan).astype(np.float32) # of scales that are powers of two
-TABLES = dict(F8_E4M3=table(4, 3, False), F8_E5M2=table(5, 2, True), F8_E8M0=POWERS) # Values by dtype
+POWERS = np.append(2.0**np.arange(-127, 128), np.nan).astype(
+    np.float32) # of scales that are powers of two
+TABLES = dict(F8_E4M3=table(4, 3, False),
+              F8_E5M2=table(5, 2, True), F8_E8M0=POWERS) # Values by dtype
 FLOAT8 = ("F8_E4M3", "F8_E5M2") # Types of weights
 
 # %% ../../nbs/01_tensors/06_float8.ipynb #137dd238
@@ -66,7 +68,8 @@ class Float8Blocks:
         sizes:tuple[int,...]=(), # As `block_sizes` gives them
     ):
         self.stored, self.table, self.scales = stored, TABLES[dtype], scales
-        self.shape, self.width = shape or (1,), (shape or (1,))[-1]
+        self.shape = shape or (1,)
+        self.width = (shape or (1,))[-1]
         self.sizes = sizes or self.shape
         if scales is not None:
             counts = [-(-n // s) for n, s in zip(self.shape, self.sizes)]
@@ -93,5 +96,6 @@ class Float8Blocks:
             places = np.unravel_index(np.arange(first, end), self.shape[:-1])
             blocks = tuple(p // s for p, s in zip(places, self.sizes))
             rows = np.ravel_multi_index(blocks, self.counts)
-        wide = np.repeat(self.scales[rows], self.sizes[-1], axis=1)[:, :self.width]
+        wide = np.repeat(self.scales[rows],
+                         self.sizes[-1], axis=1)[:, :self.width]
         return wide.reshape(-1)[start - first * self.width:][:n]

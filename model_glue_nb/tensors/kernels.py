@@ -41,16 +41,26 @@ def sum_rows(
 ):
     "The loop of `weighted_sum`."
     for s in range(0, n, BLOCK):
-        m = min(BLOCK, n - s); total, x, base = room[0, :m], room[1, :m], room[2, :m]
+        m = min(BLOCK, n - s)
+        total = room[0, :m]
+        x = room[1, :m]
+        base = room[2, :m]
         for j in range(m): total[j] = 0
-        if has_base: widen(space[at[0] + s * ITEM_BYTES[codes[0]]:], codes[0], base)
+        if has_base:
+            widen(space[at[0] + s * ITEM_BYTES[codes[0]]:], codes[0], base)
         i = has_base
         while i < at.size:
-            row, c = space[at[i] + s * ITEM_BYTES[codes[i]]:], coefficients[i - has_base]
+            row = space[at[i] + s * ITEM_BYTES[codes[i]]:]
+            c = coefficients[i - has_base]
             if not has_base and i + 1 < at.size and codes[i] == 0 and codes[i + 1] == 0: # two rows in one go
                 y, d = space[at[i + 1] + 2 * s:], coefficients[i + 1]
-                add_halves(row[:2 * m].view(np.uint16), c, y[:2 * m].view(np.uint16), d, total); i += 2
-            else: widen(row, codes[i], x); add_scaled(x, c, base, has_base, total); i += 1
+                add_halves(row[:2 * m].view(np.uint16), c,
+                           y[:2 * m].view(np.uint16), d, total)
+                i += 2
+            else:
+                widen(row, codes[i], x)
+                add_scaled(x, c, base, has_base, total)
+                i += 1
         if divisor != 1:
             for j in range(m): total[j] /= divisor
         if has_base:
@@ -76,8 +86,10 @@ def spanning(
     rows, # Contiguous rows of uint8, wherever they lie in memory
 )->tuple[np.ndarray,np.ndarray]: # (memory that holds them all, where in it each begins)
     "Rows in separate places, as a native loop takes them: nothing is copied."
-    lie = [x.__array_interface__["data"][0] for x in rows]; low = min(lie)
-    size = max(lie) - low + max(map(len, rows)); first = rows[lie.index(low)]
+    lie = [x.__array_interface__["data"][0] for x in rows]
+    low = min(lie)
+    size = max(lie) - low + max(map(len, rows))
+    first = rows[lie.index(low)]
     space = np.lib.stride_tricks.as_strided(first, (size,), (1,), writeable=False)
     return space, np.array([a - low for a in lie])
 
@@ -108,9 +120,12 @@ def gram_rows(
     "The loop of `gram`."
     k = total.shape[0]
     for s in range(0, n, BLOCK):
-        m = min(BLOCK, n - s); open_block(raw, codes, has_base, s, m, x)
+        m = min(BLOCK, n - s)
+        open_block(raw, codes, has_base, s, m, x)
         for i in range(k):
-            for j in range(i, k): total[i, j] += dot(x[i + has_base, :m], x[j + has_base, :m])
+            for j in range(i, k):
+                total[i, j] += dot(x[i + has_base, :m],
+                                   x[j + has_base, :m])
 
 def gram(
     raw, codes, # As for `weighted_sum`
@@ -118,8 +133,10 @@ def gram(
     n:int, # Values per row
 )->np.ndarray: # float64 of shape (k, k)
     "Inner products of the vectors."
-    k = len(raw) - has_base; total = np.zeros((k, k))
-    gram_rows(raw, codes, int(has_base), n, room("blocks", (len(raw), BLOCK)), total)
+    k = len(raw) - has_base
+    total = np.zeros((k, k))
+    gram_rows(raw, codes, int(has_base), n,
+              room("blocks", (len(raw), BLOCK)), total)
     return np.triu(total) + np.triu(total, 1).T
 
 # %% ../../nbs/01_tensors/04_kernels.ipynb #ca5ad4e1
@@ -133,7 +150,8 @@ def count_rows(
 ):
     "The loop of `count`."
     for s in range(0, n, BLOCK):
-        m = min(BLOCK, n - s); open_block(raw, codes, has_base, s, m, x)
+        m = min(BLOCK, n - s)
+        open_block(raw, codes, has_base, s, m, x)
         for i in range(counts.shape[0]):
             u, row = x[i + has_base, :m].view(np.uint32), counts[i]
             for j in range(m): row[(u[j] & MAGNITUDE) >> SHIFT] += 1
@@ -143,7 +161,8 @@ def count(
     counts, # int64 of shape (k, N_BINS), added to
 ):
     "Count magnitudes by bin."
-    count_rows(raw, codes, int(has_base), n, room("blocks", (len(raw), BLOCK)), counts)
+    count_rows(raw, codes, int(has_base), n,
+               room("blocks", (len(raw), BLOCK)), counts)
 
 # %% ../../nbs/01_tensors/04_kernels.ipynb #98336f33
 LAST = 2**33 - 1 # Positions count down from here: a tensor has fewer values
@@ -157,15 +176,19 @@ def collect_block(
     n:"i8", # Where filling begins
 )->"i8": # How many are there now
     "Find the values of a range."
-    wide, m, full = np.uint32(high - low), u.size, (u.size + 7) & -8
-    for j in range(m): inside[j] = np.uint32((u[j] & MAGNITUDE) - low) <= wide
+    wide = np.uint32(high - low)
+    m = u.size
+    full = (u.size + 7) & -8
+    for j in range(m):
+        inside[j] = np.uint32((u[j] & MAGNITUDE) - low) <= wide
     for j in range(m, full): inside[j] = 0
     words = inside[:full].view(np.uint64)
     for w in range(words.size):
         if words[w] == 0: continue
         for j in range(8 * w, min(8 * w + 8, m)): # no branches: what is not wanted is overwritten
             key = np.uint64(u[j] & MAGNITUDE) << np.uint64(33)
-            found[n] = key | np.uint64(LAST - start - j); n += np.int64(inside[j])
+            found[n] = key | np.uint64(LAST - start - j)
+            n += np.int64(inside[j])
     return n
 
 @native
@@ -177,10 +200,14 @@ def collect_rows(
 ):
     "The loop of `collect`."
     for s in range(0, n, BLOCK):
-        m = min(BLOCK, n - s); open_block(raw, codes, has_base, s, m, x)
+        m = min(BLOCK, n - s)
+        open_block(raw, codes, has_base, s, m, x)
         for i in range(low.size):
-            u, a, b = x[i + has_base, :m].view(np.uint32), np.uint32(low[i]), np.uint32(high[i])
-            n_found[i] = collect_block(u, start + s, a, b, inside, found[i], n_found[i])
+            u = x[i + has_base, :m].view(np.uint32)
+            a = np.uint32(low[i])
+            b = np.uint32(high[i])
+            n_found[i] = collect_block(u, start + s, a,
+                                       b, inside, found[i], n_found[i])
 
 # %% ../../nbs/01_tensors/04_kernels.ipynb #27ca8c5c
 def collect(
@@ -190,8 +217,10 @@ def collect(
     high, # int64 of shape (k,): largest
 )->list[np.ndarray]: # Per vector uint64, magnitude · 2³³ + LAST − position
     "The values of a range and where they are."
-    k = len(low); n_found = np.zeros(k, np.int64)
-    found = landing("found", 8 * k * (n + 1)).view(np.uint64).reshape(k, -1)
+    k = len(low)
+    n_found = np.zeros(k, np.int64)
+    found = landing("found", 8 * k * (n + 1)).view(np.uint64).reshape(k,
+                                                                      -1)
     x, inside = room("blocks", (len(raw), BLOCK)), landing("inside", BLOCK)
     collect_rows(raw, codes, int(has_base), n, start, low, high, x, inside, found, n_found)
     return [f[:m].copy() for f, m in zip(found, n_found)]
@@ -204,7 +233,8 @@ def kth_bin(
     k:int, # Rank from the largest, ≥ 1
 )->tuple[int,int]: # The bin of the k-th largest, and its rank within the bin
     "Bin that holds the k-th largest value."
-    above = np.cumsum(counts[::-1]); at = int(np.searchsorted(above, k))
+    above = np.cumsum(counts[::-1])
+    at = int(np.searchsorted(above, k))
     return len(counts) - 1 - at, k - int(above[at - 1] if at else 0)
 
 def cut_of(
@@ -224,18 +254,24 @@ def keep_above(
     n_equal:"i8", # … and equal ones among the first `n_equal` entries
 ):
     "Zero what lies below a cut."
-    cut = np.uint32(bits).view(np.float32); n_equal = min(max(n_equal, 0), x.size) # as a magnitude
-    for j in range(n_equal): x[j] = np.float32(0) if abs(x[j]) < cut else x[j]
-    for j in range(n_equal, x.size): x[j] = np.float32(0) if abs(x[j]) <= cut else x[j]
+    cut = np.uint32(bits).view(np.float32)
+    n_equal = min(max(n_equal, 0), x.size) # as a magnitude
+    for j in range(n_equal):
+        x[j] = np.float32(0) if abs(x[j]) < cut else x[j]
+    for j in range(n_equal, x.size):
+        x[j] = np.float32(0) if abs(x[j]) <= cut else x[j]
 
 @native
 def keep_below(
     x:"f4[:]", bits:"i8", n_equal:"i8", # As for `keep_above`
 ):
     "Zero what `keep_above` would keep."
-    cut = np.uint32(bits).view(np.float32); n_equal = min(max(n_equal, 0), x.size)
-    for j in range(n_equal): x[j] = x[j] if abs(x[j]) < cut else np.float32(0)
-    for j in range(n_equal, x.size): x[j] = x[j] if abs(x[j]) <= cut else np.float32(0)
+    cut = np.uint32(bits).view(np.float32)
+    n_equal = min(max(n_equal, 0), x.size)
+    for j in range(n_equal):
+        x[j] = x[j] if abs(x[j]) < cut else np.float32(0)
+    for j in range(n_equal, x.size):
+        x[j] = x[j] if abs(x[j]) <= cut else np.float32(0)
 
 @native
 def keep_inside(
@@ -245,7 +281,8 @@ def keep_inside(
     if cuts[0] == NOTHING[0]: # a float with these bits is not a number
         for j in range(x.size): x[j] = 0
     elif cuts[0] >= 0: keep_above(x, cuts[0], cuts[1] - start + 1)
-    if cuts[2] != NOTHING[0]: keep_below(x, cuts[2], cuts[3] - start + 1)
+    if cuts[2] != NOTHING[0]:
+        keep_below(x, cuts[2], cuts[3] - start + 1)
 
 def keep_between(
     x, # float32 of shape (n,), entries outside are set to zero
@@ -274,7 +311,9 @@ def take_agreeing(
 ):
     "Add what agrees with the elected sign."
     for j in range(x.size):
-        v = w * x[j]; t = total[j]; agrees = ((v > 0) & (t >= 0)) | ((v < 0) & (t < 0))
+        v = w * x[j]
+        t = total[j]
+        agrees = ((v > 0) & (t >= 0)) | ((v < 0) & (t < 0))
         num[j] += v if agrees else np.float32(0)
         den[j] += w if agrees else np.float32(0)
 
@@ -289,14 +328,19 @@ def combine_block(
     "The loop of `combine`."
     everything = np.float32(0)
     for i in range(k): everything += weights[i]
-    for j in range(m): total[j] = 0; num[j] = 0; den[j] = 0 if elect else everything
+    for j in range(m):
+        total[j] = 0
+        num[j] = 0
+        den[j] = 0 if elect else everything
     for i in range(k):
         if elect: vote(x[first + i, :m], votes[i], total)
         else: vote(x[first + i, :m], weights[i], num)
     if elect:
-        for i in range(k): take_agreeing(x[first + i, :m], weights[i], total, num, den)
+        for i in range(k):
+            take_agreeing(x[first + i, :m], weights[i], total, num, den)
     for j in range(m):
-        d = den[j] if normalize and abs(den[j]) > np.float32(1e-8) else np.float32(1)
+        d = (den[j] if normalize and abs(den[j]) > np.float32(1e-8)
+             else np.float32(1))
         total[j] = base[j] + scale * (num[j] / d)
 
 # %% ../../nbs/01_tensors/04_kernels.ipynb #0a30da59
@@ -311,8 +355,10 @@ def combine(
     out, # float32 of shape (n,), filled
 ):
     "Base plus the combined task vectors."
-    (k, n), (num, den) = x.shape, room("combined", (2, len(out)))
-    combine_block(base, x, 0, k, n, weights, votes, int(elect), int(normalize), scale, out, num, den)
+    (k, n) = x.shape
+    (num, den) = room("combined", (2, len(out)))
+    combine_block(base, x, 0, k, n, weights, votes,
+                  int(elect), int(normalize), scale, out, num, den)
 
 # %% ../../nbs/01_tensors/04_kernels.ipynb #aa4b6f3c
 @native
@@ -324,7 +370,8 @@ def keep_bits(
 ):
     "Keep what was drawn."
     unpack(bits, kept)
-    for j in range(x.size): x[j] = x[j] * gain if kept[j] else np.float32(0)
+    for j in range(x.size):
+        x[j] = x[j] * gain if kept[j] else np.float32(0)
 
 @native
 def consensus_rows(
@@ -336,17 +383,26 @@ def consensus_rows(
     "The loop of `consensus`."
     k = raw.shape[0] - 1
     for s in range(0, n, BLOCK):
-        m = min(BLOCK, n - s); end = (m + 7) >> 3; open_block(raw, codes, 1, s, m, x)
+        m = min(BLOCK, n - s)
+        end = (m + 7) >> 3
+        open_block(raw, codes, 1, s, m, x)
         for i in range(k):
-            if cuts.shape[0]: keep_inside(x[i + 1, :m], start + s, cuts[i])
+            if cuts.shape[0]:
+                keep_inside(x[i + 1, :m], start + s, cuts[i])
             if not bits.shape[0]: continue
-            keep_bits(x[i + 1, :m], bits[i, s >> 3:(s >> 3) + end], gains[i], kept[:8 * end])
-        total, num, den = x[k + 1, :m], x[k + 2, :m], x[k + 3, :m]
-        combine_block(x[0, :m], x, 1, k, m, weights, votes, elect, normalize, scale, total, num, den)
+            keep_bits(x[i + 1, :m],
+                      bits[i, s >> 3:(s >> 3) + end],
+                      gains[i], kept[:8 * end])
+        total = x[k + 1, :m]
+        num = x[k + 2, :m]
+        den = x[k + 3, :m]
+        combine_block(x[0, :m], x, 1, k, m,
+                      weights, votes, elect, normalize, scale, total, num, den)
         narrow(total, out_code, out[s * ITEM_BYTES[out_code]:])
 
 # %% ../../nbs/01_tensors/04_kernels.ipynb #b897cfeb
-NO_CUTS, NO_BITS = np.empty((0, 4), np.int64), np.empty((0, 0), np.uint8)
+NO_CUTS = np.empty((0, 4), np.int64)
+NO_BITS = np.empty((0, 0), np.uint8)
 
 def consensus(
     raw, codes, n:int, start:int, # As for `mark`
@@ -357,7 +413,8 @@ def consensus(
     out, out_code:int, # As for `weighted_sum`
 ):
     "Store the base plus task vectors of which some entries are left out."
-    x, kept = room("blocks", (len(raw) + 3, BLOCK)), landing("inside", BLOCK)
+    x = room("blocks", (len(raw) + 3, BLOCK))
+    kept = landing("inside", BLOCK)
     cuts, bits = NO_CUTS if cuts is None else cuts, NO_BITS if bits is None else bits
     how = weights, votes, int(elect), int(normalize), scale
     consensus_rows(raw, codes, n, start, cuts, bits, gains, *how, x, kept, out, out_code)

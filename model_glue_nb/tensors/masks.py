@@ -30,10 +30,15 @@ def mix(
 def draw_page(low:"u4", high:"u4", first:"u4", out:"u4[:]"): # Halves of a key; positions modulo 2³²
     "The loop of `draw`."
     for j in range(out.size):
-        z = np.uint32(np.uint32(first + np.uint32(j)) * np.uint32(0x9e3779b9)) ^ low
-        z = np.uint32(np.uint32(z ^ (z >> np.uint32(16))) * np.uint32(0x7feb352d)) ^ high
-        z = np.uint32(np.uint32(z ^ (z >> np.uint32(15))) * np.uint32(0x846ca68b))
-        out[j] = np.uint32(z ^ (z >> np.uint32(16))) >> np.uint32(8)
+        z = (np.uint32(np.uint32(first + np.uint32(j)) * np.uint32(0x9e3779b9))
+             ^ low)
+        z = (np.uint32(np.uint32(
+            z ^ (z >> np.uint32(16))) * np.uint32(0x7feb352d))
+             ^ high)
+        z = np.uint32(np.uint32(
+            z ^ (z >> np.uint32(15))) * np.uint32(0x846ca68b))
+        out[j] = (np.uint32(z ^ (z >> np.uint32(16)))
+                  >> np.uint32(8))
 
 @native
 def draw(
@@ -44,9 +49,12 @@ def draw(
     "Numbers that look random, the same for the same key and position."
     s = 0
     while s < out.size:
-        page = (start + s) >> 32; e = min(out.size, ((page + 1) << 32) - start)
+        page = (start + s) >> 32
+        e = min(out.size, ((page + 1) << 32) - start)
         z = mix(key ^ mix(np.uint64(page)))
-        draw_page(np.uint32(z), np.uint32(z >> np.uint64(32)), np.uint32(start + s), out[s:e]); s = e
+        draw_page(np.uint32(z), np.uint32(z >> np.uint64(32)),
+                  np.uint32(start + s), out[s:e])
+        s = e
 
 # %% ../../nbs/01_tensors/03_masks.ipynb #6c05fa6e
 @native
@@ -63,7 +71,8 @@ def cut_at(
     p:"f8", # Chance
 )->"u4": # Number that a draw is compared with
     "How many of the 2²⁴ numbers are below a given probability."
-    return np.uint32(min(max(np.ceil(p * FULL), 0.), np.float64(FULL)))
+    return np.uint32(min(max(np.ceil(p * FULL), 0.),
+                         np.float64(FULL)))
 
 # %% ../../nbs/01_tensors/03_masks.ipynb #ea44b44a
 MAGNITUDE = np.uint32(0x7fffffff) # All bits but the sign's; 32 bits wide: loops then use all lanes
@@ -75,15 +84,20 @@ def ranks(
     counts:"i4[:]", # Shape (2049,), scratch
 ):
     "Rank of every entry's magnitude, equal ones by position."
-    u = x.view(np.uint32); n = x.size; a, b = order[0], order[1]
+    u = x.view(np.uint32)
+    n = x.size
+    a, b = order[0], order[1]
     for j in range(n): a[j] = j
     for shift in (0, 11, 22):
         for c in range(2049): counts[c] = 0
-        for j in range(n): counts[((u[j] & MAGNITUDE) >> np.uint32(shift) & np.uint32(2047)) + 1] += 1
+        for j in range(n):
+            counts[((u[j] & MAGNITUDE) >> np.uint32(shift) & np.uint32(
+                2047)) + 1] += 1
         for c in range(2048): counts[c + 1] += counts[c]
         for j in range(n):
             c = (u[a[j]] & MAGNITUDE) >> np.uint32(shift) & np.uint32(2047)
-            b[counts[c]] = a[j]; counts[c] += 1
+            b[counts[c]] = a[j]
+            counts[c] += 1
         a, b = b, a
     for j in range(n): order[2, a[j]] = j
 
@@ -118,8 +132,13 @@ def bin_row(
     for j in range(u.size): top = max(top, u[j] & MAGNITUDE)
     floor = np.uint32(max(top >> BIN, np.uint32(255)) - np.uint32(255))
     for b in range(257): counts[b] = np.int32(0)
-    for j in range(u.size): counts[np.uint32(bin_of(u[j], floor) + np.uint32(1))] += np.int32(1)
-    for b in range(257): n += counts[b]; counts[b] = n
+    for j in range(u.size):
+        counts[np.uint32(bin_of(u[j],
+                                floor) + np.uint32(1))] += np.int32(
+      1)
+    for b in range(257):
+        n += counts[b]
+        counts[b] = n
     return floor
 
 # %% ../../nbs/01_tensors/03_masks.ipynb #c5ffe9ae
@@ -131,7 +150,8 @@ def find_open(
     "Find the entries whose rank matters; no branches: half of them would be mispredicted."
     n, wide = np.uint32(0), np.uint32(high - low)
     for j in range(drawn.size):
-        at[n] = np.uint32(j); n = np.uint32(n + np.uint32(np.uint32(drawn[j] - low) < wide))
+        at[n] = np.uint32(j)
+        n = np.uint32(n + np.uint32(np.uint32(drawn[j] - low) < wide))
     return n
 
 @native
@@ -142,13 +162,21 @@ def by_bins(
     kept:"u1[:]", # Filled where it is decided
 )->"u4": # How many stay open
     "Decide by the ranks that the entries of a bin can have."
-    floor = bin_row(u, counts); n = np.uint32(0)
-    first, per = (keep - spread) * FULL, (u.size - 1) / (2 * spread * FULL)
+    floor = bin_row(u, counts)
+    n = np.uint32(0)
+    first = (keep - spread) * FULL
+    per = (u.size - 1) / (2 * spread * FULL)
     for i in range(n_open):
-        j = at[i]; b = bin_of(u[j], floor); low, high = counts[b], counts[np.uint32(b + np.uint32(1))] - 1
+        j = at[i]
+        b = bin_of(u[j], floor)
+        low = counts[b]
+        high = counts[np.uint32(b + np.uint32(1))] - 1
         need = (np.float64(np.int32(drawn[j])) - first) * per # rank; bins are believed up to rounding
-        kept[j] = low > need + 1e-3; at[n] = j # zeros stay zeros, kept or not
-        n = np.uint32(n + np.uint32((low <= need + 1e-3) & (high >= need - 1e-3) & ((u[j] & MAGNITUDE) > 0)))
+        kept[j] = low > need + 1e-3
+        at[n] = j # zeros stay zeros, kept or not
+        n = np.uint32(n
+                      + np.uint32((low <= need + 1e-3) & (high >= need - 1e-3)
+                                  & ((u[j] & MAGNITUDE) > 0)))
     return n
 
 # %% ../../nbs/01_tensors/03_masks.ipynb #0f15cfe7
@@ -160,7 +188,8 @@ def rank_in_row(
     "Rank of one entry."
     m, n = u[j] & MAGNITUDE, np.int32(0)
     for i in range(j): n += np.int32((u[i] & MAGNITUDE) <= m)
-    for i in range(j + 1, u.size): n += np.int32((u[i] & MAGNITUDE) < m)
+    for i in range(j + 1, u.size):
+        n += np.int32((u[i] & MAGNITUDE) < m)
     return np.int64(n)
 
 @native
@@ -171,16 +200,22 @@ def decide_row(
     kept:"u1[:]", # Filled: 1 for what is kept
 ):
     "Keep each entry with the chance of its rank."
-    u, n, at = x.view(np.uint32), x.size, order[0].view(np.uint32)
-    low, high = cut_at(keep_chance(0, n, keep, spread)), cut_at(keep_chance(n - 1, n, keep, spread))
-    decide(drawn, low, kept); n_open = find_open(drawn, low, high, at)
+    u = x.view(np.uint32)
+    n = x.size
+    at = order[0].view(np.uint32)
+    low = cut_at(keep_chance(0, n, keep, spread))
+    high = cut_at(keep_chance(n - 1, n, keep, spread))
+    decide(drawn, low, kept)
+    n_open = find_open(drawn, low, high, at)
     if n_open: n_open = by_bins(u, drawn, keep, spread, at, n_open, counts, kept)
     if n_open > 64: # bins do not help where most entries have one magnitude: sort
         ranks(x, order, counts)
-        for j in range(n): kept[j] = drawn[j] < cut_at(keep_chance(order[2, j], n, keep, spread))
+        for j in range(n):
+            kept[j] = drawn[j] < cut_at(keep_chance(order[2, j], n, keep, spread))
     else:
         for i in range(n_open):
-            j = at[i]; kept[j] = drawn[j] < cut_at(keep_chance(rank_in_row(u, j), n, keep, spread))
+            j = at[i]
+            kept[j] = drawn[j] < cut_at(keep_chance(rank_in_row(u, j), n, keep, spread))
 
 # %% ../../nbs/01_tensors/03_masks.ipynb #ce88323f
 @native
@@ -190,7 +225,9 @@ def pack(
 ):
     "Eight bytes into a byte."
     x = kept.view(np.uint64)
-    for i in range(x.size): bits[i] = np.uint8((x[i] * np.uint64(0x0102040810204080)) >> np.uint64(56))
+    for i in range(x.size):
+        bits[i] = np.uint8((x[i] * np.uint64(0x0102040810204080)) >> np.uint64(
+            56))
 
 @native
 def unpack(
@@ -213,12 +250,16 @@ def add_sizes(
     "Sum magnitudes."
     all_of, rest = 0., 0.
     for j in range(x.size):
-        v = abs(x[j]); all_of += np.float64(v); rest += np.float64(v if kept[j] else np.float32(0))
-    sums[0] += all_of; sums[1] += rest
+        v = abs(x[j])
+        all_of += np.float64(v)
+        rest += np.float64(v if kept[j] else np.float32(0))
+    sums[0] += all_of
+    sums[1] += rest
 
 @native
 def mark_rows(
-    raw:"u1[:,:]", codes:"i8[:]", n:"i8", start:"i8", width:"i8", keys:"u8[:]", keep:"f8[:]", spread:"f8[:]",
+    raw:"u1[:,:]", codes:"i8[:]", n:"i8", start:"i8",
+    width:"i8", keys:"u8[:]", keep:"f8[:]", spread:"f8[:]",
     x:"f4[:,:]", drawn:"u4[:]", # Scratch: (k + 1, w), w; w: width
     order:"i4[:,:]", counts:"i4[:]", # Scratch: (3, w + 1), 2049
     kept:"u1[:,:]", # Shape (k, a multiple of 8), scratch
@@ -226,10 +267,15 @@ def mark_rows(
 ):
     "The loop of `mark`."
     for s in range(0, n, width):
-        m = min(width, n - s); open_block(raw, codes, 1, s, m, x)
+        m = min(width, n - s)
+        open_block(raw, codes, 1, s, m, x)
         for i in range(keys.size):
-            row, stays, numbers = x[i + 1, :m], kept[i, s:s + m], drawn[:m]; draw(keys[i], start + s, numbers)
-            if spread[i] > 0: decide_row(row, numbers, keep[i], spread[i], order, counts, stays)
+            row = x[i + 1, :m]
+            stays = kept[i, s:s + m]
+            numbers = drawn[:m]
+            draw(keys[i], start + s, numbers)
+            if spread[i] > 0:
+                decide_row(row, numbers, keep[i], spread[i], order, counts, stays)
             else: decide(numbers, cut_at(keep[i]), stays)
             add_sizes(row, stays, sums[i])
     for i in range(keys.size): pack(kept[i], bits[i])
@@ -237,8 +283,10 @@ def mark_rows(
 # %% ../../nbs/01_tensors/03_masks.ipynb #ec23f635
 def row_scratch(width)->tuple: # Scratch for the draws of a row, for its order, and for counts
     "Scratch arrays for deciding about a row."
-    w = width + 1; ints = landing("ranks", 4 * (4 * w + 2049)).view(np.int32)
-    return ints[:w].view(np.uint32), ints[w:4 * w].reshape(3, w), ints[4 * w:]
+    w = width + 1
+    ints = landing("ranks", 4 * (4 * w + 2049)).view(np.int32)
+    return (ints[:w].view(np.uint32),
+            ints[w:4 * w].reshape(3, w), ints[4 * w:])
 
 def mark(
     raw, # Stored bytes, uint8 of shape (k + 1, ≥ n·item), the base first
@@ -251,11 +299,15 @@ def mark(
     spread, # float64 of shape (k,): as for `keep_chance`, within a row; 0: the same chance for all
 )->tuple: # uint8 (k, ⌈n/8⌉), as `consensus` takes them; float64 (k, 2): L1 norms before and after
     "Draw which entries of task vectors are kept."
-    k, n_bits = len(keys), -(-n // 8); width = width if any(spread) else BLOCK
-    kept = landing("kept", k * 8 * n_bits).reshape(k, -1); kept[:, n:] = 0
-    bits, sums = np.empty((k, n_bits), np.uint8), np.zeros((k, 2))
+    k, n_bits = len(keys), -(-n // 8)
+    width = width if any(spread) else BLOCK
+    kept = landing("kept", k * 8 * n_bits).reshape(k, -1)
+    kept[:, n:] = 0
+    bits = np.empty((k, n_bits), np.uint8)
+    sums = np.zeros((k, 2))
     x, scratch = room("rows", (k + 1, width)), row_scratch(width)
-    mark_rows(raw, codes, n, start, width, keys, keep, spread, x, *scratch, kept, bits, sums)
+    mark_rows(raw, codes, n, start, width, keys,
+              keep, spread, x, *scratch, kept, bits, sums)
     return bits, sums
 
 # %% ../../nbs/01_tensors/03_masks.ipynb #f96cdb6f
@@ -267,7 +319,9 @@ def divide_rows(
     "The loop of `drop_by_rank`."
     n = x.shape[1]
     for r in range(x.shape[0]):
-        row = x[r]; draw(key, start + r * n, drawn[:n]); ranks(row, order, counts)
+        row = x[r]
+        draw(key, start + r * n, drawn[:n])
+        ranks(row, order, counts)
         for j in range(n):
             p = keep_chance(order[2, j], n, keep, spread)
             row[j] = row[j] / p if drawn[j] < cut_at(p) else 0

@@ -31,13 +31,15 @@ def parse_type(
 # %% ../../nbs/01_tensors/01_native.ipynb #01bee013
 def _c_types(kind, dims): # How C sees an argument
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    return [pointer, pointer, integer, integer, pointer] + [integer] * (2 * dims) if dims else [SCALARS[kind]]
+    return ([pointer, pointer, integer, integer, pointer] + [integer] * (2 * dims)
+            if dims else [SCALARS[kind]])
 
 def _c_values(x, dtype, dims): # The values of an argument that is an array
     if x.dtype != dtype or x.ndim != dims or not x.flags.c_contiguous:
         raise TypeError(f"A native loop was given {x.dtype} of shape {x.shape}, strides {x.strides}; "
                         f"it takes {dtype} with {dims} dimensions, contiguous: np.ascontiguousarray.")
-    return (None, None, x.size, x.itemsize, x.ctypes.data, *x.shape, *x.strides)
+    return (None, None, x.size, x.itemsize,
+            x.ctypes.data, *x.shape, *x.strides)
 
 # %% ../../nbs/01_tensors/01_native.ipynb #69cf1fb0
 def cache_folder(
@@ -80,25 +82,32 @@ class Native:
         f, # Function of arrays and numbers, with a type annotation for each
         reassociate:bool=False, # May sums be reordered?
     ):
-        update_wrapper(self, f); self.f, self.entry = f, None
+        update_wrapper(self, f)
+        self.f, self.entry = f, None
         self.__signature__ = inspect.signature(f) # its annotations are names of types, not expressions
         self.fast = {"contract", "reassoc", "nsz"} if reassociate else {"contract"}
-        types = f.__annotations__; names = f.__code__.co_varnames[:f.__code__.co_argcount]
+        types = f.__annotations__
+        names = f.__code__.co_varnames[:f.__code__.co_argcount]
         self.takes = [parse_type(types[n]) for n in names]
         self.gives = SCALARS[types["return"]] if types.get("return") else None
-        self.arrays = [(i, np.dtype(kind), dims) for i, (kind, dims) in enumerate(self.takes) if dims]
+        self.arrays = [(i, np.dtype(kind), dims)
+                       for i, (kind, dims) in enumerate(self.takes)
+                       if dims]
 
     @cached_property
     def uses(self)->dict: # Name → native function
         "Native functions that this one calls."
-        return {n: v for n in self.f.__code__.co_names if isinstance(v := self.f.__globals__.get(n), Native)}
+        return {n: v for n in self.f.__code__.co_names
+                if isinstance(v := self.f.__globals__.get(n), Native)}
 
     def content(self)->list: # For the fingerprint
         "What the machine code is made of."
         c, scope = self.f.__code__, self.f.__globals__
-        reads = [(n, v) for n in c.co_names if isinstance(v := scope.get(n), (int, float, tuple, np.number))]
+        reads = [(n, v) for n in c.co_names
+                 if isinstance(v := scope.get(n), (int, float, tuple, np.number))]
         code = [c.co_code.hex(), repr(c.co_consts), c.co_names, c.co_varnames]
-        return [*code, repr(reads), self.takes, sorted(self.fast), [u.content() for u in self.uses.values()]]
+        return [*code, repr(reads), self.takes, sorted(self.fast),
+                [u.content() for u in self.uses.values()]]
 
 def native(
     f=None, # The function
@@ -117,8 +126,12 @@ def compiled(self:Native)->tuple[str,bytes]: # (symbol, object code)
         scope = n.f.__globals__ | {name: jit(u) for name, u in n.uses.items()}
         plain = FunctionType(n.f.__code__, scope, n.f.__name__)
         return njit(fastmath=n.fast, **bare)(plain)
-    of = lambda kind, dims: types.Array(t, dims, "C") if (t := from_dtype(np.dtype(kind))) and dims else t
-    made = jit(self); made.compile(tuple(of(*t) for t in self.takes)); made, = made.overloads.values()
+    def of(kind, dims):
+        return (types.Array(t, dims, "C")
+                if (t := from_dtype(np.dtype(kind))) and dims else t)
+    made = jit(self)
+    made.compile(tuple(of(*t) for t in self.takes))
+    made, = made.overloads.values()
     if missing := set(re.findall(r"declare [^@\n]*@\"?((?:numba|NRT|Py)_?\w+)", made.library.get_llvm_str())):
         raise TypeError(f"The native function '{self.__name__}' needs {', '.join(sorted(missing))}, which is "
                         "numba's own: do it before the call, and pass the result.")
@@ -131,7 +144,9 @@ def open(self:Native): # What ctypes calls
     import llvmlite, llvmlite.binding as ll
     with _lock:
         if self.entry: return self.entry
-        if not _engines: ll.initialize_native_target(); ll.initialize_native_asmprinter()
+        if not _engines:
+            ll.initialize_native_target()
+            ll.initialize_native_asmprinter()
         processor = ll.get_host_cpu_name(), ll.get_host_cpu_features().flatten()
         folder = cache_folder(self.f.__code__.co_filename)
         key = digest(self.content(), llvmlite.__version__, *processor)
@@ -141,8 +156,10 @@ def open(self:Native): # What ctypes calls
             if file: keep(file, *found)
         symbol, code = found
         machine = ll.Target.from_default_triple().create_target_machine(jit=True)
-        engine = ll.create_mcjit_compiler(ll.parse_assembly(""), machine); _engines.append(engine)
-        engine.add_object_file(ll.ObjectFileRef.from_data(code)); engine.finalize_object()
+        engine = ll.create_mcjit_compiler(ll.parse_assembly(""), machine)
+        _engines.append(engine)
+        engine.add_object_file(ll.ObjectFileRef.from_data(code))
+        engine.finalize_object()
         takes = [ctypes.c_void_p] * 2 + [c for t in self.takes for c in _c_types(*t)]
         self.entry = ctypes.CFUNCTYPE(ctypes.c_int32, *takes)(engine.get_function_address(symbol))
     return self.entry
@@ -154,7 +171,8 @@ def __call__(self:Native,
 ): # What it returns; None when it returns nothing
     "Run the machine code."
     entry, flat = self.entry or self.open(), list(args)
-    for i, dtype, dims in reversed(self.arrays): flat[i:i + 1] = _c_values(args[i], dtype, dims)
+    for i, dtype, dims in reversed(self.arrays):
+        flat[i:i + 1] = _c_values(args[i], dtype, dims)
     result = (self.gives or ctypes.c_int64)()
     status = entry(ctypes.byref(result), ctypes.byref(ctypes.c_void_p()), *flat)
     if status not in (0, -2): # −2: it returns nothing

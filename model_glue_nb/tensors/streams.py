@@ -38,7 +38,8 @@ class FileBlocks:
         into:np.ndarray, # uint8, filled from its begin
     ):
         "Read stored values."
-        view = memoryview(into)[:n * self.item]; at = self.at + start * self.item
+        view = memoryview(into)[:n * self.item]
+        at = self.at + start * self.item
         while view:
             got = os.preadv(self.file, [view], at)
             if not got: raise InputError(CUT_SHORT)
@@ -46,7 +47,8 @@ class FileBlocks:
 
 class ByteBlocks(FileBlocks):
     "A stored tensor as its bytes, read in pieces."
-    def __init__(self, file, at): self.file, self.at, self.code, self.item = file, at, None, 1
+    def __init__(self, file, at):
+        self.file, self.at, self.code, self.item = file, at, None, 1
 
 class MappedBlocks:
     "A stored tensor that is in memory, read in pieces or in place."
@@ -56,14 +58,18 @@ class MappedBlocks:
         n:int, # Values that should be there
         check:Callable|None=None, # Raises when the memory may no longer be touched
     ):
-        self.bytes, self.code, self.item, self.check = stored, code, ITEM_BYTES[code], check
+        self.bytes = stored
+        self.code = code
+        self.item = ITEM_BYTES[code]
+        self.check = check
         if len(stored) < n * self.item: raise InputError(CUT_SHORT)
 
     def lent(self, start, n)->np.ndarray: # Not copied
         if self.check: self.check()
         return self.bytes[start * self.item:(start + n) * self.item]
 
-    def read(self, start, n, into): into[:n * self.item] = self.lent(start, n)
+    def read(self, start, n, into):
+        into[:n * self.item] = self.lent(start, n)
 
 class ArrayBlocks(MappedBlocks):
     "A tensor in memory, read in pieces like a stored one."
@@ -113,11 +119,17 @@ class Stream:
         on_bad:Callable|None=None, # Called with the number of an input that holds NaN or infinity
         device:str="cpu", # As for `backend`
     ):
-        self.inputs, self.has_base = ([base] if base else []) + list(inputs), base is not None
-        self.k, self.n, self.shape = len(inputs), math.prod(shape), tuple(shape)
-        self.keys, self.each, self.on_bad = list(keys) or list(range(self.k)), each, on_bad
+        self.inputs = ([base] if base else []) + list(inputs)
+        self.has_base = base is not None
+        self.k = len(inputs)
+        self.n = math.prod(shape)
+        self.shape = tuple(shape)
+        self.keys = list(keys) or list(range(self.k))
+        self.each = each
+        self.on_bad = on_bad
         self.codes = np.array([x.code for x in self.inputs], np.int64)
-        self.kernels, self.device = backend(device); self.item = max(x.item for x in self.inputs)
+        self.kernels, self.device = backend(device)
+        self.item = max(x.item for x in self.inputs)
         self.held, self.room = {}, len(self.inputs) * self.n * self.item # chunks that are kept, bytes of all
         if each is not map or self.device is not None or self.room > HOLD: self.room = 0 # keep none
 
@@ -127,8 +139,11 @@ class Stream:
     )->list[tuple[int,int]]: # (first value, number of values)
         "Where the chunks begin and how long they are."
         row = self.shape[-1] if whole_rows and self.shape else BLOCK
-        step = (most or max(4 * BLOCK, self.kernels.CHUNK // len(self.inputs))) // row * row or row
-        return [(s, min(step, self.n - s)) for s in range(0, self.n, step)]
+        step = ((most
+                 or max(4 * BLOCK, self.kernels.CHUNK // len(self.inputs))) // row * row
+                or row)
+        return [(s, min(step, self.n - s))
+                for s in range(0, self.n, step)]
 
 
 # %% ../../nbs/01_tensors/07_streams.ipynb #0c55fe6f
@@ -140,13 +155,18 @@ def read(self:Stream,
 ): # Stored bytes, uint8 of shape (inputs, ≥ n·item), the base first
     "Stored values of one chunk of every input."
     if (start, n) in self.held: return self.held[start, n]
-    k = len(self.inputs); size, at = k * n * self.item, sum(x.size for x in self.held.values())
+    k = len(self.inputs)
+    size = k * n * self.item
+    at = sum(x.size for x in self.held.values())
     if again and at + size <= self.room:
-        raw = self.kernels.landing("held", self.room)[at:at + size].reshape(k, -1); self.held[start, n] = raw
+        raw = self.kernels.landing("held", self.room)[at:at + size].reshape(k,
+                                                                            -1)
+        self.held[start, n] = raw
     else: raw = self.kernels.landing("raw", size).reshape(k, -1)
     for x, row in zip(self.inputs, raw): x.read(start, n, row)
     raw = self.kernels.upload(raw, self.device)
-    if self.on_bad and (i := self.kernels.first_bad(raw, self.codes, n)) >= 0: self.on_bad(i)
+    if self.on_bad and (i := self.kernels.first_bad(raw, self.codes, n)) >= 0:
+        self.on_bad(i)
     return raw
 
 @patch
@@ -156,7 +176,8 @@ def floats(self:Stream,
     again:bool=False, # As for `read`
 ): # float32 of shape (inputs, n); with a base, row 0 is the base and the others are differences to it
     "One chunk of every input, widened."
-    raw, x = self.read(start, n, again), self.kernels.room("x", (len(self.inputs), n), self.device)
+    raw = self.read(start, n, again)
+    x = self.kernels.room("x", (len(self.inputs), n), self.device)
     self.kernels.open_rows(raw, self.codes, self.has_base, n, x)
     return x
 
@@ -171,7 +192,8 @@ def total(self:Stream,
     measure:Callable, # (float32 block of shape (k, n), first position) → array, added up over chunks
 ): # The sum, in the order of the chunks
     "Add a measurement up over all chunks."
-    return sum(self.each(lambda c: measure(self.vectors(*c), c[0]), self.chunks()))
+    return sum(self.each(lambda c: measure(self.vectors(*c), c[0]),
+                         self.chunks()))
 
 @patch
 def stored(self:Stream,
@@ -180,12 +202,15 @@ def stored(self:Stream,
 )->tuple: # (stored bytes, their codes, is row 0 a base?), as the loops take them
     "One chunk of what a reduction goes through; it will be read again."
     if of is None: return self.read(start, n, again=True), self.codes, self.has_base
-    x = of(self.vectors(start, n)); return self.kernels.as_bytes(x), np.full(len(x), CODES["F32"]), False
+    x = of(self.vectors(start, n))
+    return self.kernels.as_bytes(x), np.full(len(x), CODES["F32"]), False
 
 @patch
 def gram(self:Stream)->np.ndarray: # float64 of shape (k, k)
     "Inner products of the models' vectors; one pass."
-    return sum(self.each(lambda c: self.kernels.gram(*self.stored(*c), c[1]), self.chunks()))
+    return sum(self.each(lambda c: self.kernels.gram(*self.stored(*c),
+                                                     c[1]),
+                         self.chunks()))
 
 # %% ../../nbs/01_tensors/07_streams.ipynb #d6ca7e03
 @patch
@@ -196,7 +221,8 @@ def histograms(self:Stream,
     "Counts of magnitudes by bin, per vector; one pass."
     tables = {} # one per thread: adding tables up after each chunk would cost as much as counting
     def count(c):
-        if (me := get_ident()) not in tables: tables[me] = np.zeros((k, N_BINS), np.int64)
+        if (me := get_ident()) not in tables:
+            tables[me] = np.zeros((k, N_BINS), np.int64)
         self.kernels.count(*self.stored(*c, of), c[1], tables[me])
     for _ in self.each(count, self.chunks()): pass
     return sum(tables.values())
@@ -209,14 +235,21 @@ def cuts(self:Stream,
 )->list[tuple[int,int]]: # Per model (magnitude bits, position), as `keep_between` takes them
     "Exact cuts that a given fraction of each model's magnitudes is above; two passes."
     n_kept = [int(f * self.n + 1e-6) for f in fractions]
-    if all(k in (0, self.n) for k in n_kept): return [EVERYTHING if k else NOTHING for k in n_kept]
+    if all(k in (0, self.n) for k in n_kept):
+        return [EVERYTHING if k else NOTHING for k in n_kept]
     rank = [min(max(k, 1), self.n) for k in n_kept]
-    low, high = np.ones(len(rank), np.int64), np.full(len(rank), NOTHING[0])
+    low = np.ones(len(rank), np.int64)
+    high = np.full(len(rank), NOTHING[0])
     if self.device is not None or len(self.chunks()) > 1: # else no table is needed
-        bins, rank = zip(*(kth_bin(c, k) for c, k in zip(self.histograms(len(rank), of), rank)))
-        low = np.array(bins) << int(SHIFT); high = low + (1 << int(SHIFT)) - 1; low = np.maximum(low, 1)
-    out = [cut_of(f, k) for f, k in zip(self.collected(low, high, of), rank)]
-    return [NOTHING if k == 0 else EVERYTHING if k == self.n else c for c, k in zip(out, n_kept)]
+        bins, rank = zip(*(kth_bin(c, k)
+                           for c, k in zip(self.histograms(len(rank), of), rank)))
+        low = np.array(bins) << int(SHIFT)
+        high = low + (1 << int(SHIFT)) - 1
+        low = np.maximum(low, 1)
+    out = [cut_of(f, k)
+           for f, k in zip(self.collected(low, high, of), rank)]
+    return [NOTHING if k == 0 else EVERYTHING if k == self.n else c
+            for c, k in zip(out, n_kept)]
 
 @patch
 def collected(self:Stream,
@@ -225,7 +258,9 @@ def collected(self:Stream,
     of:Callable|None=None, # As for `stored`
 )->list[np.ndarray]: # Per vector, what `cut_of` takes
     "The values of a range per vector; one pass."
-    look = lambda c: self.kernels.collect(*self.stored(*c, of), c[1], c[0], low, high)
+    def look(c):
+        return self.kernels.collect(*self.stored(*c, of),
+                                    c[1], c[0], low, high)
     return [np.concatenate(parts) for parts in zip(*self.each(look, self.chunks()))]
 
 # %% ../../nbs/01_tensors/07_streams.ipynb #283c662f
@@ -238,13 +273,16 @@ class Marks:
     ):
         self.stream, self.bits = stream, {}
         self.keep, self.spread = np.array(keep, float), np.array(spread, float)
-        self.keys, self.whole_rows = np.array(stream.keys, np.uint64), bool(any(self.spread))
+        self.keys = np.array(stream.keys, np.uint64)
+        self.whole_rows = bool(any(self.spread))
         self.holds = stream.k * stream.n <= 8 * HOLD
 
     def draw(self, raw, start:int, n:int)->tuple: # Bits and norms, as `mark` gives them
         "Decide for one chunk."
-        s = self.stream; width = (s.shape or (1,))[-1]
-        return s.kernels.mark(raw, s.codes, n, start, width, self.keys, self.keep, self.spread)
+        s = self.stream
+        width = (s.shape or (1,))[-1]
+        return s.kernels.mark(raw, s.codes, n,
+                              start, width, self.keys, self.keep, self.spread)
 
     def norms(self)->np.ndarray: # float64 of shape (k, 2)
         "L1 norms of the task vectors, of all and of what is kept; one pass."
@@ -256,7 +294,8 @@ class Marks:
 
     def of(self, raw, start:int, n:int): # Bits, as `consensus` takes them
         "What one chunk keeps; call it once."
-        return self.bits.pop(start) if start in self.bits else self.draw(raw, start, n)[0]
+        return (self.bits.pop(start) if start in self.bits
+                else self.draw(raw, start, n)[0])
 
 # %% ../../nbs/01_tensors/07_streams.ipynb #fcf51eb1
 @dataclass(frozen=True)
@@ -272,11 +311,15 @@ def weighted(self:Stream,
     divisor:float=1.0, # The sum is divided by it
 )->Kernel: # Base (if any) + Σ cᵢ vᵢ / divisor
     "Kernel of a weighted sum."
-    c, d, add_up = np.asarray(coefficients, np.float32), np.float32(divisor), self.kernels.weighted_sum
+    c = np.asarray(coefficients, np.float32)
+    d = np.float32(divisor)
+    add_up = self.kernels.weighted_sum
     mapped = all(isinstance(x, MappedBlocks) for x in self.inputs)
     in_place = mapped and self.device is None and not self.on_bad
-    rows = (lambda start, n: [x.lent(start, n) for x in self.inputs]) if in_place else self.read
-    def run(start, n, out, code): add_up(rows(start, n), self.codes, c, d, self.has_base, n, out, code)
+    rows = ((lambda start, n: [x.lent(start, n) for x in self.inputs])
+            if in_place else self.read)
+    def run(start, n, out, code):
+        add_up(rows(start, n), self.codes, c, d, self.has_base, n, out, code)
     return Kernel(run, most=2**19 if in_place else None) # nothing is copied, so nothing must fit a cache
 
 @patch
@@ -286,9 +329,14 @@ def elementwise(self:Stream,
 )->Kernel:
     "Kernel of a function of float32 blocks; the base is zeros where there is none."
     def run(start, n, out, code):
-        x, y = self.floats(start, n), self.kernels.room("y", (n,), self.device); base = x[0]
-        if not self.has_base: base = self.kernels.room("base", (n,), self.device); base[:] = 0
-        f(x[int(self.has_base):], base, start, y); self.kernels.narrow(y, code, out)
+        x = self.floats(start, n)
+        y = self.kernels.room("y", (n,), self.device)
+        base = x[0]
+        if not self.has_base:
+            base = self.kernels.room("base", (n,), self.device)
+            base[:] = 0
+        f(x[int(self.has_base):], base, start, y)
+        self.kernels.narrow(y, code, out)
     return Kernel(run, whole_rows)
 
 
@@ -306,11 +354,14 @@ def consensus(self:Stream,
     "Kernel that leaves entries out, weighs, elects, sums, normalizes, scales and adds the base, in one loop."
     w, scale = np.asarray(weights, np.float32), np.float32(scale)
     g = w if gains is None else np.asarray(gains, np.float32)
-    cuts = None if cuts is None else np.array([(*low, *high) for low, high in cuts], np.int64)
+    cuts = (None if cuts is None
+            else np.array([(*low, *high) for low, high in cuts], np.int64))
     def run(start, n, out, code):
-        raw = self.read(start, n); bits = marks.of(raw, start, n) if marks else None
+        raw = self.read(start, n)
+        bits = marks.of(raw, start, n) if marks else None
         how = w, w, elect, normalize, scale
-        self.kernels.consensus(raw, self.codes, n, start, cuts, bits, g, *how, out, code)
+        self.kernels.consensus(raw, self.codes, n,
+                               start, cuts, bits, g, *how, out, code)
     return Kernel(run, bool(marks and marks.whole_rows))
 
 # %% ../../nbs/01_tensors/07_streams.ipynb #bbc91b47
@@ -320,10 +371,12 @@ def whole(self:Stream,
 )->Kernel:
     "Kernel of a function of whole arrays, called once; the base, if any, is added."
     x = to_host(self.vectors(0, self.n)).reshape(self.k, *self.shape)
-    y = np.ascontiguousarray(f([v.copy() for v in x]), np.float32).reshape(-1)
+    y = np.ascontiguousarray(f([v.copy() for v in x]), np.float32).reshape(
+        -1)
     add, upload = self.kernels.xp.add, self.kernels.upload
-    part = lambda start, n: upload(y[start:start + n], self.device)
-    return self.elementwise(lambda d, base, start, out: add(base, part(start, len(out)), out=out))
+    def part(start, n): return upload(y[start:start + n], self.device)
+    return self.elementwise(lambda d, base, start, out: add(base,
+                                                            part(start, len(out)), out=out))
 
 @patch
 def make(self:Stream,
@@ -335,9 +388,12 @@ def make(self:Stream,
     item, memory = ITEM_BYTES[code], getattr(put, "memory", None) if self.device is None else None
     def one(c):
         start, n = c
-        if memory is not None: return kernel.run(start, n, memory[start * item:(start + n) * item], code)
-        out = self.kernels.as_bytes(self.kernels.room("out", (n,), self.device))[:n * item]
-        kernel.run(start, n, out, code); put(out, start)
+        if memory is not None:
+            return kernel.run(start, n, memory[start * item:(start + n) * item], code)
+        out = self.kernels.as_bytes(
+            self.kernels.room("out", (n,), self.device))[:n * item]
+        kernel.run(start, n, out, code)
+        put(out, start)
     for _ in self.each(one, self.chunks(kernel.whole_rows, kernel.most)): pass
 
 

@@ -43,7 +43,8 @@ def landing(name, n_bytes:int)->np.ndarray: # uint8, content undefined
     "This thread's buffer on the host."
     rooms = _local.__dict__
     if name not in rooms or len(rooms[name]) < n_bytes:
-        rooms[name] = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=torch.cuda.is_available()).numpy()
+        rooms[name] = torch.empty(n_bytes, dtype=torch.uint8,
+                                  pin_memory=torch.cuda.is_available()).numpy()
     return rooms[name][:n_bytes]
 
 def upload(buffer, device): # The same values on the device
@@ -70,7 +71,8 @@ def narrow(x, code, out):
 
 def first_bad(raw, codes, n)->int:
     "The first row that holds a value which is not finite."
-    fine = [bool(torch.isfinite(row.view(TYPES[code])[:n]).all()) for row, code in zip(raw, codes)]
+    fine = [bool(torch.isfinite(row.view(TYPES[code])[:n]).all())
+            for row, code in zip(raw, codes)]
     return -1 if all(fine) else fine.index(False)
 
 
@@ -80,12 +82,15 @@ def open_rows(raw, codes, has_base, n, x):
     if has_base: x[1:] -= x[0]
 
 def _vectors(raw, codes, has_base, n): # float32 of shape (inputs, n)
-    x = room("x", (len(raw), n), raw.device); open_rows(raw, codes, has_base, n, x); return x
+    x = room("x", (len(raw), n), raw.device)
+    open_rows(raw, codes, has_base, n, x)
+    return x
 
 # %% ../../nbs/01_tensors/05_torch_kernels.ipynb #38e51237
 def weighted_sum(rows, codes, coefficients, divisor, has_base, n, out, out_code):
     "Store a weighted sum of rows."
-    rows = [row.view(TYPES[code])[:n].float() for row, code in zip(rows, codes)]
+    rows = [row.view(TYPES[code])[:n].float()
+            for row, code in zip(rows, codes)]
     acc = torch.zeros_like(rows[0])
     for x, c in zip(rows[int(has_base):], coefficients):
         acc.add_(x - rows[0] if has_base else x, alpha=float(c))
@@ -94,11 +99,14 @@ def weighted_sum(rows, codes, coefficients, divisor, has_base, n, out, out_code)
 
 def gram(raw, codes, has_base, n)->np.ndarray:
     "Inner products of the vectors."
-    y = _vectors(raw, codes, has_base, n)[int(has_base):].double(); return (y @ y.T).cpu().numpy()
+    y = _vectors(raw, codes, has_base, n)[int(has_base):].double()
+    return (y @ y.T).cpu().numpy()
 
 def magnitudes(x, squared:bool=False)->np.ndarray:
     "Sum of the magnitudes of every row."
-    y = x.double(); return (y.square() if squared else y.abs()).sum(1).cpu().numpy()
+    y = x.double()
+    return (y.square() if squared else y.abs()).sum(
+        1).cpu().numpy()
 
 # %% ../../nbs/01_tensors/05_torch_kernels.ipynb #91489307
 def _bits(x): return x.view(torch.int32) & 0x7fffffff # magnitudes as integers
@@ -106,20 +114,26 @@ def _bits(x): return x.view(torch.int32) & 0x7fffffff # magnitudes as integers
 def count(raw, codes, has_base, n, counts):
     "Count magnitudes by bin."
     for x, row in zip(_vectors(raw, codes, has_base, n)[int(has_base):], counts):
-        row += torch.bincount(_bits(x) >> int(SHIFT), minlength=len(row)).cpu().numpy()
+        row += torch.bincount(_bits(x) >> int(SHIFT),
+                              minlength=len(row)).cpu().numpy()
 
 def collect(raw, codes, has_base, n, start, low, high)->list[np.ndarray]:
     "The values of a range and where they are."
     def of(m, a, b):
-        at = torch.nonzero((m >= a) & (m <= b)).view(-1); key = (m[at].long() << 33) | (LAST - start - at)
+        at = torch.nonzero((m >= a) & (m <= b)).view(-1)
+        key = (m[at].long() << 33) | (LAST - start - at)
         return key.cpu().numpy().view(np.uint64)
     vectors = _vectors(raw, codes, has_base, n)[int(has_base):]
-    return [of(_bits(x), int(a), int(b)) for x, a, b in zip(vectors, low, high)]
+    return [of(_bits(x), int(a), int(b))
+            for x, a, b in zip(vectors, low, high)]
 
 def keep_between(x, start, low, high):
     "Zero all entries but those that `low` keeps and `high` does not."
-    m, at = _bits(x), torch.arange(start, start + x.numel(), device=x.device)
-    above = lambda cut: (m > cut[0]) | ((m == cut[0]) & (at <= cut[1]))
+    m = _bits(x)
+    at = torch.arange(start, start + x.numel(), device=x.device)
+    def above(cut):
+        return ((m > cut[0])
+                | ((m == cut[0]) & (at <= cut[1])))
     x.masked_fill_(~above(low) | above(high), 0)
 
 # %% ../../nbs/01_tensors/05_torch_kernels.ipynb #aa18d171
@@ -133,48 +147,64 @@ def draw(key, start, out): # out: int64, filled
     "Numbers that look random, the same for the same key and position."
     s = 0
     while s < len(out):
-        page = (start + s) >> 32; e = min(len(out), ((page + 1) << 32) - start); half = 2**32 - 1
+        page = (start + s) >> 32
+        e = min(len(out), ((page + 1) << 32) - start)
+        half = 2**32 - 1
         key_here = _mix(int(key) ^ _mix(page))
         z = torch.arange(start + s, start + e, device=out.device) & half
         z = (z * 0x9e3779b9 & half) ^ (key_here & half)
         z = ((z ^ z >> 16) * 0x7feb352d & half) ^ (key_here >> 32)
         z = (z ^ z >> 15) * 0x846ca68b & half
-        out[s:e] = (z ^ z >> 16) >> 8; s = e
+        out[s:e] = (z ^ z >> 16) >> 8
+        s = e
 
 def _drawn(x, start, key, keep, spread): # Of rows: their chances, and which entries are kept
-    rows, n = x.shape; at = torch.arange(n, device=x.device)
+    rows, n = x.shape
+    at = torch.arange(n, device=x.device)
     numbers = torch.empty(rows * n, dtype=torch.int64, device=x.device)
     order = torch.argsort(_bits(x), dim=1, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, at.expand(rows, n)).double(); draw(key, start, numbers)
+    rank = torch.empty_like(order).scatter_(1, order, at.expand(rows, n)).double()
+    draw(key, start, numbers)
     p = keep - spread + 2 * spread / (n - 1) * rank if n > 1 else keep + 0 * rank
     return p, numbers.view(rows, n) < p * 2**24
 
 def mark(raw, codes, n, start, width, keys, keep, spread)->tuple:
     "Draw which entries of task vectors are kept."
-    d = _vectors(raw, codes, True, n)[1:]; kept = torch.empty(d.shape, dtype=torch.bool, device=d.device)
+    d = _vectors(raw, codes, True, n)[1:]
+    kept = torch.empty(d.shape, dtype=torch.bool, device=d.device)
     for i, key in enumerate(keys):
         if spread[i] > 0:
             how = key, float(keep[i]), float(spread[i])
-            kept[i] = _drawn(d[i].view(-1, width), start, *how)[1].view(-1)
+            kept[i] = _drawn(d[i].view(-1,
+                                       width), start, *how)[1].view(
+            -1)
         else:
-            numbers = torch.empty(n, dtype=torch.int64, device=d.device); draw(key, start, numbers)
+            numbers = torch.empty(n, dtype=torch.int64, device=d.device)
+            draw(key, start, numbers)
             kept[i] = numbers < math.ceil(float(keep[i]) * 2**24)
     return kept, np.stack([magnitudes(d), magnitudes(d * kept)], 1)
 
 def drop_by_rank(x, start, key, keep, spread):
     "Keep entries with a probability that grows with their rank in the row, and divide them by it."
-    p, kept = _drawn(x, start, key, keep, spread); x.copy_(torch.where(kept, x.double() / p, 0))
+    p, kept = _drawn(x, start, key, keep, spread)
+    x.copy_(torch.where(kept, x.double() / p, 0))
 
 # %% ../../nbs/01_tensors/05_torch_kernels.ipynb #79dc94fe
 def combine(x, weights, votes, elect, normalize, scale, base, out):
     "Base plus the combined task vectors."
-    total, num, den = (torch.zeros_like(base) for _ in range(3)); zero = torch.zeros((), device=base.device)
+    total, num, den = (torch.zeros_like(base) for _ in range(3))
+    zero = torch.zeros((), device=base.device)
     if elect:
         for v, w in zip(x, votes): total.add_(v, alpha=float(w))
     for d, w in zip(x, map(float, weights)):
-        if not elect: num.add_(d, alpha=w); den += w; continue
-        v = d * w; agrees = torch.where(total >= 0, v > 0, v < 0)
-        num += torch.where(agrees, v, zero); den += agrees * w
+        if not elect:
+            num.add_(d, alpha=w)
+            den += w
+            continue
+        v = d * w
+        agrees = torch.where(total >= 0, v > 0, v < 0)
+        num += torch.where(agrees, v, zero)
+        den += agrees * w
     if normalize: num /= torch.where(den.abs() > 1e-8, den, 1)
     torch.add(base, num, alpha=float(scale), out=out)
 
@@ -182,8 +212,12 @@ def consensus(
     raw, codes, n, start, cuts, bits, gains, weights, votes, elect, normalize, scale, out, out_code,
 ):
     "Store the base plus task vectors of which some entries are left out."
-    x = _vectors(raw, codes, True, n); y = torch.empty_like(x[0])
+    x = _vectors(raw, codes, True, n)
+    y = torch.empty_like(x[0])
     for i, d in enumerate(x[1:]):
-        if cuts is not None: keep_between(d, start, tuple(cuts[i, :2]), tuple(cuts[i, 2:]))
-        if bits is not None: d.mul_(float(gains[i])).masked_fill_(~bits[i], 0)
-    combine(x[1:], weights, votes, elect, normalize, scale, x[0], y); narrow(y, out_code, out)
+        if cuts is not None:
+            keep_between(d, start, tuple(cuts[i, :2]), tuple(cuts[i, 2:]))
+        if bits is not None:
+            d.mul_(float(gains[i])).masked_fill_(~bits[i], 0)
+    combine(x[1:], weights, votes, elect, normalize, scale, x[0], y)
+    narrow(y, out_code, out)

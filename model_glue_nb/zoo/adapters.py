@@ -56,14 +56,15 @@ def odd_numbers(
     name:str, # The adapter's
 )->list[str]: # Problems
     "What is wrong with the rank, α and their patterns."
-    rank = lambda x: isinstance(x, int) and is_number(x) and 0 < x <= MOST_RANKS
+    def rank(x): return isinstance(x, int) and is_number(x) and 0 < x <= MOST_RANKS
     out = []
     for key, fits, wanted in (("r", rank, "a whole number from 1"), ("lora_alpha", is_number, "a number")):
         found = config.get(key)
         if not fits(found): out.append(f"{key} is {plain(repr(found))[:60]}, expected {wanted}")
     for key, fits in (("rank_pattern", rank), ("alpha_pattern", is_number)):
         found = config.get(key) or {}
-        good = isinstance(found, dict) and all(isinstance(p, str) and fits(v) for p, v in found.items())
+        good = (isinstance(found, dict)
+                and all(isinstance(p, str) and fits(v) for p, v in found.items()))
         if not good: out.append(f"{key} is not names with numbers")
         else:
             hard = [p for p in found if not is_simple(p)]
@@ -88,8 +89,10 @@ def lora_scale(
 )->tuple[int,float]: # Rank; factor before B·A
     "How strongly an adapter changes a weight; patterns by name come first."
     def pick(key, default):
-        fits = lambda pattern: re.match(rf"(.*\.)?({pattern})$", stem[-256:])
-        return next((v for p, v in (config.get(key) or {}).items() if fits(p)), default)
+        def fits(pattern): return re.match(rf"(.*\.)?({pattern})$", stem[-256:])
+        return next((v for p, v in (config.get(key) or {}).items()
+                     if fits(p)),
+                    default)
     r, alpha = pick("rank_pattern", config["r"]), pick("alpha_pattern", config["lora_alpha"])
     return r, alpha / (r**.5 if config.get("use_rslora") else r)
 
@@ -98,7 +101,8 @@ def weight_names(
     base:ZooModel, # Model that the adapter was trained on
 )->dict[str,str]: # What an adapter may call a weight → its name
     "All names of a model's weights."
-    at = {(t.file, t.start, t.stop): k for k, t in base.tensors.items()}
+    at = {(t.file, t.start, t.stop): k
+          for k, t in base.tensors.items()}
     known = {k: k for k in base.tensors}
     for k, t in base.stored.items():
         name = at.get((t.file, t.start, t.stop))
@@ -137,11 +141,14 @@ def factors(
         raise InputError(f"{said} by factors of type {a.dtype} and {b.dtype}, expected floats. "
                          "Save it with PEFT again.")
     r = lora_scale(config, stem)[0]
-    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != r or b.shape[1] != r:
+    if (len(a.shape) != 2 or len(b.shape) != 2
+        or a.shape[0] != r or b.shape[1] != r):
         raise InputError(f"{said} by factors of shapes {b.shape} and {a.shape}; with rank {r}, "
                          f"(out, {r}) and ({r}, in) were expected. Save it with PEFT again.")
     turned = "embedding" in kind or bool(config.get("fan_in_fan_out")) # the weight is stored as (in, out)
-    return other, (a.shape[1], b.shape[0]) if turned else (b.shape[0], a.shape[1])
+    return (other,
+            (a.shape[1], b.shape[0]) if turned
+            else (b.shape[0], a.shape[1]))
 
 class LoraBlocks:
     "A weight with a low-rank change, read in pieces."
@@ -153,9 +160,12 @@ class LoraBlocks:
     ): self.base, self.up, self.down = base, up, down
 
     def read(self, start, n, into):
-        out = into[:4 * n].view(np.float32); read_floats(self.base, start, n, out); width = self.down.shape[1]
+        out = into[:4 * n].view(np.float32)
+        read_floats(self.base, start, n, out)
+        width = self.down.shape[1]
         first, end = start // width, -(-(start + n) // width)
-        out += (self.up[first:end] @ self.down).reshape(-1)[start - first * width:][:n]
+        out += (self.up[first:end] @ self.down).reshape(
+            -1)[start - first * width:][:n]
 
 def lora(
     base:TensorInfo, # The weight that is changed
@@ -164,7 +174,8 @@ def lora(
     config:dict, # adapter_config.json, checked
 )->Derived: # The changed weight
     "A weight with its low-rank change added."
-    stem, kind = LORA_KEY.fullmatch(key).groups(); scale = lora_scale(config, stem)[1]
+    stem, kind = LORA_KEY.fullmatch(key).groups()
+    scale = lora_scale(config, stem)[1]
     b, shape = factors(stored, key, config)
     resized = stored.tensors.get(f"base_model.model.{stem}.base_layer.weight") # embeddings that grew
     base = resized or base
@@ -174,8 +185,10 @@ def lora(
     def open(opener):
         down, up = stored.values(key), np.float32(scale) * stored.values(b)
         turned = "embedding" in kind or config.get("fan_in_fan_out")
-        return LoraBlocks(opener(base), *(np.ascontiguousarray(down.T), up.T) if turned else (up, down))
-    return Derived(open, base.shape, base.dtype, (base, stored.tensors[key], stored.tensors[b]))
+        return LoraBlocks(opener(base),
+                          *(np.ascontiguousarray(down.T), up.T) if turned else (up, down))
+    return Derived(open, base.shape, base.dtype,
+                   (base, stored.tensors[key], stored.tensors[b]))
 
 # %% ../../nbs/03_zoo/08_adapters.ipynb #402c686f
 def adapted(
@@ -185,7 +198,8 @@ def adapted(
 )->View: # The model with the adapter applied
     "A model seen through a LoRA adapter in PEFT format."
     path = known[adapter].path if adapter in known else Path(adapter)
-    config, stored = open_adapter(path); inputs, names, taken = dict(base.tensors), weight_names(base), {}
+    config, stored = open_adapter(path)
+    inputs, names, taken = dict(base.tensors), weight_names(base), {}
     for key in stored.tensors:
         stem, kind = LORA_KEY.fullmatch(key).groups()
         if "A" not in kind: continue
@@ -194,7 +208,8 @@ def adapted(
             raise InputError(f"The adapter '{plain(path.name)}' changes '{plain(stem)}.weight', which "
                              f"'{base.name}' does not have. Give the model it was trained on.")
         if name in taken: raise twice(path, name)
-        inputs[name] = lora(inputs[name], stored, key, config); taken[name] = stem
+        inputs[name] = lora(inputs[name], stored, key, config)
+        taken[name] = stem
     refuse(strays(stored, taken.values()), f"Cannot apply '{plain(path.name)}'")
     return View(f"{base.name}+{path.name}", base, inputs, path)
 

@@ -37,7 +37,8 @@ def rope(
     if not isinstance(r, dict): return plain(r)[:40]
     layered = {k: v for k, v in r.items() if isinstance(v, dict)}
     if layered: return ", ".join(f"{k}: {rope(dict(rope_parameters=v))}" for k, v in layered.items())
-    theta, kind = r.get("rope_theta", config.get("rope_theta")), r.get("rope_type", r.get("type", "default"))
+    theta = r.get("rope_theta", config.get("rope_theta"))
+    kind = r.get("rope_type", r.get("type", "default"))
     factor = f" ×{in_short(r['factor'])}" if r.get("factor") else ""
     if theta is None and not r: return ""
     return f"{in_short(10000 if theta is None else theta)} {plain(kind)}{factor}"
@@ -71,7 +72,9 @@ def n_rows(
     m:ZooModel, # A checkpoint
 )->int|None: # None when its embeddings are not recognized
     "Rows of a model's embeddings."
-    return next((t.shape[0] for k, t in m.tensors.items() if EMBEDDING_TABLE.search(k) and t.shape), None)
+    return next((t.shape[0] for k, t in m.tensors.items()
+                 if EMBEDDING_TABLE.search(k) and t.shape),
+                None)
 
 def shapes(
     m:ZooModel, # A checkpoint
@@ -81,7 +84,8 @@ def shapes(
     rows, out = {n_rows(m), m.effective.get("vocab_size")}, {}
     for name, t in m.tensors.items():
         if BUFFERS.search(name) or m.quantised and SCALE_NAMES.search(name): continue
-        in_rows = t.shape and t.shape[0] in rows and (EMBEDDING_TABLE.search(name) or HEAD.search(name))
+        in_rows = (t.shape and t.shape[0] in rows
+                   and (EMBEDDING_TABLE.search(name) or HEAD.search(name)))
         out[name] = t.shape[1:] if in_rows else t.shape
     m.__dict__["_shapes"] = out
     return out
@@ -136,7 +140,8 @@ def companions_differ(
     a:ZooModel, b:ZooModel, # Two checkpoints
 )->list[str]: # What to know
     "Licenses and chat templates that differ."
-    licences = [plain(read_card(m.path).get("license", "not stated"))[:60] for m in (a, b)]
+    licences = [plain(read_card(m.path).get("license", "not stated"))[:60]
+                for m in (a, b)]
     templates = [digest(chat_template(m.path))[:6] for m in (a, b)]
     both = dict(licences=licences, **{"chat templates": templates})
     return [f"{what} {x} and {y}" for what, (x, y) in both.items() if x != y]
@@ -150,7 +155,8 @@ def tokenizers_differ(
     rows = [n_rows(m) or m.effective.get("vocab_size") for m in (a, b)]
     size = f"{rows[0]} and {rows[1]} rows" if rows[0] != rows[1] else ""
     if x is None or y is None or x.fingerprint() == y.fingerprint(): return size
-    return ", ".join(filter(None, [size, overlap(x, y), plain(tokenizer_difference(x, y)).removesuffix(".")]))
+    return ", ".join(filter(None,
+                            [size, overlap(x, y), plain(tokenizer_difference(x, y)).removesuffix(".")]))
 
 def overlap(
     x:Identity, y:Identity, # Two tokenizers
@@ -158,8 +164,10 @@ def overlap(
     "How much two vocabularies have in common."
     if x.tokens is None or y.tokens is None or x.tokens == y.tokens: return ""
     shared = x.tokens.keys() & y.tokens.keys()
-    common = len(shared) / max(len(x.tokens.keys() | y.tokens.keys()), 1)
-    alike = sum(x.tokens[t] == y.tokens[t] for t in shared) / max(len(shared), 1)
+    common = (len(shared)
+              / max(len(x.tokens.keys() | y.tokens.keys()), 1))
+    alike = (sum(x.tokens[t] == y.tokens[t] for t in shared)
+             / max(len(shared), 1))
     return f"{common:.0%} of the tokens are shared, {alike:.0%} of these have the same number"
 
 # %% ../../nbs/03_zoo/04_compatibility.ipynb #71106266

@@ -78,7 +78,8 @@ SAFE = dict(trust_remote_code=False, local_files_only=True)
 
 def first_line(e:BaseException)->str:
     "What an error says, in a line."
-    text = plain(str(e).strip().split("\n")[0])[:300].rstrip(". ")
+    text = plain(str(e).strip().split("\n")[0])[:300].rstrip(
+        ". ")
     return text or type(e).__name__
 
 def load_config(
@@ -103,8 +104,9 @@ def pick_class(
     from transformers.models.auto import modeling_auto as auto
     image = auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     text, named = auto.MODEL_FOR_CAUSAL_LM_MAPPING, source.architecture
-    listed = lambda mapping: type(config) in mapping
-    of = lambda mapping: {getattr(mapping[type(config)], "__name__", "")} if listed(mapping) else set()
+    def listed(mapping): return type(config) in mapping
+    def of(mapping):
+        return {getattr(mapping[type(config)], "__name__", "")} if listed(mapping) else set()
     if named in of(text): return transformers.AutoModelForCausalLM
     if named in of(image) and not config.is_encoder_decoder: return transformers.AutoModelForImageTextToText
     continues = named.endswith(("ForCausalLM", "LMHeadModel")) or named == "unknown"
@@ -195,8 +197,10 @@ def batches_by_length(
     "Batches of prompts of exactly equal length, so that nothing is padded."
     by_length = {}
     for i, x in enumerate(ids): by_length.setdefault(len(x), []).append(i)
-    size = lambda n: max(1, max_tokens // max(n, 1))
-    return [g[i:i+size(n)] for n, g in sorted(by_length.items()) for i in range(0, len(g), size(n))]
+    def size(n): return max(1, max_tokens // max(n, 1))
+    return [g[i:i+size(n)]
+            for n, g in sorted(by_length.items())
+            for i in range(0, len(g), size(n))]
 
 # %% ../../nbs/03_zoo/02_language_model.ipynb #688625f6
 def takes_cache(
@@ -235,7 +239,8 @@ def changes_logits(
     settings, # transformers `GenerationConfig`
 )->bool:
     "Do a checkpoint's own settings change what greedy choice takes?"
-    return any(getattr(settings, k, None) not in (None, [], nothing) for k, nothing in CHANGES.items())
+    return any(getattr(settings, k, None) not in (None, [], nothing)
+               for k, nothing in CHANGES.items())
 
 def context_length(config)->int: # Tokens; very many where the config says nothing
     "The most tokens a model can read."
@@ -251,7 +256,9 @@ def generate(self:LanguageModel,
 )->list[str]: # One answer per prompt, without the prompt
     "Greedy continuations of some prompts."
     stop = checked_request(prompts, max_new_tokens, stop)
-    ids = self.encode(prompts); out = [""] * len(prompts); limit = context_length(self.model.config)
+    ids = self.encode(prompts)
+    out = [""] * len(prompts)
+    limit = context_length(self.model.config)
     refuse([f"Prompt {i} has {len(x)} tokens, '{self.name}' reads at most {limit}. Shorten it."
             for i, x in enumerate(ids) if len(x) + max_new_tokens > limit] +
            [f"Prompt {i} is empty. Give at least one token." for i, x in enumerate(ids) if not x],
@@ -262,7 +269,9 @@ def generate(self:LanguageModel,
     def ask(live, group): return live.continue_batch([ids[i] for i in group], max_new_tokens, stop)
     n = n_side_by_side(self.model, list(map(size, groups)))
     if n == 1: answered = (ask(self, group) for group in groups)
-    else: answered = side_by_side(ask, [self, *(self.beside() for _ in range(n - 1))], groups)
+    else:
+        answered = side_by_side(ask,
+                                [self, *(self.beside() for _ in range(n - 1))], groups)
     for group, answers in zip(groups, answered):
         for i, answer in zip(group, answers): out[i] = answer
     return out
@@ -302,7 +311,8 @@ def continue_batch(self:LanguageModel,
         raise InputError(f"'{self.name}', a {type(self.model).__name__}, cannot generate with this "
                          f"transformers ({first_line(e)}).") from e
     answers = self.decode(new, eos)
-    return [min((t.split(s)[0] for s in stop), key=len, default=t) for t in answers]
+    return [min((t.split(s)[0] for s in stop), key=len, default=t)
+            for t in answers]
 
 @patch
 def end_tokens(self:LanguageModel)->list[int]: # Ids that end an answer
@@ -320,13 +330,17 @@ def has_stopped(self:LanguageModel, new, eos, stop)->list[bool]: # One per row
 def by_loop(self:LanguageModel, x, eos, max_new_tokens, stop)->list: # Tensors of shape (batch, 1)
     "Greedy tokens, with the cache that the model returns."
     import torch
-    done = torch.zeros(len(x), dtype=torch.bool, device=x.device); new, cache = [], None
+    done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    new, cache = [], None
     for step in range(max_new_tokens):
         y = self.model(input_ids=x, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        x, cache = y.logits[:, -1].argmax(-1, keepdim=True), y.past_key_values
-        new.append(torch.where(done[:, None], eos[:1] if len(eos) else x, x))
+        x = y.logits[:, -1].argmax(-1, keepdim=True)
+        cache = y.past_key_values
+        new.append(torch.where(done[:, None],
+                               eos[:1] if len(eos) else x, x))
         done |= torch.isin(x[:, 0], eos)
-        if stop and step % 4 == 3: done |= torch.tensor(self.has_stopped(new, eos, stop), device=x.device)
+        if stop and step % 4 == 3:
+            done |= torch.tensor(self.has_stopped(new, eos, stop), device=x.device)
         if bool(done.all()): break
     return new
 
@@ -337,7 +351,8 @@ def by_transformers(self:LanguageModel, x, eos, max_new_tokens, stop)->list: # O
     from transformers import GenerationConfig
     start, ends = x.shape[1], eos.tolist() or None
     def ended(found, scores, **_):
-        told = self.has_stopped([found[:, start:]], eos, stop) if stop else [False] * len(found)
+        told = (self.has_stopped([found[:, start:]], eos, stop)
+                if stop else [False] * len(found))
         return torch.tensor(told, device=found.device)
     own = self.model.generation_config
     kept = {k: v for k in CHANGES if (v := getattr(own, k, None)) is not None}
@@ -357,6 +372,9 @@ def decode(self:LanguageModel,
 )->list[str]: # Texts up to the first end token
     "Texts of generated tokens."
     import torch
-    rows = torch.cat(new, 1).tolist(); ends = set(eos.tolist())
-    cut = lambda r: r[:next((i for i, t in enumerate(r) if t in ends), len(r))]
+    rows = torch.cat(new, 1).tolist()
+    ends = set(eos.tolist())
+    def cut(r):
+        return r[:next((i for i, t in enumerate(r) if t in ends),
+                       len(r))]
     return self.tokenizer.batch_decode([cut(r) for r in rows], skip_special_tokens=True)

@@ -145,10 +145,12 @@ def written_problems(folder, layout)->list[str]:
         except SafetensorError as e:
             bad.append(f"'{file.name}' cannot be opened by safetensors ({plain(e)}).")
     wanted = {n: (dtype, tuple(shape)) for n, (dtype, shape) in layout.items()}
-    lost, more = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    lost = sorted(wanted.keys() - found.keys())
+    more = sorted(found.keys() - wanted.keys())
     if lost: bad.append(f"{len(lost)} tensors are missing, the first: '{lost[0]}'.")
     if more: bad.append(f"{len(more)} tensors were not asked for, the first: '{more[0]}'.")
-    odd = [n for n in wanted.keys() & found.keys() if found[n] != wanted[n]]
+    odd = [n for n in wanted.keys() & found.keys()
+           if found[n] != wanted[n]]
     if odd: bad.append(f"'{odd[0]}' is {found[odd[0]]}, {wanted[odd[0]]} was asked for.")
     return bad
 
@@ -182,7 +184,8 @@ def verify(
         if bad and named is not causal: model, bad = loaded_whole(causal, folder) # a headless class is named
         refuse(bad, "The result does not load completely")
         rows = min(len(model.get_input_embeddings().weight), 8)
-        with torch.inference_mode(): found = model.eval()(input_ids=torch.arange(rows)[None])[0]
+        with torch.inference_mode():
+            found = model.eval()(input_ids=torch.arange(rows)[None])[0]
     except InputError: raise
     except Exception as e: # whatever keeps it from loading or computing
         raise InputError(f"transformers cannot load the result or compute with it: {type(e).__name__}: "

@@ -31,16 +31,20 @@ def vocabulary(
     "The vocabulary of a result."
     if source == "base": return Vocabulary(source, views, views[0].tokens())
     if source != "union":
-        own = source if isinstance(source, View) else next((v for v in views if v.name == source), None)
+        own = (source if isinstance(source, View)
+               else next((v for v in views if v.name == source), None))
         if own is None:
             names = ", ".join(v.name for v in views)
             raise InputError(f"tokenizer is '{source}'. Give base, union, or one of {names}.")
         return Vocabulary(own, views, own.tokens())
     refuse(joinable([v.model for v in views]), "Cannot join the vocabularies")
-    out = dict(views[0].tokens()); end = max(out.values()) + 1
+    out = dict(views[0].tokens())
+    end = max(out.values()) + 1
     for t in [v.tokens() for v in views[1:]]:
         for token in sorted(t, key=t.get):
-            if token not in out: out[token] = end; end += 1
+            if token not in out:
+                out[token] = end
+                end += 1
     return Vocabulary(source, views, out)
 
 # %% ../../nbs/03_zoo/10_sources.ipynb #1653ac73
@@ -51,10 +55,15 @@ def row_sources(
     n_rows:int, # Rows of the result
 )->tuple: # Table of each row (−1: zeros, −2: a mean), its row there, and row → [(table, row), …] of the means
     "Where a view's rows come from: the view itself, the base, the only owner, or all owners."
-    table, place, means = np.full(n_rows, -1), np.zeros(n_rows, np.int64), {}
+    table = np.full(n_rows, -1)
+    place = np.zeros(n_rows, np.int64)
+    means = {}
     for token, row in tokens.items():
-        has = [(i, t[token]) for i, (n, t) in enumerate(tables) if token in t and t[token] < n]
-        own = [h for h in has if h[0] == which] or [h for h in has if h[0] == 0] or has
+        has = [(i, t[token])
+               for i, (n, t) in enumerate(tables)
+               if token in t and t[token] < n]
+        own = ([h for h in has if h[0] == which]
+               or [h for h in has if h[0] == 0] or has)
         if len(own) == 1: table[row], place[row] = own[0]
         elif own: table[row], means[row] = -2, own
     return table, place, means
@@ -67,16 +76,27 @@ class RowBlocks:
         width:int, # Values per row
         sources:tuple, # As `row_sources` gives them
     ):
-        self.tables, self.width, (self.table, self.place, self.means) = tables, width, sources
-        follows = (np.diff(self.place) == 1) & (self.table[1:] >= 0) | (self.table[1:] == -1)
+        self.tables = tables
+        self.width = width
+        (self.table, self.place, self.means) = sources
+        follows = ((np.diff(self.place) == 1)
+                   & (self.table[1:] >= 0)
+                   | (self.table[1:] == -1))
         joined = (np.diff(self.table) == 0) & follows
-        self.runs = np.concatenate([[0], np.flatnonzero(~joined) + 1, [len(self.table)]])
+        self.runs = np.concatenate(
+            [[0], np.flatnonzero(~joined) + 1, [len(self.table)]])
 
     def read(self, start, n, into):
-        out, end, w = into[:4 * n].view(np.float32), start + n, self.width; out[:] = 0
+        out = into[:4 * n].view(np.float32)
+        end = start + n
+        w = self.width
+        out[:] = 0
         for a, b in self.spans(start // w, -(-end // w)):
-            low, high = max(a * w, start), min(b * w, end); part = out[low - start:high - start]
-            own = self.means.get(a) or ([(self.table[a], self.place[a])] if self.table[a] >= 0 else [])
+            low, high = max(a * w, start), min(b * w, end)
+            part = out[low - start:high - start]
+            own = (self.means.get(a)
+                   or ([(self.table[a], self.place[a])]
+                       if self.table[a] >= 0 else []))
             for i, row in own:
                 x = part if len(own) == 1 else np.empty(high - low, np.float32)
                 read_floats(self.tables[i], row * w + low - a * w, high - low, x)
@@ -84,7 +104,9 @@ class RowBlocks:
 
     def spans(self, first, end): # (first row, one past the last) of each run within
         at = np.searchsorted(self.runs, first, "right") - 1
-        while self.runs[at] < end: yield int(self.runs[at]), int(self.runs[at + 1]); at += 1
+        while self.runs[at] < end:
+            yield int(self.runs[at]), int(self.runs[at + 1])
+            at += 1
 
 
 # %% ../../nbs/03_zoo/10_sources.ipynb #8de0de5e
@@ -100,11 +122,15 @@ def remap_vocabulary(
                          "word_embeddings), so its vocabulary stays as it is. Leave out tokenizer and pad_to_multiple_of.")
     refuse(f"'{v.name}' has no tensor '{k}', '{views[0].name}' has. Merge within one architecture."
            for v in views for k in names if k not in v.inputs)
-    words = vocabulary(source, views); n = max(words.tokens.values()) + 1
-    if source == "base": n = max(n, views[0].inputs[names[0]].shape[0])
+    words = vocabulary(source, views)
+    n = max(words.tokens.values()) + 1
+    if source == "base":
+        n = max(n, views[0].inputs[names[0]].shape[0])
     if multiple: n = -(-n // multiple) * multiple
     for name in names:
-        old = [v.inputs[name] for v in views]; tables = [(x.shape[0], v.tokens()) for x, v in zip(old, views)]
+        old = [v.inputs[name] for v in views]
+        tables = [(x.shape[0], v.tokens())
+                  for x, v in zip(old, views)]
         for i, v in enumerate(views):
             v.inputs[name] = remapped(old, row_sources(tables, i, words.tokens, n), i)
     for v in views: v.vocabulary = words
@@ -115,7 +141,8 @@ def remapped(
     which:int, # The view
 )->Derived: # Its rows in the new order
     "A tensor with its rows rearranged."
-    shape = (len(sources[0]), *tables[which].shape[1:]); width = int(np.prod(shape[1:], dtype=np.int64))
+    shape = (len(sources[0]), *tables[which].shape[1:])
+    width = int(np.prod(shape[1:], dtype=np.int64))
     def open(opener): return RowBlocks([opener(x) for x in tables], width, sources)
     stored = tuple(s for x in tables for s in getattr(x, "sources", (x,))[:1])
     return Derived(open, shape, tables[which].dtype, stored)

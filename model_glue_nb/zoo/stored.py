@@ -29,7 +29,8 @@ class Files:
             return self.open[path]
     def opened(self, path): return open_regular(path)
     def number(self, path): return self[path] # its file descriptor
-    def blocks(self, t:TensorInfo): return FileBlocks(self[t.file], t.start, CODES[t.dtype])
+    def blocks(self, t:TensorInfo):
+        return FileBlocks(self[t.file], t.start, CODES[t.dtype])
     def stored(self, t:TensorInfo): return ByteBlocks(self.number(t.file), t.start)
     def forget(self, t:TensorInfo): "Nothing of a tensor stays in memory."
     def __enter__(self): return self
@@ -51,7 +52,8 @@ class Mapping:
 
     def check(self):
         "Refuse a file that has changed; reading a page beyond its end would kill the process."
-        if self.state(os.fstat(self.file.fileno())) != self.mark: raise InputError(changed(self.path))
+        if self.state(os.fstat(self.file.fileno())) != self.mark:
+            raise InputError(changed(self.path))
 
     def check_path(self):
         "Refuse a file that another one has replaced."

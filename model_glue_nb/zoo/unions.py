@@ -23,12 +23,14 @@ def read_parts(
     folder:Path, # A model folder with a tokenizer
 )->dict: # A tokenizer.json; its `added_tokens` are all that count as added
     "A tokenizer as a `tokenizer.json`, whatever files it comes in."
-    name = token_file(folder); raw = read_files(folder, name)
+    name = token_file(folder)
+    raw = read_files(folder, name)
     files = {n: parse_json(raw[n], n) for n in BESIDE if n in raw}
     t = parse_tokenizer(name, raw, files.get("tokenizer_config.json", {}))
     if "tokens" in t: return t
     seen = {x["content"] for x in t["added_tokens"]}
-    more = [x | dict(special=x.get("special", "id" not in x)) for x in said_beside(files)]
+    more = [x | dict(special=x.get("special", "id" not in x))
+            for x in said_beside(files)]
     more = {x["content"]: x for x in reversed(more) if x["content"] not in seen}
     return t | dict(added_tokens=t["added_tokens"] + list(reversed(more.values())))
 
@@ -73,7 +75,8 @@ def join_tokenizers(
     parts:list[dict], # Each model's tokenizer as `read_parts` gives it, the leading one first
 )->dict: # The union's tokenizer.json
     "One tokenizer that knows every model's tokens: plain ones with merges, added ones with settings."
-    lead = parts[0]; model, added = dict(lead["model"]), {}
+    lead = parts[0]
+    model, added = dict(lead["model"]), {}
     for t in parts:
         for x in t["added_tokens"]: added.setdefault(x["content"], BARE | x)
     listed = [x | dict(id=tokens[x["content"]]) for x in added.values()]
@@ -84,7 +87,8 @@ def join_tokenizers(
     if model["type"] == "BPE":
         pairs = dict.fromkeys(m for t in parts for m in t["model"]["merges"])
         # a merge needs both halves and the whole
-        model["merges"] = [[a, b] for a, b in pairs if a in tokens and b in tokens and a + b in tokens]
+        model["merges"] = [[a, b] for a, b in pairs
+                           if a in tokens and b in tokens and a + b in tokens]
     bare = dict.fromkeys("truncation padding normalizer pre_tokenizer post_processor".split())
     whole = dict(version="1.0", decoder=decoder_of(lead)) | bare
     return whole | lead | dict(model=model, added_tokens=listed)
@@ -116,7 +120,8 @@ def copy_tokenizer(
         (out/f).parent.mkdir(exist_ok=True)
         copy(home/f, out/f)
     if (out/"tokenizer_config.json").exists():
-        settings = read_json(out/"tokenizer_config.json"); settings.pop("auto_map", None) # it names code
+        settings = read_json(out/"tokenizer_config.json")
+        settings.pop("auto_map", None) # it names code
         write_json(out/"tokenizer_config.json", settings)
     for file in ("config.json", "generation_config.json"):
         if not (os.path.exists(out/file) and os.path.exists(home/file)): continue
@@ -144,9 +149,10 @@ def save_tokenizer(
         speaks = f.suffix == ".jinja" or f.name.startswith(("chat_template", "special_tokens_map"))
         if not speaks: (out/f).unlink()
     settings.pop("auto_map", None)
-    keep = lambda x: {k: x[k] for k in ("content", *BARE)}
+    def keep(x): return {k: x[k] for k in ("content", *BARE)}
     settings["added_tokens_decoder"] = {str(x["id"]): keep(x) for x in joined["added_tokens"]}
-    write_json(out/"tokenizer_config.json", settings); write_json(out/"tokenizer.json", joined)
+    write_json(out/"tokenizer_config.json", settings)
+    write_json(out/"tokenizer.json", joined)
 
 def view_tokens(view:View)->dict[str,int]:
     "The tokens of a view's own model, whatever vocabulary it has been given since."

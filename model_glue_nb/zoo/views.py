@@ -38,7 +38,9 @@ def read_floats(
     out:np.ndarray, # float32 of shape (n,), filled
 ):
     "Read stored values as float32."
-    raw = landing("derived", n * blocks.item); blocks.read(start, n, raw); widen(raw, blocks.code, out)
+    raw = landing("derived", n * blocks.item)
+    blocks.read(start, n, raw)
+    widen(raw, blocks.code, out)
 
 # %% ../../nbs/03_zoo/07_views.ipynb #d767b7b9
 @dataclass
@@ -74,7 +76,7 @@ def embedding_names(
 )->list[str]: # Embeddings, then the head's weight and bias if there are; empty when not recognized
     "Names of the tensors that have one row per token."
     if view.rows is None or view.rows[0] != len(view.inputs):
-        find = lambda p: [n for n in view.inputs if re.search(p, n)]
+        def find(p): return [n for n in view.inputs if re.search(p, n)]
         table = find(r"(embed_tokens|wte|embed_in|word_embeddings)\.weight$")[:1]
         head = [n for kind in ("weight", "bias") for n in find(rf"^(lm_head|embed_out|output)\.{kind}$")[:1]]
         view.rows = len(view.inputs), table + head if table else []

@@ -57,7 +57,8 @@ def leader(
     models:list[ZooModel], # In an order
 )->ZooModel:
     "The model whose vocabulary most others extend, or share; the first one in a tie."
-    return max(models, key=lambda a: sum(extends(b, a) or reads_alike(b, a) for b in models))
+    return max(models,
+               key=lambda a: sum(extends(b, a) or reads_alike(b, a) for b in models))
 
 def unfit_vocabulary(
     lead:ZooModel, m:ZooModel, # The model that leads, another one
@@ -95,7 +96,7 @@ def same_meaning(
     "Groups whose weights mean the same, whatever their vocabularies, in the order given."
     groups = []
     for m in models:
-        fits = lambda g: compare_whole(g[0], m).kind in ("as is", "with a tokenizer choice")
+        def fits(g): return compare_whole(g[0], m).kind in ("as is", "with a tokenizer choice")
         home = next((g for g in groups if fits(g)), None)
         if home is None: groups.append([m])
         else: home.append(m)

@@ -23,9 +23,13 @@ def shards(
     "Split a layout over files."
     files, at = [{}], 0
     for k, (dtype, shape) in layout.items():
-        n = int(np.prod(shape, dtype=np.int64)) * np.dtype(NUMPY_DTYPES[dtype]).itemsize
-        if at and at + n > shard_bytes: files.append({}); at = 0
-        files[-1][k] = (at, at + n); at += n
+        n = (int(np.prod(shape, dtype=np.int64))
+             * np.dtype(NUMPY_DTYPES[dtype]).itemsize)
+        if at and at + n > shard_bytes:
+            files.append({})
+            at = 0
+        files[-1][k] = (at, at + n)
+        at += n
     return files
 
 # %% ../../nbs/03_zoo/06_writer.ipynb #d3318349
@@ -36,20 +40,27 @@ class CheckpointWriter:
         layout:dict[str,tuple[str,tuple]], # Tensor name → (safetensors dtype, shape)
         shard_bytes:int=5 * 10**9, # Most bytes per file
     ):
-        parts = shards(layout, shard_bytes); self.places, self.handles, n = {}, [], len(parts)
+        parts = shards(layout, shard_bytes)
+        self.places, self.handles, n = {}, [], len(parts)
         numbered = [f"model-{i+1:05d}-of-{n:05d}.safetensors" for i in range(n)]
         names = numbered if n > 1 else ["model.safetensors"]
         for name, part in zip(names, parts):
-            head = {k: dict(dtype=layout[k][0], shape=list(layout[k][1]), data_offsets=list(o))
+            head = {k: dict(dtype=layout[k][0],
+                            shape=list(layout[k][1]), data_offsets=list(o))
                     for k, o in part.items()}
-            text = json.dumps({"__metadata__": {"format": "pt"}} | head, separators=(",", ":")).encode()
+            text = json.dumps({"__metadata__": {"format": "pt"}} | head,
+                              separators=(",", ":")).encode()
             text += b" " * (-len(text) % 64) # values are aligned for programs that map the file
             end = max((o[1] for o in part.values()), default=0)
-            f = os.open(path/name, os.O_RDWR | os.O_CREAT, 0o644); self.handles.append(f)
+            f = os.open(path/name, os.O_RDWR | os.O_CREAT, 0o644)
+            self.handles.append(f)
             os.pwrite(f, struct.pack("<Q", len(text)) + text, 0)
             try: os.posix_fallocate(f, 0, 8 + len(text) + end) # a full disk is found now, not at the end
-            except OSError: self.close(); raise
-            self.places |= {k: (f, 8 + len(text) + o[0]) for k, o in part.items()}
+            except OSError:
+                self.close()
+                raise
+            self.places |= {k: (f, 8 + len(text) + o[0])
+                            for k, o in part.items()}
         if n > 1: self._index(path, names, parts)
 
     def _index(self, path, names, parts):
@@ -66,8 +77,12 @@ def write(self:CheckpointWriter,
     start:int=0, # Position of the first value in the flattened tensor
 ):
     "Write values in their place."
-    file, at = self.places[name]; view = memoryview(block).cast("B"); at += start * block.itemsize
-    while view: n = os.pwrite(file, view, at); view, at = view[n:], at + n
+    file, at = self.places[name]
+    view = memoryview(block).cast("B")
+    at += start * block.itemsize
+    while view:
+        n = os.pwrite(file, view, at)
+        view, at = view[n:], at + n
 
 @patch
 def close(self:CheckpointWriter):

