@@ -62,7 +62,7 @@ def items_of(values, task):
 def outcome(seed, signal, router=dict(name="knn")):
     "What is chosen in one zoo, and how it fares on *report* against the best single model."
     from model_glue_nb.benchmarking.intervals import paired_gain
-    from model_glue_nb.gluing.choice import best_of, cross_fitted, routed, simplest
+    from model_glue_nb.gluing.choice import best_candidate, cross_fitted, routed, simplest
     from model_glue_nb.mixing.routers import fit_router
     zoo, rng = draw_zoo(seed, signal)
     search, report = zoo["search"], zoo["report"]
@@ -70,7 +70,7 @@ def outcome(seed, signal, router=dict(name="knn")):
     tried = climb(zoo, rng)
     pool = np.stack([v for _, v in tried], 1)
     like = items_of(alone["search"][:, 0], search["task"])
-    held = cross_fitted(dict(best_single=best_of(alone["search"], like), merge=best_of(pool, like),
+    held = cross_fitted(dict(best_single=best_candidate(alone["search"], like), merge=best_candidate(pool, like),
                              mixture=routed(router, search["prompts"], alone["search"])), like, seed=seed)
     taken = simplest(held, seed=seed).system
     best = alone["report"][:, int(alone["search"].mean(0).argmax())]

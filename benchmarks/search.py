@@ -138,13 +138,13 @@ def ways(zoo, score, mixes, d):
     def published(m):
         shutil.rmtree(f"{d}/kit", ignore_errors=True)
         return written_by_mergekit(m, zoo, f"{d}/kit") and open_model(f"{d}/kit").load()
-    for f in (score.made, ours, published): # first: load, look for NaN, page cache, imports
+    for f in (score.merged, ours, published): # first: load, look for NaN, page cache, imports
         there = f(mixes[0])
     move = floor(zoo)
     move()
     runs = dict(memory=[], floor=[], folder=[], **(dict(mergekit=[]) if there else {}))
     for m in mixes:
-        runs["memory"] += [measured(lambda: score.made(m)) for _ in range(3)]
+        runs["memory"] += [measured(lambda: score.merged(m)) for _ in range(3)]
         runs["floor"] += [measured(move) for _ in range(3)]
         runs["folder"].append(measured(lambda: ours(m)))
         if there: runs["mergekit"].append(measured(lambda: published(m)))

@@ -80,9 +80,9 @@ def _stage_homes(
 )->dict[str, str]: # Name → module
     "Where the names of a stage live: in the order of its modules at the front door, then its own."
     package = f"model_glue_nb.{stage}"
-    ours = {name: home for name, home in _homes(FACE).items() if home.startswith(f"{package}.")}
+    front = {name: home for name, home in _homes(FACE).items() if home.startswith(f"{package}.")}
     rooms = {module.name for module in iter_modules(import_module(package).__path__)}
-    found = ours | _homes(more, package)
+    found = front | _homes(more, package)
     return {name: home for name, home in found.items() if name not in rooms}
 
 def _face(

@@ -129,8 +129,8 @@ def ending(
     if isinstance(error, EOFError):
         return 2, ("The command asked for an answer, and standard input has none. "
                    "Give --yes to answer yes in advance.")
-    ours = is_memory(error) or isinstance(error, RecursionError)
-    if said := outside(error): return (1 if ours else 2), said
+    exhausted = is_memory(error) or isinstance(error, RecursionError)
+    if said := outside(error): return (1 if exhausted else 2), said
     if isinstance(error, ModuleNotFoundError) and "model_glue_nb" not in str(error):
         return 1, (f"The package '{plain(error.name)}' is missing or damaged. "
                    "Install it, then give the same command again.")

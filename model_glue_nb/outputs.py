@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEEP', 'EXCHANGE', 'OWNER', 'FULL', 'CLOSED', 'ODD', 'system_rename', 'rename', 'place', 'replace', 'sync',
            'sync_one', 'own', 'started', 'is_left', 'can_lock', 'sweep', 'tell', 'naming_a_full_disk', 'concerns',
-           'output_problems', 'disk_problems', 'taken', 'Ended', 'cleaning_up', 'atomic_path', 'temporary_room',
+           'output_problems', 'disk_problems', 'taken', 'Ended', 'cleaning_up', 'atomic_path', 'temporary_folder',
            'write_text']
 
 # %% ../nbs/00_ground/03_outputs.ipynb #19c6e89e
@@ -94,13 +94,13 @@ def sync_one(path):
 OWNER = "owner" # Name of the lock file in a temporary folder
 
 def own(
-    room:Path, # A temporary folder
+    folder:Path, # A temporary folder
 )->int: # File descriptor that holds the lock
     "Mark a temporary folder as belonging to this process while it lives."
-    file = os.open(room/f"{OWNER}.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    file = os.open(folder/f"{OWNER}.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     can_lock(file) # on a disk without locks, the process counts
     os.write(file, f"{os.uname().nodename} {os.getpid()} {started(os.getpid())}".encode())
-    os.rename(room/f"{OWNER}.new", room/OWNER) # whoever sees it can tell whether it is held
+    os.rename(folder/f"{OWNER}.new", folder/OWNER) # whoever sees it can tell whether it is held
     return file
 
 def started(
@@ -112,14 +112,14 @@ def started(
     return text.rpartition(")")[2].split()[19]
 
 def is_left(
-    room:Path, # A temporary folder
+    folder:Path, # A temporary folder
     patience:float=600, # Seconds for which an unmarked folder counts as new
 )->bool:
     "Was it left behind by a process that is gone?"
-    try: file = os.open(room/OWNER, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try: file = os.open(folder/OWNER, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError: # killed before it was marked, or not yet marked
-        unmarked = not {*os.listdir(room)} - {f"{OWNER}.new"}
-        return unmarked and time.time() - room.stat().st_mtime > patience
+        unmarked = not {*os.listdir(folder)} - {f"{OWNER}.new"}
+        return unmarked and time.time() - folder.stat().st_mtime > patience
     except OSError: return False
     try:
         locks = can_lock(file)
@@ -145,10 +145,10 @@ def sweep(
     "Remove what dead processes left in a folder, and report it."
     gone = []
     try:
-        found = [f for f in os.scandir(folder)
+        entries = [f for f in os.scandir(folder)
                  if f.name.startswith(".") and f.name.endswith(".part")]
     except OSError: return gone
-    for entry in found:
+    for entry in entries:
         try:
             if not entry.is_dir(follow_symlinks=False) or not is_left(Path(entry.path)): continue
             shutil.rmtree(entry.path)
@@ -250,16 +250,16 @@ def atomic_path(
     "A path to write to; it gets its final name when the block succeeds, and vanishes when it doesn't."
     path = Path(path).absolute()
     if os.path.lexists(path) and not overwrite: raise AlreadyThere(taken(path))
-    with naming_a_full_disk(path), cleaning_up(), temporary_room(path) as room:
-        new = room/path.name
+    with naming_a_full_disk(path), cleaning_up(), temporary_folder(path) as tmp:
+        new = tmp/path.name
         yield new
         sync(new)
-        try: replace(new, path, room/"replaced") if overwrite else place(new, path)
+        try: replace(new, path, tmp/"replaced") if overwrite else place(new, path)
         except FileExistsError: raise AlreadyThere(taken(path)) from None
         sync_one(path.parent)
 
 @contextmanager
-def temporary_room(
+def temporary_folder(
     path:Path, # The result
 )->Iterator[Path]: # A folder beside it, gone at the end
     "A private folder to write in, on the same disk as the result."
@@ -268,13 +268,13 @@ def temporary_room(
         raise InputError(f"'{plain(path.parent)}' is a file, but a folder was expected. "
                          "Give another output.") from None
     sweep(path.parent)
-    room = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent))
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent))
     lock = None
     try:
-        lock = own(room)
-        yield room
+        lock = own(folder)
+        yield folder
     finally:
-        shutil.rmtree(room, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         if lock is not None: os.close(lock)
 
 def write_text(

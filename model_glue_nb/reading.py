@@ -124,16 +124,16 @@ def parse_json(
 ):
     "JSON from strangers; anything wrong with it is one `InputError`."
     text = as_text(raw) if isinstance(raw, bytes) else raw
-    try: found = json.loads(text)
+    try: value = json.loads(text)
     except RecursionError: raise too_deep(where, "Fetch it again.") from None
     except ValueError as e:
         raise InputError(f"'{plain(where)}' is not JSON ({plain(e)}). Fetch it again.") from None
-    if not isinstance(found, want):
-        kind = type(found).__name__
+    if not isinstance(value, want):
+        kind = type(value).__name__
         raise InputError(f"'{plain(where)}' holds a {kind}, {WORDS[want]} was expected. "
                          "Fetch it again.")
-    bounded(found, where, "Fetch it again.")
-    return mended(found) if SURROGATE.search(text) else found
+    bounded(value, where, "Fetch it again.")
+    return mended(value) if SURROGATE.search(text) else value
 
 SURROGATE = re.compile(r"\\(?:u|U0000)[dD][89a-fA-F]") # As JSON and YAML write one
 
@@ -178,8 +178,8 @@ def parse_yaml(
         if written_out(node, {}) > YAML_NODES:
             raise InputError(f"'{plain(where)}' has aliases that stand for more than {YAML_NODES:,} values. "
                              "Write it without them.")
-        found = bounded(loader.construct_document(node), where, "Correct it.")
-        return mended(found) if SURROGATE.search(text) else found
+        value = bounded(loader.construct_document(node), where, "Correct it.")
+        return mended(value) if SURROGATE.search(text) else value
     except InputError: raise
     except RecursionError: raise too_deep(where, "Write it flatter.") from None
     except Exception as e: # the constructors of YAML raise a dozen kinds

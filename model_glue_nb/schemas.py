@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'PROBLEMS', 'flag', 'seed', 'path', 'name', 'anything', 'PLAIN', 'short', 'brief', 'Kind', 'require',
-           'is_number', 'number', 'whole', 'text', 'is_writable', 'is_path', 'one_of', 'name_in', 'maybe', 'either',
+           'is_number', 'number', 'integer', 'text', 'is_writable', 'is_path', 'one_of', 'name_in', 'maybe', 'either',
            'listed', 'mapping', 'setting_kinds', 'kind_of']
 
 # %% ../nbs/00_ground/07_schemas.ipynb #2fc9c664
@@ -57,9 +57,9 @@ class Kind:
         "What is wrong with a value."
         if not self.fits(value): return [f"{where} is {brief(value)}, expected {self.wanted}. Correct it."]
         if self.inside is None: return []
-        found = list(self.inside(value, where))
-        more = [f"{where}: {len(found) - PROBLEMS} more like these."] * (len(found) > PROBLEMS)
-        return found[:PROBLEMS] + more
+        reasons = list(self.inside(value, where))
+        more = [f"{where}: {len(reasons) - PROBLEMS} more like these."] * (len(reasons) > PROBLEMS)
+        return reasons[:PROBLEMS] + more
 
 def require(
     value, # What came
@@ -85,13 +85,13 @@ def number(low:float=-MOST, high:float=MOST)->Kind:
     "A finite number in a closed range."
     return Kind("a number" + _range(low, high, MOST), lambda v: is_number(v) and low <= v <= high)
 
-def whole(low:int=-2**63, high:int=2**63-1)->Kind:
+def integer(low:int=-2**63, high:int=2**63-1)->Kind:
     "A whole number in a closed range."
     wanted = "a whole number" + _range(low, high, 2**63 - 1)
     return Kind(wanted, lambda v: is_number(v) and isinstance(v, int) and low <= v <= high)
 
 flag = Kind("true or false", lambda v: isinstance(v, bool))
-seed = whole(0)
+seed = integer(0)
 
 # %% ../nbs/00_ground/07_schemas.ipynb #6b4c079e
 def text(least:int=1, most:int=100_000)->Kind:
@@ -174,7 +174,7 @@ def mapping(
     return Kind("keys and values", lambda v: isinstance(v, dict), inside)
 
 # %% ../nbs/00_ground/07_schemas.ipynb #00d5a25d
-PLAIN = {bool: flag, int: whole(), float: number(),
+PLAIN = {bool: flag, int: integer(), float: number(),
          str: text(0), type(None): one_of(None),
          tuple: listed(number()), list: listed(anything)}
 

@@ -114,7 +114,7 @@ def test_a_control_is_what_it_is_called(undisturbed):
     cell = Cell("merging", "a-base: 3", ("a-sort", "a-reverse", "a-shift"), "a-base", "linear", "average", budget=4)
     single = module.best_member(cell.members, b.scorer)
     base = row_of(b, replace(cell, control="base", figure="gain"))
-    assert base["gain"] == pytest.approx(paired_gain(b.told.items("a-base"), b.told.items(single)).mean)
+    assert base["gain"] == pytest.approx(paired_gain(b.on_report.items("a-base"), b.on_report.items(single)).mean)
     from model_glue_nb.experiments.controls import shuffled_scorer
     own = b.scorer.items(single)
     dealt = shuffled_scorer(b.scorer, own, 0)

@@ -303,7 +303,7 @@ def test_a_missing_template_is_one_line(tmp_path):
     member = next(iter(chat_member(tmp_path/"bare", None)))
     with pytest.raises(InputError, match="has no chat template, so it cannot be asked in conversations"):
         ask_model(member, load_suite(tmp_path/"t/s.yaml"))
-    own = load_suite("demo", asked=dict(apply_chat_template=True)).part("search", 2)
+    own = load_suite("demo", settings=dict(apply_chat_template=True)).part("search", 2)
     with pytest.raises(InputError, match="has no chat template"): ask_model(member, own)
     (tmp_path/"t/s.yaml").write_text("fewshot_as_multiturn: true\ntasks: [{task: sort.yaml}]\n")
     with pytest.raises(InputError, match="needs a conversation"): load_suite(tmp_path/"t/s.yaml")

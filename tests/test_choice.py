@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model_glue_nb.benchmarking.intervals import ItemScores, mean_score
-from model_glue_nb.gluing.choice import best_of, cross_fitted, weights_at, routed, sign_flip, simplest
+from model_glue_nb.gluing.choice import best_candidate, cross_fitted, weights_at, routed, sign_flip, simplest
 from model_glue_nb.gluing.chosen import Tried, is_merge, procedures_of
 from model_glue_nb.merging.recipes import recipe
 
@@ -49,7 +49,7 @@ def test_what_is_scored_was_not_chosen_on_it():
     values = np.zeros((n, n + 1))
     values[np.arange(n), np.arange(n)] = 100
     values[:, n] = .5
-    held = cross_fitted(dict(one=best_of(values, items(values[:, 0]))), items(values[:, 0]))
+    held = cross_fitted(dict(one=best_candidate(values, items(values[:, 0]))), items(values[:, 0]))
     assert mean_score(held["one"]) < .5 + 1e-9, "each of the others is best on its own question, and only there"
 
 def test_every_fold_fits_its_own_router():
@@ -65,7 +65,7 @@ LOUD = np.array([[1., 0.]] * 8 + [[0., 1.]] * 2) - [[.2, 0.]] # the first is rig
 EVERY = np.arange(10)
 
 def test_the_best_is_the_best_over_tasks():
-    assert best_of(LOUD, LIKE)(EVERY, EVERY).tolist() == LOUD[:, 1].tolist()
+    assert best_candidate(LOUD, LIKE)(EVERY, EVERY).tolist() == LOUD[:, 1].tolist()
 
 def test_a_router_learns_what_counts_over_tasks():
     one = dict(name="kmeans", clusters=1)

@@ -324,7 +324,7 @@ def test_answers_are_shared_by_strategies_and_runs(demo, tmp_path):
     first_time = CandidateScorer(zoo, part, store)
     one = search(zoo.names, first_time, "linear", "average", budget=5)
     class Dead(CandidateScorer):
-        def made(self, candidate): raise AssertionError("a model was made again")
+        def merged(self, candidate): raise AssertionError("a model was made again")
     assert search(zoo.names, Dead(zoo, part, store), "linear", "average", budget=5).winner == one.winner
     both = search(["a-sort", "a-reverse"], first_time, "linear", "coefficient", budget=9) # 0.5 is also the soup of the two
     again = search(["a-sort", "a-reverse"], Dead(zoo, part, store), "linear", "average", budget=1)
@@ -355,7 +355,7 @@ def test_mapped_files_give_the_same_bits_as_files_that_are_read(method, dtype, t
         read = merge_into(live, r, zoo).model.state_dict()
         with monkeypatch.context() as m:
             m.setattr(FileBlocks, "read", None) # a candidate's files are not read, they are mapped
-            made = score.made(r).model.state_dict()
+            made = score.merged(r).model.state_dict()
         assert all(torch.equal(read[k], made[k]) for k in read)
 
 def test_two_processes_on_one_run_folder(tmp_path):
@@ -413,7 +413,7 @@ def test_stores_of_older_versions_are_read_and_twins_are_asked_once(demo, tmp_pa
     c = recipe("linear", ["a-sort", "a-reverse"], [.6, .4])
     for t in part.tasks:
         store.add_items(c.fingerprint(zoo), t.asked, {q.key: (.25, "old") for q in t.questions})
-    score.made = None # a model cannot be made any more
+    score.merged = None # a model cannot be made any more
     assert score(c) == .25 and score(recipe("linear", ["a-reverse", "a-sort"], [2, 3])) == .25
 
 def test_twins_are_not_asked_twice_and_cost_nothing():

@@ -76,7 +76,7 @@ def test_names_in_memory_come_back(name):
     "Every name in memory that no conversion makes goes to a file's name and back."
     tables, lost = naming(name), []
     for memory in leaves(tables.tree):
-        if any(s.found(memory) for s in tables.splits): continue
+        if any(s.match(memory) for s in tables.splits): continue
         there = to_memory(naming(name), to_file(naming(name), memory))
         if there[0] != memory: lost.append((memory, to_file(naming(name), memory), there[0]))
     assert not lost, lost[:5]

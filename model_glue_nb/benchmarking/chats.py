@@ -87,5 +87,5 @@ class Chat:
     )->str: # What to hand to `generate`
         "A question as one model reads it."
         if not self.template: return f"{self.system}\n\n{prompt}" if self.system else prompt
-        name, words = getattr(live, "name", "the model"), getattr(live, "tokenizer", None)
-        return without_begin(words, render(words, self.messages(prompt), name, True, self.template))
+        name, tokenizer = getattr(live, "name", "the model"), getattr(live, "tokenizer", None)
+        return without_begin(tokenizer, render(tokenizer, self.messages(prompt), name, True, self.template))

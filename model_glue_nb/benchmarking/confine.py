@@ -169,7 +169,7 @@ def shared_files(
     folder:str="/dev/shm", # In memory
 )->int: # Bytes
     "What a user holds in files in memory."
-    found = {}
+    sizes = {}
     device = os.stat(folder).st_dev if os.path.isdir(folder) else None
     named = [os.path.join(top, f)
              for top, _, files in os.walk(folder)
@@ -181,8 +181,8 @@ def shared_files(
     for path in named + opened:
         try: x = os.stat(path)
         except OSError: continue
-        if x.st_uid == user and x.st_dev == device: found[x.st_ino] = x.st_blocks * 512
-    return sum(found.values())
+        if x.st_uid == user and x.st_dev == device: sizes[x.st_ino] = x.st_blocks * 512
+    return sum(sizes.values())
 
 class Watcher:
     "Memory, added up by this process."

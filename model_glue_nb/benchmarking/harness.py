@@ -93,16 +93,16 @@ def token_batches()->type: # A kind of HFLM
             self.wanted = None # all, if nothing schedules
             return super()._loglikelihood_tokens(*args, **kwargs)
         def _model_call(self, inps, **kwargs):
-            whole = kwargs or self.wanted is None or not keeps_logits(self.model)
-            if whole: return super()._model_call(inps, **kwargs)
+            all_logits = kwargs or self.wanted is None or not keeps_logits(self.model)
+            if all_logits: return super()._model_call(inps, **kwargs)
             with no_grad(): return self.model(inps, logits_to_keep=self.wanted).logits
         def _detect_batch_size(self, requests=None, pos=0): return self.size
         def generate_until(self, requests, disable_tqdm=False):
             settings = [generation_settings(r.args[1]) for r in requests]
-            room = max(s.max_new_tokens for s in settings)
+            n_generate = max(s.max_new_tokens for s in settings)
             n_tokens = {r.args[0]: len(self.tok_encode(r.args[0]))
                         for r in requests}
-            self.size = self.fitting(min(max(n_tokens.values()) + room, self.max_length))
+            self.size = self.fitting(min(max(n_tokens.values()) + n_generate, self.max_length))
             size = self.size if self.batch_size == "auto" else self.batch_size
             pieces = pieces_of(requests, n_tokens, size)
             n = n_side_by_side(self.model, [size * max(n_tokens.values())] * len(pieces))
@@ -166,8 +166,8 @@ def sampling_of(
 )->dict: # Without what changes nothing
     "Settings that make an answer differ from the greedy one."
     greedy = not given.get("do_sample")
-    kept = {k: v for k, v in given.items() if not (greedy and k in OF_SAMPLING)}
-    return {k: v for k, v in kept.items()
+    settings = {k: v for k, v in given.items() if not (greedy and k in OF_SAMPLING)}
+    return {k: v for k, v in settings.items()
             if v is not None and (k not in NEUTRAL or v != NEUTRAL[k])}
 
 def grouped_by_arguments(
@@ -176,9 +176,9 @@ def grouped_by_arguments(
     "Requests that may be answered together."
     groups = {}
     for i, r in enumerate(requests):
-        asked = generation_settings(r.args[1])
-        name = json.dumps(asked, sort_keys=True, default=str)
-        groups.setdefault(name, (asked, []))[1].append(i)
+        settings = generation_settings(r.args[1])
+        name = json.dumps(settings, sort_keys=True, default=str)
+        groups.setdefault(name, (settings, []))[1].append(i)
     return list(groups.values())
 
 # %% ../../nbs/04_benchmarking/10_harness.ipynb #6ba7d0fe
@@ -193,15 +193,15 @@ def context_of(
 def last_tokens(
     tokenizer, # Of transformers
     text:str, # A prompt
-    room:int, # Tokens
+    n_tokens:int, # Tokens
 )->str: # The same text where it fits
     "The end of a text, at most this many tokens long."
-    if len(tokenizer(text)["input_ids"]) <= room: return text
+    if len(tokenizer(text)["input_ids"]) <= n_tokens: return text
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    for n in range(room, 0, -1): # the text of n tokens may be read as more tokens
+    for n in range(n_tokens, 0, -1): # the text of n tokens may be read as more tokens
         end = tokenizer.decode(ids[-n:])
-        if len(tokenizer(end)["input_ids"]) <= room: return end
-    raise InputError(f"A prompt does not fit into {room} tokens. Set max_gen_toks lower.")
+        if len(tokenizer(end)["input_ids"]) <= n_tokens: return end
+    raise InputError(f"A prompt does not fit into {n_tokens} tokens. Set max_gen_toks lower.")
 
 def cut_left(
     live, # Something that generates
@@ -225,8 +225,8 @@ def check_sampling(
     if any(p.kind is p.VAR_KEYWORD for p in known.values()): return
     missing = {k: v for k, v in sampling.items() if k not in known}
     if not missing: return
-    asked = ", ".join(f"{k}: {v}" for k, v in missing.items())
-    raise InputError(f"A task generates with {asked}; this model generates greedily only. "
+    settings = ", ".join(f"{k}: {v}" for k, v in missing.items())
+    raise InputError(f"A task generates with {settings}; this model generates greedily only. "
                      "Set do_sample: false in the task, or leave it out of the suite.")
 
 def generate_each(
@@ -236,10 +236,10 @@ def generate_each(
 )->list[str]: # Answers, in the order of the requests
     "Answer each request with its own arguments."
     groups, out = grouped_by_arguments(requests), [""] * len(requests)
-    for asked, _ in groups: check_sampling(live, asked.sampling) # before anything is asked
-    for asked, where in groups:
-        prompts = cut_left(live, [requests[i].args[0] for i in where], asked.max_new_tokens)
-        answers = live.generate(prompts, asked.max_new_tokens, asked.stop, **asked.sampling)
+    for settings, _ in groups: check_sampling(live, settings.sampling) # before anything is asked
+    for settings, where in groups:
+        prompts = cut_left(live, [requests[i].args[0] for i in where], settings.max_new_tokens)
+        answers = live.generate(prompts, settings.max_new_tokens, settings.stop, **settings.sampling)
         for i, answer in zip(where, answers, strict=True):
             out[i] = answer
             keep(requests[i], answer)
@@ -265,8 +265,8 @@ def as_lm_eval(
             def keep(request, answer): self.cache_hook.add_partial("generate_until", request.args, answer)
             return generate_each(live, requests, keep)
         def apply_chat_template(self, chat_history, add_generation_prompt=True, template=True):
-            words, name = getattr(live, "tokenizer", None), getattr(live, "name", "the model")
-            return without_begin(words, render(words, chat_history, name, add_generation_prompt, template))
+            tok, name = getattr(live, "tokenizer", None), getattr(live, "name", "the model")
+            return without_begin(tok, render(tok, chat_history, name, add_generation_prompt, template))
         def tok_encode(self, text): return live.tokenizer(text)["input_ids"]
         def loglikelihood(self, requests, disable_tqdm=False):
             raise InputError("This suite scores continuations; this model generates only.")
@@ -326,8 +326,8 @@ def respond(
     lm.set_cache_hook(keeper)
     try:
         with quiet():
-            for kind, asked in kinds.items():
-                for r, said in zip(asked, getattr(lm, kind)(asked, disable_tqdm=True),
+            for kind, group in kinds.items():
+                for r, said in zip(group, getattr(lm, kind)(group, disable_tqdm=True),
                                    strict=True): r.resps.append(said)
     finally: keeper.flush()
 
@@ -340,17 +340,17 @@ def count_cut(
     "How many questions are longer than the model's context."
     limit = getattr(lm, "max_length", None)
     if limit is None or not hasattr(lm, "tok_encode"): return 0
-    def room(r):
+    def n_generate(r):
         return generation_settings(r.args[1]).max_new_tokens if r.request_type == "generate_until" else 0
-    if (most := max(map(room, requests))) >= limit:
+    if (most := max(map(n_generate, requests))) >= limit:
         raise InputError(f"Task '{task.name}' generates up to {most} tokens, the model reads {limit}. "
                          "Set max_gen_toks lower.")
     if task.kind == "loglikelihood_rolling": return 0 # read in windows, nothing is cut
     def text(r):
         return r.args[0] + (r.args[1] if r.request_type == "loglikelihood" else "")
     return len({(r.task_name, r.doc_id) for r in requests
-                if len(lm.tok_encode(text(r))) + room(
-                        r) > limit + (not room(r))})
+                if len(lm.tok_encode(text(r))) + n_generate(
+                        r) > limit + (not n_generate(r))})
 
 # %% ../../nbs/04_benchmarking/10_harness.ipynb #4542caf9
 def conversations(
@@ -360,12 +360,12 @@ def conversations(
     name:str, # Of the model
 )->list: # Requests
     "A task's requests as one model's template formats them."
-    words, template = getattr(lm, "tokenizer", None), task.chat.template
-    model_name = getattr(words, "name_or_path", "") or name
+    tokenizer, template = getattr(lm, "tokenizer", None), task.chat.template
+    model_name = getattr(tokenizer, "name_or_path", "") or name
     def written(messages, add_generation_prompt=True):
-        if words is None or hasattr(lm, "packs"):
+        if tokenizer is None or hasattr(lm, "packs"):
             return lm.apply_chat_template(messages, add_generation_prompt, template)
-        return render(words, messages, model_name, add_generation_prompt, template)
+        return render(tokenizer, messages, model_name, add_generation_prompt, template)
     was = loaded._instances
     try:
         with quiet(), rules_of(task.source): build(loaded, task.source, written, name)
@@ -385,20 +385,20 @@ def evaluate(
     for t in tasks:
         wanted = {(q.task, q.doc) for q in t.questions}
         for name, loaded in load_tasks(t.source).items():
-            asked = conversations(lm, t, loaded, model) if t.chat.template else loaded.instances
-            mine = [replace(i, resps=[], filtered_resps={})
-                    for i in asked
+            instances = conversations(lm, t, loaded, model) if t.chat.template else loaded.instances
+            picked = [replace(i, resps=[], filtered_resps={})
+                    for i in instances
                     if (name, i.doc_id) in wanted]
-            if mine: parts.append((t, name, loaded, mine))
-            if mine and (n := count_cut(lm, t, mine)):
+            if picked: parts.append((t, name, loaded, picked))
+            if picked and (n := count_cut(lm, t, picked)):
                 cut[t.name] = cut.get(t.name, 0) + n
-    respond(lm, [i for *_, mine in parts for i in mine], model, store, progress)
+    respond(lm, [i for *_, picked in parts for i in picked], model, store, progress)
     out = {t.name: defaultdict(dict) for t in tasks}
-    for t, name, loaded, mine in parts:
-        for metric, rows in judge_answers(t, name, loaded, mine).items():
+    for t, name, loaded, picked in parts:
+        for metric, rows in judge_answers(t, name, loaded, picked).items():
             out[t.name][metric] |= rows
     for t in tasks:
         for metric, rows in out[t.name].items():
             if store: store.add_items(model, t.asked._replace(metric=metric), rows)
-    if store: store.forget_responses(model, [request_key(i) for *_, mine in parts for i in mine])
+    if store: store.forget_responses(model, [request_key(i) for *_, picked in parts for i in picked])
     return [out[t.name] for t in tasks], cut

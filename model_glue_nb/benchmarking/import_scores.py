@@ -72,26 +72,26 @@ def read_scores(
     "A plain table of scores."
     import pandas as pd
     text, shown = table_text(file), plain(file)
-    try: t = pd.read_csv(io.StringIO(text), comment="#")
+    try: table = pd.read_csv(io.StringIO(text), comment="#")
     except (ValueError, OverflowError, RecursionError) as e: # pandas' own errors are ValueErrors
         raise InputError(f"'{shown}' is not a table ({short(e)}). Give CSV with a row per model.") from None
-    if t.empty: raise InputError(f"'{shown}' has no row. Give CSV with a row per model.")
-    t = t.rename(columns={t.columns[0]: "model"})
-    if t.columns.duplicated().any():
-        twice = short(t.columns[t.columns.duplicated()][0])
+    if table.empty: raise InputError(f"'{shown}' has no row. Give CSV with a row per model.")
+    table = table.rename(columns={table.columns[0]: "model"})
+    if table.columns.duplicated().any():
+        twice = short(table.columns[table.columns.duplicated()][0])
         raise InputError(f"'{shown}' has two columns '{twice}'. Keep one.")
-    t["model"] = t.model.astype(str)
-    if {"task", "score"} <= set(t.columns): t = scores_by_task(t, shown)
-    else: t = t.set_index("model")
-    if "model" in t:
+    table["model"] = table.model.astype(str)
+    if {"task", "score"} <= set(table.columns): table = scores_by_task(table, shown)
+    else: table = table.set_index("model")
+    if "model" in table:
         raise InputError(f"'{shown}' has a task called 'model', the column of the models' names. Rename it.")
-    bad = [c for c in t if t[c].dtype.kind not in "fiu"]
+    bad = [c for c in table if table[c].dtype.kind not in "fiu"]
     if bad: raise InputError(f"Column '{short(bad[0])}' of '{shown}' holds "
-                             f"{brief(t[bad[0]].iloc[0])}, not a number. Remove or correct it.")
-    if t.index.duplicated().any():
-        twice = short(t.index[t.index.duplicated()][0])
+                             f"{brief(table[bad[0]].iloc[0])}, not a number. Remove or correct it.")
+    if table.index.duplicated().any():
+        twice = short(table.index[table.index.duplicated()][0])
         raise InputError(f"'{shown}' has two rows of '{twice}'. Keep one.")
-    return t.rename_axis(columns=None)
+    return table.rename_axis(columns=None)
 
 def published_scores(): # DataFrame: 12 models × 6 tasks, in [0, 1]; its `attrs` name the source
     "The scores that the paper published for its Llama-2 models."
@@ -107,11 +107,11 @@ def result_files(
     "lm-eval's result files."
     path = Path(path)
     if not is_path(path): raise MissingFile(f"There is no file '{short(path)}'. Give what lm_eval wrote.")
-    found = ([path] if path.is_file()
+    files = ([path] if path.is_file()
              else sorted(path.rglob("results*.json"), key=lambda f: f.name))
-    if not found: raise MissingFile(f"There is no results_*.json in '{plain(path)}'. "
+    if not files: raise MissingFile(f"There is no results_*.json in '{plain(path)}'. "
                                      "Give what lm_eval wrote.")
-    return found
+    return files
 
 # %% ../../nbs/04_benchmarking/12_import_scores.ipynb #65fe83bb
 ENTRIES = mapping(values=maybe(mapping()))
@@ -141,11 +141,11 @@ def read_results(
     import pandas as pd
     rows = {}
     for file in result_files(path):
-        found = read_results_file(file)
-        args = (found.get("config") or {}).get("model_args", file.parent.name)
-        model = short(found.get("model_name") or args, 1000)
-        sizes, versions = found.get("n-samples") or {}, found.get("versions") or {}
-        for task, values in found["results"].items():
+        content = read_results_file(file)
+        args = (content.get("config") or {}).get("model_args", file.parent.name)
+        model = short(content.get("model_name") or args, 1000)
+        sizes, versions = content.get("n-samples") or {}, content.get("versions") or {}
+        for task, values in content["results"].items():
             reported = {k: v for k, v in (values or {}).items()
                         if is_score(k, v)}
             wanted = (metrics or {}).get(task)
@@ -187,14 +187,14 @@ def import_samples(
             continue
         keys, n, why = {q.key for q in t.questions}, set(), "no samples of it are there"
         for task, version in describe(t.source)["versions"].items():
-            mine = [s for s in samples if s.name.startswith(f"samples_{task}_2")]
-            if not mine: continue
+            sample_files = [s for s in samples if s.name.startswith(f"samples_{task}_2")]
+            if not sample_files: continue
             if version_of(settings.get(task) or {}) != version:
                 why = "it was asked with other settings"
                 continue
-            for metric, found in read_samples(mine[-1], keys).items():
-                store.add_items(model.fingerprint(), t.asked._replace(metric=metric), found)
-                n |= set(found)
+            for metric, results in read_samples(sample_files[-1], keys).items():
+                store.add_items(model.fingerprint(), t.asked._replace(metric=metric), results)
+                n |= set(results)
             why = "" if n else "other questions or examples were asked"
         rows.append((t.name, len(t.questions),
                      len(n), why if not n else ""))
@@ -215,15 +215,15 @@ def read_samples(
     for i, line in enumerate(read_text(file, LARGEST).split("\n"), 1):
         if not line.strip(): continue
         where = f"{plain(file)}, line {i}"
-        s = parse_json(line, where, object)
-        try: key = question_key(s["doc_hash"], s["prompt_hash"], s["target_hash"])
+        sample = parse_json(line, where, object)
+        try: key = question_key(sample["doc_hash"], sample["prompt_hash"], sample["target_hash"])
         except (KeyError, TypeError):
             raise InputError(f"'{where}' is not a sample of lm-eval. It may be truncated.") from None
-        require(s, SAMPLE, where, "Cannot read the answers")
-        answer = (s["filtered_resps"] or [""])[0]
+        require(sample, SAMPLE, where, "Cannot read the answers")
+        answer = (sample["filtered_resps"] or [""])[0]
         answer = answer if isinstance(answer, str) else ""
-        for m in s["metrics"] if key in keys else []:
-            v = s.get(m)
+        for m in sample["metrics"] if key in keys else []:
+            v = sample.get(m)
             v = v[0] if isinstance(v, list) and v else v
-            if is_number(v): out.setdefault(f"{m},{s['filter']}", {})[key] = float(v), answer
+            if is_number(v): out.setdefault(f"{m},{sample['filter']}", {})[key] = float(v), answer
     return out

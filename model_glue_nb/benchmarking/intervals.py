@@ -78,8 +78,8 @@ def counted(
             out.append(v)
             continue
         raise InputError(f"The task '{task}' holds a value that is not a number. Leave that question out.")
-    kept = np.flatnonzero(weights > 0)
-    return [out[i] for i in kept], weights[kept]
+    weighted = np.flatnonzero(weights > 0)
+    return [out[i] for i in weighted], weights[weighted]
 
 def spread_of(
     values:list[np.ndarray], # Per task
@@ -177,18 +177,18 @@ def difference_interval(
 
 # %% ../../nbs/04_benchmarking/01_intervals.ipynb #ab0089fc
 def paired_gain(
-    ours:ItemScores, # Task → values of one system
-    theirs:ItemScores, # Of the other, on the same questions
+    system:ItemScores, # Task → values of one system
+    other:ItemScores, # Of the other, on the same questions
 )->Interval: # Of the difference of the means over tasks
     "How much better one system is than another on the same questions, with a paired interval."
     if {k: len(v)
-        for k, v in ours.items()} != {k: len(v)
-                                      for k, v in theirs.items()}:
+        for k, v in system.items()} != {k: len(v)
+                                      for k, v in other.items()}:
         raise InputError("The two systems answered different questions. Score both on one part of the suite.")
-    weights = weights_of(ours) or weights_of(theirs)
-    difference = {k: np.asarray(ours[k], float) - theirs[k] for k in ours}
+    weights = weights_of(system) or weights_of(other)
+    difference = {k: np.asarray(system[k], float) - other[k] for k in system}
     reach = [np.max(x) - np.min(x)
-             for v in zip(ours.values(), theirs.values())
+             for v in zip(system.values(), other.values())
              if (x := np.ravel(v)).size]
     return difference_interval(ItemScores(difference, weights), max([1.0, *map(float, reach)]))
 
@@ -231,9 +231,9 @@ def rank_models(
     worst = len(names) - ahead.sum(1)
     rows = []
     for name, first, last in zip(names, map(int, best), map(int, worst)):
-        m, told = mean_interval(items[name]), f"{first}" if first == last else f"{first}–{last}"
+        m, ranks = mean_interval(items[name]), f"{first}" if first == last else f"{first}–{last}"
         rows.append((name, m.mean, m.low,
-                     m.high, told, first, last, first == 1))
+                     m.high, ranks, first, last, first == 1))
     table = pd.DataFrame(rows, columns="model mean low high rank best_rank worst_rank tied".split())
     return table.sort_values("mean", ascending=False, kind="stable", ignore_index=True)
 
@@ -248,14 +248,14 @@ def weighed_differences(
                            for w, t in zip(shares, ours)])
 
 def chance_of_lead(
-    ours:ItemScores, # Values of a candidate
+    candidate:ItemScores, # Values of a candidate
     leader:ItemScores, # Of the leader, on the same questions
     seed:int=0, # Of the coins, where they are too many to count
     n_draws:int=20_000, # Of all coins
 )->float: # In (0, 1]
     "How likely two equal systems would be this far apart, by the sign-flip test over all tasks."
     from scipy.stats import binom
-    steps = weighed_differences(leader, ours)
+    steps = weighed_differences(leader, candidate)
     lead, steps = steps.sum(), steps[steps != 0]
     if lead <= 0 or not len(steps): return 1.0
     size, count = np.unique(np.round(np.abs(steps), 12), return_counts=True)
@@ -267,10 +267,10 @@ def chance_of_lead(
     return float(((drawn >= lead - 1e-9).sum() + 1) / (n_draws + 1))
 
 def behind(
-    ours:ItemScores, # Values of a candidate
+    candidate:ItemScores, # Values of a candidate
     leader:ItemScores, # Of the leader, on the same questions
     n_runners:int=2, # How many ran; any of them could have led
     level:float=0.05, # Share of the leader's equals that may be called worse
 )->bool: # Significantly worse?
     "Is a candidate behind the leader by more than chance, question by question?"
-    return chance_of_lead(ours, leader) <= level / max(1, n_runners)
+    return chance_of_lead(candidate, leader) <= level / max(1, n_runners)

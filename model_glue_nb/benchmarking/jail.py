@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIBC', 'MOUNT', 'SPACES', 'PROCESS_SPACE', 'USER_SPACE', 'NOBODY', 'EXAMINED', 'call', 'mount', 'unshare', 'leave',
-           'show_path', 'write_program', 'build_room', 'Examiner', 'die_with_parent', 'bind', 'become', 'first_process',
+           'show_path', 'write_program', 'build_root', 'Examiner', 'die_with_parent', 'bind', 'become', 'first_process',
            'ending_of', 'owned', 'kill_processes', 'watch', 'enter']
 
 # %% ../../nbs/04_benchmarking/04_jail.ipynb #2cef359e
@@ -79,18 +79,18 @@ def write_program(
     with open(path, "wb") as f: f.write(code.encode("utf-8", "surrogatepass"))
     os.chmod(path, 0o644)
 
-def build_room(
-    c:dict, # Settings
+def build_root(
+    given:dict, # Settings
 ):
     "Build the new root and move there."
-    root = c["root"]
+    root = given["root"]
     mount(None, "/", None, "rec private")
-    size = 2**20 + 4 * len(c["code"]) # a letter is at most four bytes
+    size = 2**20 + 4 * len(given["code"]) # a letter is at most four bytes
     mount("tmpfs", root, "tmpfs", "nosuid nodev", f"size={size},mode=755")
-    for path in c["shown"]: show_path(path, root)
-    write_program(f"{root}/program.py", c["code"])
+    for path in given["shown"]: show_path(path, root)
+    write_program(f"{root}/program.py", given["code"])
     os.mkdir(f"{root}/tmp")
-    mount("tmpfs", f"{root}/tmp", "tmpfs", "nosuid nodev", f"size={c['file_bytes']},mode=1777")
+    mount("tmpfs", f"{root}/tmp", "tmpfs", "nosuid nodev", f"size={given['file_bytes']},mode=1777")
     mount(None, root, None, "bind remount readonly nosuid nodev")
     os.chdir(root)
     call("pivot_root", b".", b".")
@@ -132,7 +132,7 @@ class Examiner:
     def __init__(self,
         tests:str, # Python
     ):
-        self.talk, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.talk, self.other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.talk.setblocking(False)
         own = os.memfd_create("tests")
         with open(own, "wb", closefd=False) as f: f.write(tests.encode("utf-8", "surrogatepass"))
@@ -176,23 +176,23 @@ class Examiner:
 def die_with_parent(signal_=signal.SIGKILL): call("prctl", 1, signal_, 0, 0, 0) # PR_SET_PDEATHSIG
 
 def bind(
-    c:dict, # Settings
+    given:dict, # Settings
 ):
     "Limit this process and all its descendants, and become the other user."
-    limits = dict(CPU=c["cpu_s"], AS=c["memory_bytes"],
-                  FSIZE=c["file_bytes"], NPROC=c["n_processes"],
+    limits = dict(CPU=given["cpu_s"], AS=given["memory_bytes"],
+                  FSIZE=given["file_bytes"], NPROC=given["n_processes"],
                   NOFILE=64, CORE=0, MEMLOCK=0, MSGQUEUE=0)
     for name, most in limits.items(): resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
-    if c["uid"]:
+    if given["uid"]:
         os.setgroups([])
-        os.setresgid(*[c["uid"]] * 3)
-        os.setresuid(*[c["uid"]] * 3)
+        os.setresgid(*[given["uid"]] * 3)
+        os.setresuid(*[given["uid"]] * 3)
     die_with_parent()
     call("prctl", 38, 1, 0, 0, 0) # PR_SET_NO_NEW_PRIVS
     refuse_calls()
 
 def become(
-    c:dict, # Settings
+    given:dict, # Settings
     talk:int, # Socket to the examiner
 ):
     "Turn into the program; never returns."
@@ -202,15 +202,15 @@ def become(
         os.umask(0o077)
         null = os.open("/dev/null", os.O_RDWR)
         files = [os.dup(fd)
-                 for fd in (null, c["out"], c["out"], talk, trouble)]
+                 for fd in (null, given["out"], given["out"], talk, trouble)]
         for fd, source in enumerate(files): os.dup2(source, fd, inheritable=fd < 4)
         trouble = 4
         os.closerange(5, 256)
-        bind(c)
+        bind(given)
         here = os.getcwd()
         env = dict(PATH="/usr/bin:/bin", HOME=here, TMPDIR=here, LANG="C.UTF-8", OMP_NUM_THREADS="1")
-        os.execve(c["python"],
-                  [c["python"], "-I", "-S", "-B", "-c", EXAMINED, c["file"]], env)
+        os.execve(given["python"],
+                  [given["python"], "-I", "-S", "-B", "-c", EXAMINED, given["file"]], env)
     except BaseException as e:
         os.write(trouble, f"cannot start the program: {e}\n".encode())
         os._exit(127)
@@ -230,7 +230,7 @@ def first_process(
         guard.join()
         if c["spaces"]:
             unshare(SPACES)
-            build_room(c)
+            build_root(c)
         else: # PR_SET_CHILD_SUBREAPER
             call("prctl", 36, 1, 0, 0, 0)
             os.chdir(c["work"])
@@ -281,14 +281,14 @@ def kill_processes(
 
 # %% ../../nbs/04_benchmarking/04_jail.ipynb #d8af76d5
 def watch(
-    c:dict, # Settings
+    given:dict, # Settings
     keeper:int, # Process
     examiner:Examiner,
     guard, # Of memory
 )->dict[str,bool]: # late, over: why it must be killed
     "Wait for the end of a program, or for a limit."
     why = dict(late=False, over=False)
-    until = time.monotonic() + c["seconds"]
+    until = time.monotonic() + given["seconds"]
     end = os.pidfd_open(keeper)
     while not any(why.values()):
         listening = [end] + [examiner.talk] * examiner.listens
@@ -303,29 +303,29 @@ def enter(
     text:str, # Settings as JSON, as `sandbox.settings_of` gives them
 )->str: # JSON: code, signal, passed, spoilt, late, over, seconds, guard
     "Run one program and end everything it started."
-    c = json.loads(text)
+    given = json.loads(text)
     signal.signal(signal.SIGTERM, lambda *_: exit(1)) # tidy up before we go
     die_with_parent(signal.SIGTERM)
-    if os.getppid() != c["parent"]: os._exit(1) # it died before we asked to die with it
-    examiner, (heard, report) = Examiner(c["tests"]), os.pipe()
-    if not c["spaces"]: write_program(c["file"], c["code"])
-    guard = memory_guard(c["memory_bytes"], c["guard"], 0 if c["spaces"] else c["uid"])
-    if c["spaces"]: leave(c["own_users"])
+    if os.getppid() != given["parent"]: os._exit(1) # it died before we asked to die with it
+    examiner, (heard, report) = Examiner(given["tests"]), os.pipe()
+    if not given["spaces"]: write_program(given["file"], given["code"])
+    guard = memory_guard(given["memory_bytes"], given["guard"], 0 if given["spaces"] else given["uid"])
+    if given["spaces"]: leave(given["own_users"])
     began = time.monotonic()
     keeper = os.fork()
-    if not keeper: first_process(c, guard, examiner.theirs.fileno(), report)
+    if not keeper: first_process(given, guard, examiner.other_end.fileno(), report)
     os.close(report)
-    examiner.theirs.close()
-    try: why = watch(c, keeper, examiner, guard)
+    examiner.other_end.close()
+    try: why = watch(given, keeper, examiner, guard)
     finally:
         os.kill(keeper, signal.SIGKILL)
         _, status = os.waitpid(keeper, 0)
-        if c["uid"]: kill_processes(c["uid"])
+        if given["uid"]: kill_processes(given["uid"])
         over = guard.passed(keeper)
         guard.close()
     examiner.hear() # its last messages
-    told = os.read(heard, 16)
-    found = dict(passed=examiner.passed, spoilt=examiner.spoilt,
+    reported = os.read(heard, 16)
+    outcome = dict(passed=examiner.passed, spoilt=examiner.spoilt,
                  guard=str(guard), late=why["late"],
                  over=why["over"] or over, seconds=time.monotonic() - began)
-    return json.dumps(ending_of(int(told or status)) | found)
+    return json.dumps(ending_of(int(reported or status)) | outcome)

@@ -29,13 +29,13 @@ def judge_once(
     if task.source.code: return judge_programs(task, keys, requests)
     with rules_of(task.source), holding(loaded, requests):
         loaded.apply_filters()
-        for doc, asked in by_document(loaded).items():
-            for f in asked[0].filtered_resps:
-                said = [r.filtered_resps[f] for r in asked]
-                for metric, v in loaded.process_results(asked[0].doc, said).items():
+        for doc, instances in by_document(loaded).items():
+            for f in instances[0].filtered_resps:
+                said = [r.filtered_resps[f] for r in instances]
+                for metric, v in loaded.process_results(instances[0].doc, said).items():
                     v = v[0] if isinstance(v, tuple) and task.kind == "loglikelihood_rolling" else v
                     if isinstance(v, (int, float, bool)) or hasattr(v, "item"):
-                        out[f"{metric},{f}"][keys[doc]] = float(v), answer_of(task, loaded, asked, said)
+                        out[f"{metric},{f}"][keys[doc]] = float(v), answer_of(task, loaded, instances, said)
     return out
 
 def judge_answers(
@@ -65,10 +65,10 @@ def holding(
     try: yield
     finally: loaded._instances = was
 
-def answer_of(task, loaded, asked, said)->str:
+def answer_of(task, loaded, requests, said)->str:
     "What the model answered, for people."
     if task.kind == "multiple_choice":
-        choices = loaded.doc_to_choice(asked[0].doc)
+        choices = loaded.doc_to_choice(requests[0].doc)
         return str(choices[max(range(len(choices)),
                                key=lambda i: said[i][0])])
     return "" if task.kind == "loglikelihood_rolling" else str(said[0])

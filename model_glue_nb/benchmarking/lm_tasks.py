@@ -70,11 +70,11 @@ def beside(
     how = config.get("dataset_kwargs") or {}
     given = how.get("data_files")
     if given is None: return config
-    def found(f):
-        return ([found(x) for x in f] if isinstance(f, list)
+    def resolved(f):
+        return ([resolved(x) for x in f] if isinstance(f, list)
                 else f if "://" in f else str((folder/f).resolve()))
-    files = ({k: found(v) for k, v in given.items()}
-             if isinstance(given, dict) else found(given))
+    files = ({k: resolved(v) for k, v in given.items()}
+             if isinstance(given, dict) else resolved(given))
     return config | dict(dataset_kwargs=how | dict(data_files=files))
 
 # %% ../../nbs/04_benchmarking/07_lm_tasks.ipynb #28b5f588
@@ -151,14 +151,14 @@ def load_once(
     guard_templates()
     forget_task_modules()
     with quiet(), rules_of(source):
-        try: found = find_tasks(source, TaskManager)
+        try: tasks = find_tasks(source, TaskManager)
         except InputError: raise
         except Exception as e: raise explain(source, e) from e
-        for name, task in found.items():
+        for name, task in tasks.items():
             if getattr(task, "UNSAFE_CODE", False) and not source.allow_code:
                 raise CodeRefused(f"Task '{name}' runs programs that the model writes. {SWITCH}")
             prepare(task, source)
-    return found
+    return tasks
 
 # %% ../../nbs/04_benchmarking/07_lm_tasks.ipynb #0c8e9b4c
 def find_tasks(
@@ -290,17 +290,17 @@ def list_questions(
     from lm_eval.utils import handle_non_serializable, hash_string
     def text(doc): return json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
     rolling, out = task.OUTPUT_TYPE == "loglikelihood_rolling", []
-    for number, asked in by_document(task).items():
-        doc = asked[0].doc
-        prompt = asked[0].arguments[0]
-        target = task.doc_to_target(asked[0].doc)
+    for number, requests in by_document(task).items():
+        doc = requests[0].doc
+        prompt = requests[0].arguments[0]
+        target = task.doc_to_target(requests[0].doc)
         hashes = hash_string(text(doc)), hash_string(prompt), hash_string(str(target))
         sizes = ({m: v[1]
                   for m, v in task.process_results(doc, [0.]).items()}
                  if rolling else {})
         out.append(dict(task=name, doc=number, key=question_key(*hashes),
                         place=int(hashes[0][:8], 16) / 2**32,
-                        prompt=prompt, answer=answer_text(task, doc, target), sizes=sizes, n=len(asked)))
+                        prompt=prompt, answer=answer_text(task, doc, target), sizes=sizes, n=len(requests)))
     return out
 
 def answer_text(task, doc, target)->str:
@@ -329,10 +329,10 @@ def describe(
     more += [source.repeats] if source.repeats is not None else []
     versions = {n: version_of(t.dump_config()) for n, t in tasks.items()}
     if more: versions = {n: digest(v, *more) for n, v in versions.items()}
-    found = dict(version=digest(source.code + source.tests, versions), versions=versions,
+    about = dict(version=digest(source.code + source.tests, versions), versions=versions,
                  type=first.OUTPUT_TYPE,
                  metrics=metric_scales(first), max_new_tokens=how.get("max_gen_toks", 256 if until else 1),
                  stop=[until] if isinstance(until, str) else until,
                  questions=questions)
-    write_text(file, json.dumps(found))
-    return found
+    write_text(file, json.dumps(about))
+    return about

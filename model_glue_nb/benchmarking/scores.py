@@ -84,7 +84,7 @@ def by_asker(
     tasks:list[Task], # Of any kind
 )->tuple[list[Task],list[EvalTask]]: # Those asked directly, and those that lm-eval asks
     "Custom tasks and tasks of lm-eval."
-    return tuple([t for t in tasks if isinstance(t, EvalTask) == theirs] for theirs in (False, True))
+    return tuple([t for t in tasks if isinstance(t, EvalTask) == by_lm_eval] for by_lm_eval in (False, True))
 
 def ask(
     live:Callable, # () → has `generate(prompts, max_new_tokens, stop)`; called only when a question is open
@@ -97,19 +97,19 @@ def ask(
 )->ItemScores: # A value per task and question, larger is better
     "Item-level scores of one system; only questions without a remembered answer are asked."
     known, rest = open_questions(store, fingerprint, suite)
-    own, theirs = by_asker(rest)
-    n = [sum(len(t.questions) for t in part) for part in (own, theirs)]
+    own, eval_tasks = by_asker(rest)
+    n = [sum(len(t.questions) for t in part) for part in (own, eval_tasks)]
     def tell(done, _, what): progress(done, sum(n), what)
     if own: ask_own(live(), own, fingerprint, store, known, tell)
-    if theirs:
+    if eval_tasks:
         m = live()
         began = time.perf_counter()
         def tell_rest(done, requests, what):
             progress(n[0] + int(n[1] * done / requests), sum(n), what)
-        found, cut = evaluate(as_lm_eval(m, batch_size), theirs, fingerprint, store, tell_rest)
-        for t, rows in zip(theirs, found): known[t.name] |= rows[t.metric]
-        if store: keep_speed(store, m, theirs, time.perf_counter() - began)
-        for t in theirs if store else []:
+        results, cut = evaluate(as_lm_eval(m, batch_size), eval_tasks, fingerprint, store, tell_rest)
+        for t, rows in zip(eval_tasks, results): known[t.name] |= rows[t.metric]
+        if store: keep_speed(store, m, eval_tasks, time.perf_counter() - began)
+        for t in eval_tasks if store else []:
             if cut.get(t.name):
                 store.remember("cut", digest(fingerprint, t.fingerprint()), cut[t.name])
     return as_items(suite, known)
@@ -130,10 +130,10 @@ def ask_own(
         how = t.max_new_tokens, t.stop, t.chat
         alike.setdefault(how, []).extend((t, q) for q in t.questions)
     piece = max(128, int(2e10 / (getattr(live, "n_params", None) or 1)))
-    for (max_new_tokens, stop, chat), asked in alike.items():
-        asked.sort(key=lambda tq: len(tq[1].prompt))
-        for i in range(0, len(asked), piece):
-            some = asked[i:i+piece]
+    for (max_new_tokens, stop, chat), pairs in alike.items():
+        pairs.sort(key=lambda tq: len(tq[1].prompt))
+        for i in range(0, len(pairs), piece):
+            some = pairs[i:i+piece]
             answers = said_to(live, chat, [q.prompt for _, q in some], max_new_tokens, list(stop))
             for t in tasks:
                 rows = {q.key: (metrics[t.metric](a, q.answer), a)
@@ -316,12 +316,12 @@ def ask_lm_eval(
     store:Store|None=None, # Where answers are remembered
 )->ItemScores: # A value per task and question
     "Item-level scores by lm-eval, for custom tasks too; a task that is fully remembered is not run again."
-    own, theirs = by_asker(suite.tasks)
-    theirs += [t for t in own if t.chat != Chat()] # conversations are asked in one way only
+    own, eval_tasks = by_asker(suite.tasks)
+    eval_tasks += [t for t in own if t.chat != Chat()] # conversations are asked in one way only
     own = [t for t in own if t.chat == Chat()]
     once = cache(live)
-    known = (dict(ask(once, fingerprint, replace(suite, tasks=tuple(theirs)), store))
-             if theirs else {})
+    known = (dict(ask(once, fingerprint, replace(suite, tasks=tuple(eval_tasks)), store))
+             if eval_tasks else {})
     said = {t.name: store.items(fingerprint, asked_through(t)) if store else {} for t in own}
     if todo := [t for t in own
                 if any(q.key not in said[t.name] for q in t.questions)]:

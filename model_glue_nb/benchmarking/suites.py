@@ -24,7 +24,7 @@ from .lm_tasks import Source, Unreachable, describe, is_file
 from ..core import InputError, MissingFile, Registry, cache_path, digest, refuse, unknown
 from ..reading import parse_json, plain, read_text, read_yaml
 from ..schemas import (Kind, either, flag, is_number, is_path, listed, mapping, maybe, name,
-                                   name_in, number, path, require, seed, short, text, whole)
+                                   name_in, number, path, require, seed, short, text, integer)
 from ..store import Asked
 from ..zoo.zoo import demo_zoo_path
 
@@ -141,19 +141,19 @@ def read_eval_task(
 )->EvalTask: # With its questions
     "Read one lm-eval task of a suite; its questions come from the cache folder when they were read before."
     source = source_of(given, root, run_code)
-    found = describe(source)
-    scales = found["metrics"] | ({"pass@1,none": "mean"} if source.code else {})
+    about = describe(source)
+    scales = about["metrics"] | ({"pass@1,none": "mean"} if source.code else {})
     metric = pick_metric(given.get("metric"), scales, given["name"], "pass@1"
                          if source.code else "acc_norm")
     def size(q): return q["sizes"].get(metric.split(",")[0], 1.)
     questions = tuple(EvalQuestion(q["prompt"], q["answer"],
                                    key=q["key"], place=q["place"], task=q["task"],
                                    doc=q["doc"],
-                                   size=size(q), n_requests=q["n"]) for q in found["questions"])
+                                   size=size(q), n_requests=q["n"]) for q in about["questions"])
     bounded = scales[metric] in ("mean", "negative")
-    return EvalTask(given["name"], questions, found["max_new_tokens"], tuple(found["stop"]), metric,
+    return EvalTask(given["name"], questions, about["max_new_tokens"], tuple(about["stop"]), metric,
                     source=source, chat=source.chat,
-                    content=found["version"], scale=scales[metric], kind=found["type"], run_code=run_code,
+                    content=about["version"], scale=scales[metric], kind=about["type"], run_code=run_code,
                     weight=float(given.get("weight", 1. if bounded else 0.)))
 
 # %% ../../nbs/04_benchmarking/08_suites.ipynb #54ee1909
@@ -217,9 +217,9 @@ def part(self:Suite,
 )->"Suite": # The same tasks with those questions only
     "One side of the split."
     if split not in (*SPLITS, "all"): raise unknown("split", split, (*SPLITS, "all"))
-    def mine(q): return self.in_search(q) == (split == "search") or split == "all"
+    def belongs(q): return self.in_search(q) == (split == "search") or split == "all"
     def take(t):
-        return tuple(sorted(filter(mine, t.questions), key=lambda q: q.place)[:n])
+        return tuple(sorted(filter(belongs, t.questions), key=lambda q: q.place)[:n])
     tasks = tuple(replace(t, questions=take(t)) for t in self.tasks)
     refuse([f"Task '{t.name}' has no question in '{split}': {len(was.questions)} in all. "
             "Add questions, or change search_share." for t, was in zip(tasks, self.tasks) if not t.questions],
@@ -253,19 +253,19 @@ def split_record(self:Suite)->dict: # Goes into a run folder
 
 # %% ../../nbs/04_benchmarking/08_suites.ipynb #f6addd0c
 STOP = maybe(either(text(), listed(text())))
-VERSION = either(whole(), text())
-WEIGHT, COUNT = number(0, 1e9), whole(1, 10**9)
+VERSION = either(integer(), text())
+WEIGHT, COUNT = number(0, 1e9), integer(1, 10**9)
 CHAT = dict(apply_chat_template=either(flag, name), system_instruction=maybe(text()),
             fewshot_as_multiturn=flag)
 OWN = mapping(dict(name=name, file=path,
-                   max_new_tokens=whole(1, 10**6), stop=STOP,
+                   max_new_tokens=integer(1, 10**6), stop=STOP,
                    metric=name_in(metrics), version=VERSION, weight=WEIGHT, limit=maybe(COUNT), **CHAT),
               ["name", "file"])
 EVAL = mapping(dict(name=name, task=path,
-                    num_fewshot=maybe(whole(0, 1000)), metric=maybe(name),
+                    num_fewshot=maybe(integer(0, 1000)), metric=maybe(name),
                     limit=maybe(number(0, 1e9)), weight=WEIGHT,
                     code=text(0), tests=text(0),
-                    repeats=maybe(whole(1, 10**4)), **CHAT), ["task"])
+                    repeats=maybe(integer(1, 10**4)), **CHAT), ["task"])
 TASK = Kind("keys and values", lambda v: isinstance(v, dict),
             lambda v, where: (EVAL if "task" in v else OWN).problems(v, where))
 SUITE = mapping(dict(name=name, description=maybe(text(0)),
@@ -310,7 +310,7 @@ def load_suite(
     spec:str|Path|Suite, # "demo", "paper", "offline", a path of a YAML file, or a suite
     offline:str="refuse", # A task whose data cannot be fetched: refuse it, or skip it by name
     run_code:Callable|None=None, # (code, tests) → passed; without it, tasks that run code are skipped
-    asked:dict|None=None, # For all tasks: apply_chat_template, system_instruction, repeats, …
+    settings:dict|None=None, # For all tasks: apply_chat_template, system_instruction, repeats, …
 )->Suite: # With all its questions read
     "Read a suite by name or file."
     if isinstance(spec, Suite): return spec
@@ -318,7 +318,7 @@ def load_suite(
     file = suite_files().get(str(spec), Path(spec))
     given = read_suite(file, str(spec))
     tasks, skipped = [], {}
-    for t in (shared_settings(given) | t | said_for(t, asked or {})
+    for t in (shared_settings(given) | t | said_for(t, settings or {})
               for t in given["tasks"]):
         if t.get("code") and not run_code:
             skipped[t["name"]] = "runs generated code; allow it by --allow-code-execution"
@@ -382,10 +382,10 @@ def read_task(
 
 def said_for(
     task:dict, # An entry of a suite's tasks
-    asked:dict, # By the caller, for all tasks
+    settings:dict, # By the caller, for all tasks
 )->dict: # What concerns this one
     "Questions of a suite's own files are answered greedily, so repeating them would add nothing."
-    return {k: v for k, v in asked.items()
+    return {k: v for k, v in settings.items()
             if v is not None and (k != "repeats" or "task" in task)}
 
 def shared_settings(

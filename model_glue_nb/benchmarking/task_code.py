@@ -115,9 +115,9 @@ class LazyEvaluate(ModuleType):
 
 def forget_task_modules():
     "Make lm-eval import the Python of tasks again: earlier imports did not follow the rules."
-    ours = [n for n, m in list(sys.modules.items())
+    names = [n for n, m in list(sys.modules.items())
             if "__mtime__" in getattr(m, "__dict__", {})]
-    for name in ours: del sys.modules[name]
+    for name in names: del sys.modules[name]
 
 @contextmanager
 def code_rules(

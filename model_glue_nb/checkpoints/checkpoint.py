@@ -171,14 +171,14 @@ def raw(self:ZooModel,
     name:str, # Tensor name
 )->np.ndarray: # The tensor's shape; bf16 as uint16 bits
     "A tensor's stored values, mapped if memory allows."
-    t = self.info(name)
-    if t.dtype not in NUMPY_DTYPES:
-        raise InputError(f"'{name}' of '{self.name}' is stored as {t.dtype}, a quantized type. "
+    tensor = self.info(name)
+    if tensor.dtype not in NUMPY_DTYPES:
+        raise InputError(f"'{name}' of '{self.name}' is stored as {tensor.dtype}, a quantized type. "
                          "Use the unquantized checkpoint.")
     maps = self.__dict__.setdefault("_maps", {})
-    if t.file not in maps: maps[t.file] = map_file(t.file)
-    return as_array(mapped_bytes(maps[t.file], t) if maps[t.file] else read_bytes_of(t),
-                    t)
+    if tensor.file not in maps: maps[tensor.file] = map_file(tensor.file)
+    return as_array(mapped_bytes(maps[tensor.file], tensor) if maps[tensor.file] else read_bytes_of(tensor),
+                    tensor)
 
 @patch
 def values(self:ZooModel,
@@ -206,12 +206,12 @@ def reason_of(
 @patch
 def problems(self:ZooModel)->list[str]: # Empty when the checkpoint is usable
     "Why this folder cannot be used, from files and headers alone; any error is a reason."
-    found = []
+    reasons = []
     for check in (folder_problems, config_problems, weight_problems, file_problems):
-        try: found = check(self)
-        except Exception as e: found = [reason_of(e, self.name)]
-        if found: break
-    return found
+        try: reasons = check(self)
+        except Exception as e: reasons = [reason_of(e, self.name)]
+        if reasons: break
+    return reasons
 
 def folder_problems(m:ZooModel)->list[str]:
     "Is it a checkpoint at all?"

@@ -156,10 +156,10 @@ def hub_digest(
     "What the hub's cache calls a file."
     blob = Path(os.path.realpath(link))
     if blob.parent.name != "blobs" or not re.fullmatch("[0-9a-f]{64}", blob.name): return []
-    try: made = os.lstat(link)
+    try: link_info = os.lstat(link)
     except OSError: return []
-    whole = stat.S_ISLNK(made.st_mode) and info.st_ctime_ns <= made.st_ctime_ns
-    return [(f"sha256:{blob.name}", (info.st_size,))] if whole else []
+    finished = stat.S_ISLNK(link_info.st_mode) and info.st_ctime_ns <= link_info.st_ctime_ns
+    return [(f"sha256:{blob.name}", (info.st_size,))] if finished else []
 
 # %% ../../nbs/02_checkpoints/04_content.ipynb #e6953c58
 SPEAKING = re.compile(r"""config\.json|adapter_config\.json|processor_config\.json|preprocessor_config\.json
@@ -172,13 +172,13 @@ def speaking_files(
     folder:Path, # A model folder
 )->list[Path]: # Sorted
     "The files beside the weights that change what a model says."
-    found = []
+    files = []
     with suppress(OSError), os.scandir(folder) as entries:
         for e in entries:
-            if SPEAKING.fullmatch(e.name) and not e.is_dir(): found.append(folder/e.name)
+            if SPEAKING.fullmatch(e.name) and not e.is_dir(): files.append(folder/e.name)
             elif e.name in TEMPLATE_FOLDERS and e.is_dir():
-                found += [p for p in (folder/e.name).iterdir() if p.is_file()]
-    return sorted(found)
+                files += [p for p in (folder/e.name).iterdir() if p.is_file()]
+    return sorted(files)
 
 def content_fingerprint(
     folder:Path, # A model folder

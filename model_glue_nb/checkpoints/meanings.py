@@ -91,11 +91,11 @@ def meaning_differs(
 def compared_parts(a:dict, b:dict)->list: # (name, facts, effective part, effective part)
     "The corresponding parts of two configs."
     facts = architecture(a.get("model_type")) or {}
-    whole = [effective_config(a), effective_config(b)]
-    if not facts.get("parts"): return [("", facts, *whole)]
+    effective = [effective_config(a), effective_config(b)]
+    if not facts.get("parts"): return [("", facts, *effective)]
     own = {*facts.get("defaults", {}), *facts.get("derived", {})}
-    top = [{k: v for k, v in c.items() if k in own} for c in whole]
-    pairs = [(k, *(c.get(k) for c in whole)) for k in facts["parts"]]
+    top = [{k: v for k, v in c.items() if k in own} for c in effective]
+    pairs = [(k, *(c.get(k) for c in effective)) for k in facts["parts"]]
     inner = [(k, architecture(x.get("model_type")) or {}, x, y)
              for k, x, y in pairs
              if isinstance(x, dict) and isinstance(y, dict)]
@@ -106,9 +106,9 @@ UNKNOWN_VALUE = object() # a value that could not be determined
 def known_value(key, settings, config, part, facts):
     "A setting's value; transformers is asked for what only its class can derive."
     if key in settings or key not in facts.get("derived", {}): return settings.get(key)
-    try: whole = from_transformers(json.dumps(config, sort_keys=True))
+    try: all_settings = from_transformers(json.dumps(config, sort_keys=True))
     except Exception: return UNKNOWN_VALUE # its loader says why
-    return (whole.get(part) or {} if part else whole).get(key)
+    return (all_settings.get(part) or {} if part else all_settings).get(key)
 
 @cache
 def from_transformers(

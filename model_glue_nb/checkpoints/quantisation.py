@@ -61,11 +61,11 @@ def said(
     parts = [config, config.get("text_config")]
     for part in (p for p in parts if isinstance(p, dict)):
         for key in ("quantization_config", "compression_config"):
-            found = part.get(key)
-            if not found: continue
-            if not isinstance(found, dict): return key, {}
-            bits = "bitsandbytes" if any(found.get(k) for k in ("load_in_4bit", "load_in_8bit")) else key
-            return str(found.get("quant_method") or bits), found
+            section = part.get(key)
+            if not section: continue
+            if not isinstance(section, dict): return key, {}
+            bits = "bitsandbytes" if any(section.get(k) for k in ("load_in_4bit", "load_in_8bit")) else key
+            return str(section.get("quant_method") or bits), section
     return "", {}
 
 def marked(
@@ -100,14 +100,14 @@ def scale_of(
     block:tuple[int,int]|None, # Rows and columns that share a scale, where the config says so
 )->str|None: # None when it is unknown which value belongs to which scale
     "The scale of a weight of eight bits."
-    t = stored[name]
-    found = next((stored[name + end] for end in ("_scale_inv", "_scale") if name + end in stored),
+    tensor = stored[name]
+    scale = next((stored[name + end] for end in ("_scale_inv", "_scale") if name + end in stored),
                  None)
-    if found is None or len(t.shape) != 2: return None
-    if not found.name.endswith("_inv") and block is None:
-        per_row = found.n_values == t.shape[0] == found.shape[0] if found.shape else False
-        if found.n_values == 1 or per_row: return found.name
+    if scale is None or len(tensor.shape) != 2: return None
+    if not scale.name.endswith("_inv") and block is None:
+        per_row = scale.n_values == tensor.shape[0] == scale.shape[0] if scale.shape else False
+        if scale.n_values == 1 or per_row: return scale.name
     fits = (block
-            and found.shape == tuple(-(-n // b)
-                                     for n, b in zip(t.shape, block)))
-    return found.name if fits else None
+            and scale.shape == tuple(-(-n // b)
+                                     for n, b in zip(tensor.shape, block)))
+    return scale.name if fits else None

@@ -60,7 +60,7 @@ def renamed(
     name:str, # Tensor name
 )->str: # As it was where the step doesn't fit
     "A name after one step."
-    if (hit := step.found(name)) is None: return name
+    if (hit := step.match(name)) is None: return name
     before, rest, m, i = hit
     if step.kind == "group":
         step.active = step.active or i == 0
@@ -208,7 +208,7 @@ def to_memory(
         return plain, plain, False
     for step in self.there: plain = renamed(step, plain)
     for step in self.joins:
-        if step.found(plain) is None: continue
+        if step.match(plain) is None: continue
         joined = with_prefix(self, renamed(step, plain))
         if not is_known(self, joined) and is_known(self, with_prefix(self, name)): break
         return joined, with_prefix(self, plain), True
@@ -233,16 +233,16 @@ def unfused(
 )->list[TensorInfo]|None: # Its pieces by their original names; None where no conversion makes it of runs
     "The original tensors that a fused one consists of."
     for step in self.splits:
-        if (hit := step.found(name)) is None: continue
+        if (hit := step.match(name)) is None: continue
         before, rest, m, _ = hit
-        found = (pieces(step, t.shape)
+        parts = (pieces(step, t.shape)
                  if t.n_values and (t.stop - t.start) % t.n_values == 0 else None)
-        if found is None: return [replace(t, name=name)]
+        if parts is None: return [replace(t, name=name)]
         texts = [step.targets[i].replace("*", str(e))
-                 for e, i, *_ in found]
+                 for e, i, *_ in parts]
         names = [to_file(self, before + rest.replace(m[0], text, 1)) for text in texts]
         return [sliced(t, n, *span)
-                for n, (_, _, *span) in zip(names, found)]
+                for n, (_, _, *span) in zip(names, parts)]
     return None
 
 def canonical(
@@ -263,9 +263,9 @@ def canonical_tensors(
     if kind is None: return dict(stored)
     tables, out, came = naming(kind), {}, {}
     in_order = sorted(stored, key=natural)
-    found = {name: canonical(tables, replace(stored[name], name=name)) for name in in_order}
+    by_name = {name: canonical(tables, replace(stored[name], name=name)) for name in in_order}
     for name in stored:
-        for t in found[name]:
+        for t in by_name[name]:
             if t.name in out:
                 raise InputError(f"'{came[t.name]}' and '{name}' are both '{t.name}' of a {kind}. "
                                  "Remove the one that doesn't belong to the checkpoint.")
@@ -285,8 +285,8 @@ def layer_stacks(
     names, # Tensor names
 )->dict[str,int]: # "model.layers." → 32
     "How many layers each stack has."
-    found = {}
+    layers = {}
     for n in names:
         if m := LAYER.match(n):
-            found.setdefault(m[1], set()).add(m[2])
-    return {k: len(v) for k, v in found.items()}
+            layers.setdefault(m[1], set()).add(m[2])
+    return {k: len(v) for k, v in layers.items()}

@@ -56,8 +56,8 @@ def checked_vocabulary(
     if not isinstance(vocab, dict) or not vocab:
         raise InputError(f"'{plain(where)}' has no vocabulary of tokens and ids. Fetch it again.")
     ids = vocab.values()
-    whole = all(type(i) is int for i in ids)
-    if not whole or min(ids) < 0 or max(ids) >= MOST_TOKENS:
+    all_numbers = all(type(i) is int for i in ids)
+    if not all_numbers or min(ids) < 0 or max(ids) >= MOST_TOKENS:
         raise InputError(f"'{plain(where)}' has a token whose id is not a whole number from 0 to "
                          f"{MOST_TOKENS - 1:,}. Fetch it again.")
     return vocab
@@ -222,24 +222,24 @@ def from_sentencepiece(
         def one(wanted):
             return dict(fields(b"".join(x for number, x in parts if number == wanted)))
         trainer, rules = one(TRAINER), one(NORMALIZER)
-        pieces = [(p[1].decode(),
-                   p.get(2, 0.), p.get(3, 1))
-                  for p in pieces]
+        pieces = [(proto[1].decode(),
+                   proto.get(2, 0.), proto.get(3, 1))
+                  for proto in pieces]
     except (IndexError, KeyError, struct.error, AttributeError, TypeError, ValueError) as e:
         why = f"'{plain(where)}' is not a SentencePiece model ({plain(e)}). Fetch it again."
         raise InputError(why) from None
     if not pieces or trainer.get(3, 1) not in (1, 2) or len(pieces) >= MOST_TOKENS:
         raise InputError(f"'{plain(where)}' is not a unigram or byte-pair SentencePiece model. "
                          "Fetch it again.")
-    vocab = {p[0]: i for i, p in enumerate(pieces)}
-    added = [dict(content=p[0],
-                  id=vocab[p[0]], special=p[2] != 4)
-             for p in pieces
-             if p[2] in BY_CONTROL]
+    vocab = {proto[0]: i for i, proto in enumerate(pieces)}
+    added = [dict(content=proto[0],
+                  id=vocab[proto[0]], special=proto[2] != 4)
+             for proto in pieces
+             if proto[2] in BY_CONTROL]
     fallback = bool(trainer.get(35))
-    unknown = next((p[0] for p in pieces if p[2] == 2), None)
+    unknown = next((proto[0] for proto in pieces if proto[2] == 2), None)
     if trainer.get(3, 1) == 1:
-        scored = [[p[0], p[1]] for p in pieces]
+        scored = [[proto[0], proto[1]] for proto in pieces]
         model = dict(type="Unigram", vocab=scored, byte_fallback=fallback, unk_id=vocab.get(unknown))
     else:
         model = dict(type="BPE", vocab=vocab, merges=derived_merges(pieces, vocab), byte_fallback=fallback,
@@ -257,16 +257,16 @@ def derived_merges(
     vocab:dict[str,int], # Piece → id
 )->list[tuple[str,str]]: # The best first
     "The merges that lead to the pieces of a byte-pair model."
-    found = []
+    merges = []
     for piece, score, kind in pieces:
         if kind != 1 or not 1 < len(piece) <= 512: continue
         halves = [(piece[:i], piece[i:])
                   for i in range(1, len(piece))]
         known = [(a, b) for a, b in halves if a in vocab and b in vocab]
         known.sort(key=lambda x: (vocab[x[0]], vocab[x[1]]))
-        found += [(score, x) for x in known]
-    found.sort(key=lambda x: -x[0])
-    return [x for _, x in found]
+        merges += [(score, x) for x in known]
+    merges.sort(key=lambda x: -x[0])
+    return [x for _, x in merges]
 
 # %% ../../nbs/02_checkpoints/08_token_files.ipynb #6992a967
 def byte_letters()->dict[int,str]:
@@ -294,8 +294,8 @@ def from_ranks(
         t = parse_json(raw, where)
         first = int(t["config"]["default_num_special_tokens"])
         most = int(t["config"].get("default_vocab_size", MOST_TOKENS)) - first
-        kept = [x for x in t["vocab"] if x["rank"] < most]
-        plain_ones = {named(x["token_bytes"], letters): x["rank"] + first for x in kept}
+        ranked = [x for x in t["vocab"] if x["rank"] < most]
+        plain_ones = {named(x["token_bytes"], letters): x["rank"] + first for x in ranked}
         special = {x["token_str"]: x["rank"] for x in t.get("special_tokens") or []}
         return checked_vocabulary(special | plain_ones, where)
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as e:

@@ -111,17 +111,17 @@ def framing(
     tokens:dict[str,int], # Token → id
 )->list: # Ids, with "A" for the text itself
     "What is put around a text: special tokens before and after it."
-    found = ["A"]
+    frame = ["A"]
     for step in flat(t.get("post_processor"), "processors"):
-        if isinstance(step.get("single"), list): found = in_frame(step, tokens)
+        if isinstance(step.get("single"), list): frame = in_frame(step, tokens)
         elif step.get("cls") and step.get("sep"):
-            found = [tokens.get(step["cls"][0]),
+            frame = [tokens.get(step["cls"][0]),
                      "A", tokens.get(step["sep"][0])]
-    asked = [settings.get(f"add_{k}_token") for k in ("bos", "eos")]
-    if not any(isinstance(x, bool) for x in asked): return found
+    adds = [settings.get(f"add_{k}_token") for k in ("bos", "eos")]
+    if not any(isinstance(x, bool) for x in adds): return frame
     ends = [tokens.get(content_of(settings.get(f"{k}_token"))) for k in ("bos", "eos")]
     first, last = [[i] if want is True and i is not None else []
-                   for want, i in zip(asked, ends)]
+                   for want, i in zip(adds, ends)]
     return [*first, "A", *last]
 
 def in_frame(step, tokens)->list: # Ids, with "A" for the text itself

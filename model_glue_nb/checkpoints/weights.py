@@ -97,17 +97,17 @@ def stored_tensors(
     weights:WeightFiles, # Of a model
 )->dict[str,TensorInfo]: # By the names in the files, in file order
     "Where every tensor of a model is stored."
-    found = {}
+    tensors = {}
     for file in weights.files:
         for name, t in read_header(file).items():
-            if weights.homes.get(name, file) == file: found[name] = t
-            elif name not in found: found[name] = None # another shard has it, as the index says
-    lost = [k for k in weights.homes if found.get(k) is None]
+            if weights.homes.get(name, file) == file: tensors[name] = t
+            elif name not in tensors: tensors[name] = None # another shard has it, as the index says
+    lost = [k for k in weights.homes if tensors.get(k) is None]
     if lost:
         home, more = weights.homes[lost[0]], f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise InputError(f"'{plain(home)}' lacks '{plain(lost[0])}'{more}, which the index promises. "
                          "Fetch the folder again.")
-    return found
+    return tensors
 
 # %% ../../nbs/02_checkpoints/02_weights.ipynb #abd9b663
 def map_file(
@@ -129,16 +129,16 @@ def mapped_bytes(
     return np.frombuffer(mapped, np.uint8, t.stop - t.start, t.start)
 
 def read_bytes_of(
-    t:TensorInfo, # A tensor
+    tensor:TensorInfo, # A tensor
 )->np.ndarray: # uint8, its own copy
     "A tensor's bytes, read from its file."
-    out = np.empty(t.stop - t.start, np.uint8)
-    opened = open_regular(t.file)
+    out = np.empty(tensor.stop - tensor.start, np.uint8)
+    opened = open_regular(tensor.file)
     try:
         at = 0
         while at < out.size:
-            n = os.preadv(opened, [out[at:]], t.start + at)
-            if not n: raise shorter(t.file)
+            n = os.preadv(opened, [out[at:]], tensor.start + at)
+            if not n: raise shorter(tensor.file)
             at += n
     finally: os.close(opened)
     return out

@@ -41,17 +41,17 @@ def commands(
 def no_questions():
     "No questions are asked inside: standard input is empty, here and in child processes."
     given, empty = sys.stdin, open(os.devnull)
-    try: kept = os.dup(0)
-    except OSError: kept = None # it is closed already
+    try: saved = os.dup(0)
+    except OSError: saved = None # it is closed already
     try:
         sys.stdin = empty
-        if kept is not None: os.dup2(empty.fileno(), 0)
+        if saved is not None: os.dup2(empty.fileno(), 0)
         yield
     finally:
         sys.stdin = given
-        if kept is not None:
-            os.dup2(kept, 0)
-            os.close(kept)
+        if saved is not None:
+            os.dup2(saved, 0)
+            os.close(saved)
         empty.close()
 
 # %% ../../nbs/13_cli/01_app.ipynb #8970b26b
@@ -273,11 +273,11 @@ def ended_by_signals():
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked = signal.SIGTERM, signal.SIGHUP
+    signals = signal.SIGTERM, signal.SIGHUP
     def end(number, frame):
-        for s in asked: signal.signal(s, signal.SIG_IGN) # cleaning up is not disturbed
+        for s in signals: signal.signal(s, signal.SIG_IGN) # cleaning up is not disturbed
         raise Stopped(signal.Signals(number).name)
-    before = {s: signal.getsignal(s) for s in asked}
+    before = {s: signal.getsignal(s) for s in signals}
     for s, handler in before.items():
         if handler is not signal.SIG_IGN: signal.signal(s, end) # nohup ignores SIGHUP
     try: yield

@@ -33,10 +33,10 @@ def bench(
     with progress_bar() as progress:
         run = run_bench(g, zoo, out, progress=progress, workers=workers, allow_code=allow_code)
     tell_skipped(run.read_json("zoo")["skipped"])
-    figures, told = write_figures(run), run.read_table("claims")
+    figures, table = write_figures(run), run.read_table("claims")
     tables = [run.read_table(n) for n in ("merging", "mixture")]
     failed = sum(int(t.failed.notna().sum()) for t in tables if "failed" in t)
-    show(told, "The paper's claims on this zoo: report questions, 95% intervals", as_json)
+    show(table, "The paper's claims on this zoo: report questions, 95% intervals", as_json)
     def tell(text): return say(text, err=as_json)
     tell(f"tables: {run.path}/merging and mixture, as .csv, .md and .tex; figures: {figures}")
     if failed: tell(f"{failed} cells could not be done; the column `failed` says why.")

@@ -44,14 +44,14 @@ def merge(
     if dry_run: return show_plan(plan(r, None, out, overwrite, device), as_json)
     options = dict(overwrite=overwrite, allow_nan=allow_nan, device=device, shard_bytes=limit, verify=verify)
     with byte_bar() as progress: model = merge(r, None, out, progress=progress, note=tell_note, **options)
-    found = dict(path=str(model.path), parameters=model.n_params, fingerprint=model.fingerprint())
-    if as_json: return typer.echo(json.dumps(found, indent=1))
+    about = dict(path=str(model.path), parameters=model.n_params, fingerprint=model.fingerprint())
+    if as_json: return typer.echo(json.dumps(about, indent=1))
     say(f"{out}: {cell(model.n_params)} parameters."
                " Load it with AutoModelForCausalLM.from_pretrained.")
 
 # %% ../../nbs/13_cli/04_merge.ipynb #cff9cec2
 def show_plan(
-    found:dict, # What `plan` gave
+    estimate:dict, # What `plan` gave
     as_json:bool, # Print JSON instead?
 ):
     "Print what a merge would cost and what is wrong with it; exit with 2 if anything is."
@@ -59,14 +59,14 @@ def show_plan(
     lines = ["{method} on {device}: {tensors} tensors, {0} parameters",
              "read   {1} from the disk, {2} with every pass", "write  {3}",
              "memory about {4}", "time   about {seconds:.1f} s"]
-    sizes = [gb(found[k]) for k in ("input_bytes", "read_bytes", "write_bytes", "memory_bytes")]
-    lines = [line.format(cell(found["parameters"]), *sizes, **found) for line in lines]
-    if as_json: typer.echo(json.dumps(found, indent=1))
+    sizes = [gb(estimate[k]) for k in ("input_bytes", "read_bytes", "write_bytes", "memory_bytes")]
+    lines = [line.format(cell(estimate["parameters"]), *sizes, **estimate) for line in lines]
+    if as_json: typer.echo(json.dumps(estimate, indent=1))
     else:
-        say("\n".join((lines if found["tensors"]
-                       else []) + [f"note: {n}" for n in found["notes"]]))
-    for p in found["problems"]: say(f"problem: {p}", "red", err=True)
-    if found["problems"]: raise typer.Exit(2)
+        say("\n".join((lines if estimate["tensors"]
+                       else []) + [f"note: {n}" for n in estimate["notes"]]))
+    for p in estimate["problems"]: say(f"problem: {p}", "red", err=True)
+    if estimate["problems"]: raise typer.Exit(2)
 
 # %% ../../nbs/13_cli/04_merge.ipynb #36f8f697
 @app.command()

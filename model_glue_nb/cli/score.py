@@ -35,16 +35,16 @@ def score(
     from model_glue_nb.benchmarking.scores import ask_zoo, plan_scores, scores_table
     from model_glue_nb.benchmarking.suites import load_suite
     from model_glue_nb.core import machine_store
-    asked = dict(apply_chat_template=chat, system_instruction=system, fewshot_as_multiturn=multiturn,
+    settings = dict(apply_chat_template=chat, system_instruction=system, fewshot_as_multiturn=multiturn,
                  repeats=repeats)
-    whole = load_suite(suite, offline, code_runner(allow_code), asked)
-    part = whole.part(split)
+    full = load_suite(suite, offline, code_runner(allow_code), settings)
+    part = full.part(split)
     zoo = named_models(models)
     given = dict(zoo=models[0] if len(models) == 1 else models, suite=suite, split=split)
     run = None if dry_run else started(out, command="score", **given)
     store = stored(out) if dry_run else run.store if run else machine_store()
     plan = plan_scores(zoo, part, store)
-    for skipped in (zoo.skipped, whole.skipped): tell_skipped(skipped)
+    for skipped in (zoo.skipped, full.skipped): tell_skipped(skipped)
     if dry_run: return show(plan, f"{suite}, {split} split: what would be asked", as_json)
     tell_plan(plan)
     if plan.to_run.sum(): few_threads(zoo)
@@ -57,8 +57,8 @@ def score(
     tell_cut(zoo, part, store)
     if run:
         run.write_table("scores", table)
-        run.write_json("split", whole.split_record())
-    title = f"{whole.name}, {split} split, {part.n_questions} questions, 95% intervals of the mean"
+        run.write_json("split", full.split_record())
+    title = f"{full.name}, {split} split, {part.n_questions} questions, 95% intervals of the mean"
     show(table if as_json else with_ranks(table, items), title, as_json)
 
 # %% ../../nbs/13_cli/03_score.ipynb #6b8ef020
@@ -68,9 +68,9 @@ def named_models(
     "The models that some names refer to: a single checkpoint, or a whole zoo."
     from model_glue_nb.core import refuse
     from model_glue_nb.zoo.zoo import Zoo, is_hub_id, read_zoo, zoo_entries
-    def made(n):
+    def is_model(n):
         return any((Path(n)/f).exists() for f in ("config.json", "mixture.json"))
-    def alone(n): return made(n) or not Path(n).exists() and is_hub_id(n)
+    def alone(n): return is_model(n) or not Path(n).exists() and is_hub_id(n)
     listed = [e for n in names for e in ([n] if alone(n) else zoo_entries(n))]
     zoo = read_zoo(names[0] if len(names) == 1 and not alone(names[0]) else listed)
     mute = {m.name: bad[0] for m in zoo if (bad := m.tokenizer_problems())}

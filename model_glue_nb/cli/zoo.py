@@ -69,19 +69,19 @@ def similarity(
     from model_glue_nb.mergeability.similarity import METRICS, TASK_METRICS, compare_zoo
     from model_glue_nb.zoo.zoo import read_zoo
     models = read_zoo(zoo)
-    asked = dict(command="similarity", zoo=zoo, metric=metric, by=by, share=share)
-    run = started(out, **asked, base=base)
+    settings = dict(command="similarity", zoo=zoo, metric=metric, by=by, share=share)
+    run = started(out, **settings, base=base)
     with progress_bar() as progress:
-        found = compare_zoo(models, METRICS if by else (metric,), base, run and run.store,
+        pairs = compare_zoo(models, METRICS if by else (metric,), base, run and run.store,
                             share=share, progress=progress)
-    square = found.square(metric)
-    table = found.table(by) if by else with_names(square)
+    square = pairs.square(metric)
+    table = pairs.table(by) if by else with_names(square)
     if run: run.write_table("similarity", square, index=True)
     if run and by: run.write_table(f"similarity_by_{by}", table)
     tell_skipped(models.skipped)
-    tell_skipped(found.skipped)
+    tell_skipped(pairs.skipped)
     if by or metric in TASK_METRICS:
-        for start, how in sorted({*found.bases.values()}): say(f"task vectors from {start} ({how})", err=True)
+        for start, how in sorted({*pairs.bases.values()}): say(f"task vectors from {start} ({how})", err=True)
     what = "All metrics" if by else metric
     show(table.dropna(axis=1, how="all"), f"{what} of attention and MLP weights", as_json)
 
@@ -102,10 +102,10 @@ def clusters(
     models = read_zoo(zoo)
     table = similarity(models)
     tell_skipped(models.skipped)
-    found = cluster_by_similarity(table, threshold, linkage, {m.name: m.base for m in models})
+    groups = cluster_by_similarity(table, threshold, linkage, {m.name: m.base for m in models})
     rows = [dict(cluster=c.name, n=len(c.members),
                  base=c.base or "", medoid=c.medoid,
-                 outliers=", ".join(c.outliers), members=", ".join(c.members)) for c in found]
+                 outliers=", ".join(c.outliers), members=", ".join(c.members)) for c in groups]
     t = threshold_sensitivity(table, linkage)
     if sensitivity: return show(t, f"Clusters by threshold, linkage {linkage}", as_json)
     show(pd.DataFrame(rows), f"Clusters at threshold {threshold}, linkage {linkage}", as_json)
@@ -165,10 +165,10 @@ def forecast(
     run = started(out, command="forecast", zoo=zoo, suite=suite, n=n, method=method)
     with run.lock(), progress_bar() as progress:
         how = dict(n=n, remembered_only=remembered, enough=enough, method=method)
-        found, table = forecast_zoo(zoo, suite, run.store, **how, progress=progress)
-    run.write_table("pairs", found.table)
+        fitted, table = forecast_zoo(zoo, suite, run.store, **how, progress=progress)
+    run.write_table("pairs", fitted.table)
     run.write_table("forecast", table)
-    plot_calibration(found.table, str(found)).write_html(run.path/"calibration.html")
+    plot_calibration(fitted.table, str(fitted)).write_html(run.path/"calibration.html")
     tell_skipped(table.attrs["skipped"])
-    show(table, f"{zoo}, {suite}: {found}", as_json)
+    show(table, f"{zoo}, {suite}: {fitted}", as_json)
     say(f"calibration: {run.path/'calibration.html'}", err=as_json)

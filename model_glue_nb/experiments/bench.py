@@ -30,7 +30,7 @@ from .meter import MeteredScorer, cost_of, joules, metered
 from .tables import claimed, tidy, write_tables
 from ..gluing.comparison import size
 from ..gluing.recipe import GlueRecipe, Work, describe_run, open_work, other_zoo
-from ..gluing.steps import find_clusters, made, score_members
+from ..gluing.steps import find_clusters, merged_model, score_members
 from ..merging.merge import merge
 from ..merging.recipes import recipe
 from ..mixing.learners import router_settings, routers
@@ -54,7 +54,7 @@ class Bench:
     def scorer(self)->MeteredScorer: # On *search*
         return MeteredScorer(self.work.zoo, self.work.search, self.work.run.store)
     @cached_property
-    def told(self)->MeteredScorer: # On *report*, with the same live model
+    def on_report(self)->MeteredScorer: # On *report*, with the same live model
         return self.scorer.on(self.work.report)
 
     def key(self, cell:Cell)->str:
@@ -63,39 +63,39 @@ class Bench:
         def model(n):
             return self.work.zoo[n] if n in self.work.zoo.names else open_model(n)
         what = asdict(replace(cell, base=bool(cell.base) and None))
-        asked = self.scorer.asked, self.told.asked, self.work.suite.weights
+        questions = self.scorer.questions_digest, self.on_report.questions_digest, self.work.suite.weights
         # "unseen": of mixtures, *search* is scored as `unseen_score` does
-        return digest("unseen", what, [model(n).fingerprint() for n in names], *asked)
+        return digest("unseen", what, [model(n).fingerprint() for n in names], *questions)
 
 def open_bench(
-    g:Grid, # What to run over
+    grid:Grid, # What to run over
     zoo:str|list, # As `read_zoo` reads it
     *,
     progress:Progress=silent, # Called as work proceeds
     allow_code:bool=False, # Run generated code, in the sandbox? Else such tasks are skipped by name
 )->Bench: # Without a run folder
     "Open the zoo and the questions of a benchmark."
-    suite = load_suite(g.suite, run_code=code_runner(allow_code))
-    r = GlueRecipe(zoo, g.suite, g.tasks,
-                   g.search_questions, clusters=g.clusters, seed=g.seed)
+    suite = load_suite(grid.suite, run_code=code_runner(allow_code))
+    r = GlueRecipe(zoo, grid.suite, grid.tasks,
+                   grid.search_questions, clusters=grid.clusters, seed=grid.seed)
     work = open_work(r, progress, suite)
-    work.report = work.suite.part("report", g.report_questions)
+    work.report = work.suite.part("report", grid.report_questions)
     few_threads(work.zoo)
-    return Bench(work, g, allow_code)
+    return Bench(work, grid, allow_code)
 
 # %% ../../nbs/11_experiments/05_bench.ipynb #01992c60
 def compared(
-    ours:ItemScores, # Report answers of a system
+    items:ItemScores, # Report answers of a system
     rivals:dict[str,ItemScores], # gain, over_uniform → the rival it is compared with
 )->dict: # score low high, each rival's column with _low and _high, n, and the tasks
     "A system's score and its paired differences."
-    m = mean_interval(ours)
+    m = mean_interval(items)
     row = dict(score=m.mean, low=m.low, high=m.high)
-    for name, theirs in rivals.items():
-        d = paired_gain(ours, theirs)
+    for name, rival in rivals.items():
+        d = paired_gain(items, rival)
         row |= {name: d.mean, f"{name}_low": d.low, f"{name}_high": d.high}
-    return (row | dict(n=sum(map(len, ours.values())))
-            | {t: float(v.mean()) for t, v in ours.items()})
+    return (row | dict(n=sum(map(len, items.values())))
+            | {t: float(v.mean()) for t, v in items.items()})
 
 def uniform(
     cell:Cell, # Members and method
@@ -121,22 +121,22 @@ def merge_row(
 )->dict:
     "What one way of merging some members gives."
     trials, costs, single = (), [], best_member(cell.members, b.scorer)
-    rivals = dict(gain=b.told.items(single))
+    rivals = dict(gain=b.on_report.items(single))
     if cell.strategy == "single": winner = single
     elif cell.strategy == "uniform":
         winner = uniform(cell)
         b.scorer.items(winner)
         costs = [b.scorer.cost(winner)]
     else:
-        found = searched(b, cell)
-        winner, trials = found.winner, found.trials
+        result = searched(b, cell)
+        winner, trials = result.winner, result.trials
         costs = [b.scorer.cost(t.candidate, t.share) for t in trials]
-        rivals["over_uniform"] = b.told.items(uniform(cell))
+        rivals["over_uniform"] = b.on_report.items(uniform(cell))
     parts = [m for m in dict.fromkeys(leaves(winner)) if m != cell.base]
     all_q = b.work.search.n_questions
     name = winner if isinstance(winner, str) else label(winner)
     row = dict(winner=name, merged=len(parts), search=b.scorer(winner))
-    row |= compared(b.told.items(winner), rivals) | cost_of(costs)
+    row |= compared(b.on_report.items(winner), rivals) | cost_of(costs)
     spent = dict(evaluations=sum(t.questions for t in trials) / all_q,
                  bytes=sum(t.bytes for t in trials))
     return row | spent if trials else row
@@ -169,15 +169,15 @@ def unseen_score(
     suite = b.work.search
     parts = min(parts, *(len(t.questions) for t in suite.tasks))
     if parts < 2 or not routers[spec.router["name"]].learns: return None
-    told = {t.name: np.zeros(len(t.questions)) for t in suite.tasks}
+    values = {t.name: np.zeros(len(t.questions)) for t in suite.tasks}
     for k in range(parts):
         learn, known = fold(suite, items, lambda i: i % parts != k)
         left, _ = fold(suite, {}, lambda i: i % parts == k)
         model = mix(spec, b.work.zoo, folder, learn, items=known, overwrite=True)
         answers = ask(model.load, model.fingerprint(), left, b.work.run.store)
         for t, some in zip(suite.tasks, left.tasks): # perplexities are given per mean word of the part
-            told[t.name][k::parts] = answers[t.name] * some.mean_size / t.mean_size
-    return mean_score(ItemScores(told, suite.weights))
+            values[t.name][k::parts] = answers[t.name] * some.mean_size / t.mean_size
+    return mean_score(ItemScores(values, suite.weights))
 
 # %% ../../nbs/11_experiments/05_bench.ipynb #b0ce4b37
 def timed_answers(
@@ -192,7 +192,7 @@ def timed_answers(
     new = known_items(store, mark, b.work.report) is None
     if new: live()
     with metered() as used: items = ask(live, mark, b.work.report, store)
-    used = store.remembered("answering", digest(mark, b.told.asked),
+    used = store.remembered("answering", digest(mark, b.on_report.questions_digest),
                             (lambda: used) if new else None)
     ms = 1000 * used["seconds"] / b.work.report.n_questions if used else math.nan
     return dict(search=found, items=items, ms_per_question=ms)
@@ -206,11 +206,11 @@ def mix_row(
     zoo = b.work.zoo
     single = best_member(cell.members, b.scorer)
     if cell.control: items = shuffled(items, cell.seed)
-    rivals = dict(gain=b.told.items(single))
+    rivals = dict(gain=b.on_report.items(single))
     dense = cell.base and open_model(cell.base)
     if dense: rivals["over_uniform"] = timed_answers(b, dense)["items"]
     with tempfile.TemporaryDirectory(dir=b.work.run.path, prefix=".mixture_") as d:
-        model, costs, found = dense if cell.strategy == "uniform" else zoo[single], [], None
+        model, costs, search = dense if cell.strategy == "uniform" else zoo[single], [], None
         if cell.router:
             seeded = dict(seed=cell.seed) if "seed" in router_settings(cell.router) else {}
             spec = MixtureSpec(cell.members, dict(name=cell.router) | seeded, cell.level, cell.base,
@@ -218,14 +218,14 @@ def mix_row(
                                prompt_encoder=None if cell.base else single)
             with metered() as used: model = mix(spec, zoo, f"{d}/mixture", b.work.search, items=items)
             costs.append(used)
-            found = math.nan if cell.control else unseen_score(b, spec, f"{d}/part", items)
-        out = timed_answers(b, model, found)
-        told = out.pop("items")
+            search = math.nan if cell.control else unseen_score(b, spec, f"{d}/part", items)
+        out = timed_answers(b, model, search)
+        reported = out.pop("items")
         total, active = size(b.work, b.work.add(model))
     b.work.zoo = zoo # the mixture has gone
     out |= dict(params_total=total, params_active=active, bytes=model.n_bytes)
     if cell.strategy == "single": out |= dict(winner=single)
-    return out | compared(told, rivals) | cost_of(costs)
+    return out | compared(reported, rivals) | cost_of(costs)
 
 # %% ../../nbs/11_experiments/05_bench.ipynb #318ff6b1
 def control_answers(
@@ -234,11 +234,11 @@ def control_answers(
     start:Candidate, # The rival in the cell's figure
 )->ItemScores: # *report* answers
     "The answers of a merge's control."
-    if cell.control == "base": return b.told.items(cell.base)
+    if cell.control == "base": return b.on_report.items(cell.base)
     if cell.control == "shuffled":
         dealt = shuffled_scorer(b.scorer,
                                 b.scorer.items(best_member(cell.members, b.scorer)), cell.seed)
-        return b.told.items(searched(b, cell, dealt).winner)
+        return b.on_report.items(searched(b, cell, dealt).winner)
     with tempfile.TemporaryDirectory(dir=b.work.run.path, prefix=".mixture_") as d:
         zoo = b.work.zoo
         def written(c, name):
@@ -254,7 +254,7 @@ def control_row(
     "What a control gains in the figure where a claim says that its row gains."
     if cell.benchmark == "mixture": return mix_row(b, cell)
     start = best_member(cell.members, b.scorer) if cell.figure == "gain" else uniform(cell)
-    return compared(control_answers(b, cell, start), {cell.figure: b.told.items(start)})
+    return compared(control_answers(b, cell, start), {cell.figure: b.on_report.items(start)})
 
 def control_cells(
     b:Bench, # With a grid
@@ -262,20 +262,20 @@ def control_cells(
     rows:list[dict], # Theirs
 )->list[tuple[str,Cell]]: # (claim, cell with a control)
     "The controls of all claims of a gain. A claim of a loss needs none: chance cannot pass it."
-    parts = {k: [(c, r)
-                 for c, r in zip(cells, rows) if c.benchmark == k]
+    parts = {k: [(claim, r)
+                 for claim, r in zip(cells, rows) if claim.benchmark == k]
              for k in ("merging", "mixture")}
     tables = [tidy([r for _, r in parts[k]], []) for k in parts]
     out = []
-    for c in claimed(*tables):
-        if c["sign"] < 0: continue
-        cell = parts[c["benchmark"]][c["at"]][0]
+    for claim in claimed(*tables):
+        if claim["sign"] < 0: continue
+        cell = parts[claim["benchmark"]][claim["at"]][0]
         merged = cell.benchmark == "merging"
         there = dict(noise=merged, shuffled=True, base=merged and bool(cell.base))
-        made = [replace(cell, control=k, figure=c["figure"])
+        controls = [replace(cell, control=k, figure=claim["figure"])
                 for k in b.grid.controls
                 if there[k]]
-        out += [(c["claim"], x) for x in made]
+        out += [(claim["claim"], x) for x in controls]
     return out
 
 # %% ../../nbs/11_experiments/05_bench.ipynb #0f538352
@@ -334,7 +334,7 @@ def dense_of(
     "The dense model of the mixtures: the uniform merge of their experts, in the run's models folder."
     if not experts: return ""
     zoo, n = work.zoo, len(experts)
-    name = made(recipe("linear", list(experts), [1 / n] * n), work, "dense")
+    name = merged_model(recipe("linear", list(experts), [1 / n] * n), work, "dense")
     folder, work.zoo = str(work.zoo[name].path), zoo # it is not a member
     return folder
 
@@ -426,6 +426,6 @@ def bench(
         rows = rows_of_cells(b, cells, workers, lambda rows: write_tables(run, rows, b.work.report))
         tried = control_cells(b, cells, rows)
         controls = rows_of_cells(b, [c for _, c in tried], workers, what="controls")
-        told = [dict(r, claim=claim) for (claim, c), r in zip(tried, controls)]
-        write_tables(run, rows, b.work.report, told)
+        reported = [dict(r, claim=claim) for (claim, c), r in zip(tried, controls)]
+        write_tables(run, rows, b.work.report, reported)
     return run

@@ -73,11 +73,11 @@ class ShuffledScorer(MeteredScorer):
     seed, like = 0, None # Whose answers are dealt: values of all questions
 
     def items(self, candidate, share=1.0)->ItemScores:
-        whole = self.like
+        values = self.like
         rng = np.random.default_rng(
             [self.seed, int(self.key(candidate)[:12], 16)])
-        dealt = {t: rng.choice(v, len(v)) for t, v in whole.items()}
-        return first(ItemScores(dealt, whole.weights), share)
+        dealt = {t: rng.choice(v, len(v)) for t, v in values.items()}
+        return first(ItemScores(dealt, values.weights), share)
 
     def known(self, candidate, share)->bool: return True
     def cost(self, candidate, share=1.0)->dict: return {}

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core import Run, write_text
 from .grids import CONTROLS
-from .tables import way_in
+from .tables import routing_note
 from ..reporting.figures import INK, PALETTE, empty_figure, facts, finish, missing
 from ..reporting.figures import model_colours, whiskers
 
@@ -93,7 +93,7 @@ def plot_mixture(
 def _points_of(d, level, colour, legend):
     "The routers of one level."
     import plotly.graph_objects as go
-    names = [f"{r['router']}, K={int(r['dense_layers'])}{way_in(r)}" for r in d.to_dict("records")]
+    names = [f"{r['router']}, K={int(r['dense_layers'])}{routing_note(r)}" for r in d.to_dict("records")]
     return go.Scatter(x=100 * d.score,
                       y=names, name=f"{level} level", legendgroup=level, showlegend=legend,
                       error_x=whiskers(d.score, d.low, d.high, width=2), mode="markers",
@@ -133,9 +133,9 @@ def _with_controls(claims, controls):
     if controls is not None and len(controls): tried = controls.dropna(subset="figure").to_dict("records")
     for r in claims.to_dict("records"):
         name = f"<s>{r['claim']}</s>" if r.get("struck") else r["claim"]
-        mine = [c for c in tried if c["claim"] == r["claim"]]
+        of_claim = [c for c in tried if c["claim"] == r["claim"]]
         rows += [r | dict(name=name, kind="claim")]
-        rows += [c | dict(name=CONTROLS[c["control"]], kind="control") for c in mine]
+        rows += [c | dict(name=CONTROLS[c["control"]], kind="control") for c in of_claim]
     return rows
 
 # %% ../../nbs/11_experiments/06_figures.ipynb #6ca3f9f1

@@ -21,7 +21,7 @@ from ..mixing.learners import routers
 from ..mixing.spec import CHOICES, MIXTURE_LEVELS
 from ..reading import read_yaml
 from ..schemas import (either, is_path, listed, mapping, maybe, name, number, path, require, seed,
-                                   short, whole)
+                                   short, integer)
 from ..searching.budgets import read_budget
 from ..searching.search import check_options, needs_base
 from ..searching.strategies import strategies
@@ -55,7 +55,7 @@ class Grid:
 def grids_path()->Path: return suites_path().parent/"grids" # The folder of the package's grids
 
 # %% ../../nbs/11_experiments/01_grids.ipynb #16f006c4
-COUNT = maybe(whole(1, 10**9))
+COUNT = maybe(integer(1, 10**9))
 NAMES = listed(name, 1)
 STRATEGIES = either(NAMES, mapping(values=maybe(mapping())))
 BUDGET = either(number(), name) # its content is checked by `read_budget`
@@ -64,12 +64,12 @@ GRID = mapping(dict(
     controls=listed(name),
     clusters=CLUSTER_KEYS,
     merging=mapping(dict(methods=NAMES, strategies=STRATEGIES,
-                         sizes=listed(whole(0, 10**6), 1),
-                         budget=BUDGET, max_clusters=maybe(whole(0, 10**6)))),
+                         sizes=listed(integer(0, 10**6), 1),
+                         budget=BUDGET, max_clusters=maybe(integer(0, 10**6)))),
     mixture=mapping(dict(levels=NAMES, routers=NAMES, inputs=NAMES,
-                         top_k=listed(whole(0, 10**6), 1),
+                         top_k=listed(integer(0, 10**6), 1),
                          dense_layers=listed(number(-10**6, 10**6), 1),
-                         experts=whole(0, 10**6)))))
+                         experts=integer(0, 10**6)))))
 
 def read_grid(
     spec:str|Path|Grid, # "small", or a YAML file
@@ -87,19 +87,19 @@ def read_grid(
     return g
 
 def check_grid(
-    g:Grid, # As read
+    grid:Grid, # As read
 )->list[str]: # One problem per line
     "Names and ranges of a grid that need no zoo."
-    m, x = g.merging, g.mixture
+    m, x = grid.merging, grid.mixture
     if not isinstance(m["strategies"], dict):
         m["strategies"] = dict.fromkeys(m["strategies"], {})
     lists = dict(merging="methods strategies sizes", mixture="levels routers inputs top_k dense_layers")
     out = [f"{part}, {k} is empty. Give at least one." for part, keys in lists.items() for k in keys.split()
-           if not getattr(g, part)[k]]
+           if not getattr(grid, part)[k]]
     named = [("merge method", m["methods"], merge_methods), ("search strategy", m["strategies"], strategies),
              ("level", x["levels"], MIXTURE_LEVELS), ("router", x["routers"], routers),
-             ("input", x["inputs"], CHOICES["input"]), ("control", g.controls, CONTROLS),
-             ("linkage", [g.clusters["linkage"]], linkages)]
+             ("input", x["inputs"], CHOICES["input"]), ("control", grid.controls, CONTROLS),
+             ("linkage", [grid.clusters["linkage"]], linkages)]
     out += [str(unknown(kind, n, known))
             for kind, names, known in named
             for n in names
@@ -141,8 +141,8 @@ class Cell:
     @property
     def label(self)->str:
         "The cell in a few words."
-        words = self.set, self.method or self.level, self.strategy or self.router, self.control
-        return " ".join(filter(None, words))
+        parts = self.set, self.method or self.level, self.strategy or self.router, self.control
+        return " ".join(filter(None, parts))
 
 # %% ../../nbs/11_experiments/01_grids.ipynb #4cc1e46d
 def largest_first(clusters:list[Cluster])->list[Cluster]: # Names settle ties
@@ -152,7 +152,7 @@ def best_member(names, score:Callable)->str: # Names settle ties
     return max(sorted(names), key=score)
 
 def merging_sets(
-    g:Grid,
+    grid:Grid,
     zoo:Zoo,
     clusters:list[Cluster],
     own:dict[str,float], # Model → its score on *search*
@@ -160,10 +160,10 @@ def merging_sets(
     "Subsets of growing size, and one across clusters."
     ordered, out = largest_first(clusters), {}
     for c in [c for c in ordered
-              if len(c.members) > 1][:g.merging["max_clusters"]]:
+              if len(c.members) > 1][:grid.merging["max_clusters"]]:
         names = sorted((m for m in c.members if m != c.base),
                        key=lambda m: (-own[m], m))
-        for n in sorted({min(s, len(names)) for s in g.merging["sizes"]}
+        for n in sorted({min(s, len(names)) for s in grid.merging["sizes"]}
                         - {0, 1}):
             out[f"{c.name}: {n}"] = tuple(names[:n]), c.base, True
     best = [(best_member(c.members, own.get), c.base) for c in ordered]
@@ -175,11 +175,11 @@ def merging_sets(
     return out
 
 def merging_cells(
-    g:Grid,
+    grid:Grid,
     sets:dict[str,tuple], # As `merging_sets` gives it
 )->list[Cell]:
     "The cells of the first benchmark."
-    out, m = [], g.merging
+    out, m = [], grid.merging
     plan = {"uniform": {}} | m["strategies"]
     for name, (members, base, searched) in sets.items():
         out.append(Cell("merging", name, members, base, strategy="single"))
@@ -189,7 +189,7 @@ def merging_cells(
                 if s != "uniform" and not searched: continue
                 how = (tuple(sorted((options or {}).items())),
                        m["budget"] * (s != "uniform"))
-                out.append(Cell("merging", name, members, base, method, s, *how, seed=g.seed))
+                out.append(Cell("merging", name, members, base, method, s, *how, seed=grid.seed))
     return out
 
 # %% ../../nbs/11_experiments/01_grids.ipynb #86927286
@@ -201,24 +201,24 @@ def layers_of(
     return min(n_layers - 1, round(K * n_layers) if 0 < K < 1 else int(K))
 
 def ways_in(
-    g:Grid,
+    grid:Grid,
     level:str, # Of the mixture
     n_experts:int, # Behind the router
 )->list[tuple[str,int]]: # Who is routed, and to how many experts
     "The inputs and top-k of a level: only level ffn routes tokens, and a whole model answers alone."
-    inputs = [i for i in g.mixture["inputs"] if i == "sample" or level == "ffn"]
+    inputs = [i for i in grid.mixture["inputs"] if i == "sample" or level == "ffn"]
     most = 1 if level == "model" else n_experts
-    return [(i, k) for i in inputs for k in g.mixture["top_k"] if k <= most]
+    return [(i, k) for i in inputs for k in grid.mixture["top_k"] if k <= most]
 
 def mixture_cells(
-    g:Grid,
+    grid:Grid,
     experts:tuple[str,...], # Of one shape; none: only cells across clusters
     dense:str, # Folder of their uniform merge
     n_layers:int, # Of the experts
     across:tuple[str,...], # One model per cluster; fewer than two: none
 )->list[Cell]:
     "The cells of the second benchmark."
-    x, out = g.mixture, []
+    x, out = grid.mixture, []
     Ks = list(dict.fromkeys(layers_of(K, n_layers) for K in x["dense_layers"])) if experts else []
     sets = [("one cluster", experts, dense, level, K) for level in x["levels"] for K in Ks]
     sets += [("across", across, None, "model", 0)] * (len(across) > 1)
@@ -226,8 +226,8 @@ def mixture_cells(
         if not any(c.set == name for c in out): # the rivals first
             rivals = ("single", "uniform") if base else ("single",)
             out += [Cell("mixture", name, members, base, strategy=s) for s in rivals]
-        how = dict(level=level, dense_layers=K, seed=g.seed)
-        ways = ways_in(g, level, len(members)) if base else [("sample", 1)]
+        how = dict(level=level, dense_layers=K, seed=grid.seed)
+        ways = ways_in(grid, level, len(members)) if base else [("sample", 1)]
         out += [Cell("mixture", name, members, base, router=r, input=i, top_k=k, **how)
                 for i, k in ways for r in x["routers"]]
     return out

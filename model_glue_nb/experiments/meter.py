@@ -55,21 +55,21 @@ def metered(
 class MeteredScorer(CandidateScorer):
     "A scorer that remembers what each answer cost when it was new."
     @cached_property
-    def asked(self)->str: return self.identity()["questions"]
+    def questions_digest(self)->str: return self.identity()["questions"]
 
     def items(self, candidate, share=1.0)->ItemScores:
         if self.known(candidate, share): return super().items(candidate, share)
         with metered() as used: out = super().items(candidate, share)
-        self.store.remembered("cost", digest(self.key(candidate), share, self.asked), lambda: used)
+        self.store.remembered("cost", digest(self.key(candidate), share, self.questions_digest), lambda: used)
         return out
 
     def cost(self, candidate, share=1.0)->dict:
         "What an answer cost, where it is known."
         def known(part):
-            return self.store.remembered("cost", digest(self.key(candidate), part, self.asked))
-        if (used := known(share)) or share == 1 or not (whole := known(1.0)):
+            return self.store.remembered("cost", digest(self.key(candidate), part, self.questions_digest))
+        if (used := known(share)) or share == 1 or not (full := known(1.0)):
             return used or {}
-        return {k: v * (1 if k == "peak_bytes" else share) for k, v in whole.items()} # contained in the whole
+        return {k: v * (1 if k == "peak_bytes" else share) for k, v in full.items()} # contained in the whole
 
 def cost_of(
     costs:list[dict], # As `metered` gives them

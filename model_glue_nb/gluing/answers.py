@@ -77,15 +77,15 @@ def check_answers(
         wrong = []
         for i, e in enumerate(experts):
             alone = said_of(store, e["fingerprint"], t)
-            mine = [q
+            routed = [q
                     for q, r in zip(t.questions, route[t.name], strict=True)
                     if r == i]
             both = [(e, q, alone[q.key], mixed[q.key])
-                    for q in mine
+                    for q in routed
                     if q.key in mixed and q.key in alone]
-            bad = [found for found in both if not is_same(*found[2:])]
+            bad = [row for row in both if not is_same(*row[2:])]
             rows.append((t.name, e["name"],
-                         len(mine), len(both), len(bad)))
+                         len(routed), len(both), len(bad)))
             wrong += bad
         few = max(1, tolerated * len(t.questions))
         if len(wrong) <= few or not one_context(t): continue
@@ -95,9 +95,9 @@ def check_answers(
 
 def disagreement(mixture, task, expert, q, alone, mixed, n)->str:
     "One line for a task whose answers are not the experts'."
-    who, asked = expert["name"], brief(q.prompt)
-    first = f"to {asked} '{who}' said {brief(alone[1])}, the mixture {brief(mixed[1])}"
-    if alone[1] == mixed[1]: first = f"on {asked} '{who}' scored {alone[0]}, the mixture {mixed[0]}"
+    who, question = expert["name"], brief(q.prompt)
+    first = f"to {question} '{who}' said {brief(alone[1])}, the mixture {brief(mixed[1])}"
+    if alone[1] == mixed[1]: first = f"on {question} '{who}' scored {alone[0]}, the mixture {mixed[0]}"
     return (f"'{mixture}' answers {n} of {len(task.questions)} questions of '{task.name}' differently "
             f"from the expert it sends them to: {first}. Its scores would be wrong. "
             "Remove its folder and its answers and mix again; if that does not help, report it.")

@@ -18,7 +18,7 @@ from ..benchmarking.intervals import ItemScores, mean_score
 from ..benchmarking.scores import ask_model
 from ..benchmarking.suites import Suite
 from ..core import digest
-from .choice import Choice, Procedure, best_of, cross_fitted, routed, simplest
+from .choice import Choice, Procedure, best_candidate, cross_fitted, routed, simplest
 from .recipe import Work, mixture_spec
 from .steps import Glued, free_name, scorer_of
 from ..mergeability.clusters import Cluster
@@ -85,7 +85,7 @@ def procedures_of(
     "How each system chooses, and what that scores."
     names, like = list(tried.items), next(iter(tried.items.values()))
     values, _ = by_question(tried.items, names)
-    def of(columns): return best_of(values[:, tried.columns(columns)], like)
+    def of(columns): return best_candidate(values[:, tried.columns(columns)], like)
     out = dict(best_single=of(tried.singles))
     if tried.merges: out["best_merge"] = of(tried.merges)
     for system, its in sorted(experts.items(), key=lambda x: len(x[1])):
@@ -104,20 +104,20 @@ def mixture_procedure(
     if dense: return made_anew(work, experts, dense)
     items = {e: ask_model(work.zoo[e], work.search, work.run.store)
              for e in experts}
-    mine, _ = by_question(items, experts)
+    scores, _ = by_question(items, experts)
     spec = mixture_spec(work.recipe, experts)
     encoder = work.zoo[max(experts, key=lambda e: mean_score(items[e]))]
     prompts = [q.prompt for t in work.search.tasks for q in t.questions]
     costs = [work.zoo[e].n_params for e in experts]
     kind = feature_kind(spec.router["name"], spec.features)
-    told = spec.router.get("positive") or not routers[spec.router["name"]].learns
-    if told: # nothing is learned from *search*
+    is_fixed = spec.router.get("positive") or not routers[spec.router["name"]].learns
+    if is_fixed: # nothing is learned from *search*
         fitted = fit_texts(spec.router, encoder.load, costs, features=spec.features)
         route = fitted.route(featurize(fitted, reader(fitted, encoder.load), prompts, kind), prompts)
-        return lambda learn, ask: mine[ask, route[ask]]
+        return lambda learn, ask: scores[ask, route[ask]]
     vectors, _ = read_texts(spec.router, encoder.load, prompts, spec.features)
     like = items[experts[0]]
-    if system != "model_glue": return routed(spec.router, vectors, mine, costs, like=like)
+    if system != "model_glue": return routed(spec.router, vectors, scores, costs, like=like)
     def pick(learn): return tried.columns(experts_on(work, tried, vectors, spec.router, learn))
     sizes = [tried.n_params[n] for n in tried.items]
     return routed(spec.router, vectors, values, sizes, pick, like)
@@ -137,8 +137,8 @@ def experts_on(
     budget = {k: work.recipe.mixture.get(k) for k in ("max_experts", "max_params")}
     if not any(budget.values()): return clustered
     names = dict.fromkeys((*clustered, *tried.singles))
-    mine = {n: some[n] for n in names}
-    return select_experts(mine, vectors[learn], tried.n_params, router, **budget,
+    scores = {n: some[n] for n in names}
+    return select_experts(scores, vectors[learn], tried.n_params, router, **budget,
                           seed=work.recipe.seed).expert.tolist()
 
 def items_at(
@@ -177,10 +177,10 @@ def questions_at(
     positions:np.ndarray, # Of some
 )->Suite:
     "Part of a suite."
-    asked = items_at(ItemScores(
+    chosen = items_at(ItemScores(
         {t.name: np.arange(len(t.questions)) for t in suite.tasks}),
                      positions)
-    def of(t): return tuple(t.questions[i] for i in asked[t.name])
+    def of(t): return tuple(t.questions[i] for i in chosen[t.name])
     return replace(suite, tasks=tuple(replace(t, questions=of(t)) for t in suite.tasks))
 
 # %% ../../nbs/09_gluing/06_chosen.ipynb #c8a14

@@ -61,12 +61,12 @@ def ms_per_question(
     "How long a system takes per question here; measured once per run."
     def measure():
         live = work.zoo[name].load()
-        asked = [(t, [q.prompt for q in t.questions[:n]])
+        tasks = [(t, [q.prompt for q in t.questions[:n]])
                  for t in work.report.tasks]
-        for _, prompts in asked: live.generate(prompts, 1) # experts are loaded, buffers made
+        for _, prompts in tasks: live.generate(prompts, 1) # experts are loaded, buffers made
         began = time.perf_counter()
-        for t, prompts in asked: live.generate(prompts, t.max_new_tokens, list(t.stop))
-        return 1000 * (time.perf_counter() - began) / sum(len(p) for _, p in asked)
+        for t, prompts in tasks: live.generate(prompts, t.max_new_tokens, list(t.stop))
+        return 1000 * (time.perf_counter() - began) / sum(len(p) for _, p in tasks)
     return work.run.store.remembered("ms_per_question", work.zoo[name].fingerprint(), measure)
 
 # %% ../../nbs/09_gluing/08_comparison.ipynb #d3c21
@@ -177,13 +177,13 @@ def routed_answers(
     mixture:ZooModel, # Of experts that stay whole
 )->ItemScores: # On *report*
     "What a mixture answers: its experts' answers, where they are the same."
-    own, theirs = by_asker(work.report.tasks)
-    for m in (*experts_of(mixture), mixture) if theirs else (): own_rows(work, m, theirs)
+    own, eval_tasks = by_asker(work.report.tasks)
+    for m in (*experts_of(mixture), mixture) if eval_tasks else (): own_rows(work, m, eval_tasks)
     rows = routed_rows(work, mixture, own)
     other = differing(work, mixture, rows, sampled(own))
-    asked = ask_lm_eval(mixture.load, mixture.fingerprint(), work.report, work.run.store) if other else None
+    items = ask_lm_eval(mixture.load, mixture.fingerprint(), work.report, work.run.store) if other else None
     check_agreement(work, mixture)
-    if asked is not None: return asked
+    if items is not None: return items
     for t in own:
         work.run.store.add_items(mixture.fingerprint(), t.asked, rows[t.name])
     return ask_model(mixture, work.report, work.run.store)
@@ -222,8 +222,8 @@ def compare_systems(
         work.progress(i, len(systems), f"lm-eval: {system}")
         answers[system] = asked_once(work, name, answered)
     answers |= dict(oracle_task=oracle_task(singles), oracle_question=oracle_question(singles))
-    def row(system, theirs):
-        m, g = mean_interval(theirs), paired_gain(theirs, answers["best_single"])
+    def row(system, items):
+        m, g = mean_interval(items), paired_gain(items, answers["best_single"])
         cost = {}
         if name := systems.get(system, ""):
             total, active = size(work, name)
@@ -231,7 +231,7 @@ def compare_systems(
         return dict(system=system, model=name, mean=m.mean,
                     low=m.low, high=m.high, n=work.report.n_questions,
                     gain=g.mean, gain_low=g.low, gain_high=g.high, **cost,
-                    **{t: float(v.mean()) for t, v in theirs.items()})
+                    **{t: float(v.mean()) for t, v in items.items()})
     rows = [row(s, answers[s]) for s in ORDER if s in answers]
     return pd.DataFrame(rows).reindex(columns=COLUMNS + [t.name for t in work.report.tasks])
 
@@ -253,10 +253,10 @@ def routing_table(
         for t in work.report.tasks:
             route = routes_of(work, m, t)
             for i in np.unique(route):
-                mine = (route == i).reshape(len(route), -1).mean(1) # of a question's choices
-                score = float((right[t.name] * mine).sum() / mine.sum())
-                rows.append((system, experts[i], t.name, float(mine.mean()),
-                             score, int((mine > 0).sum())))
+                portion = (route == i).reshape(len(route), -1).mean(1) # of a question's choices
+                score = float((right[t.name] * portion).sum() / portion.sum())
+                rows.append((system, experts[i], t.name, float(portion.mean()),
+                             score, int((portion > 0).sum())))
     return pd.DataFrame(rows, columns="system expert task share score n".split())
 
 def write_findings(

@@ -58,16 +58,16 @@ class Seen:
     def models(self)->list: return [*self.work.zoo, *self.unseen] # All models that would be asked
 
 def planned(
-    r:GlueRecipe, # What to do
+    recipe:GlueRecipe, # What to do
 )->Seen:
     "Open what is here of a recipe's zoo and suite; nothing is fetched."
-    suite, assumed = suite_by_name(r.suite, r.tasks)
-    here, missing = parts_of_zoo(r.zoo)
-    if not here and not missing: read_zoo(r.zoo) # it says what is wrong
+    suite, assumed = suite_by_name(recipe.suite, recipe.tasks)
+    here, missing = parts_of_zoo(recipe.zoo)
+    if not here and not missing: read_zoo(recipe.zoo) # it says what is wrong
     zoo = read_zoo(here, check_weights=True) if here else Zoo(())
-    if here and not missing: refuse(check_shared(r, zoo), "Cannot mix this zoo") # as the run would
-    search = suite.part("search", r.search_questions)
-    work = Work(None, r, zoo, zoo.names, suite, search, suite.part("report"))
+    if here and not missing: refuse(check_shared(recipe, zoo), "Cannot mix this zoo") # as the run would
+    search = suite.part("search", recipe.search_questions)
+    work = Work(None, recipe, zoo, zoo.names, suite, search, suite.part("report"))
     unseen, sizes = unseen_models(missing, [m.n_params for m in zoo])
     if len(unseen) > 1: assumed |= {"clusters": f"the {len(unseen)} models to fetch are one, with a base"}
     return Seen(work, unseen, sizes | assumed)
@@ -171,18 +171,18 @@ def scoring(seen:Seen, store, speed)->RunStep:
 def searching(work:Work, cluster:Cluster, members:list, speed)->list[RunStep]:
     "The most that a cluster's searches ask, and what explains the winner."
     if len(cluster.members) == 1: return []
-    m, k, asked = work.recipe.merge, len(cluster.members), work.search.n_questions
-    methods = [n for n in m["methods"] if cluster.base or not needs_base(n)]
-    budget = read_budget(m["budget"])
-    evaluations = min(budget.evaluations, budget.questions / asked)
-    most = len(methods) * evaluations * asked
+    merging, n_members, n_questions = work.recipe.merge, len(cluster.members), work.search.n_questions
+    methods = [n for n in merging["methods"] if cluster.base or not needs_base(n)]
+    budget = read_budget(merging["budget"])
+    evaluations = min(budget.evaluations, budget.questions / n_questions)
+    most = len(methods) * evaluations * n_questions
     one = cost(work.search, members[:1], speed)[1]
     seconds = len(methods) * min(budget.seconds, evaluations * one)
-    what = f"{cluster.name}: {k} members, {len(methods)} methods, budget {m['budget']} each"
+    what = f"{cluster.name}: {n_members} members, {len(methods)} methods, budget {merging['budget']} each"
     counted = int(most) if np.isfinite(most) else 0
     out = [RunStep("search", what if counted else f"{what}, questions as time allows", counted, seconds)]
-    if np.isfinite(evaluations) and m["strategy"] == "stepwise":
-        reached = [plan_reach(k, n, evaluations) for n in methods]
+    if np.isfinite(evaluations) and merging["strategy"] == "stepwise":
+        reached = [plan_reach(n_members, n, evaluations) for n in methods]
         out += [RunStep("budget", f"{cluster.name}: {text}") for text in reached if text]
     return out + [evidence_of(work, cluster, members[:1], speed)]
 
@@ -229,7 +229,7 @@ def reporting(seen:Seen, store, speed, sample:int=8)->list[RunStep]:
     out = [RunStep("report", f"{len(seen.models)} models on report", n, seconds)]
     def first(t): return replace(t, questions=t.questions[:sample])
     some = replace(work.report, tasks=tuple(map(first, work.report.tasks)))
-    whole = shares_checkpoint(work.recipe)
-    n, seconds = cost(work.report if whole else some, seen.models[:1] * 4, speed)
-    how = "whole" if whole else f"{sample} questions per task, the rest is remembered"
+    all_questions = shares_checkpoint(work.recipe)
+    n, seconds = cost(work.report if all_questions else some, seen.models[:1] * 4, speed)
+    how = "whole" if all_questions else f"{sample} questions per task, the rest is remembered"
     return out + [RunStep("report", f"4 systems through lm-eval: {how}", n, seconds)]

@@ -81,14 +81,14 @@ def glue(
 def systems_of(
     work:Work, # As `begin` gives it
     searched:dict[str,ItemScores], # Single model → scores on *search*
-    made:list[str], # Models of the clusters, and full merges
+    merged:list[str], # Models of the clusters, and full merges
     experts:dict[str,list[str]], # Mixture → names of its experts
     dense:str|None, # What experts in one checkpoint share
 )->dict[str,str]: # System → name of its model
     "The systems of which one is chosen."
     def score(n):
         return mean_score(ask_model(work.zoo[n], work.search, work.run.store))
-    merges = [n for n in made if n not in work.singles]
+    merges = [n for n in merged if n not in work.singles]
     out = dict(best_single=max(searched, key=lambda m: mean_score(searched[m])))
     if merges: out["best_merge"] = max(merges, key=score)
     names = dict(full_mixture="full-mixture", model_glue="model-glue")

@@ -27,7 +27,7 @@ from ..mixing.learners import router_settings, routers
 from ..mixing.spec import MixtureSpec, check_mixture_spec, find_parts
 from ..reading import read_yaml
 from ..schemas import (either, listed, mapping, maybe, name, name_in, number, path, require,
-                                   seed, short, whole)
+                                   seed, short, integer)
 from ..searching.budgets import read_budget
 from ..searching.executors import executors
 from ..searching.search import check_options
@@ -63,7 +63,7 @@ class GlueRecipe:
     seed: int = 0
     def __post_init__(self): complete(self, clusters=CLUSTERS, merge=MERGE, mixture=MIXTURE)
 
-COUNT = maybe(whole(1, 10**9))
+COUNT = maybe(integer(1, 10**9))
 ROUTER = either(name, mapping(dict(name=name), more=True)) # its settings are checked by `check_router`
 CLUSTER_KEYS = mapping(dict(threshold=number(-1, 1), linkage=name,
                             metric=name_in(dict.fromkeys(METRICS), "metric"),
@@ -72,13 +72,13 @@ PARTS = dict(clusters=CLUSTER_KEYS,
              merge=mapping(dict(methods=listed(name), strategy=name, budget=either(number(), name),
                                 options=maybe(mapping()), executor=name, tokenizer=maybe(path))),
              mixture=mapping(dict(level=name, router=ROUTER,
-                                  dense_layers=whole(0, 10**6), base=maybe(path),
-                                  top_k=whole(1, 10**6), input=name, features=name,
-                                  max_resident=whole(1, 10**6),
-                                  max_experts=maybe(whole(-10**6, 10**6)), max_params=maybe(number()))))
+                                  dense_layers=integer(0, 10**6), base=maybe(path),
+                                  top_k=integer(1, 10**6), input=name, features=name,
+                                  max_resident=integer(1, 10**6),
+                                  max_experts=maybe(integer(-10**6, 10**6)), max_params=maybe(number()))))
 DTYPES = dict.fromkeys(("auto", "float32", "bfloat16", "float16"))
 RUN = mapping(dict(zoo=either(path, listed(path, 1)), suite=path, seed=seed,
-                   evidence=whole(0, 10**9), dtype=name_in(DTYPES, "dtype"),
+                   evidence=integer(0, 10**9), dtype=name_in(DTYPES, "dtype"),
                    tasks=maybe(listed(name, 1)), search_questions=COUNT, **PARTS))
 
 def executor_of(
@@ -116,14 +116,14 @@ def shares_checkpoint(
 PASSED = "level", "dense_layers", "top_k", "input", "features", "max_resident"
 
 def mixture_spec(
-    r:GlueRecipe, # As read
+    recipe:GlueRecipe, # As read
     experts:list[str], # Names of models
     **more, # base, prompt_encoder: as in a `MixtureSpec`
 )->MixtureSpec:
     "The recipe's mixture of some experts; a random router takes the recipe's seed."
-    m, router = r.mixture, router_of(r)
+    m, router = recipe.mixture, router_of(recipe)
     if router.get("name") in routers and "seed" in router_settings(router["name"]):
-        router = dict(seed=r.seed) | router
+        router = dict(seed=recipe.seed) | router
     given = {k: m[k] for k in PASSED if k in m}
     return MixtureSpec(tuple(experts), router, **given | more)
 
@@ -189,41 +189,41 @@ class Work:
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #d1a19
 def check_shared(
-    r:GlueRecipe, # As read
+    recipe:GlueRecipe, # As read
     zoo:Zoo, # The models given
 )->list[str]: # One problem per line
     "What keeps this zoo's models from sharing one checkpoint, where the recipe's mixture asks for it."
-    if not shares_checkpoint(r): return []
-    base = r.mixture.get("base") or zoo.names[0]
+    if not shares_checkpoint(recipe): return []
+    base = recipe.mixture.get("base") or zoo.names[0]
     if base not in zoo.names: return [str(unknown("model for the mixture's base", base, zoo.names))]
-    return find_parts(mixture_spec(r, zoo.names, base=base), zoo)[1]
+    return find_parts(mixture_spec(recipe, zoo.names, base=base), zoo)[1]
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #d1a09
 def open_work(
-    r:GlueRecipe, # What to do
+    recipe:GlueRecipe, # What to do
     progress:Progress=silent, # Called as work proceeds
     suite:Suite|None=None, # All questions, where somebody opened them already; None: the recipe's
 )->Work: # Without a run folder
     "Open the suite and the zoo."
-    suite = suite or load_suite(r.suite)
-    if r.tasks: suite = suite.only(r.tasks)
-    zoo = read_zoo(r.zoo, check_weights=True)
-    search = suite.part("search", r.search_questions)
-    refuse(check_shared(r, zoo), "Cannot mix this zoo")
-    return Work(None, r, zoo, zoo.names, suite, search, suite.part("report"), progress)
+    suite = suite or load_suite(recipe.suite)
+    if recipe.tasks: suite = suite.only(recipe.tasks)
+    zoo = read_zoo(recipe.zoo, check_weights=True)
+    search = suite.part("search", recipe.search_questions)
+    refuse(check_shared(recipe, zoo), "Cannot mix this zoo")
+    return Work(None, recipe, zoo, zoo.names, suite, search, suite.part("report"), progress)
 
 def begin(
-    r:GlueRecipe, # What to do
+    recipe:GlueRecipe, # What to do
     out:str|Path, # Run folder; an interrupted run continues there
     progress:Progress=silent, # Called as work proceeds
     store:Store|None=None, # Answers of other runs; None: only what this folder remembers
 )->Work: # With the zoo opened and the run folder made
     "Open the zoo and the suite, then the run folder: bad input leaves no folder behind."
-    work = open_work(r, progress)
+    work = open_work(recipe, progress)
     small_models(work.zoo)
-    work.run = Run.start(out, asdict(r))
+    work.run = Run.start(out, asdict(recipe))
     refuse(other_zoo(work.run, work.zoo))
-    if r.dtype == "auto": work.run.store.read_through(store) # with another dtype, answers may differ
+    if recipe.dtype == "auto": work.run.store.read_through(store) # with another dtype, answers may differ
     return work
 
 def small_models(
@@ -264,11 +264,11 @@ def describe_run(
                  cores=os.cpu_count(), versions={n: version(n) for n in names})
     work.run.write_json("environment", about)
     work.run.write_json("split", work.suite.split_record())
-    def asked(s): return {t.name: len(t.questions) for t in s.tasks}
+    def sizes(s): return {t.name: len(t.questions) for t in s.tasks}
     def model(m):
         return dict(fingerprint=m.fingerprint(), params=m.n_params, base=m.base)
     work.run.write_json("zoo",
                         dict(models={m.name: model(m) for m in work.zoo},
                              skipped=work.zoo.skipped,
                              suite=work.search.name, description=work.search.description,
-                             search=asked(work.search), report=asked(work.report)))
+                             search=sizes(work.search), report=sizes(work.report)))

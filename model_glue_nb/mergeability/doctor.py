@@ -15,7 +15,7 @@ from pathlib import Path
 from ..checkpoints.checkpoint import card_of, reason_of
 from ..checkpoints.tensor_names import layer_stacks
 from ..core import InputError, MissingFile, Progress, silent
-from ..zoo.compatibility import (Verdict, chat_template, compare_whole, heads, n_rows, norm_eps,
+from ..zoo.compatibility import (Verdict, chat_template, compare_usable, heads, n_rows, norm_eps,
                                              rope)
 from ..zoo.sources import adapter_problems
 from .clusters import cluster_by_similarity
@@ -113,7 +113,7 @@ class Case:
     adapter: dict|None = None # adapter_config.json of a PEFT folder
     base: str|None = None # Name of the model it was made from
     tokenizer: str = "" # Fingerprint
-    room: object = None # Temporary folder of a model that lies on the hub
+    tmp: object = None # Temporary folder of a model that lies on the hub
 
     @property
     def sound(self)->bool: # Can it be merged with anything?
@@ -122,17 +122,17 @@ class Case:
 # %% ../../nbs/05_mergeability/05_doctor.ipynb #838d215c
 def examine(
     model:ZooModel, # A folder, opened
-    room=None, # Temporary folder that it lies in
+    tmp=None, # Temporary folder that it lies in
 )->Case: # From small files alone
     "Look at one model; whatever goes wrong is a problem of this model."
-    try: return examine_adapter(model, room) if is_adapter(model) else examine_checkpoint(model, room)
-    except Exception as e: return Case(model, [reason_of(e, model.name)], room=room)
+    try: return examine_adapter(model, tmp) if is_adapter(model) else examine_checkpoint(model, tmp)
+    except Exception as e: return Case(model, [reason_of(e, model.name)], tmp=tmp)
 
 def is_adapter(model:ZooModel)->bool:
     "Is this the folder of a PEFT adapter?"
     return model.has("adapter_config.json") and not model.has("config.json")
 
-def examine_adapter(model:ZooModel, room)->Case:
+def examine_adapter(model:ZooModel, tmp)->Case:
     "What can be known about an adapter."
     config = read_json(inside(model.path, "adapter_config.json"))
     bad = adapter_problems(config, model.path)
@@ -140,17 +140,17 @@ def examine_adapter(model:ZooModel, room)->Case:
     if not list(model.path.glob("*.safetensors")):
         bad.append(f"'{model.name}' has no adapter_model.safetensors. Fetch it.")
     base = plain(Path(base).name) if isinstance(base, str) and base else model.base
-    return Case(model, bad, suspicious_files(model.path), config, base, "", room)
+    return Case(model, bad, suspicious_files(model.path), config, base, "", tmp)
 
-def examine_checkpoint(model:ZooModel, room)->Case:
+def examine_checkpoint(model:ZooModel, tmp)->Case:
     "What can be known about a checkpoint or a mixture."
     bad, odd = model.problems(), suspicious_files(model.path)
-    if bad or model.kind != "checkpoint": return Case(model, bad, odd, None, model.base, "", room)
+    if bad or model.kind != "checkpoint": return Case(model, bad, odd, None, model.base, "", tmp)
     named = model.config.get("_name_or_path")
     named = plain(Path(named).name) if isinstance(named, str) else ""
     base = model.base or (named if named != model.name else None) or None
     notes = odd + suspicious_weights(model)
-    return Case(model, bad, notes, None, base, model.tokenizer_fingerprint() or "", room)
+    return Case(model, bad, notes, None, base, model.tokenizer_fingerprint() or "", tmp)
 
 # %% ../../nbs/05_mergeability/05_doctor.ipynb #9521ba1b
 def examine_zoo(
@@ -166,13 +166,13 @@ def examine_zoo(
     for i, entry in enumerate(entries):
         progress(i, len(entries), f"looking at {plain(called(entry))}")
         cases.append(case := look_at(entry))
-        if deep and case.room: case.notes.append("only headers were fetched: its weights were not read")
+        if deep and case.tmp: case.notes.append("only headers were fetched: its weights were not read")
         elif deep and case.sound: case.problems += case.model.bad_weights()
-    whole = {c.model.name for c in cases if c.sound}
+    sound = {c.model.name for c in cases if c.sound}
     for c in cases:
-        if c.adapter is not None and c.base not in whole:
+        if c.adapter is not None and c.base not in sound:
             c.problems.append(f"'{c.model.name}' is an adapter of '{c.base}', which the zoo lacks. Add it.")
-    if deep: find_bases([c for c in cases if c.sound and not c.room])
+    if deep: find_bases([c for c in cases if c.sound and not c.tmp])
     return cases
 
 def look_at(
@@ -181,8 +181,8 @@ def look_at(
     "Look at a folder, or at the headers of a model on the hub."
     if isinstance(entry, Adapted): return adapted_case(look_at(entry.base), look_at(entry.adapter))
     if not is_hub_id(entry): return examine(open_model(entry))
-    room = tempfile.TemporaryDirectory() # goes with the case
-    return examine(open_model(fetch_headers(entry, Path(room.name))), room)
+    tmp = tempfile.TemporaryDirectory() # goes with the case
+    return examine(open_model(fetch_headers(entry, Path(tmp.name))), tmp)
 
 def adapted_case(
     base:Case, # A checkpoint
@@ -195,7 +195,7 @@ def adapted_case(
         bad.append(f"'{adapter.model.name}' is not an adapter: it has no adapter_config.json.")
     notes = [*base.notes, f"'{adapter.model.name}' applied to '{base.model.name}'"]
     return Case(model, bad, notes, None, base.model.name,
-                base.tokenizer, (base.room, adapter.room))
+                base.tokenizer, (base.tmp, adapter.tmp))
 
 # %% ../../nbs/05_mergeability/05_doctor.ipynb #2f025677
 def find_bases(
@@ -272,8 +272,8 @@ def verdict(
     applied = tuple(f"'{c.model.name}' applied to '{c.base}'" for c in (a, b) if c.adapter is not None)
     x, y = (c.model if c.adapter is None else bases[c.base].model
             for c in (a, b))
-    found = compare_whole(x, y)
-    return Verdict(found.kind, found.reason, applied + found.notes)
+    compared = compare_usable(x, y)
+    return Verdict(compared.kind, compared.reason, applied + compared.notes)
 
 # %% ../../nbs/05_mergeability/05_doctor.ipynb #d6174b06
 def pairs_table(
@@ -283,7 +283,7 @@ def pairs_table(
     import pandas as pd
     bases = {c.model.name: c for c in cases if c.sound}
     pairs = [(a, b) for i, a in enumerate(cases) for b in cases[i + 1:]]
-    found = [verdict(a, b, bases) for a, b in pairs]
+    verdicts = [verdict(a, b, bases) for a, b in pairs]
     rows = [(a.model.name, b.model.name, v.kind, str(v))
-            for (a, b), v in zip(pairs, found)]
+            for (a, b), v in zip(pairs, verdicts)]
     return pd.DataFrame(rows, columns="a b verdict reason".split())

@@ -276,8 +276,8 @@ def files_for(
 )->Files: # Mapped when a whole file is needed and memory allows, else read piece by piece
     "How weights are opened."
     paths = {t.file for m in models for t in m.stored.values()}
-    room = address_space()
-    fits = room is None or 2 * sum(os.path.getsize(p) for p in paths) < room
+    space = address_space()
+    fits = space is None or 2 * sum(os.path.getsize(p) for p in paths) < space
     return Mapped() if share == 1 and fits else Files()
 
 def address_space()->int|None: # Bytes; None without a limit

@@ -147,17 +147,17 @@ def compare_group(
     "All weights of all pairs, on all processors; the largest weights first."
     names = sorted(compared_weights(models[0]),
                    key=lambda k: -models[0].tensors[k].n_values)
-    found = {}
+    results = {}
     def one(k): return compare_weight(models, k, base, metrics, share, seed, files)
     with files_for(share, models) as files, ThreadPoolExecutor(n_workers()) as pool, one_blas_thread(metrics):
         for k, r in zip(names, pool.map(one, names)):
-            found[k] = r
-            progress(len(found), len(names), f"comparing {len(models)} models")
+            results[k] = r
+            progress(len(results), len(names), f"comparing {len(models)} models")
     def gather(at):
-        return {m: np.stack([found[k][at][m]
+        return {m: np.stack([results[k][at][m]
                              for k in compared_weights(models[0])])
                 for m in metrics}
-    return gather(0), gather(1), sum(r[2] for r in found.values())
+    return gather(0), gather(1), sum(r[2] for r in results.values())
 
 def pack_means(x:np.ndarray)->str: # Text that JSON can hold
     "An array of float64 as text, every bit kept."
@@ -202,18 +202,18 @@ def compare_zoo(
         base, weights = group_bases(models, bases), compared_weights(models[0])
         def compute():
             nonlocal n_read
-            *found, k = compare_group(models, base, metrics, share, seed, progress)
+            *arrays, k = compare_group(models, base, metrics, share, seed, progress)
             n_read += k
-            return [{m: pack_means(x) for m, x in f.items()} for f in found]
+            return [{m: pack_means(x) for m, x in f.items()} for f in arrays]
         def key():
             return digest([m.fingerprint() for m in models], base.tolist(), metrics, share, seed)
-        found = store.remembered("similarity", key(), compute) if store else compute()
+        arrays = store.remembered("similarity", key(), compute) if store else compute()
         shape = len(weights), *[len(models)] * 2
-        found = [without_raw({m: unpack_means(x, shape) for m, x in f.items()},
+        arrays = [without_raw({m: unpack_means(x, shape) for m, x in f.items()},
                              base >= 0)
-                 for f in found]
-        groups.append(([m.name for m in models], weights, *found))
-        skipped |= not_finite(models, found[0])
+                 for f in arrays]
+        groups.append(([m.name for m in models], weights, *arrays))
+        skipped |= not_finite(models, arrays[0])
     return Comparison(zoo.names, groups, skipped, n_read, taken)
 
 def without_raw(
@@ -259,9 +259,9 @@ def square(self:Comparison,
     out = pd.DataFrame(np.nan, self.names, self.names)
     for names, weights, values, error in self.groups:
         if metric not in values: raise unknown("metric that was measured", metric, values)
-        mine = np.array([role(k) in roles for k in weights])
-        if not mine.any(): continue
-        v = (error if errors else values)[metric][mine] # samples of different weights are independent
+        chosen = np.array([role(k) in roles for k in weights])
+        if not chosen.any(): continue
+        v = (error if errors else values)[metric][chosen] # samples of different weights are independent
         out.loc[names, names] = (np.sqrt(
             (v**2).sum(0)) / len(v)
                                  if errors else v.mean(0))
@@ -312,13 +312,13 @@ def table(self:Comparison,
         i, j = np.triu_indices(len(names), 1)
         a, b = np.array(names, object)[[i, j]]
         done |= set(zip(a, b))
-        for place, mine in grouped_weights(weights, by).items():
+        for place, mask in grouped_weights(weights, by).items():
             place = dict(zip(("role", "layer", "tensor"), place))
             for m, v in values.items():
-                e = (np.sqrt((error[m][mine][:, i, j]**2).sum(
+                e = (np.sqrt((error[m][mask][:, i, j]**2).sum(
                     0))
-                     / mine.sum())
-                v = v[mine][:, i, j].mean(0)
+                     / mask.sum())
+                v = v[mask][:, i, j].mean(0)
                 frames.append(pd.DataFrame(
                     dict(a=a, b=b, metric=m, **place, value=v, error=e)))
     pairs = [(a, b) for k, a in enumerate(self.names)

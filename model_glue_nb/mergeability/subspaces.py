@@ -34,26 +34,26 @@ def largest_eigenpairs(
     n = len(a)
     a = np.array(a, np.float64, order="F") # LAPACK overwrites it
     values, vectors = np.zeros(n), np.zeros((n, k), order="F")
-    found = ctypes.c_int()
+    n_found = ctypes.c_int()
     status = ctypes.c_int()
     support = np.zeros(2 * k, np.int32)
     def number(x): return ctypes.byref(ctypes.c_int(x))
     def real(x): return ctypes.byref(ctypes.c_double(x))
-    def whole(x): return x.ctypes.data_as(ctypes.c_void_p)
+    def pointer(x): return x.ctypes.data_as(ctypes.c_void_p)
     def solve(work, n_work, whole_work, n_whole):
-        asked = ctypes.c_char_p(b"V"), ctypes.c_char_p(b"I"), ctypes.c_char_p(b"L")
+        mode = ctypes.c_char_p(b"V"), ctypes.c_char_p(b"I"), ctypes.c_char_p(b"L")
         limits = (real(0), real(0),
                   number(n - k + 1), number(n), real(0))
-        lapack("dsyevr")(*asked, number(n), whole(a),
-                         number(n), *limits, ctypes.byref(found), whole(values),
-                         whole(vectors), number(n), whole(support), whole(work), number(n_work),
-                         whole(whole_work), number(n_whole), ctypes.byref(status))
+        lapack("dsyevr")(*mode, number(n), pointer(a),
+                         number(n), *limits, ctypes.byref(n_found), pointer(values),
+                         pointer(vectors), number(n), pointer(support), pointer(work), number(n_work),
+                         pointer(whole_work), number(n_whole), ctypes.byref(status))
     sizes = np.zeros(1), np.zeros(1, np.int32)
     solve(sizes[0], -1, sizes[1], -1) # asks how much memory it wants
     n_work, n_whole = int(sizes[0][0]), int(sizes[1][0])
     solve(np.empty(n_work), n_work, np.empty(n_whole, np.int32), n_whole)
-    if status.value or found.value != k:
-        raise ArithmeticError(f"LAPACK's dsyevr ended with {status.value} and {found.value} of {k} values.")
+    if status.value or n_found.value != k:
+        raise ArithmeticError(f"LAPACK's dsyevr ended with {status.value} and {n_found.value} of {k} values.")
     return values[:k][::-1], vectors[:, ::-1]
 
 # %% ../../nbs/05_mergeability/01_subspaces.ipynb #193ae83f
@@ -80,9 +80,9 @@ def top_directions(
     y = x if wide else x.T
     exact = short <= max(exact_up_to, 4 * N_TOP)
     values, vectors, turned = by_products(y @ y.T) if exact else by_lanczos(y)
-    kept = np.flatnonzero(values > NOTHING_MORE * max(values.max(initial=0), 1e-300))[:N_TOP]
-    vectors = vectors[:, kept]
-    return Directions((x.T @ vectors / np.sqrt(values[kept]) if wide else vectors).T,
+    largest = np.flatnonzero(values > NOTHING_MORE * max(values.max(initial=0), 1e-300))[:N_TOP]
+    vectors = vectors[:, largest]
+    return Directions((x.T @ vectors / np.sqrt(values[largest]) if wide else vectors).T,
                       turned)
 
 def by_products(
@@ -114,14 +114,14 @@ def by_lanczos(
 
 # %% ../../nbs/05_mergeability/01_subspaces.ipynb #5145125d
 def overlap_table(
-    found:list[Directions], # Per model
+    subspaces:list[Directions], # Per model
 )->tuple[np.ndarray,np.ndarray]: # (N, N) overlaps in [0, 1], NaN where a model changed nothing; error bounds
     "How much of the smaller subspace lies in the larger, for every pair."
-    n = len(found)
+    n = len(subspaces)
     value = np.full((n, n), np.nan)
     error = np.zeros((n, n))
-    for i, a in enumerate(found):
-        for j, b in enumerate(found[:i + 1]):
+    for i, a in enumerate(subspaces):
+        for j, b in enumerate(subspaces[:i + 1]):
             k = min(len(a.vectors), len(b.vectors))
             if not (k and a.known and b.known): continue
             shared = np.square(a.vectors @ b.vectors.T).sum() / k

@@ -38,14 +38,14 @@ def encoded(
     "Token ids of some texts."
     if not texts: raise InputError("There are no texts to measure the loss on. Give at least one.")
     pairs = [(t, "") if isinstance(t, str) else t for t in texts]
-    whole = live.encode([p + a for p, a in pairs])
+    ids = live.encode([p + a for p, a in pairs])
     starts = live.encode([p if a else "" for p, a in pairs])
     def common(x, y):
         return next((i for i, (u, v) in enumerate(zip(x, y))
                      if u != v),
                     min(len(x), len(y)))
     out = [(x, max(1, common(x, s)) if a else 1)
-           for x, s, (_, a) in zip(whole, starts, pairs)]
+           for x, s, (_, a) in zip(ids, starts, pairs)]
     short = [i for i, (x, at) in enumerate(out) if len(x) <= at]
     refuse([f"Text {short[0]} has no token that counts. Give longer texts."] if short else [])
     return out
@@ -204,15 +204,15 @@ def match_values(
     rows, columns = [], []
     def unit(x, i): return x[i * size:(i + 1) * size]
     for g, h in enumerate(groups):
-        mine = range(g * share, (g + 1) * share)
+        members = range(g * share, (g + 1) * share)
         read = sum(unit(a[OUT].T,
                         i) @ unit(b[OUT].T, heads[i]).T
-                   for i in mine)
+                   for i in members)
         order = match(unit(a[QKV[2]],
                            g) @ unit(b[QKV[2]], h).T
                       + read)
         rows.append(h * size + order)
-        columns += [heads[i] * size + order for i in mine]
+        columns += [heads[i] * size + order for i in members]
     return np.concatenate(rows), np.concatenate(columns)
 
 def places(
@@ -303,10 +303,10 @@ def barrier_aligned(
     "The barrier before and after the second model's units are matched to the first's."
     import pandas as pd, tempfile
     before = barrier(zoo, a, b, texts, alphas=alphas)
-    with tempfile.TemporaryDirectory() as room:
-        found = {a: zoo[a],
-                 b: align(zoo[a], zoo[b], Path(room)/"aligned")}
-        after = barrier(found, a, b, texts, alphas=alphas)
+    with tempfile.TemporaryDirectory() as tmp:
+        pair = {a: zoo[a],
+                 b: align(zoo[a], zoo[b], Path(tmp)/"aligned")}
+        after = barrier(pair, a, b, texts, alphas=alphas)
     return pd.concat([before.assign(aligned=False), after.assign(aligned=True)],
                      ignore_index=True)
 
@@ -381,6 +381,6 @@ def compare_activations(
                     for m in (a, b))
             rows.append((a, b, d, cka_of_grams(k, l)))
     def frame(found, columns): return pd.DataFrame(found, columns=columns.split())
-    told = frame(rows, "a b depth cka"), frame(rest, "a b reason")
-    told = pd.concat([t for t in told if len(t)] or told, ignore_index=True)
-    return told.reindex(columns="a b depth cka reason".split())
+    tables = frame(rows, "a b depth cka"), frame(rest, "a b reason")
+    tables = pd.concat([t for t in tables if len(t)] or tables, ignore_index=True)
+    return tables.reindex(columns="a b depth cka reason".split())

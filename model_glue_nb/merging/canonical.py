@@ -81,10 +81,10 @@ def shared_filters(
     weights:list[list[tuple]], # As `chain` gives them, one per model
 )->list[list[tuple]]|None: # The same with equal filters; None when the models' filters differ
     "Weights of all models by one list of filters."
-    found = ({tuple(f for f, _ in w) for w in weights if len(w) > 1}
+    lists = ({tuple(f for f, _ in w) for w in weights if len(w) > 1}
              or {(None,)})
-    if len(found) > 1: return None
-    filters = found.pop()
+    if len(lists) > 1: return None
+    filters = lists.pop()
     return [w if len(w) == len(filters)
             else [(f, w[0][1]) for f in filters]
             for w in weights]
@@ -254,10 +254,10 @@ def summed(self:Forms, parts:list[tuple], sources:list[MergeSource])->list[tuple
             for f, x in weight:
                 out.setdefault(name, {}).setdefault(f, []).append(
                     x * c[0][1])
-    whole = {p: [(f, rounded(sum(x))) for f, x in by.items()]
+    sums = {p: [(f, rounded(sum(x))) for f, x in by.items()]
              for p, by in out.items()}
     return [(p, dict(weight=w))
-            for p, w in whole.items()
+            for p, w in sums.items()
             if constant(w) != 0]
 
 @patch

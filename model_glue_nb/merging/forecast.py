@@ -350,7 +350,7 @@ def forecast_zoo(
                            for a, b in zip(pairs.a, pairs.b)]
     pairs = pairs.merge(function_features(zoo, wanted, texts_of(part), progress, aside), how="left")
     order = spread_order(pairs[[*CHEAP]].to_numpy(float))
-    parts, found = [], None
+    parts, fitted = [], None
     first = max(12, 4 * len(FORECAST_FEATURES))
     steps = [len(order)] if remembered_only else range(first, len(order) + BATCH, BATCH)
     for stop in steps or [len(order)]:
@@ -358,10 +358,10 @@ def forecast_zoo(
                   if not remembered_only else wanted)
         parts.append(measure_pairs(zoo, part, store, chosen, remembered_only, progress, method, aside))
         measured = pd.concat(parts, ignore_index=True)
-        found = fit_forecast(measured.merge(pairs, on=["a", "b"]))
-        if found.model is not None and found.error_new <= enough: break
+        fitted = fit_forecast(measured.merge(pairs, on=["a", "b"]))
+        if fitted.model is not None and fitted.error_new <= enough: break
     known = set(zip(measured.a, measured.b))
     open_ = [p not in known for p in zip(pairs.a, pairs.b)]
-    table = foresee(found, pairs[open_])
+    table = foresee(fitted, pairs[open_])
     table.attrs["skipped"] = skipped | aside
-    return found, table
+    return fitted, table

@@ -51,7 +51,7 @@ def fill(
 @dataclass
 class Places:
     "Where the tensors of a merge belong in a live model."
-    whole: dict # Tensor → name of the live tensor it fills
+    direct: dict # Tensor → name of the live tensor it fills
     groups: dict # Name of a live tensor → (conversion, [(pattern, tensor), …] as in a checkpoint)
 
 def places_of(
@@ -79,7 +79,7 @@ def found_places(model, names, state)->Places:
         if place not in state and n in state:
             place, pattern = rename_source_key(n, [], [], model.base_model_prefix, state)
         if place not in state: continue # transformers ignores it too
-        if pattern is None: out.whole[n] = place
+        if pattern is None: out.direct[n] = place
         else:
             out.groups.setdefault(place, (by_pattern[pattern], []))[1].append(
                 (pattern, n))
@@ -129,12 +129,12 @@ class Conversion:
     place: str # Name of the first live tensor
     step: object # A conversion of transformers
     members: list # (pattern, tensor) in the order of a checkpoint
-    made: dict # Tensor → torch tensor
+    tensors: dict # Tensor → torch tensor
 
     def run(self, model)->dict: # Name of a live tensor → torch tensor
         "What loading a checkpoint with these tensors would give."
         step = copy.deepcopy(self.step)
-        for pattern, n in self.members: step.add_tensor(self.place, n, pattern, self.made[n])
+        for pattern, n in self.members: step.add_tensor(self.place, n, pattern, self.tensors[n])
         out = step.convert(self.place, model=model, config=model.config)
         return {k: v[0] if isinstance(v, list) else v for k, v in out.items()}
 
@@ -157,7 +157,7 @@ class LiveSink:
         self.state = {n: p for n, p in model.state_dict().items() if stored_type(p)}
         self.to, self.conversions, filled = {}, [], {}
         places = places_of(model, shapes)
-        for n, place in places.whole.items():
+        for n, place in places.direct.items():
             if place in self.state:
                 self.to[n] = self.state[place]
                 filled.setdefault(place, []).append(n)
@@ -175,10 +175,10 @@ class LiveSink:
             return [place]
         import torch
         like = own if own is not None else next(iter(self.state.values()))
-        made = {n: torch.empty(self.shapes[n], dtype=like.dtype, device=like.device)
+        tensors = {n: torch.empty(self.shapes[n], dtype=like.dtype, device=like.device)
                 for _, n in members}
-        self.to |= made
-        self.conversions.append(Conversion(place, step, members, made))
+        self.to |= tensors
+        self.conversions.append(Conversion(place, step, members, tensors))
         return self.conversions[-1].names()
 
     def check(self, filled, apart):
@@ -216,10 +216,10 @@ class LiveSink:
                 if p.shape != x.shape: raise self.other_shape(n, p.shape, x.shape)
                 p.copy_(x)
 
-    def other_shape(self, name, live, made)->InputError:
+    def other_shape(self, name, live, merged)->InputError:
         "Error for a tensor that the live model has in another shape."
         return InputError(f"'{name}' has shape {tuple(live)} in the live model '{self.label}', the merge makes "
-                          f"{tuple(made)}. Load a model of that shape.")
+                          f"{tuple(merged)}. Load a model of that shape.")
 
 def stored_type(parameter)->str|None: # As safetensors names it; None for what isn't merged
     "The type of a live tensor."

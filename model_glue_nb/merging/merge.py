@@ -39,23 +39,23 @@ def write_config(
 ):
     "Put into the config what the merge changed: type, layers, vocabulary, tied head."
     file, r = out/"config.json", plan.recipe
-    c = read_json(file)
-    parts = [c[k] for k in TEXT_PARTS if isinstance(c.get(k), dict)]
-    for part in (c, *parts): # the result is no longer quantized
+    config = read_json(file)
+    parts = [config[k] for k in TEXT_PARTS if isinstance(config.get(k), dict)]
+    for part in (config, *parts): # the result is no longer quantized
         for key in ("quantization_config", "compression_config"): part.pop(key, None)
     if dtype := r.out_dtype or r.dtype:
-        c.pop("torch_dtype", None)
-        c["dtype"] = dtype
+        config.pop("torch_dtype", None)
+        config["dtype"] = dtype
         for part in parts: part |= dict(dtype=dtype) if "dtype" in part else {}
     names = [n for n in embedding_names(plan.lead) if n in plan.tasks]
     if names and (r.tokenizer or r.pad_to_multiple_of):
-        set_where_read(c, parts, "vocab_size", plan.tasks[names[0]].shape[0])
+        set_where_read(config, parts, "vocab_size", plan.tasks[names[0]].shape[0])
     if plan.unties:
-        c["tie_word_embeddings"] = False
+        config["tie_word_embeddings"] = False
         for part in parts: part |= dict(tie_word_embeddings=False) if "tie_word_embeddings" in part else {}
     layers = [i for x in r.slices for i in range(*x.sources[0].layers)]
-    for part in (c, *parts) if layers else (): layers_in_config(part, layers)
-    file.write_text(json.dumps(written_config(c), indent=2, ensure_ascii=False), encoding="utf-8")
+    for part in (config, *parts) if layers else (): layers_in_config(part, layers)
+    file.write_text(json.dumps(written_config(config), indent=2, ensure_ascii=False), encoding="utf-8")
 
 TEXT_PARTS = "text_config", "llm_config", "language_config" # Keys of text parts
 

@@ -89,7 +89,7 @@ def run_method(
     info = method_info(name)
     if info.has_weights: p["weights"] = p.pop("weight")
     if info.streamed: return merge_methods[name](stream, **p)
-    return stream.whole(lambda arrays: merge_methods[name](arrays, **p))
+    return stream.whole_arrays(lambda arrays: merge_methods[name](arrays, **p))
 
 def try_method(
     name:str, # Name in `merge_methods`

@@ -113,7 +113,7 @@ def build(self:MergePlan)->dict[str,TensorTask]: # By name, in file order; empty
     if wrong: return self.tasks
     found = {id(s): self.view(s.model) for s in r.sources}
     if self.lead is None or None in found.values(): return self.tasks
-    self.found, self.info = found, method_info(r.method)
+    self.view_of, self.info = found, method_info(r.method)
     self.align()
     self.check_layout()
     def whole(n):
@@ -175,8 +175,8 @@ def task(self:MergePlan,
     if info.needs_base: # a base has no task vector
         sources = tuple(s for s in sources if s.model != r.base) or sources
     home = (lead.inputs.get(name)
-            or self.found[id(sources[0])].inputs.get(rename(sources[0])))
-    views = [self.found[id(s)] for s in sources]
+            or self.view_of[id(sources[0])].inputs.get(rename(sources[0])))
+    views = [self.view_of[id(s)] for s in sources]
     parts = [v.inputs.get(rename(s)) for v, s in zip(views, sources)]
     if home is not None and is_buffer(name, home): return copied(name, home, lead)
     if home is not None and unset_alike(list(map(stored_of, (home, *parts)))):
@@ -252,7 +252,7 @@ def check_layout(self:MergePlan):
 @patch
 def check_extra(self:MergePlan):
     "Weights that only other models have would be dropped silently."
-    for v in {id(v): v for v in self.found.values()}.values():
+    for v in {id(v): v for v in self.view_of.values()}.values():
         extra = [n for n, x in v.inputs.items()
                  if n not in self.lead.inputs and not is_buffer(n, x)]
         if extra:
@@ -269,8 +269,8 @@ def matches(self:MergePlan, name, views, parts, home)->bool: # Are all parts the
             self.problems.append(f"'{v.name}' has no tensor '{name}', but '{self.lead.name}' has. "
                                  "Merge within one architecture, or mix them instead.")
         elif x.shape != home.shape:
-            words = x.shape[1:] == home.shape[1:] and name in embedding_names(self.lead)
-            hint = "Choose whose tokenizer counts (tokenizer: base, union or a model)." if words else \
+            vocab = x.shape[1:] == home.shape[1:] and name in embedding_names(self.lead)
+            hint = "Choose whose tokenizer counts (tokenizer: base, union or a model)." if vocab else \
                 "Merge within one architecture, or mix them instead."
             self.problems.append(
                 f"Cannot merge '{v.name}' into '{self.lead.name}': '{name}' has shape {x.shape}, "
@@ -296,7 +296,7 @@ def keys(self:MergePlan, name, sources)->tuple[int,...]: # One per source
 def align(self:MergePlan):
     "Give every view the same head and, where the recipe says so, the same vocabulary."
     views = [self.lead,
-             *(v for v in self.found.values() if v is not self.lead)]
+             *(v for v in self.view_of.values() if v is not self.lead)]
     r = self.recipe
     heads = [n for v in views for n in embedding_names(v)[1:] if n.endswith("weight")]
     for v in views if heads else ():
@@ -357,7 +357,7 @@ def check_spans(self:MergePlan, sl)->bool: # Can the layers be taken?
     "Whether the layer ranges of a slice exist and are equally long."
     bad = []
     for s in sl.sources:
-        v = self.found[id(s)]
+        v = self.view_of[id(s)]
         n = max(layer_stacks(v.inputs).values(), default=0)
         most = f"at most [0, {n}]."
         if s.layers is None:

@@ -8,7 +8,7 @@ __all__ = ['REFERENCE', 'MODEL', 'PARAMETERS', 'LAYERS', 'SOURCE', 'SOURCES', 'S
 
 # %% ../../nbs/06_merging/03_recipe_files.ipynb #a0973600
 from ..schemas import (Kind, either, is_number, listed, mapping, maybe, name, path, seed, text,
-                                   whole)
+                                   integer)
 
 # %% ../../nbs/06_merging/03_recipe_files.ipynb #d65d81ab
 def read_number(value):
@@ -43,11 +43,11 @@ REFERENCE = Kind("a name or a path (revisions and other architectures are not re
 MODEL = either(REFERENCE, Kind("a nested recipe", lambda v: isinstance(v, dict) and "merge_method" in v))
 MODEL = Kind("a name, a path, or a nested recipe", MODEL.fits)
 PARAMETERS = maybe(mapping())
-LAYERS = maybe(listed(whole(0), 2, 2))
+LAYERS = maybe(listed(integer(0), 2, 2))
 SOURCE = mapping(dict(model=MODEL, layer_range=LAYERS, parameters=PARAMETERS), ["model"])
 SOURCES = maybe(listed(either(path, SOURCE)))
 SLICE = mapping(dict(sources=SOURCES, parameters=PARAMETERS), ["sources"])
-TOKENIZER_FORM = mapping(dict(source=maybe(path), pad_to_multiple_of=maybe(whole(1, 2**20))))
+TOKENIZER_FORM = mapping(dict(source=maybe(path), pad_to_multiple_of=maybe(integer(1, 2**20))))
 TOP_FORM = dict(merge_method=name, models=SOURCES,
                 slices=maybe(listed(SLICE)), base_model=maybe(REFERENCE),
            parameters=PARAMETERS, dtype=maybe(name), out_dtype=maybe(name), outside=maybe(name),
@@ -56,26 +56,26 @@ TOP_FORM = dict(merge_method=name, models=SOURCES,
 RECIPE = mapping(TOP_FORM, ["merge_method"])
 
 def loosely(
-    d, # What a YAML file holds
+    given, # What a YAML file holds
 ): # The same in the form that `RECIPE` describes
     "mergekit's shorthands expanded."
-    if not isinstance(d, dict): return d
-    d = {k: v for k, v in d.items()
+    if not isinstance(given, dict): return given
+    given = {k: v for k, v in given.items()
          if k != "name" and not str(k).startswith("x-")}
     for k in ("base_model", "tokenizer_source"):
-        if k in d: d[k] = read_reference(d[k])
+        if k in given: given[k] = read_reference(given[k])
     for k in ("dtype", "out_dtype"):
-        if isinstance(d.get(k), str): d[k] = d[k].removeprefix("torch.")
-    if isinstance(t := d.get("tokenizer"), dict):
+        if isinstance(given.get(k), str): given[k] = given[k].removeprefix("torch.")
+    if isinstance(t := given.get("tokenizer"), dict):
         pad = {k: read_number(t[k]) for k in ("pad_to_multiple_of",) if k in t}
-        d["tokenizer"] = dict(source="union") | t | pad
-        d["tokenizer"]["source"] = read_reference(d["tokenizer"]["source"])
+        given["tokenizer"] = dict(source="union") | t | pad
+        given["tokenizer"]["source"] = read_reference(given["tokenizer"]["source"])
     for k in ("models", "sources"):
-        if isinstance(d.get(k), list):
-            d[k] = [_loose_source(x) for x in d[k]]
-    if isinstance(d.get("slices"), list):
-        d["slices"] = [loosely(x) for x in d["slices"]]
-    return d
+        if isinstance(given.get(k), list):
+            given[k] = [_loose_source(x) for x in given[k]]
+    if isinstance(given.get("slices"), list):
+        given["slices"] = [loosely(x) for x in given["slices"]]
+    return given
 
 def _loose_source(x):
     if not isinstance(x, dict): return x

@@ -20,7 +20,7 @@ from .methods import merge_methods, method_info
 from .recipe_files import RECIPE, loosely, read_setting
 from ..reading import parse_yaml, read_yaml
 from ..schemas import (brief, is_number, mapping, maybe,
-                                   name, path, require, seed, short, text, whole)
+                                   name, path, require, seed, short, text, integer)
 from . import spectra # its methods join the registry
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #63ea6a34
@@ -192,11 +192,11 @@ def check_value(
     if isinstance(method_info(method).parameters.get(key), bool):
         wrong = [v for v in values if isinstance(v, str)]
         return [f"{method}: {key} is {brief(v)}. Give true or false." for v in wrong[:1]]
-    words, good = (UNIT if key == "t" and method == "slerp"
+    expected, good = (UNIT if key == "t" and method == "slerp"
                    else RANGES.get(key, ("a number", lambda v: True)))
     hint = "Keeping nothing would erase the models." if key == "density" else "Correct the value."
     wrong = [v for v in values if isinstance(v, str) or not good(v)]
-    return [f"{method}: {key} is {brief(v)}, expected {words}. {hint}" for v in wrong[:1]]
+    return [f"{method}: {key} is {brief(v)}, expected {expected}. {hint}" for v in wrong[:1]]
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #e6308981
 def check_parameters(
@@ -231,7 +231,7 @@ def check_parameters(
 # %% ../../nbs/06_merging/04_recipes.ipynb #7780f03b
 FIELD_KINDS = dict(base=maybe(path), outside=maybe(name),
                    tokenizer=maybe(path), seed=seed,
-                   chat_template=maybe(text()), pad_to_multiple_of=maybe(whole(1, 2**20)))
+                   chat_template=maybe(text()), pad_to_multiple_of=maybe(integer(1, 2**20)))
 
 def check_recipe_form(
     r:MergeRecipe, # Any recipe
@@ -298,29 +298,29 @@ def _source(d, where, depth): # One entry of models or sources
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #87dd9bb1
 def recipe_from_mapping(
-    d:dict, # A parsed mergekit YAML file
+    given:dict, # A parsed mergekit YAML file
     where:str="recipe", # Named in problems
     depth:int=0, # Recipes around this one
 )->MergeRecipe:
     "A recipe from mergekit's keys; keys that are not supported are refused by name."
     if depth > NESTED:
         raise InputError(f"{where} nests more than {NESTED} recipes. Merge the inner ones first.")
-    d = loosely(d)
-    require(d, RECIPE, where, f"Cannot read {where}")
-    if d.get("tokenizer") and d.get("tokenizer_source"):
+    given = loosely(given)
+    require(given, RECIPE, where, f"Cannot read {where}")
+    if given.get("tokenizer") and given.get("tokenizer_source"):
         raise InputError(f"{where}: give tokenizer or tokenizer_source, not both.")
-    method, base = d["merge_method"], d.get("base_model")
+    method, base = given["merge_method"], given.get("base_model")
     def sources(given):
         return _arrange(method, base, [_source(x, where, depth) for x in given or []])
     def a_slice(x): return MergeSlice(sources(x["sources"]), _parameters(x.get("parameters")))
-    t = d.get("tokenizer") or d.get("tokenizer_source") or {}
+    t = given.get("tokenizer") or given.get("tokenizer_source") or {}
     t = t if isinstance(t, dict) else dict(source=t)
-    p = _defaults(method, _parameters(d.get("parameters")))
-    slices = tuple(a_slice(x) for x in d.get("slices") or [])
-    kept = {k: d.get(k) for k in ("outside", "dtype", "out_dtype", "chat_template")}
-    return MergeRecipe(method, sources(d.get("models")), base,
-                       p, slices, seed=d.get("seed") or 0,
-                       tokenizer=t.get("source"), pad_to_multiple_of=t.get("pad_to_multiple_of"), **kept)
+    p = _defaults(method, _parameters(given.get("parameters")))
+    slices = tuple(a_slice(x) for x in given.get("slices") or [])
+    rest = {k: given.get(k) for k in ("outside", "dtype", "out_dtype", "chat_template")}
+    return MergeRecipe(method, sources(given.get("models")), base,
+                       p, slices, seed=given.get("seed") or 0,
+                       tokenizer=t.get("source"), pad_to_multiple_of=t.get("pad_to_multiple_of"), **rest)
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #4d23dd93
 def _defaults(method, p): # What a mergekit file means where it leaves a value out
@@ -406,14 +406,14 @@ def _coefficients_of(recipe, sources, level)->list[float]: # One per source
     if recipe.method == "nearswap": return [0.0] # it moves by less than a share can express
     def own(s): return get("weight", 1.0) if s.weight is None else mean(s.weight)
     weights = [own(s) if info.has_weights else 1.0 for s in sources]
-    kept = [w * (s.model != recipe.base or not info.needs_base)
+    counted = [w * (s.model != recipe.base or not info.needs_base)
             for w, s in zip(weights, sources)]
-    kept = kept if any(kept) else weights # a base has no task vector
+    counted = counted if any(counted) else weights # a base has no task vector
     sums = {"normalize", "normalize_weights"} & set(info.parameters)
     divided = get(*sums, info.parameters[min(sums)]) if sums else recipe.method != "passthrough"
     scale = get("scale", 1.0) if "scale" in info.parameters else 1.0
-    total = sum(kept) if divided else 1.0
-    return [scale * w / total if total else 0.0 for w in kept]
+    total = sum(counted) if divided else 1.0
+    return [scale * w / total if total else 0.0 for w in counted]
 
 def is_sum(
     recipe:MergeRecipe|str, # Any recipe, or the name of one model

@@ -88,11 +88,11 @@ def iso_cts(
 )->np.ndarray:
     "Directions of the sum and each model's own, equally long (Marczak et al. 2025, arXiv 2502.04959)."
     def join(matrices):
-        total, room = sum(matrices), min(matrices[0].shape)
+        total, n_directions = sum(matrices), min(matrices[0].shape)
         if not total.any(): return total
-        n_common = int(common * room + 1e-6) # of all directions, rounded down
+        n_common = int(common * n_directions + 1e-6) # of all directions, rounded down
         u, s, vt = singular(total, n_common)
-        each = max(1, (room - n_common) // len(matrices)) if n_common < room else 0
+        each = max(1, (n_directions - n_common) // len(matrices)) if n_common < n_directions else 0
         outside = ([(m - u @ (u.T @ m), np.linalg.norm(m))
                     for m in matrices]
                    if each else [])

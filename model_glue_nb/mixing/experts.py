@@ -108,8 +108,8 @@ def by_expert(self:MixtureLM,
     with LOCK:
         route, out = self.route(prompts), [None] * len(prompts)
         for e in np.unique(route):
-            mine = np.flatnonzero(route == e)
-            for i, answer in zip(mine, ask(int(e), mine), strict=True):
+            rows = np.flatnonzero(route == e)
+            for i, answer in zip(rows, ask(int(e), rows), strict=True):
                 out[i] = answer
     return out
 
@@ -124,9 +124,9 @@ def generate(self:MixtureLM,
     **sampling, # temperature, top_p, top_k, do_sample, num_beams, …: see `SAMPLING`
 )->list: # An answer per prompt; where n is above 1 a list of them
     "Continuations, each by the prompt's expert."
-    prompts, asked = as_prompts(prompts), decoding(sampling, n, seed)
-    def ask(e, mine):
-        return self.say(e, [prompts[i] for i in mine], max_new_tokens, stop, asked)
+    prompts, settings = as_prompts(prompts), decoding(sampling, n, seed)
+    def ask(e, rows):
+        return self.say(e, [prompts[i] for i in rows], max_new_tokens, stop, settings)
     return self.by_expert(prompts, ask)
 
 @patch
@@ -137,16 +137,16 @@ def converse(self:MixtureLM,
     stop:list[str]=(), # An answer ends before the first of these
 )->list[str]: # One answer per question
     "Greedy answers to questions as conversations, each written by the template of its expert."
-    def ask(e, mine):
-        return said_to(self.expert(e), chat, [prompts[i] for i in mine], max_new_tokens, stop)
+    def ask(e, rows):
+        return said_to(self.expert(e), chat, [prompts[i] for i in rows], max_new_tokens, stop)
     return self.by_expert(prompts, ask)
 
 @patch
-def say(self:MixtureLM, e, prompts, max_new_tokens, stop, asked)->list:
+def say(self:MixtureLM, e, prompts, max_new_tokens, stop, settings)->list:
     "What one expert says; an expert may be a mixture itself."
     live = self.expert(e)
-    if not isinstance(live, MixtureLM): return answers(live, prompts, max_new_tokens, stop, asked)
-    return live.generate(prompts, max_new_tokens, stop, asked.n, asked.seed, **asked.how)
+    if not isinstance(live, MixtureLM): return answers(live, prompts, max_new_tokens, stop, settings)
+    return live.generate(prompts, max_new_tokens, stop, settings.n, settings.seed, **settings.how)
 
 # %% ../../nbs/08_mixing/12_experts.ipynb #4da45b27
 @patch
@@ -158,11 +158,11 @@ def stream(self:MixtureLM,
     **sampling, # As for `generate`
 ): # Yields pieces of text
     "One prompt's answer by its expert, piece by piece."
-    prompt, asked = text_of(prompt), decoding(sampling, 1, seed)
+    prompt, settings = text_of(prompt), decoding(sampling, 1, seed)
     with LOCK:
         live = self.whole_model(int(self.route([prompt])[0]), prompt)
         ids = live.encode([prompt])[0]
-    how = asked.how, asked.seed_of(prompt)
+    how = settings.how, settings.seed_of(prompt)
     answer = stream_ids(live, ids, max_new_tokens, stop, LOCK, *how)
     del live
     yield from answer
@@ -177,15 +177,15 @@ def chat(self:MixtureLM,
 ): # Yields pieces of text; join them for the whole answer
     "The answer to a conversation, from the expert for what the user said last."
     messages = [m | dict(content=text_of(m.get("content"))) for m in messages]
-    asked = decoding(sampling, 1, seed)
+    settings = decoding(sampling, 1, seed)
     said = routed_text(messages)
     with LOCK:
         live = self.whole_model(int(self.route([said])[0]), said)
-        words = live.tokenizer
-        if words.chat_template:
-            ids = words(render(words, messages, live.name), add_special_tokens=False)["input_ids"]
+        tokenizer = live.tokenizer
+        if tokenizer.chat_template:
+            ids = tokenizer(render(tokenizer, messages, live.name), add_special_tokens=False)["input_ids"]
         else: ids = live.encode(["\n".join(m["content"] for m in messages)])[0] # a base model: the bare text
-    how = asked.how, asked.seed_of(said)
+    how = settings.how, settings.seed_of(said)
     answer = stream_ids(live, ids, max_new_tokens, stop, LOCK, *how)
     del live
     yield from answer
@@ -239,10 +239,10 @@ def written(
 
 class Translated:
     "lm-eval's cache hook, given the requests as they came instead of as an expert read them."
-    def __init__(self, hook, requests, theirs):
+    def __init__(self, hook, requests, written):
         self.hook = hook
         self.names = {digest(list(t.args)): r.args
-                      for r, t in zip(requests, theirs)}
+                      for r, t in zip(requests, written)}
     def add_partial(self, attr, request, response):
         self.hook.add_partial(attr, self.names.get(digest(list(request)), request), response)
 
@@ -263,12 +263,12 @@ def lm_eval(self:MixtureLM,
             def said(r):
                 talk = unpack_chat(r.args[0])
                 return r.args[0] if talk is None else routed_text(talk["conversation"])
-            def answered(e, mine):
-                expert, own = live.expert(e), [requests[i] for i in mine]
-                theirs = [written(r, expert) for r in own]
+            def answered(e, rows):
+                expert, own = live.expert(e), [requests[i] for i in rows]
+                translated = [written(r, expert) for r in own]
                 lm = as_lm_eval(expert, batch_size)
-                lm.set_cache_hook(Translated(self.cache_hook, own, theirs))
-                return getattr(lm, kind)(theirs, disable_tqdm=True)
+                lm.set_cache_hook(Translated(self.cache_hook, own, translated))
+                return getattr(lm, kind)(translated, disable_tqdm=True)
             return live.by_expert([said(r) for r in requests], answered)
         def generate_until(self, requests, disable_tqdm=False):
             return self.ask("generate_until", requests)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core import InputError, Registry, unknown
 from .sentences import has_encoder
-from ..schemas import either, listed, number, seed as a_seed, setting_kinds, text, whole
+from ..schemas import either, listed, number, seed as a_seed, setting_kinds, text, integer
 
 # %% ../../nbs/08_mixing/05_learners.ipynb #2f1c724e
 def question_weights(
@@ -202,7 +202,7 @@ def mlp(
     values:np.ndarray, # (n, E)
     weights:np.ndarray|None=None, # (n,): how much each prompt counts; None: all alike
     *,
-    hidden:Annotated[int, whole(1, 4096)]=64, # Width of the first layer
+    hidden:Annotated[int, integer(1, 4096)]=64, # Width of the first layer
     alpha:Annotated[float, number(0, 1e12)]=0.01, # Strength of the penalty
     seed:Annotated[int, a_seed]=0, # Of the first weights
 )->Learned:
@@ -215,8 +215,8 @@ def mlp(
     return dict(form="mlp", squash=chances), stored(arrays)
 
 # %% ../../nbs/08_mixing/05_learners.ipynb #0f13874e
-Neighbors = Annotated[int, whole(1, 10**9)]
-Clusters = Annotated[int, whole(1, 10**6)]
+Neighbors = Annotated[int, integer(1, 10**9)]
+Clusters = Annotated[int, integer(1, 10**6)]
 
 @routers
 def knn(
@@ -259,7 +259,7 @@ def tfidf_knn(
     vectors:np.ndarray, values:np.ndarray, weights:np.ndarray|None=None, # As for `knn`
     *,
     k:Neighbors=16, # Prompts whose mean is taken
-    max_terms:Annotated[int, whole(1, 10**6)]=4096, # Most words in `vectors`, which come ready
+    max_terms:Annotated[int, integer(1, 10**6)]=4096, # Most words in `vectors`, which come ready
 )->Learned:
     "Nearest neighbors by the words that prompts share."
     return knn(vectors, values, weights, k=k)

@@ -29,7 +29,7 @@ from .spec import (SHARED, MixtureSpec, as_written, by_name, check_mixture_spec,
                                        find_parts, prompt_encoder_of)
 from ..outputs import disk_problems, taken
 from ..reading import read_json, read_yaml
-from ..schemas import either, flag, listed, mapping, maybe, name, path, require, short, whole
+from ..schemas import either, flag, listed, mapping, maybe, name, path, require, short, integer
 from ..zoo.zoo import (LanguageModel, Zoo, ZooModel, batches_by_length, loaders, open_model,
                                    read_zoo)
 
@@ -42,8 +42,8 @@ def search_values(
 )->tuple[list[str],np.ndarray|None]: # Prompts, and (n, E): what each expert scored on them
     "The search questions and the experts' scores that the router learns from."
     r = spec.router
-    told = r.get("file") or r.get("positive")
-    if suite is None or told or not routers[r["name"]].learns: return [], None
+    is_given = r.get("file") or r.get("positive")
+    if suite is None or is_given or not routers[r["name"]].learns: return [], None
     known = items or {}
     def scores(e):
         m = find_model(zoo, e)
@@ -88,22 +88,22 @@ def mix_apart(
     verify:bool=False, # Load every expert and answer once before the folder appears?
 )->ZooModel:
     "Write a mixture whose experts stay whole models."
-    n_bytes = sum(e.n_bytes for e in experts)
+    n_bytes = sum(expert.n_bytes for expert in experts)
     if spec.copy: refuse(disk_problems(out, n_bytes), "Cannot mix")
-    def home(e):
-        if spec.copy: return f"experts/{file_name(e.name)}"
-        return os.path.relpath(e.path.resolve(), out.resolve())
-    def about_expert(e):
-        return dict(name=e.name, path=home(e),
-                    fingerprint=e.fingerprint(), n_params=e.n_params)
-    known = [about_expert(e) for e in experts]
+    def home(expert):
+        if spec.copy: return f"experts/{file_name(expert.name)}"
+        return os.path.relpath(expert.path.resolve(), out.resolve())
+    def about_expert(expert):
+        return dict(name=expert.name, path=home(expert),
+                    fingerprint=expert.fingerprint(), n_params=expert.n_params)
+    known = [about_expert(expert) for expert in experts]
     reads = feature_kind(router.settings["name"], spec.features)
     spec = by_name(spec, experts)
     manifest = as_written(spec) | dict(features=reads, experts=known)
     with atomic_path(out, overwrite) as tmp:
         tmp.mkdir()
-        for e, k in zip(experts, known) if spec.copy else ():
-            copy_expert(e, tmp/k["path"])
+        for expert, k in zip(experts, known) if spec.copy else ():
+            copy_expert(expert, tmp/k["path"])
             k["fingerprint"] = open_model(tmp/k["path"]).fingerprint()
         write_router(tmp, router, known, about=about)
         (tmp/"mixture.json").write_text(json.dumps(manifest, indent=1) + "\n")
@@ -239,7 +239,7 @@ def mixture(
 
 # %% ../../nbs/08_mixing/13_mixture.ipynb #36e27838
 MORE_KEYS = ("zoo", "suite", "search_questions")
-COUNT_FORM = whole(0, 10**6)
+COUNT_FORM = integer(0, 10**6)
 ROUTER_FORM = either(name, mapping(dict(name=name, file=path), more=True)) # settings: see `check_router`
 MIXTURE_FORM = mapping(dict(
     experts=listed(path, 1), router=ROUTER_FORM, level=name, base=maybe(path), dense_layers=COUNT_FORM,
@@ -247,7 +247,7 @@ MIXTURE_FORM = mapping(dict(
     prompt_encoder=maybe(path),
     max_resident=COUNT_FORM, copy=flag,
     zoo=maybe(either(path, listed(path, 1))), suite=maybe(path),
-    search_questions=maybe(whole(1, 10**9))))
+    search_questions=maybe(integer(1, 10**9))))
 
 def read_mixture(
     file:str|Path, # A YAML file

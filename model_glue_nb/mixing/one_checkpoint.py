@@ -79,17 +79,17 @@ def moe_config(
 )->dict: # config.json
     "The dense model's effective config with the keys of a standard mixture."
     left_out = ("mlp_bias", "pretraining_tp", "auto_map", "_name_or_path", "layer_types", "torch_dtype")
-    whole = effective_config(parts.base.config) # another class has other defaults for missing keys
-    c = ({k: v for k, v in whole.items() if k not in left_out}
+    effective = effective_config(parts.base.config) # another class has other defaults for missing keys
+    config = ({k: v for k, v in effective.items() if k not in left_out}
          | dict(dtype=TORCH_NAMES[parts.dtype]))
-    if kind == "mixtral": c.setdefault("sliding_window", None)
-    c |= dict(architectures=[CLASSES[kind]], model_type=kind, num_experts_per_tok=parts.spec.top_k)
-    if kind == "mixtral": return c | dict(num_local_experts=len(parts.experts))
+    if kind == "mixtral": config.setdefault("sliding_window", None)
+    config |= dict(architectures=[CLASSES[kind]], model_type=kind, num_experts_per_tok=parts.spec.top_k)
+    if kind == "mixtral": return config | dict(num_local_experts=len(parts.experts))
     if kind == "qwen2_moe":
-        c.pop("attention_bias", None)
+        config.pop("attention_bias", None)
         biased = MODEL_TYPES[parts.base.architecture] == "qwen2"
-        c |= dict(qkv_bias=biased, shared_expert_intermediate_size=SILENT, use_sliding_window=False)
-    return c | dict(num_experts=len(parts.experts), moe_intermediate_size=c["intermediate_size"],
+        config |= dict(qkv_bias=biased, shared_expert_intermediate_size=SILENT, use_sliding_window=False)
+    return config | dict(num_experts=len(parts.experts), moe_intermediate_size=config["intermediate_size"],
                     norm_topk_prob=True, mlp_only_layers=list(range(parts.K)), decoder_sparse_step=1)
 
 SILENT = 128 # units of the expert that adds nothing: tensor-parallel servers split them evenly
@@ -104,10 +104,10 @@ def our_config(
 )->dict: # config.json
     "Config of a mixture that brings its modeling file."
     spec = parts.spec
-    c = without_code(written_config(parts.base.config), (*CODE, "_name_or_path"))
-    c["dtype"] = TORCH_NAMES[parts.dtype]
-    c.pop("torch_dtype", None)
-    c["model_type"] = MODEL_TYPES[parts.base.architecture]
+    config = without_code(written_config(parts.base.config), (*CODE, "_name_or_path"))
+    config["dtype"] = TORCH_NAMES[parts.dtype]
+    config.pop("torch_dtype", None)
+    config["model_type"] = MODEL_TYPES[parts.base.architecture]
     def shapes(p):
         return {k: list(v.shape) for k, v in router.places[p].items()}
     mixture = dict(level=spec.level, n_experts=len(parts.experts),
@@ -118,7 +118,7 @@ def our_config(
                             for p in parts.places})
     classes = dict(AutoConfig="modeling.MixtureConfig", AutoModelForCausalLM="modeling.MixtureForCausalLM")
     return dict(architectures=["MixtureForCausalLM"], model_type="model_glue_mixture", auto_map=classes,
-                text_config=c, mixture=mixture) | {k: c[k] for k in SHOWN_KEYS if k in c}
+                text_config=config, mixture=mixture) | {k: config[k] for k in SHOWN_KEYS if k in config}
 
 # %% ../../nbs/08_mixing/09_one_checkpoint.ipynb #b4fddc35
 MIXTRAL = dict(gate_proj="w1", up_proj="w3", down_proj="w2")
@@ -401,7 +401,7 @@ def card(
     spec = by_name(parts.spec, parts.experts, parts.base)
     base = "".join(f"\n- {m}" for m in dict.fromkeys((spec.base, *spec.experts)))
     load = "" if kind else ", trust_remote_code=True"
-    words = ("" if kind else " Its tokenizer needs no code: `AutoTokenizer.from_pretrained(folder, "
+    about_tokenizer = ("" if kind else " Its tokenizer needs no code: `AutoTokenizer.from_pretrained(folder, "
              "trust_remote_code=False)` loads it without a question.")
     how = f"it is a plain {kind} checkpoint" if kind else f"it brings `modeling.py`, because {why}"
     router = spec.router.get("name", "a fitted router")
@@ -409,5 +409,5 @@ def card(
     return (f"---\nbase_model:{base}\ntags: [mixture, model_glue_nb]\n---\n# {name}\n\n"
             f"A mixture of {len(spec.experts)} experts at level `{spec.level}`, {parts.K} dense layers, "
             f"top {spec.top_k}, {spec.input} routing by `{router}`.\n\n"
-            f"Load it with `AutoModelForCausalLM.from_pretrained(folder{load})`; {how}.{words}\n\n"
+            f"Load it with `AutoModelForCausalLM.from_pretrained(folder{load})`; {how}.{about_tokenizer}\n\n"
             f"Dense model: {spec.base}\n\nExperts:\n{experts}\n")

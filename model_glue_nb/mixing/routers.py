@@ -63,8 +63,8 @@ def layer_inputs(
     def keep(i):
         def hook(module, args): # equal lengths: nothing is padded
             x = args[0]
-            whole = torch.ones(x.shape[:2], dtype=torch.bool)
-            out[str(i)][group] = pool(x, whole, pooling).cpu().numpy()
+            mask = torch.ones(x.shape[:2], dtype=torch.bool)
+            out[str(i)][group] = pool(x, mask, pooling).cpu().numpy()
         return (body.layers[i].mlp if mlp else body.layers[i]).register_forward_pre_hook(hook)
     hooks = [keep(i) for i in layers]
     try:

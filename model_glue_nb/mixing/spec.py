@@ -86,14 +86,14 @@ def by_name(
 
 def same_names(
     spec, # A `MixtureSpec`
-    found:dict[str,ZooModel], # What its names and folders are
+    models:dict[str,ZooModel], # What its names and folders are
 )->list[str]: # One problem per line
     "Experts that cannot be told apart by name."
     out, known = [], {}
     for e in spec.experts:
-        other = known.setdefault(found[e].name, e)
+        other = known.setdefault(models[e].name, e)
         if other != e:
-            out.append(f"Two experts are called '{found[e].name}': '{other}' and '{e}'. Rename one folder: "
+            out.append(f"Two experts are called '{models[e].name}': '{other}' and '{e}'. Rename one folder: "
                        "experts are told apart by name.")
     return out
 
@@ -172,11 +172,11 @@ def mixed_part(
     own_ends:bool=False, # Do embedding, norm and head belong to the experts?
 )->tuple[str,str]|None: # (module that becomes several, name inside it); None: shared
     "Whether a tensor belongs to the experts."
-    found = re.match(r"(model\.layers\.(\d+))\.(.*)", name)
-    if not found:
+    match = re.match(r"(model\.layers\.(\d+))\.(.*)", name)
+    if not match:
         module, _, leaf = name.rpartition(".")
         return (module, leaf) if own_ends and module in ENDS else None
-    layer, i, rest = found.groups()
+    layer, i, rest = match.groups()
     if int(i) < K: return None
     if level != "ffn": return layer, rest
     return (f"{layer}.mlp", rest.removeprefix("mlp.")) if rest.startswith("mlp.") else None
@@ -276,18 +276,18 @@ def find_parts(
     zoo:Zoo|None, # Where names are looked up; None: they are folders
 )->tuple[Parts|None,list[str]]: # The models, and what is wrong
     "Open the models of a mixture and check that they fit."
-    found, out = {}, check_mixture_spec(spec)
+    models, out = {}, check_mixture_spec(spec)
     for name in dict.fromkeys(
             (*spec.experts, *([spec.base] if spec.base else []))):
-        try: found[name] = find_model(zoo, name)
+        try: models[name] = find_model(zoo, name)
         except InputError as e:
             out.append(str(e))
             continue
-        if isinstance(found[name], ZooModel): out += found[name].problems()
+        if isinstance(models[name], ZooModel): out += models[name].problems()
         else: out.append(f"'{name}' applies an adapter. Merge it into a checkpoint first (model-glue merge).")
-    out = out or same_names(spec, found)
+    out = out or same_names(spec, models)
     if out or not spec.one_checkpoint: return None, out
-    parts = Parts(spec, found[spec.base], [found[e] for e in spec.experts])
+    parts = Parts(spec, models[spec.base], [models[e] for e in spec.experts])
     out = check_shapes(parts)
     if out: return parts, out
     parts = replace(parts, own_ends=own_ends(parts))

@@ -24,15 +24,15 @@ def check_files(
     "What the safetensors library and transformers say about some files."
     from safetensors import safe_open
     from transformers import AutoConfig, AutoTokenizer
-    found, out = {}, []
+    dtypes, out = {}, []
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, "np") as f:
-                found |= {k: f.get_slice(k).get_dtype() for k in f.keys()}
+                dtypes |= {k: f.get_slice(k).get_dtype() for k in f.keys()}
         except Exception as e: out.append(f"'{file.name}' is refused by safetensors ({e}). Mix again.")
-    odd = sorted(set(found) ^ set(table))
+    odd = sorted(set(dtypes) ^ set(table))
     if odd: out.append(f"{len(odd)} tensors are missing or too many, the first: '{odd[0]}'. Report this.")
-    kinds = {v for k, v in found.items()
+    kinds = {v for k, v in dtypes.items()
              if k not in table or table[k].owner != OF_ROUTER}
     stored = ", ".join(sorted(kinds))
     if kinds - {dtype}: out.append(f"Tensors are stored as {stored}, all should be {dtype}. Report this.")
@@ -79,19 +79,19 @@ def compare_experts(
     n = parts.base.config.get("vocab_size") or dense.get_input_embeddings().num_embeddings
     ids = torch.randint(0, n, (2, 8),
                         generator=torch.Generator().manual_seed(0))
-    whole, out = dense.state_dict(), []
-    mine = [n for n in whole if parts.replaces(n)]
+    state, out = dense.state_dict(), []
+    owned = [n for n in state if parts.replaces(n)]
     def fused(name, p): return not own and ".experts." in name and p.dim() == 3
     stacks = [p for name, p in mixture.named_parameters() if fused(name, p)]
-    kept = [p.detach().clone() for p in stacks]
+    copies = [p.detach().clone() for p in stacks]
     with torch.inference_mode():
         for i, e in enumerate(parts.experts):
             stored = {n: torch.from_numpy(np.array(e.values(n)))
-                      for n in mine
+                      for n in owned
                       if n in e.tensors}
-            if len(stored) < len(mine): stored = load(e.path)[0].state_dict() # fused when loaded
-            for name in mine: whole[name].copy_(stored[name])
-            for p, k in zip(stacks, kept):
+            if len(stored) < len(owned): stored = load(e.path)[0].state_dict() # fused when loaded
+            for name in owned: state[name].copy_(stored[name])
+            for p, k in zip(stacks, copies):
                 p.copy_(k[i:i + 1].expand_as(p))
             forced = dict(route=i) if own else {}
             want, got = dense(input_ids=ids).logits, mixture(input_ids=ids, **forced).logits

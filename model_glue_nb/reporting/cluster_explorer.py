@@ -157,9 +157,9 @@ class ClusterExplorer(Explorer):
         **tables, # similarity, similarity_by_layer, similarity_by_role, pairs, forecast
     ):
         import ipywidgets as w
-        self.data = d = run if isinstance(run, dict) else read_run(run, **tables)
-        self.squares, self.colours, self.trees = squares(d), colours_of(d), {}
-        self.names = [] if d["similarity"] is None else list(d["similarity"].index)
+        self.data = data = run if isinstance(run, dict) else read_run(run, **tables)
+        self.squares, self.colours, self.trees = squares(data), colours_of(data), {}
+        self.names = [] if data["similarity"] is None else list(data["similarity"].index)
         there = [(k, m) for k, m in METRICS.items()
                  if any(m == x for x, *_ in self.squares)]
         self.metric = choice("metric", there or [("none", None)])
@@ -171,9 +171,9 @@ class ClusterExplorer(Explorer):
         a, b = self.nearest()
         self.a = choice("a", self.names, a, "11rem")
         self.b = choice("b", self.names, b, "11rem")
-        self.words = w.HTML(layout=dict(margin="2px 0 0 2px"))
+        self.text = w.HTML(layout=dict(margin="2px 0 0 2px"))
         self.busy = False # True while the code sets controls, which then draw nothing
-        self.start = (d["recipe"].get("clusters") or {}).get("threshold", .95)
+        self.start = (data["recipe"].get("clusters") or {}).get("threshold", .95)
         self.offer()
         self.build()
 
@@ -264,7 +264,7 @@ def build(self:ClusterExplorer):
     both = w.HBox([left, pair],
                   layout=dict(flex_flow="row wrap", grid_gap="12px", margin="10px 0 0 0"))
     controls = self.metric, self.role, self.layer, self.threshold
-    parts = [row(*controls), self.words, both]
+    parts = [row(*controls), self.text, both]
     self.box = w.VBox(parts if self.squares else [self.main],
                       layout=dict(width="100%"))
     for c in controls: c.observe(self.draw, "value")
@@ -330,5 +330,5 @@ def tell(self:ClusterExplorer):
                       f'padding:1px 6px;margin:2px 6px 2px 0">{self.chips(members)}</span>')
     rest = f" alone: {self.chips(alone)}" if alone else ""
     sign = "≤" if self.metric.value == "barrier" else "≥"
-    self.words.value = (f"<b>{len(self.clusters)} clusters</b> where {html.escape(self.metric.label)} {sign} "
+    self.text.value = (f"<b>{len(self.clusters)} clusters</b> where {html.escape(self.metric.label)} {sign} "
                         f"{self.threshold.value:.3f} on average<br>{''.join(groups)}{rest}")

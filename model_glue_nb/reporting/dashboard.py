@@ -47,21 +47,21 @@ def headline(
 )->tuple[str,str]: # (headline with the gain in <em>, a sentence that reads the interval)
     "What the run found, in one sentence: the system that a user should load, against doing nothing."
     best, chosen = _row(comparison, "best_single"), _row(comparison, "chosen")
-    ours = chosen or _row(comparison, "model_glue") # a table from elsewhere may have no choice
-    if not ours or not best:
+    shown = chosen or _row(comparison, "model_glue") # a table from elsewhere may have no choice
+    if not shown or not best:
         return ("This run has no result yet",
                 "The comparison comes last. Run the same command again; it continues where it stopped.")
-    gain = ours.get("gain", ours["mean"] - best["mean"])
-    low, high = ours.get("gain_low", math.nan), ours.get("gain_high", math.nan)
+    gain = shown.get("gain", shown["mean"] - best["mean"])
+    low, high = shown.get("gain_low", math.nan), shown.get("gain_high", math.nan)
     span = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if _known(low) else ""
-    n = f"Mean over tasks on {int(ours['n']):,} report questions that nothing was tuned on. "
-    n = n if _known(ours.get("n")) else ""
+    n = f"Mean over tasks on {int(shown['n']):,} report questions that nothing was tuned on. "
+    n = n if _known(shown.get("n")) else ""
     same = chosen_system(comparison)
     if same == "best_single":
         head = f"The best single model is chosen, {100 * best['mean']:.1f}\u00a0%: <em>+0.0 points</em>"
         return head, n + "No merge or mixture shows on search questions that it is better."
     who = f"Chosen is {NAMES.get(same, same)}: it" if same not in ("", "chosen") else same or "model_glue"
-    head = (f"{who} scores {100 * ours['mean']:.1f}\u00a0%, "
+    head = (f"{who} scores {100 * shown['mean']:.1f}\u00a0%, "
             f"the best single model {100 * best['mean']:.1f}\u00a0%: "
             f"<em{' class=worse' if gain < 0 else ''}>{100 * gain:+.1f} points{span}</em>")
     sure = not _known(low) or low > 0 or high < 0
@@ -103,7 +103,7 @@ def comparison_html(
                    lambda s: html.escape(str(s)))
     heads = ["system", "mean, %<br>95 % interval", "gain, points<br>95 % interval", "parameters", "active",
              "ms per<br>question"]
-    ours, rows = "chosen" if _row(comparison, "chosen") else "model_glue", []
+    marked, rows = "chosen" if _row(comparison, "chosen") else "model_glue", []
     for r in comparison.to_dict("records"):
         cells = [name(NAMES.get(r["system"], r["system"])),
                  f"{_percent(r['mean'])} <small>[{_percent(r.get('low'))}, {_percent(r.get('high'))}]"
@@ -112,7 +112,7 @@ def comparison_html(
                  _size(r.get("params_total")), _size(r.get("params_active")),
                  f"{r['ms_per_question']:.3g}" if _known(r.get("ms_per_question")) else "–",
                  *(_percent(r[t]) for t in tasks)]
-        kind = "ours" if r["system"] == ours else "bound" if r["system"] in BOUNDS else ""
+        kind = "ours" if r["system"] == marked else "bound" if r["system"] in BOUNDS else ""
         rows.append(f'<tr class="{kind}">' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     head = "".join(f'<th scope="col">{h}</th>' for h in heads + [name(t) for t in tasks])
     return '<div class="scroll" tabindex="0"><table>' + (
@@ -151,31 +151,31 @@ def _tree_of(d, threshold):
     if not same: return s, d["clusters"], None # another linkage: its clusters are not branches of this tree
     return s.iloc[tree.order, tree.order], cut, branches(tree, cut)
 
-def _figures(d, suite, seed):
+def _figures(data, suite, seed):
     "The figures as (anchor, name in the menu, card)."
-    threshold = (d["recipe"].get("clusters") or {}).get("threshold")
-    c = colours_of(d)
+    threshold = (data["recipe"].get("clusters") or {}).get("threshold")
+    c = colours_of(data)
     n = (suite, seed)
-    square, groups, tree = _tree_of(d, threshold)
-    lost = confusion(d["routes"], Answers(d["items"])) if d["routes"] is not None else None
+    square, groups, tree = _tree_of(data, threshold)
+    lost = confusion(data["routes"], Answers(data["items"])) if data["routes"] is not None else None
     figures = [
-        ("scores", plot_scores(d["scores"], *n, colours=c),
+        ("scores", plot_scores(data["scores"], *n, colours=c),
         "Dark rows are good at everything, single dark cells are specialists."),
-        ("best", plot_best(d["scores"], *n, colours=c),
+        ("best", plot_best(data["scores"], *n, colours=c),
         "If one color filled the chart, there would be nothing to mix."),
-        ("gains", plot_gains(d["gains"], best_single(d) or "the best single model", "mean", *n, c),
+        ("gains", plot_gains(data["gains"], best_single(data) or "the best single model", "mean", *n, c),
          "Paired by question: the same questions for both."),
         ("similarity", plot_similarity(square, groups, threshold, tree, colours=c),
          "Models within a frame are merged, others at most mixed."),
-        ("search", plot_trials(d["trials"], *n, d["search"]),
+        ("search", plot_trials(data["trials"], *n, data["search"]),
          "Points were scored on search questions; only the diamonds are on others."),
-        ("routing", plot_routing(d["routing"], None, *n, c),
+        ("routing", plot_routing(data["routing"], None, *n, c),
         "Where the router of the mixture sent the report questions of each task."),
         ("confusion", plot_confusion(lost, "model_glue", *n, c),
          "Off the diagonal: the expert failed, and another one of the mixture got it right."),
-        ("cost", plot_cost(d["comparison"], "params_total", *n), "The price of each gain.")]
+        ("cost", plot_cost(data["comparison"], "params_total", *n), "The price of each gain.")]
     return ([(k, k, _figure(k, fig, note)) for k, fig, note in figures]
-            + _owes(d, seed, c))
+            + _owes(data, seed, c))
 
 # %% ../../nbs/10_reporting/14_dashboard.ipynb #d74a35f7
 def _owes(d, seed, colours):
@@ -187,16 +187,16 @@ def _owes(d, seed, colours):
              f"Cluster {html.escape(str(c))}: what changes when something is left out of its merge."))
             for i, c in enumerate(t.cluster.drop_duplicates())]
 
-def _clusters(d):
+def _clusters(data):
     "The card with clusters and skipped members."
-    def e(x): return html.escape(str(x))
-    def chips(ms): return "".join(f'<span class="chip">{e(m)}</span>' for m in ms)
-    items = [f"<li><b>{e(c['name'])} · {len(c['members'])} model{'s' * (len(c['members']) != 1)}</b>"
+    def escape(x): return html.escape(str(x))
+    def chips(ms): return "".join(f'<span class="chip">{escape(m)}</span>' for m in ms)
+    items = [f"<li><b>{escape(c['name'])} · {len(c['members'])} model{'s' * (len(c['members']) != 1)}</b>"
              f"{chips(c['members'])}</li>"
-             for c in d["clusters"]]
+             for c in data["clusters"]]
     text = f'<ul class="groups">{"".join(items)}</ul>' if items else '<p class="note">No clusters yet.</p>'
-    if d["skipped"]:
-        rows = "".join(f"<li><b>{e(k)}</b>: {e(v)}</li>" for k, v in d["skipped"].items())
+    if data["skipped"]:
+        rows = "".join(f"<li><b>{escape(k)}</b>: {escape(v)}</li>" for k, v in data["skipped"].items())
         text += f'<h2 style="margin-top:1.2rem">Skipped</h2><ul class="plain">{rows}</ul>'
     return _section("clusters", "Clusters",
                     "Members of a cluster may be merged; each cluster becomes one expert of the mixture.",
@@ -256,9 +256,9 @@ def report_html(
     nav = [(a, n)
            for a, n, _ in cards] + [("recipe", "recipe"), ("environment", "environment"),
                                     ("caveats", "caveats")]
-    words = [f"run {data['name']}", f"zoo {recipe['zoo']}" if "zoo" in recipe else "",
+    labels = [f"run {data['name']}", f"zoo {recipe['zoo']}" if "zoo" in recipe else "",
              f"benchmark {suite}" if suite else "", f"seed {seed}"]
-    fill = dict(title=e(f"{data['name']} · model_glue"), eyebrow=e(" · ".join(filter(None, words))),
+    fill = dict(title=e(f"{data['name']} · model_glue"), eyebrow=e(" · ".join(filter(None, labels))),
                 headline=head, lead=lead,
                 nav="".join(f'<a href="#{a}">{e(n)}</a>' for a, n in nav),
                 body="\n".join(c for *_, c in cards) + _small_print(data),
@@ -308,16 +308,16 @@ def explore(
     "Explore a run with the mouse or the keyboard."
     import ipywidgets as w
     data = deepen(read_run(run, **tables), "items", "gains")
-    room = [w.VBox() for _ in EXPLORERS]
+    boxes = [w.VBox() for _ in EXPLORERS]
     big = "<div style='font-size:1.25em;font-weight:600;margin:.3em 0'>{}</div><div>{}</div>"
     head = w.HTML(big.format(*headline(data["comparison"])))
-    tabs = w.Tab(children=room, titles=list(EXPLORERS),
+    tabs = w.Tab(children=boxes, titles=list(EXPLORERS),
                  selected_index=0, layout=dict(width="100%"))
     def build(change=None):
         at = tabs.selected_index
-        if at is None or room[at].children: return
+        if at is None or boxes[at].children: return
         name, make = list(EXPLORERS.items())[at]
-        room[at].children = [(make(data, mixture) if name == "routing" else make(data)).box]
+        boxes[at].children = [(make(data, mixture) if name == "routing" else make(data)).box]
     tabs.observe(build, "selected_index")
     build()
     return w.VBox([head, tabs])

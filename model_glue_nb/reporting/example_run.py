@@ -79,7 +79,7 @@ def _pairs(square, rng):
 def _search(clusters, tasks, rng):
     "Trials, their coefficients, the honest table and the attribution."
     import pandas as pd
-    trials, told, search, parts = [], [], [], []
+    trials, numbers, search, parts = [], [], [], []
     for c in clusters:
         if len(c["members"]) < 3: continue
         for method in ("linear", "ties"):
@@ -96,7 +96,7 @@ def _search(clusters, tasks, rng):
                 each = {m: v
                         for m, v in zip(c["members"], r)} | {f"task {t}": min(1,
                s[i] + rng.normal(0, .05)) for t in tasks}
-                told += [(c["name"], method, i, s[i], k, v)
+                numbers += [(c["name"], method, i, s[i], k, v)
                          for k, v in each.items()]
         for system, v in (("winner", .62), ("best_single", .56), ("uniform", .5)):
             search.append((c["name"], system, "invented", v + .02,
@@ -111,7 +111,7 @@ def _search(clusters, tasks, rng):
         "cluster system candidate search report low high ahead ahead_low ahead_high bias n",
                "cluster kind left_out task change low high n")
     coefficients, search, attribution = (pd.DataFrame(r, columns=k.split()) for r,
-        k in zip((told, search, parts), columns))
+        k in zip((numbers, search, parts), columns))
     return dict(trials=pd.concat(trials), coefficients=coefficients, search=search, attribution=attribution)
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #21ea8cec
@@ -123,9 +123,9 @@ def _answers(scores, tasks, n, rng):
     mean = scores[scores.split == "report"].set_index(["model", "task"]).score
     rows, routes = [], []
     models = [*scores.model.drop_duplicates(), *EXPERTS[:2]]
-    ours = []
+    shares = []
     for task in tasks:
-        asked = ["".join(rng.permutation(list("abcdef"))) for _ in range(n)]
+        texts = ["".join(rng.permutation(list("abcdef"))) for _ in range(n)]
         v = {}
         for m in models:
             p = mean.get((m, task), .75)
@@ -133,18 +133,18 @@ def _answers(scores, tasks, n, rng):
             rows += [(m, task, f"{task} {q}>", q[::-1],
                       q[::-1] if x else q, float(x))
                      for q,
-                x in zip(asked, v[m])]
+                x in zip(texts, v[m])]
         share = rng.dirichlet([.35] * len(EXPERTS))
         route = rng.choice(EXPERTS, n, p=share)
-        routes += [("model_glue", task, f"{task} {q}>", e) for q, e in zip(asked, route)]
-        ours += [("model_glue", e, task, float((route == e).mean()),
+        routes += [("model_glue", task, f"{task} {q}>", e) for q, e in zip(texts, route)]
+        shares += [("model_glue", e, task, float((route == e).mean()),
                   float(np.mean(v[e][route == e])),
             int((route == e).sum()))
                  for e in EXPERTS if (route == e).any()]
     def frame(r, k): return pd.DataFrame(r, columns=k.split())
     return dict(items=frame(rows, "model task question expected said value"),
         routes=frame(routes, "system task question expert"),
-                routing=frame(ours, "system expert task share score n"))
+                routing=frame(shares, "system expert task share score n"))
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #89f9551a
 def _comparison(tasks, best, rng):
@@ -159,11 +159,11 @@ def _comparison(tasks, best, rng):
                     ms_per_question=ms) | dict(zip(tasks, each))
     one = (system("best_single", best, .58, 5e5, 5e5, 1.1)
            | dict(gain=0., gain_low=0., gain_high=0.))
-    ours = system("model_glue", "model-glue", .81, 1.5e6, 5.2e5, 1.9)
+    mixture = system("model_glue", "model-glue", .81, 1.5e6, 5.2e5, 1.9)
     return pd.DataFrame([one, system("best_merge", EXPERTS[0], .62, 5e5, 5e5, 1.1),
         system("full_merge", "all-0", .51, 5e5, 5e5, 1.1),
         system("full_mixture", "full-mixture", .86, 5.5e6, 5.2e5, 2.9),
-        ours, ours | dict(system="chosen"),
+        mixture, mixture | dict(system="chosen"),
         system("oracle_task", "", .93, 5.5e6, 5e5),
         system("oracle_question", "", .98, 5.5e6, 5.5e6)])
 

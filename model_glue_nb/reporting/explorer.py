@@ -101,8 +101,8 @@ class Explorer:
         self.views, self.figure = views, live(finish(go.Figure(), ""))
         self.view = w.ToggleButtons(options=list(views), style=dict(button_width="auto"),
             tooltips=list(views))
-        room = w.VBox([self.figure], layout=dict(width="100%", overflow="hidden"))
-        self.box = w.VBox([self.view, row(*controls), room, *below],
+        frame = w.VBox([self.figure], layout=dict(width="100%", overflow="hidden"))
+        self.box = w.VBox([self.view, row(*controls), frame, *below],
                           layout=dict(width="100%"))
         for c in (self.view, *controls): c.observe(self.draw, "value")
         self.draw()

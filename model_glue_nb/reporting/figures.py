@@ -19,11 +19,11 @@ SYSTEMS = dict(best_single="#7F7F7F", best_merge="#E69F00", full_merge="#D55E00"
 
 def model_colours(
     names:Iterable[str], # Names of a zoo's models, in any order, repeats allowed
-    made:Iterable[str]=(), # Names that came later: merges, mixtures; they take the remaining colors
+    added:Iterable[str]=(), # Names that came later: merges, mixtures; they take the remaining colors
 )->dict[str,str]: # Name → color; beyond 16 names the colors repeat
     "One color per name, safe for color-blind readers; a zoo's colors do not depend on its merges."
     zoo = sorted(set(map(str, names)))
-    later = [m for m in dict.fromkeys(map(str, made)) if m not in zoo]
+    later = [m for m in dict.fromkeys(map(str, added)) if m not in zoo]
     return {n: PALETTE[i % len(PALETTE)] for i, n in enumerate(zoo + later)}
 
 # %% ../../nbs/10_reporting/01_figures.ipynb #e97fff35
@@ -56,9 +56,9 @@ def finish(
     axis = dict(gridcolor=GRID, zeroline=False, automargin=True, ticks="")
     for k in {"xaxis",
               "yaxis"} | {k for k in {*was, *layout} if k[1:5] == "axis"}:
-        mine = axis | was.get(k, {}) | layout.get(k, {})
-        text = mine.get("title")
-        layout[k] = mine | dict(title=dict(standoff=8) | (dict(text=text)
+        settings = axis | was.get(k, {}) | layout.get(k, {})
+        text = settings.get("title")
+        layout[k] = settings | dict(title=dict(standoff=8) | (dict(text=text)
                                                           if isinstance(text, str) else text
             or {}))
     return fig.update_layout(look | layout, overwrite=True) # one call: each costs milliseconds

@@ -26,16 +26,16 @@ class PerformanceExplorer(Explorer):
         **tables, # scores, items, gains, comparison, clusters
     ):
         import ipywidgets as w
-        self.data = d = deepen(run if isinstance(run, dict) else read_run(run, **tables),
+        self.data = data = deepen(run if isinstance(run, dict) else read_run(run, **tables),
                                "items", "gains")
-        s = d["scores"]
-        self.answers = Answers(d["items"])
-        self.colours = colours_of(d)
-        self.about = about(d)
+        s = data["scores"]
+        self.answers = Answers(data["items"])
+        self.colours = colours_of(data)
+        self.about = about(data)
         self.names = list(s.model.drop_duplicates()) if s is not None else []
         splits = list(s.split.drop_duplicates()) if s is not None and "split" in s else ["report"]
         self.split = choice("split", splits, "report" if "report" in splits else splits[0], "10rem")
-        clusters = [(str(c["name"]), tuple(c["members"])) for c in d["clusters"]]
+        clusters = [(str(c["name"]), tuple(c["members"])) for c in data["clusters"]]
         self.cluster = choice("cluster", [("all", ()), *clusters], width="13rem")
         rows = min(6, max(2, len(self.names)))
         shape = dict(layout=dict(width="16rem"), style=dict(description_width="initial"))
@@ -45,16 +45,16 @@ class PerformanceExplorer(Explorer):
                  or list(s.task.drop_duplicates() if s is not None else []))
         self.task = choice("task",
                            [("all", "mean")] + [(t, t) for t in tasks], "mean", "12rem")
-        self.best = best_single(d) or ""
+        self.best = best_single(data) or ""
         a, b = self.rivals()
         self.a = choice("A", self.answers.models, a, "14rem")
         self.b = choice("B", self.answers.models, b, "14rem")
-        self.words = w.HTML(layout=dict(width="100%", overflow="auto"))
+        self.duel_table = w.HTML(layout=dict(width="100%", overflow="auto"))
         views = {"scores": self.scores, "profiles": self.profiles, "radar": self.radar,
                  "best per task": self.best_per_task, "gain": self.gain,
                  "A against B": self.duel, "systems": self.systems}
         controls = [self.split, self.cluster, self.models, self.task, self.a, self.b]
-        super().__init__(controls, views, [self.words])
+        super().__init__(controls, views, [self.duel_table])
 
     def rivals(self)->tuple: # Two names, or None
         "The pair to compare first: the glued model, or else the zoo's second, and the best single model."
@@ -76,7 +76,7 @@ def draw(self:PerformanceExplorer, change=None):
     for name in CONTROLS:
         control = getattr(self, name)
         control.layout.display = None if name in uses else "none"
-    self.words.value = ""
+    self.duel_table.value = ""
     if change and change["owner"] is self.cluster and self.cluster.value:
         self.models.value = [m for m in self.names if m in self.cluster.value] # for the profiles too
     super(PerformanceExplorer, self).draw(change)
@@ -134,7 +134,7 @@ def duel(self:PerformanceExplorer):
     here = counts[counts.task == task].iloc[0]
     parts = (self.questions(a, b, task, here["only_a"]),
              self.questions(b, a, task, here["only_b"]))
-    self.words.value = f"<div style='display:flex;flex-wrap:wrap'>{''.join(parts)}</div>"
+    self.duel_table.value = f"<div style='display:flex;flex-wrap:wrap'>{''.join(parts)}</div>"
     return plot_duel(counts, a, b, *self.about, self.colours)
 
 @patch

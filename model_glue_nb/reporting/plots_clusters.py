@@ -19,12 +19,12 @@ def cluster_order(
 )->list[tuple[str,list[str]]]: # (cluster name, members), largest first; the rest alone
     "Models in the order of their clusters."
     names = list(names)
-    found = [(str(c["name"]), [m for m in c["members"] if m in names])
+    groups = [(str(c["name"]), [m for m in c["members"] if m in names])
              for c in clusters or []]
-    found = sorted((c for c in found if c[1]),
+    groups = sorted((c for c in groups if c[1]),
                    key=lambda c: -len(c[1]))
-    taken = {m for _, members in found for m in members}
-    return found + [(m, [m]) for m in names if m not in taken]
+    taken = {m for _, members in groups for m in members}
+    return groups + [(m, [m]) for m in names if m not in taken]
 
 # %% ../../nbs/10_reporting/02_plots_clusters.ipynb #ccc9a05b
 def _short(v):
@@ -54,10 +54,10 @@ def _branches(branches, groups, colours, n, far):
     out = []
     kinds = list(dict.fromkeys(branches.cluster)) if branches is not None else []
     for kind in kinds + [None] * (n // 2 + 1 - len(kinds)):
-        mine = branches[branches.cluster == kind] if kind is not None else branches[:0]
+        shown = branches[branches.cluster == kind] if kind is not None else branches[:0]
         x = []
         y = []
-        for b in mine.to_dict("records"):
+        for b in shown.to_dict("records"):
             x += [far(b["low_height"]), far(b["height"]),
                   far(b["height"]), far(b["high_height"]), None]
             y += [b["low"], b["low"], b["high"], b["high"], None]
@@ -135,8 +135,8 @@ def _tree_axis(tree, far, threshold):
         else [.1, 1])
     look = dict(domain=[.78, 1], anchor="y", nticks=4)
     if far(2.0) == 2:
-        room = .04 * (max(x) - min(x) or 1)
-        return look | dict(title="barrier, nats", range=[min(x) - room, max(x) + room])
+        margin = .04 * (max(x) - min(x) or 1)
+        return look | dict(title="barrier, nats", range=[min(x) - margin, max(x) + margin])
     return look | dict(type="log", title="1 − similarity",
         range=[math.log10(min(x) * .95), math.log10(max(x) * 1.15)])
 
@@ -208,8 +208,8 @@ def plot_barrier(
     import plotly.graph_objects as go
     title = "Is there a barrier?"
     if missing(way, "alpha loss loss_error", "barrier"): return empty_figure(title, "No barrier measured.")
-    fig, found = go.Figure(), way if "aligned" in way else way.assign(aligned=False)
-    for aligned, t in found.groupby("aligned"):
+    fig, walks = go.Figure(), way if "aligned" in way else way.assign(aligned=False)
+    for aligned, t in walks.groupby("aligned"):
         ends = [t.loss[t.alpha == x].iloc[0] for x in (0, 1)]
         if not aligned: fig.add_scatter(x=[0, 1], y=ends, mode="lines", name="no barrier",
                                         line=dict(color=INK, dash="dot"))

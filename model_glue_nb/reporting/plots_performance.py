@@ -153,9 +153,9 @@ def plot_parallel(
     "Scores of chosen models over the tasks, the others pale behind."
     import plotly.graph_objects as go
     title = "Profiles of the chosen models"
-    found = _drawn(scores, chosen, split, colours, title)
-    if isinstance(found, go.Figure): return found
-    t, split, tasks, chosen, colours = found
+    drawn = _drawn(scores, chosen, split, colours, title)
+    if isinstance(drawn, go.Figure): return drawn
+    t, split, tasks, chosen, colours = drawn
     fig = go.Figure()
     x, y = [], []
     for m, r in t[~t.model.isin(chosen)].groupby("model", sort=False):
@@ -184,9 +184,9 @@ def plot_radar(
     "Scores of chosen models as radar."
     import plotly.graph_objects as go
     title = "Shapes of the chosen models"
-    found = _drawn(scores, chosen, split, colours, title)
-    if isinstance(found, go.Figure): return found
-    t, split, tasks, chosen, colours = found
+    drawn = _drawn(scores, chosen, split, colours, title)
+    if isinstance(drawn, go.Figure): return drawn
+    t, split, tasks, chosen, colours = drawn
     fig = go.Figure()
     for i, m in enumerate(chosen):
         r = t[t.model == m]

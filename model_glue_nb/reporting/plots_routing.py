@@ -121,12 +121,12 @@ def plot_cost(
                     color=[SYSTEMS.get(s, PALETTE[3]) for s in t.system],
         line=dict(width=1.5, color=INK)),
         error_y=whiskers(t["mean"], t.low, t.high, color=INK)))
-    room = .18 * (t[cost].max() - t[cost].min() or 1)
+    margin = .18 * (t[cost].max() - t[cost].min() or 1)
     return finish(fig, title, facts(suite, "report", t.n.max() if "n" in t else None,
         seed) + ("whiskers: 95 % intervals",), 430,
                   xaxis=dict(title=units[cost],
-                             range=[max(0, t[cost].min() - room),
-                                    t[cost].max() + room]),
+                             range=[max(0, t[cost].min() - margin),
+                                    t[cost].max() + margin]),
                   yaxis=dict(title="mean over tasks, % right", range=[0, 105]))
 
 # %% ../../nbs/10_reporting/04_plots_routing.ipynb #913aa605
@@ -149,7 +149,7 @@ def plot_route(
         textposition="outside", cliponaxis=False, hovertext=[f"<b>{e}</b><br>score {s:.3f}" for e,
         s in zip(experts, scores)], hoverinfo="text"))
     low, high = min(0, *scores), max(0, *scores)
-    room = .2 * (high - low or 1)
+    margin = .2 * (high - low or 1)
     return finish(fig, title, (f"{chosen} answers",), 130 + 30 * len(experts), bargap=.3,
-                  xaxis=dict(title="the router's score", range=[low - room * (low < 0), high + room]),
+                  xaxis=dict(title="the router's score", range=[low - margin * (low < 0), high + margin]),
                   yaxis=model_axis(experts, colours, range=[len(experts) - .4, -.6], showgrid=False))

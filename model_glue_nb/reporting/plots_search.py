@@ -14,7 +14,7 @@ def plot_trials(
     trials, # DataFrame or None: cluster method trial score best, and candidate, accepted if known
     suite:str|None=None, # Benchmark name, for the subtitle
     seed:int|None=None, # Seed of the run, for the subtitle
-    told=None, # DataFrame or None: cluster system report low high: the winner's score on unseen questions
+    unseen=None, # DataFrame or None: cluster system report low high: the winner's score on unseen questions
 ): # Plotly figure: points and best-so-far lines, one color per cluster and method
     "Search score of each trial and the best so far."
     import plotly.graph_objects as go
@@ -28,27 +28,27 @@ def plot_trials(
         c = colours[key]
         label = (t.candidate.astype(str).str.slice(0, 160)
                  if "candidate" in t else [""] * len(t))
-        kept = t.accepted.fillna(False).astype(bool) if "accepted" in t else [True] * len(t)
+        accepted = t.accepted.fillna(False).astype(bool) if "accepted" in t else [True] * len(t)
         fig.add_scatter(x=t.trial, y=100 * t.score,
                         mode="markers", name=key, legendgroup=key,
                         showlegend=False, opacity=.7, hovertext=label,
-            marker=dict(color=c, size=7, symbol=["circle" if k else "x-thin-open" for k in kept]),
+            marker=dict(color=c, size=7, symbol=["circle" if k else "x-thin-open" for k in accepted]),
             hovertemplate=f"<b>{key}</b>, trial %{{x}}<br>%{{y:.1f}} % right<br>"
                           "%{hovertext}<extra></extra>")
         fig.add_scatter(x=t.trial, y=100 * t.best,
                         mode="lines", line=dict(color=c, width=2.5, shape="hv"),
                         name=key, legendgroup=key,
                         hovertemplate=f"best of {key}: %{{y:.1f}} %<extra></extra>")
-    if told is not None: _told(fig, told, trials)
+    if unseen is not None: _draw_unseen(fig, unseen, trials)
     return finish(fig, title, facts(suite, "search", None, seed)
                   + (f"{len(trials):,} trials", "line: best so far",) + ("diamond: the winner on report",
-                      ) * (told is not None),
+                      ) * (unseen is not None),
                   height=430, xaxis=dict(title="trial"), yaxis=dict(title="score, % right"))
 
 # %% ../../nbs/10_reporting/05_plots_search.ipynb #17f46827
-def _told(fig, told, trials):
+def _draw_unseen(fig, unseen, trials):
     "Winners' scores on unseen questions, to the right of the trials."
-    t = told[told.system.isin(["winner", "best_single"])]
+    t = unseen[unseen.system.isin(["winner", "best_single"])]
     x = trials.trial.max()
     for system, mark in (("winner", "diamond"), ("best_single", "diamond-open")):
         r = t[t.system == system]

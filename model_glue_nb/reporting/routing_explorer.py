@@ -53,20 +53,20 @@ class RoutingExplorer(Explorer):
         **tables, # routing, routes, items, comparison
     ):
         import ipywidgets as w
-        self.data = d = deepen(run if isinstance(run, dict) else read_run(run, **tables),
+        self.data = data = deepen(run if isinstance(run, dict) else read_run(run, **tables),
                                "items", "routes")
-        self.mixture, self.colours, self.about = mixture, colours_of(d), about(d)
-        self.answers = Answers(d["items"])
-        routing = d["routing"]
+        self.mixture, self.colours, self.about = mixture, colours_of(data), about(data)
+        self.answers = Answers(data["items"])
+        routing = data["routing"]
         systems = [] if routing is None else list(routing.system.drop_duplicates())
-        self.tables = {s: confusion(d["routes"], self.answers, s) for s in systems}
+        self.tables = {s: confusion(data["routes"], self.answers, s) for s in systems}
         self.system = choice("system", systems, "model_glue" if "model_glue" in systems else None, "15rem")
         costs = [("parameters to store", "params_total"), ("active parameters", "params_active"),
                  ("milliseconds", "ms_per_question")]
         self.cost = choice("cost", costs)
-        asked = d["routes"].question.iloc[0] if d["routes"] is not None else "anything"
+        example = data["routes"].question.iloc[0] if data["routes"] is not None else "anything"
         shape = dict(layout=dict(width="min(100%, 34rem)"), style=dict(description_width="initial"))
-        self.prompt = w.Text(placeholder=f"Type a prompt, for example: {asked}", description="prompt",
+        self.prompt = w.Text(placeholder=f"Type a prompt, for example: {example}", description="prompt",
                              continuous_update=True, **shape)
         self.state = w.HTML()
         self.worker = Latest(self.ask, self.show)
@@ -76,7 +76,7 @@ class RoutingExplorer(Explorer):
         views = {"load per task": self.load, "confusion": self.confusion, "cost": self.costs}
         super().__init__([self.system, self.cost], views,
                          [row(self.prompt, self.state), self.route])
-        if mixture is None and (d["run"] is None or not systems):
+        if mixture is None and (data["run"] is None or not systems):
             self.prompt.disabled = True
             self.state.value = "This run has no mixture to ask."
 

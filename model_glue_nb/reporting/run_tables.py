@@ -61,9 +61,9 @@ def _about_run(run):
     clusters, zoo, environment = read("clusters"), read("zoo"), read("environment")
     more = [d for d in (clusters, zoo, environment) if isinstance(d, dict)]
     said = [d.get(k) for d in more for k in ("description", "suite_description")]
-    found = clusters.get("clusters", []) if isinstance(clusters, dict) else clusters
+    groups = clusters.get("clusters", []) if isinstance(clusters, dict) else clusters
     skipped = [d["skipped"] for d in more if isinstance(d.get("skipped"), dict)]
-    return dict(clusters=[c for c in found if _is_cluster(c)] if isinstance(found, list) else [],
+    return dict(clusters=[c for c in groups if _is_cluster(c)] if isinstance(groups, list) else [],
                 skipped={k: v for d in skipped for k, v in d.items()},
                 environment=environment if isinstance(environment, dict) else {},
                 description=list(dict.fromkeys(map(str, filter(None, said)))))
@@ -135,10 +135,10 @@ def read_items(
                           all(q.key in k for q in t.questions)), None)
             if known is None: continue
             value, said = zip(*(known[q.key] for q in t.questions))
-            asked, value = t.questions, t.values(value)
+            questions, value = t.questions, t.values(value)
             frames.append(pd.DataFrame(
-                dict(model=model, task=t.name, question=[q.prompt for q in asked],
-                     expected=[q.answer for q in asked], said=said, value=value)))
+                dict(model=model, task=t.name, question=[q.prompt for q in questions],
+                     expected=[q.answer for q in questions], said=said, value=value)))
     return pd.concat(frames, ignore_index=True) if frames else None
 
 # %% ../../nbs/10_reporting/08_run_tables.ipynb #cefcffac
@@ -147,7 +147,7 @@ class Answers:
     def __init__(self,
         items, # DataFrame or None: model task question expected said value
     ):
-        self.values, self.said, self.asked = {}, {}, {}
+        self.values, self.said, self.questions = {}, {}, {}
         if items is None or not len(items):
             self.models = []
             return
@@ -155,7 +155,7 @@ class Answers:
             for model, r in t.groupby("model", sort=False):
                 self.values.setdefault(task, {})[model] = r.value.to_numpy(float)
                 self.said.setdefault(task, {})[model] = r.said.astype(str).to_list()
-                self.asked.setdefault(task,
+                self.questions.setdefault(task,
                                       (r.question.to_list(), r.expected.astype(str).to_list()))
         self.models = [m for m in items.model.drop_duplicates()
                        if all(m in v for v in self.values.values())]
@@ -180,9 +180,9 @@ class Answers:
         import pandas as pd
         v = self.values[task]
         said = self.said[task]
-        (asked, expected) = self.asked[task]
+        (questions, expected) = self.questions[task]
         at = np.flatnonzero((v[a] >= .5) & (v[b] < .5))[:n]
-        rows = [(asked[i], expected[i],
+        rows = [(questions[i], expected[i],
                  said[a][i], said[b][i])
                 for i in at]
         return pd.DataFrame(rows, columns=["question", "expected", a, b])
@@ -202,9 +202,9 @@ def paired_gains(
     for task, names in parts:
         def some(m):
             return ItemScores({t: answers.values[t][m] for t in names}, weights)
-        theirs = some(best)
-        n = sum(map(len, theirs.values()))
-        gains = [paired_gain(some(m), theirs) for m in answers.models]
+        best_items = some(best)
+        n = sum(map(len, best_items.values()))
+        gains = [paired_gain(some(m), best_items) for m in answers.models]
         rows += [(m, task, g.mean, g.low, g.high, n)
                  for m, g in zip(answers.models, gains)]
     return pd.DataFrame(rows, columns="model task gain low high n".split())
@@ -214,15 +214,15 @@ def best_single(
     data:dict, # As `read_run` gives it
 )->str|None: # Name of a model
     "The best single model by the comparison, by the mean score on *search*, or on the split that is there."
-    c, s = data["comparison"], data["scores"]
+    c, scores = data["comparison"], data["scores"]
     if c is not None and "model" in c and (c.system == "best_single").any():
         return str(c.model[c.system == "best_single"].iloc[0])
-    if s is None or not len(s): return None
-    zoo = set(data["similarity"].index) if data["similarity"] is not None else set(s.model)
-    s = s[s.model.isin(zoo)] if s.model.isin(zoo).any() else s
-    if "split" in s and (s.split == "search").any(): s = s[s.split == "search"]
-    s = s.assign(weight=s.weight if "weight" in s else 1.)
-    t = s.assign(score=s.score * s.weight)
+    if scores is None or not len(scores): return None
+    zoo = set(data["similarity"].index) if data["similarity"] is not None else set(scores.model)
+    scores = scores[scores.model.isin(zoo)] if scores.model.isin(zoo).any() else scores
+    if "split" in scores and (scores.split == "search").any(): scores = scores[scores.split == "search"]
+    scores = scores.assign(weight=scores.weight if "weight" in scores else 1.)
+    t = scores.assign(score=scores.score * scores.weight)
     t = t.groupby("model", sort=False)[["score", "weight"]].sum()
     return str((t.score / t.weight).idxmax())
 
@@ -252,7 +252,7 @@ def read_coefficients(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = f"sqlite:///{run.path/'trials.db'}"
     home = {frozenset(c["members"]): str(c["name"]) for c in data["clusters"]}
-    def of(kept): return kept if isinstance(kept, str) else MergeRecipe.from_dict(kept)
+    def of(text): return text if isinstance(text, str) else MergeRecipe.from_dict(text)
     for s in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=s, storage=storage)
         a = study.user_attrs
@@ -260,10 +260,10 @@ def read_coefficients(
         for t in study.get_trials(deepcopy=False):
             u = t.user_attrs
             if cluster is None or u.get("failed") or u.get("share", 1) < 1: continue
-            told = {m: 0.0 for m in a["members"]} | numbers_of(of(u["recipe"]))
-            told |= {f"task {k}": v for k, v in u["tasks"].items()}
+            numbers = {m: 0.0 for m in a["members"]} | numbers_of(of(u["recipe"]))
+            numbers |= {f"task {k}": v for k, v in u["tasks"].items()}
             rows += [(cluster, method, u["number"], t.value, k, v)
-                     for k, v in told.items()]
+                     for k, v in numbers.items()]
     return pd.DataFrame(rows, columns="cluster method trial score name value".split()) if rows else None
 
 # %% ../../nbs/10_reporting/08_run_tables.ipynb #03c100d9
@@ -331,10 +331,10 @@ def confusion(
     "Questions by the expert that should have answered and the one that did."
     import pandas as pd
     if routes is None or not (routes.system == system).any(): return None
-    mine = routes[routes.system == system]
-    experts = [e for e in mine.expert.drop_duplicates() if e in answers.models]
+    routed = routes[routes.system == system]
+    experts = [e for e in routed.expert.drop_duplicates() if e in answers.models]
     rows = []
-    for task, r in mine.groupby("task", sort=False):
+    for task, r in routed.groupby("task", sort=False):
         if task not in answers.values or not set(r.expert) <= set(experts): return None
         v = np.stack([answers.values[task][e] for e in experts],
             1)
@@ -356,16 +356,16 @@ def deepen(
     *wanted:str, # Of items, routes, coefficients, importance, gains
 )->dict: # The same with these tables, where the run has them
     "Add the tables that come from the store and the log."
-    def weights(d):
-        return suite.weights if d["run"] is not None and (suite := report_suite(d)) else None
+    def weights(data):
+        return suite.weights if data["run"] is not None and (suite := report_suite(data)) else None
     out = dict(data)
     seed = data["recipe"].get("seed") or 0
-    def bases(d):
-        return {str(c["name"]): c.get("base") for c in d["clusters"] or []}
+    def bases(data):
+        return {str(c["name"]): c.get("base") for c in data["clusters"] or []}
     make = dict(items=read_items, routes=read_routes, coefficients=read_coefficients,
-                importance=lambda d: importances(d["coefficients"], seed, bases=bases(d)),
-                gains=lambda d: paired_gains(Answers(d["items"]), best_single(d) or "",
-                                             weights=weights(d)))
+                importance=lambda data: importances(data["coefficients"], seed, bases=bases(data)),
+                gains=lambda data: paired_gains(Answers(data["items"]), best_single(data) or "",
+                                             weights=weights(data)))
     for name in wanted:
         if out[name] is None: out[name] = make[name](out)
     return out

@@ -39,16 +39,16 @@ class SearchExplorer(Explorer):
         **tables, # trials, search, attribution, coefficients, importance
     ):
         known = run if isinstance(run, dict) else read_run(run, **tables)
-        self.data = d = deepen(known, "coefficients", "importance")
-        self.colours, self.about, self.fronts = colours_of(d), about(d), {}
-        listed = [t for t in (d["trials"], d["coefficients"]) if t is not None]
+        self.data = data = deepen(known, "coefficients", "importance")
+        self.colours, self.about, self.fronts = colours_of(data), about(data), {}
+        listed = [t for t in (data["trials"], data["coefficients"]) if t is not None]
         names = [t[["cluster", "method"]].astype(str).drop_duplicates() for t in listed]
         self.pairs = list(dict.fromkeys(tuple(r)
                                         for t in names for r in t.itertuples(index=False)))
         clusters = list(dict.fromkeys(c for c, _ in self.pairs))
         self.cluster = choice("cluster", clusters, width="15rem")
         self.method = choice("method", ["all"], width="15rem")
-        numbers = [] if d["coefficients"] is None else d["coefficients"].name.drop_duplicates()
+        numbers = [] if data["coefficients"] is None else data["coefficients"].name.drop_duplicates()
         tasks = [n.removeprefix("task ") for n in numbers if n.startswith("task ")]
         first, second = [*tasks, None, None][:2]
         self.x = choice("across", tasks, first, "12rem")
@@ -71,7 +71,7 @@ class SearchExplorer(Explorer):
             if was in options: self.method.value = was
         super().draw(change)
 
-    def mine(self, name, method=True):
+    def chosen_rows(self, name, method=True):
         "The rows of a table that belong to the chosen cluster and method."
         t = self.data[name]
         if t is None: return None
@@ -81,23 +81,23 @@ class SearchExplorer(Explorer):
 # %% ../../nbs/10_reporting/12_search_explorer.ipynb #f9fbe910
 @patch
 def trials(self:SearchExplorer):
-    return plot_trials(self.mine("trials"), *self.about, self.mine("search", False))
+    return plot_trials(self.chosen_rows("trials"), *self.about, self.chosen_rows("search", False))
 
 @patch
 def coefficients(self:SearchExplorer):
-    return plot_coefficients(self.mine("coefficients"), self.about[1], self.colours)
+    return plot_coefficients(self.chosen_rows("coefficients"), self.about[1], self.colours)
 
 @patch
 def importance(self:SearchExplorer):
-    return plot_importance(self.mine("importance"), self.colours)
+    return plot_importance(self.chosen_rows("importance"), self.colours)
 
 @patch
 def attribution(self:SearchExplorer):
-    return plot_attribution(self.mine("attribution", False), self.about[1], self.colours)
+    return plot_attribution(self.chosen_rows("attribution", False), self.about[1], self.colours)
 
 @patch
 def front(self:SearchExplorer):
     key = self.cluster.value, self.method.value
-    if key not in self.fronts: self.fronts[key] = front_table(self.mine("coefficients"))
+    if key not in self.fronts: self.fronts[key] = front_table(self.chosen_rows("coefficients"))
     return plot_front(self.fronts[key], self.x.value or "",
                       self.y.value or "", self.about[1])

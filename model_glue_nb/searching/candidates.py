@@ -27,7 +27,7 @@ from ..merging.live import merge_into
 from ..merging.merge import merge
 from ..merging.recipes import MergeRecipe, coefficients, is_sum, recipe
 from .protocol import Answer, Candidate, Problem, first, weigh
-from ..store import whole
+from ..store import atomic
 from ..zoo.stored import Files, Mapped
 from ..zoo.vocabulary_choice import TokenizerChoice, choose_tokenizer, reads_alike
 from ..zoo.zoo import Zoo
@@ -67,13 +67,13 @@ class CandidateScorer:
     )->ItemScores: # A value in [0, 1] per task and question
         "Item-level scores of a candidate."
         suite, key = self.part(share), self.key(candidate)
-        def asked(store):
+        def ask_into(store):
             if isinstance(candidate, str): return ask_model(self.zoo[candidate], suite, store)
-            return ask(lambda: self.made(candidate), key, suite, store)
-        if self.store is None: return asked(None)
+            return ask(lambda: self.merged(candidate), key, suite, store)
+        if self.store is None: return ask_into(None)
         if (known := known_items(self.store, key, suite)) is not None: return known
         if not isinstance(candidate, str): self.adopt(candidate, suite)
-        return at_once(self.store, key, suite, asked)
+        return at_once(self.store, key, suite, ask_into)
 
     def key(self, candidate)->str: # Fingerprint over content
         "What remembered answers belong to."
@@ -83,24 +83,24 @@ class CandidateScorer:
     def part(self, share)->Suite: # The suite itself for 1
         "The first questions of each task."
         if share == 1: return self.suite
-        asked = first({t.name: t.questions for t in self.suite.tasks}, share)
+        questions = first({t.name: t.questions for t in self.suite.tasks}, share)
         return replace(self.suite,
-                       tasks=tuple(replace(t, questions=asked[t.name]) for t in self.suite.tasks))
+                       tasks=tuple(replace(t, questions=questions[t.name]) for t in self.suite.tasks))
 
 # %% ../../nbs/07_searching/08_candidates.ipynb #4c2ecf9c
 def at_once(
     store:Store, # Where answers are remembered
     key:str, # What they belong to
     suite:Suite, # The questions
-    asked:Callable[[Store],ItemScores], # Asks what its store does not know, and remembers it there
+    ask_into:Callable[[Store],ItemScores], # Asks what its store does not know, and remembers it there
 )->ItemScores: # A value per task and question
     "Ask, and remember all answers or none."
     if (known := known_items(store, key, suite)) is not None: return known
     aside = Store(":memory:")
     for t in suite.tasks:
         if rows := store.items(key, t.asked): aside.add_items(key, t.asked, rows)
-    items = asked(aside)
-    with whole(store.db):
+    items = ask_into(aside)
+    with atomic(store.db):
         for table in ("results", "facts"):
             rows = aside.db.execute(f"select * from {table}").fetchall()
             marks = ",".join("?" * len(rows[0])) if rows else ""
@@ -121,7 +121,7 @@ def adopt(self:CandidateScorer,
             self.store.add_items(key, t.asked, rows)
 
 @patch
-def made(self:CandidateScorer,
+def merged(self:CandidateScorer,
     candidate:MergeRecipe, # A merge
 ): # The live model, its parameters overwritten
     "The merge as a live model."
@@ -132,8 +132,8 @@ def made(self:CandidateScorer,
     lead = self.zoo[lead_name(candidate)]
     kind = lead.signature, n_rows(lead), lead_fingerprint(lead) # its shape, and what it reads
     if candidate.tokenizer is not None or candidate.pad_to_multiple_of is not None:
-        words = checked_plan(candidate, self.zoo).lead.vocabulary # of the members that take part
-        kind += digest(sorted(words.tokens.items())), candidate.tokenizer, candidate.pad_to_multiple_of
+        vocabulary = checked_plan(candidate, self.zoo).lead.vocabulary # of the members that take part
+        kind += digest(sorted(vocabulary.tokens.items())), candidate.tokenizer, candidate.pad_to_multiple_of
     if kind not in self.live: # one cluster at a time
         self.live.clear()
         self.live[kind] = lead.load() if len(kind) == 3 else self.written(candidate)
@@ -214,9 +214,9 @@ def similarity(self:CandidateScorer,
 )->list[float]: # `sim_mlp` of each
     "Similarity of members to a merge."
     c = coefficients(candidate) if is_sum(candidate) else {}
-    found = self.grams_of({*c, *names}) if c else None
-    if found:
-        order, grams = found
+    known = self.grams_of({*c, *names}) if c else None
+    if known:
+        order, grams = known
         vector = np.array([c.get(n, 0.0) for n in order], np.float32)
         near = np.mean([merge_cosines(g, vector) for g in grams], 0)
         return [float(near[order.index(n)]) for n in names]
@@ -274,9 +274,9 @@ def vocabulary(self:CandidateScorer,
     names = dict.fromkeys([*([base] if base else []), *members])
     one, *others = [self.zoo[m] for m in names]
     same = [m for m in others if m.signature == one.signature]
-    found = choose_tokenizer([one, *same], wish)
+    choice = choose_tokenizer([one, *same], wish)
     strangers = {m.name for m in others if m not in same} # these are reported by `problems`
-    return replace(found, members=tuple(m for m in members if m in found.members or m in strangers))
+    return replace(choice, members=tuple(m for m in members if m in choice.members or m in strangers))
 
 @patch
 def identity(self:CandidateScorer)->dict: # What JSON can hold

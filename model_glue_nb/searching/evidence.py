@@ -27,12 +27,12 @@ def trial_row(
     rows:list[dict], # Rows so far
 )->dict: # One row of trials.csv
     "A trial as a row of the trials table."
-    mine = [r["best"] for r in rows
+    bests = [r["best"] for r in rows
             if (r["cluster"], r["method"]) == (cluster, method)]
     return dict(cluster=cluster, method=method, strategy=strategy, trial=t.number, candidate=t.label,
                 score=t.score, best=t.best,
                 accepted=bool(t.share == 1 and t.score >= t.best
-                              and (not mine or t.best >= mine[-1])),
+                              and (not bests or t.best >= bests[-1])),
                 seconds=round(t.seconds, 4), share=t.share,
                 questions=t.questions, bytes=t.bytes,
                 failed=t.failed)
@@ -42,17 +42,17 @@ TRIAL_COLUMNS = ("cluster method strategy trial candidate score best accepted se
 
 # %% ../../nbs/07_searching/10_evidence.ipynb #f49c667c
 def contenders(
-    found:SearchResult, # Of one cluster
+    result:SearchResult, # Of one cluster
 )->dict[str,tuple[str,Candidate]]: # Row name → (role, candidate)
     "The winner and the systems it is compared with."
-    members = sorted(found.own)
-    best = max(members, key=lambda m: found.own[m].mean)
+    members = sorted(result.own)
+    best = max(members, key=lambda m: result.own[m].mean)
     even = [round(1 / len(members), 6)] * len(members)
-    uniform = recipe("linear", members, even, options=dict(tokenizer=found.tokenizer))
-    parents = [m for m in dict.fromkeys(leaves(found.winner))
-               if m != best and m in found.own]
-    name = found.winner if isinstance(found.winner, str) else label(found.winner)
-    rows = dict(winner=(name, found.winner),
+    uniform = recipe("linear", members, even, options=dict(tokenizer=result.tokenizer))
+    parents = [m for m in dict.fromkeys(leaves(result.winner))
+               if m != best and m in result.own]
+    name = result.winner if isinstance(result.winner, str) else label(result.winner)
+    rows = dict(winner=(name, result.winner),
                 best_single=(best, best), uniform=(label(uniform), uniform))
     return rows | {f"parent {m}": (m, m) for m in parents}
 
@@ -63,7 +63,7 @@ def asked_for_honesty(
     return [c for _, c in contenders(found).values()]
 
 def honest_table(
-    found:SearchResult, # Of one cluster
+    result:SearchResult, # Of one cluster
     score:CandidateScorer, # That the search used
     report:Suite, # Questions for telling, the *report* part of the suite
     *,
@@ -72,15 +72,15 @@ def honest_table(
 ): # DataFrame: system candidate search corrected report low high ahead ahead_low ahead_high bias n
     "The winner against the best single model, the uniform merge and its parents, on unseen questions."
     import pandas as pd
-    told, rows = score.on(report), []
-    ask_together(told, asked_for_honesty(found), executor)
-    ours = told.items(found.winner)
-    alone = corrected_score([a.items for a in found.own.values()], seed=seed)
-    unchosen = dict(winner=found.corrected, best_single=alone)
-    for system, (name, c) in contenders(found).items():
-        items = told.items(c)
-        mean, ahead = mean_interval(items), paired_gain(ours, items)
-        chosen = found.own[c].mean if isinstance(c, str) else score(c)
+    on_report, rows = score.on(report), []
+    ask_together(on_report, asked_for_honesty(result), executor)
+    won = on_report.items(result.winner)
+    alone = corrected_score([a.items for a in result.own.values()], seed=seed)
+    unchosen = dict(winner=result.corrected, best_single=alone)
+    for system, (name, c) in contenders(result).items():
+        items = on_report.items(c)
+        mean, ahead = mean_interval(items), paired_gain(won, items)
+        chosen = result.own[c].mean if isinstance(c, str) else score(c)
         rows.append((system, name, chosen, unchosen.get(system, chosen),
                      mean.mean, mean.low, mean.high,
                      ahead.mean, ahead.low, ahead.high, chosen - mean.mean, report.n_questions))
@@ -104,12 +104,12 @@ def without(
 LAYER_GROUPS = 4 # Of consecutive layers, each left out once
 
 def ablations(
-    found:SearchResult, # Its winner is a merge
+    result:SearchResult, # Its winner is a merge
     score:CandidateScorer, # That the search used
     layer_groups:int, # Groups of consecutive layers
 )->list[tuple[str,str,Candidate]]: # (kind, what is left out, what remains)
     "Everything that attribution leaves out, one at a time."
-    w, best = found.winner, max(found.own, key=lambda m: found.own[m].mean)
+    w, best = result.winner, max(result.own, key=lambda m: result.own[m].mean)
     layers = score.layers([best])
     spans = layer_spans(layers, layer_groups)
     gone = {m: without(w, m)
@@ -132,7 +132,7 @@ def asked_for_attribution(
     return [found.winner, *(c for *_, c in ablations(found, score, layer_groups))]
 
 def attribution(
-    found:SearchResult, # Of one cluster
+    result:SearchResult, # Of one cluster
     score:CandidateScorer, # That the search used
     report:Suite, # Questions for telling
     *,
@@ -141,16 +141,16 @@ def attribution(
 ): # DataFrame: kind left_out task change low high n; task "mean" is the mean over tasks
     "What changes per task when a model, or a group of layers, is left out of the winner."
     import pandas as pd
-    told, rows = score.on(report), []
-    if not isinstance(found.winner, str):
-        ask_together(told, asked_for_attribution(found, score, layer_groups), executor)
-        whole = told.items(found.winner)
-        for kind, name, candidate in ablations(found, score, layer_groups):
-            rest = told.items(candidate)
-            for task, part in [*((t, [t]) for t in whole),
-                               ("mean", list(whole))]:
+    on_report, rows = score.on(report), []
+    if not isinstance(result.winner, str):
+        ask_together(on_report, asked_for_attribution(result, score, layer_groups), executor)
+        won = on_report.items(result.winner)
+        for kind, name, candidate in ablations(result, score, layer_groups):
+            rest = on_report.items(candidate)
+            for task, part in [*((t, [t]) for t in won),
+                               ("mean", list(won))]:
                 def some(x): return ItemScores({t: x[t] for t in part}, x.weights)
-                d = paired_gain(some(rest), some(whole))
-                n = sum(len(whole[t]) for t in part)
+                d = paired_gain(some(rest), some(won))
+                n = sum(len(won[t]) for t in part)
                 rows.append((kind, name, task, d.mean, d.low, d.high, n))
     return pd.DataFrame(rows, columns="kind left_out task change low high n".split())

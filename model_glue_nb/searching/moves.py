@@ -15,7 +15,7 @@ from typing import Annotated
 
 import numpy as np
 
-from ..schemas import whole
+from ..schemas import integer
 from .protocol import (Candidate, Problem, Strategy, layer_spans, patched,
                                               scores_of, weigh)
 from .strategies import strategies
@@ -151,15 +151,15 @@ def plan_reach(
     "What a budget does not reach, in one line."
     names = tuple(map(str, range(n_members)))
     some = Problem(names, {}, method, layers=("layer",) * layers, budget=budget)
-    found = reach(n_members, kinds_of(some), budget)
-    out = [WORDS[k] for k in found if k != "join" and not found[k]]
-    some_members = f"only {found['join'] + 1} of {n_members} members" if found["join"] < n_members - 1 else ""
+    moves = reach(n_members, kinds_of(some), budget)
+    out = [WORDS[k] for k in moves if k != "join" and not moves[k]]
+    some_members = f"only {moves['join'] + 1} of {n_members} members" if moves["join"] < n_members - 1 else ""
     least = next(b for b in range(1, 999)
                  if min(reach(n_members, kinds_of(some), b).values()))
     if not out: return ""
     parts = [some_members] if some_members else []
-    asked = parts[0] if parts else "all members"
-    return (f"{method}: a budget of {budget:g} asks {asked} and does not reach {', '.join(out)}. "
+    who = parts[0] if parts else "all members"
+    return (f"{method}: a budget of {budget:g} asks {who} and does not reach {', '.join(out)}. "
             f"With {least} it does.")
 
 # %% ../../nbs/07_searching/03_moves.ipynb #3f4f29ed
@@ -168,7 +168,7 @@ STEPS = (1.6, 1.25, 1.1) # Factors of λ and weights, the coarse ones first
 @strategies
 def stepwise(
     problem:Problem, # Members, best first
-    layer_groups:Annotated[int, whole(1, 1000)]=4, # Groups of consecutive layers that may be another's
+    layer_groups:Annotated[int, integer(1, 1000)]=4, # Groups of consecutive layers that may be another's
 )->Strategy:
     "Greedy soup, then λ, members out or exchanged, weights, layers: the best use of a small budget."
     kinds, spans = kinds_of(problem), layer_spans(problem.layers, layer_groups) if problem.layers else []
@@ -179,8 +179,8 @@ def stepwise(
         while True:
             before = len(tried)
             for kind in kinds:
-                found = MOVES[kind](problem, place, step, spans)
-                some = untried(problem, found, spans, tried, turn)
+                moves = MOVES[kind](problem, place, step, spans)
+                some = untried(problem, moves, spans, tried, turn)
                 scores = (yield from scores_of([c for _, c in some])) if some else []
                 for (p, c), score in zip(some, scores):
                     if score > best: place, winner, best = p, c, score

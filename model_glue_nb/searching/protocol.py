@@ -143,8 +143,8 @@ def weigh(
     if not info.has_weights and info.n_models is None:
         w = (1.0
              * (w.mean(1) >= w.mean(1).max() / 2)[:, None])
-    kept = [i for i in range(len(parts)) if w[i].any()]
-    w, parts = w[kept], [parts[i] for i in kept]
+    chosen = [i for i in range(len(parts)) if w[i].any()]
+    w, parts = w[chosen], [parts[i] for i in chosen]
     if len(parts) == 1 and not info.needs_base: return parts[0]
     same_again = problem.method in SYMMETRIC and info.n_models != 2
     def by_name(i):
@@ -152,7 +152,7 @@ def weigh(
     order = sorted(range(len(parts)), key=by_name) if same_again else range(len(parts))
     w = w[list(order)]
     parts = [parts[i] for i in order]
-    kept = [kept[i] for i in order]
+    chosen = [chosen[i] for i in order]
     if info.n_models == 2: return in_pairs(problem, parts, w)
     if problem.method == "linear":
         out = multiplied_out(parts, w / w.sum(0))
@@ -160,7 +160,7 @@ def weigh(
         if len(parts) == 1: return parts[0]
     def number(v): return by_layer(v, problem.layers) if info.has_weights else 1.0
     def extra(i):
-        return {} if densities is None else dict(density=round(float(densities[kept[i]]), 6))
+        return {} if densities is None else dict(density=round(float(densities[chosen[i]]), 6))
     sources = tuple(MergeSource(m, number(w[i]), extra(i))
                     for i, m in enumerate(parts))
     numbers = {k: round(float(v), 6) for k, v in parameters.items()}

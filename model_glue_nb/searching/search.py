@@ -26,7 +26,7 @@ from ..merging.recipes import MergeRecipe
 from ..schemas import setting_kinds, short
 from .budgets import Budget, check_affordable, read_budget
 from .conversations import drive
-from .executors import Outcome, executors
+from .executors import TrialOutcome, executors
 from .flattery import corrected_score
 from .moves import stepwise
 from .protocol import Answer, Ask, Candidate, Problem, first
@@ -96,17 +96,17 @@ class SearchResult:
     @property
     def front(self)->dict[str,dict[str,float]]: # Description → score per task; the best mean first
         "Members and merges that no other beats on every task: the ones to pick from."
-        tasks = {words: t for words, (_, t) in self.asked().items()}
+        tasks = {name: t for name, (_, t) in self.asked().items()}
         names = list(tasks)
-        kept = undominated([list(t.values()) for t in tasks.values()]) if tasks else []
-        return {names[i]: tasks[names[i]] for i in kept}
+        best = undominated([list(t.values()) for t in tasks.values()]) if tasks else []
+        return {names[i]: tasks[names[i]] for i in best}
 
     def pick(self,
-        words:str, # As `front` names it
+        name:str, # As `front` names it
     )->Candidate: # A member's name or a recipe, to be merged
         "A member or merge that the search tried, by its description."
-        if words not in (known := self.asked()): raise unknown("candidate of this search", words, self.front)
-        return known[words][0]
+        if name not in (known := self.asked()): raise unknown("candidate of this search", name, self.front)
+        return known[name][0]
 
 # %% ../../nbs/07_searching/09_search.ipynb #cbe0fc6f
 @lru_cache(maxsize=8) # the searches of a run share it
@@ -138,14 +138,14 @@ class TrialLog:
         self.known = {t.user_attrs["key"]: t.user_attrs
                       for t in self.study.get_trials(deepcopy=False)}
 
-    def get(self, key:str, weights:dict|None=None)->Outcome|None: # Weights as `ItemScores` takes them
+    def get(self, key:str, weights:dict|None=None)->TrialOutcome|None: # Weights as `ItemScores` takes them
         "What is remembered about a candidate."
         if (t := self.known.get(key)) is None: return None
         items = ItemScores({k: np.array(v) for k, v in t["items"].items()},
                            weights)
-        return Outcome(items, t["seconds"], t["failed"])
+        return TrialOutcome(items, t["seconds"], t["failed"])
 
-    def add(self, key:str, outcome:Outcome, **more):
+    def add(self, key:str, outcome:TrialOutcome, **more):
         "Store a trial, completely or not at all."
         state, answer = self.optuna.trial.TrialState, Answer(outcome.items)
         items = {k: v.tolist() for k, v in outcome.items.items()}
@@ -189,7 +189,7 @@ class Ledger:
         if hasattr(self.score, "key"): return self.score.key(candidate)
         return candidate if isinstance(candidate, str) else merge_fingerprint(candidate)
 
-    def whole(self)->list[ItemScores]:
+    def complete(self)->list[ItemScores]:
         "Values of every candidate that answered all questions, in the order in which they did."
         return [a.items for (_, share), a in self.answers.items()
                 if share == 1 and a.items]
@@ -231,7 +231,7 @@ def payable(self:Ledger, asks:list[Ask])->Iterator[Ask]:
         else: yield ask
 
 @patch
-def enter(self:Ledger, ask:Ask, outcome:Outcome, new:bool=True):
+def enter(self:Ledger, ask:Ask, outcome:TrialOutcome, new:bool=True):
     "Store an outcome; trials are in the order of the asks."
     c, share, a = ask.candidate, ask.share, Answer(outcome.items)
     key = self.key(c), share
@@ -333,10 +333,10 @@ def who_fits(
     "The tokenizer setting of merges, and which members are set aside for it."
     known = len(set(members)) == len(members) > 1 and hasattr(score, "vocabulary")
     if not known: return TokenizerChoice(tokenizer, tuple(members))
-    found = score.vocabulary(members, base, tokenizer)
-    if len(found.members) > 1 and base not in found.aside: return found
-    refuse(found.aside.values(), "Cannot search")
-    return found
+    choice = score.vocabulary(members, base, tokenizer)
+    if len(choice.members) > 1 and base not in choice.aside: return choice
+    refuse(choice.aside.values(), "Cannot search")
+    return choice
 
 def smallest_share(strategy:str, options:dict)->float: # Of the questions
     "The fewest questions a strategy asks of a candidate."
@@ -375,11 +375,11 @@ def search_each(
             if len(joining) > 1: talks.append((strategies[strategy](problem, **options), ledger))
         check_affordable(budget, sum(ledger.lengths.values()), smallest_share(strategy, options))
         drive(talks, evaluate)
-        def found(ledger):
-            corrected = corrected_score(ledger.whole(), seed=seed)
+        def result_of(ledger):
+            corrected = corrected_score(ledger.complete(), seed=seed)
             known = ledger.winner, ledger.best, tuple(ledger.trials), own, corrected
             return SearchResult(*known, fit.tokenizer, fit.aside)
-        return {method: found(ledger) for method, ledger in ledgers.items()}
+        return {method: result_of(ledger) for method, ledger in ledgers.items()}
 
 def search(
     members:list[str], # Names of one cluster's models

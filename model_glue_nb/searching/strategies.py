@@ -19,7 +19,7 @@ import numpy as np
 from ..benchmarking.intervals import behind
 from ..core import Registry
 from ..merging.recipes import MergeRecipe
-from ..schemas import Kind, is_number, number, whole
+from ..schemas import Kind, is_number, number, integer
 from .protocol import (Answer, Ask, Candidate, Problem, Strategy, better, needs,
                                               scores_of, weigh)
 
@@ -138,7 +138,7 @@ def rounds(
         winner, best = yield from better(winner, best, mixed)
     return (yield from tune_scale(problem, winner, best))
 
-Steps = Annotated[int|None, whole(1, 1000)]
+Steps = Annotated[int|None, integer(1, 1000)]
 
 @strategies
 def coefficient(
@@ -246,7 +246,7 @@ def generations(
 @strategies
 def evolution(
     problem:Problem, # Members, best first
-    layer_groups:Annotated[int, whole(0, 1000)]=0, # Number of layer groups with their own weights
+    layer_groups:Annotated[int, integer(0, 1000)]=0, # Number of layer groups with their own weights
 )->Strategy:
     "CMA-ES over weights, densities and λ, from the uniform merge; 200 candidates unless there is a budget."
     from optuna.samplers import CmaEsSampler
@@ -259,7 +259,7 @@ def evolution(
 @strategies
 def pareto(
     problem:Problem, # Members, best first
-    population:Annotated[int, whole(2, 1000)]=16, # Candidates per generation
+    population:Annotated[int, integer(2, 1000)]=16, # Candidates per generation
 )->Strategy:
     "NSGA-II over weights, densities and λ with one objective per task; the front is in the trials."
     from optuna.samplers import NSGAIISampler
@@ -352,7 +352,7 @@ def racing(
     problem:Problem, # Members, best first
     shares:Annotated[tuple, HEATS]=(1/8, 1/4, 1/2, 1.0), # Of the questions, per heat
     keep:Annotated[float, number(.01, 1)]=0.5, # Largest fraction that continues after a heat
-    n:Annotated[int|None, whole(2, 10_000)]=None, # Runners in both races; None: what the budget pays for
+    n:Annotated[int|None, integer(2, 10_000)]=None, # Runners in both races; None: what the budget pays for
 )->Strategy:
     "Races over questions: losers leave by halving and by a paired test; a second race around the winner."
     afford = 64 if math.isinf(problem.budget) else int(problem.budget / race_cost(shares, keep))
@@ -371,7 +371,7 @@ def racing(
 @needs("layers")
 def layerwise(
     problem:Problem, # Members, best first, with layers
-    layer_groups:Annotated[int, whole(0, 1000)]=4, # Groups of consecutive layers
+    layer_groups:Annotated[int, integer(0, 1000)]=4, # Groups of consecutive layers
     step:Annotated[float, number(1e-4, 1)]=0.5, # First change of a weight, as a share of the largest
     least:Annotated[float, number(1e-4, 1)]=0.1, # The search ends when the step falls below this
 )->Strategy:
@@ -384,16 +384,16 @@ def layerwise(
         groups + 1,
         1)
     w = w / w.max()
-    kept = {} if isinstance(winner, str) or not winner.base else winner.parameters
+    parameters = {} if isinstance(winner, str) or not winner.base else winner.parameters
     while step >= least:
         before = best
         for g in range(groups + 1):
             moves = [weight_moved(w, i, g, s)
                      for i in range(len(members))
                      for s in (step, -step)]
-            made = [(weigh(problem, members, x, **kept), x) for x in moves if x is not None]
-            for (c, x), s in zip(made,
-                                 (yield from scores_of([c for c, _ in made]))):
+            candidates = [(weigh(problem, members, x, **parameters), x) for x in moves if x is not None]
+            for (c, x), s in zip(candidates,
+                                 (yield from scores_of([c for c, _ in candidates]))):
                 if s > best: winner, best, w = c, s, x
         if best == before: step /= 2
     return winner, best

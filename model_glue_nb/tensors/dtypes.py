@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CODES', 'ITEM_BYTES', 'BLOCK', 'CHUNK', 'xp', 'widen', 'add_halves', 'half_bits', 'narrow', 'n_bad', 'first_bad',
-           'subtract', 'open_block', 'landing', 'upload', 'room', 'as_bytes']
+           'subtract', 'open_block', 'landing', 'upload', 'buffer', 'as_bytes']
 
 # %% ../../nbs/01_tensors/02_dtypes.ipynb #25291406
 import math, threading
@@ -160,16 +160,16 @@ def landing(
     n_bytes:int, # Least size
 )->np.ndarray: # uint8, content undefined
     "This thread's buffer, for bytes from a file."
-    rooms = _local.__dict__
-    if name not in rooms or rooms[name].size < n_bytes:
-        rooms[name] = np.empty(n_bytes, np.uint8)
-    return rooms[name][:n_bytes]
+    buffers = _local.__dict__
+    if name not in buffers or buffers[name].size < n_bytes:
+        buffers[name] = np.empty(n_bytes, np.uint8)
+    return buffers[name][:n_bytes]
 
 def upload(buffer, device=None): # Where the loops can reach it: here
     "The buffer itself."
     return buffer
 
-def room(name, shape, device=None)->np.ndarray: # float32, content undefined
+def buffer(name, shape, device=None)->np.ndarray: # float32, content undefined
     "This thread's buffer, for numbers."
     return landing(name, math.prod(shape) * 4).view(np.float32).reshape(shape)
 

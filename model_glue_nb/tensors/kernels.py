@@ -14,7 +14,7 @@ import numpy as np
 
 from .dtypes import (BLOCK, CHUNK, ITEM_BYTES, add_halves, as_bytes, first_bad, landing,
                                           narrow)
-from .dtypes import open_block, room, upload, widen, xp
+from .dtypes import open_block, buffer, upload, widen, xp
 from .masks import MAGNITUDE, drop_by_rank, mark, unpack
 from .native import native
 
@@ -36,15 +36,15 @@ def add_scaled(
 def sum_rows(
     space:"u1[:]", at:"i8[:]", # Memory, and where in it each row begins
     codes:"i8[:]", coefficients:"f4[:]", divisor:"f4", has_base:"i8", n:"i8", # As for `weighted_sum`
-    room:"f4[:,:]", # Scratch of shape (3, BLOCK)
+    scratch:"f4[:,:]", # Scratch of shape (3, BLOCK)
     out:"u1[:]", out_code:"i8",
 ):
     "The loop of `weighted_sum`."
     for s in range(0, n, BLOCK):
         m = min(BLOCK, n - s)
-        total = room[0, :m]
-        x = room[1, :m]
-        base = room[2, :m]
+        total = scratch[0, :m]
+        x = scratch[1, :m]
+        base = scratch[2, :m]
         for j in range(m): total[j] = 0
         if has_base:
             widen(space[at[0] + s * ITEM_BYTES[codes[0]]:], codes[0], base)
@@ -79,7 +79,7 @@ def weighted_sum(
     out_code:int, # Entry of `CODES`
 ):
     "Store a weighted sum of rows."
-    blocks = room("blocks", (3, BLOCK))
+    blocks = buffer("blocks", (3, BLOCK))
     sum_rows(*spanning(rows), codes, coefficients, divisor, int(has_base), n, blocks, out, out_code)
 
 def spanning(
@@ -136,7 +136,7 @@ def gram(
     k = len(raw) - has_base
     total = np.zeros((k, k))
     gram_rows(raw, codes, int(has_base), n,
-              room("blocks", (len(raw), BLOCK)), total)
+              buffer("blocks", (len(raw), BLOCK)), total)
     return np.triu(total) + np.triu(total, 1).T
 
 # %% ../../nbs/01_tensors/04_kernels.ipynb #ca5ad4e1
@@ -162,7 +162,7 @@ def count(
 ):
     "Count magnitudes by bin."
     count_rows(raw, codes, int(has_base), n,
-               room("blocks", (len(raw), BLOCK)), counts)
+               buffer("blocks", (len(raw), BLOCK)), counts)
 
 # %% ../../nbs/01_tensors/04_kernels.ipynb #98336f33
 LAST = 2**33 - 1 # Positions count down from here: a tensor has fewer values
@@ -172,7 +172,7 @@ def collect_block(
     u:"u4[:]", start:"i8", # Bits of values, position of the first
     low:"u4", high:"u4", # Smallest and largest wanted magnitude
     inside:"u1[:]", # Scratch, BLOCK
-    found:"u8[:]", # One longer than there are values; magnitude · 2³³ + LAST − position
+    keys:"u8[:]", # One longer than there are values; magnitude · 2³³ + LAST − position
     n:"i8", # Where filling begins
 )->"i8": # How many are there now
     "Find the values of a range."
@@ -187,7 +187,7 @@ def collect_block(
         if words[w] == 0: continue
         for j in range(8 * w, min(8 * w + 8, m)): # no branches: what is not wanted is overwritten
             key = np.uint64(u[j] & MAGNITUDE) << np.uint64(33)
-            found[n] = key | np.uint64(LAST - start - j)
+            keys[n] = key | np.uint64(LAST - start - j)
             n += np.int64(inside[j])
     return n
 
@@ -196,7 +196,7 @@ def collect_rows(
     raw:"u1[:,:]", codes:"i8[:]", has_base:"i8", n:"i8", # As for `collect`
     start:"i8", low:"i8[:]", high:"i8[:]", # The same
     x:"f4[:,:]", inside:"u1[:]", # Scratch: (inputs, BLOCK), BLOCK
-    found:"u8[:,:]", n_found:"i8[:]", # Filled
+    keys:"u8[:,:]", n_found:"i8[:]", # Filled
 ):
     "The loop of `collect`."
     for s in range(0, n, BLOCK):
@@ -207,7 +207,7 @@ def collect_rows(
             a = np.uint32(low[i])
             b = np.uint32(high[i])
             n_found[i] = collect_block(u, start + s, a,
-                                       b, inside, found[i], n_found[i])
+                                       b, inside, keys[i], n_found[i])
 
 # %% ../../nbs/01_tensors/04_kernels.ipynb #27ca8c5c
 def collect(
@@ -219,11 +219,11 @@ def collect(
     "The values of a range and where they are."
     k = len(low)
     n_found = np.zeros(k, np.int64)
-    found = landing("found", 8 * k * (n + 1)).view(np.uint64).reshape(k,
+    keys = landing("found", 8 * k * (n + 1)).view(np.uint64).reshape(k,
                                                                       -1)
-    x, inside = room("blocks", (len(raw), BLOCK)), landing("inside", BLOCK)
-    collect_rows(raw, codes, int(has_base), n, start, low, high, x, inside, found, n_found)
-    return [f[:m].copy() for f, m in zip(found, n_found)]
+    x, inside = buffer("blocks", (len(raw), BLOCK)), landing("inside", BLOCK)
+    collect_rows(raw, codes, int(has_base), n, start, low, high, x, inside, keys, n_found)
+    return [f[:m].copy() for f, m in zip(keys, n_found)]
 
 # %% ../../nbs/01_tensors/04_kernels.ipynb #702ee2fc
 NOTHING, EVERYTHING = (2**31 - 1, -1), (-1, -1) # Cuts that keep no entry, and every one
@@ -238,12 +238,12 @@ def kth_bin(
     return len(counts) - 1 - at, k - int(above[at - 1] if at else 0)
 
 def cut_of(
-    found:np.ndarray, # From `collect`, of all chunks
+    keys:np.ndarray, # From `collect`, of all chunks
     k:int, # Rank of the last one to keep, ≥ 1; more than there are keeps all that are not zero
 )->tuple[int,int]: # (magnitude bits, position)
     "Cut below the k-th largest."
-    if k > len(found): return 0, -1
-    key = int(np.partition(found, len(found) - k)[len(found) - k])
+    if k > len(keys): return 0, -1
+    key = int(np.partition(keys, len(keys) - k)[len(keys) - k])
     return key >> 33, LAST - (key & LAST)
 
 # %% ../../nbs/01_tensors/04_kernels.ipynb #e01cdd63
@@ -356,7 +356,7 @@ def combine(
 ):
     "Base plus the combined task vectors."
     (k, n) = x.shape
-    (num, den) = room("combined", (2, len(out)))
+    (num, den) = buffer("combined", (2, len(out)))
     combine_block(base, x, 0, k, n, weights, votes,
                   int(elect), int(normalize), scale, out, num, den)
 
@@ -366,18 +366,18 @@ def keep_bits(
     x:"f4[:]", # Entries that are not kept are set to zero
     bits:"u1[:]", # A bit per entry, from `mark`
     gain:"f4", # What is kept is multiplied by this
-    kept:"u1[:]", # Eight bytes per byte of `bits`, scratch
+    mask:"u1[:]", # Eight bytes per byte of `bits`, scratch
 ):
     "Keep what was drawn."
-    unpack(bits, kept)
+    unpack(bits, mask)
     for j in range(x.size):
-        x[j] = x[j] * gain if kept[j] else np.float32(0)
+        x[j] = x[j] * gain if mask[j] else np.float32(0)
 
 @native
 def consensus_rows(
     raw:"u1[:,:]", codes:"i8[:]", n:"i8", start:"i8", cuts:"i8[:,:]", bits:"u1[:,:]", gains:"f4[:]",
     weights:"f4[:]", votes:"f4[:]", elect:"i8", normalize:"i8", scale:"f4",
-    x:"f4[:,:]", kept:"u1[:]", # Scratch: (k + 4, BLOCK), BLOCK
+    x:"f4[:,:]", mask:"u1[:]", # Scratch: (k + 4, BLOCK), BLOCK
     out:"u1[:]", out_code:"i8",
 ):
     "The loop of `consensus`."
@@ -392,7 +392,7 @@ def consensus_rows(
             if not bits.shape[0]: continue
             keep_bits(x[i + 1, :m],
                       bits[i, s >> 3:(s >> 3) + end],
-                      gains[i], kept[:8 * end])
+                      gains[i], mask[:8 * end])
         total = x[k + 1, :m]
         num = x[k + 2, :m]
         den = x[k + 3, :m]
@@ -413,11 +413,11 @@ def consensus(
     out, out_code:int, # As for `weighted_sum`
 ):
     "Store the base plus task vectors of which some entries are left out."
-    x = room("blocks", (len(raw) + 3, BLOCK))
-    kept = landing("inside", BLOCK)
+    x = buffer("blocks", (len(raw) + 3, BLOCK))
+    mask = landing("inside", BLOCK)
     cuts, bits = NO_CUTS if cuts is None else cuts, NO_BITS if bits is None else bits
     how = weights, votes, int(elect), int(normalize), scale
-    consensus_rows(raw, codes, n, start, cuts, bits, gains, *how, x, kept, out, out_code)
+    consensus_rows(raw, codes, n, start, cuts, bits, gains, *how, x, mask, out, out_code)
 
 # %% ../../nbs/01_tensors/04_kernels.ipynb #b91c8f19
 @native(reassociate=True)

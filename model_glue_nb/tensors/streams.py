@@ -130,8 +130,8 @@ class Stream:
         self.codes = np.array([x.code for x in self.inputs], np.int64)
         self.kernels, self.device = backend(device)
         self.item = max(x.item for x in self.inputs)
-        self.held, self.room = {}, len(self.inputs) * self.n * self.item # chunks that are kept, bytes of all
-        if each is not map or self.device is not None or self.room > HOLD: self.room = 0 # keep none
+        self.held, self.most = {}, len(self.inputs) * self.n * self.item # chunks that are kept, bytes of all
+        if each is not map or self.device is not None or self.most > HOLD: self.most = 0 # keep none
 
     def chunks(self,
         whole_rows:bool=False, # Shall no chunk end within a row (the last dimension)?
@@ -158,8 +158,8 @@ def read(self:Stream,
     k = len(self.inputs)
     size = k * n * self.item
     at = sum(x.size for x in self.held.values())
-    if again and at + size <= self.room:
-        raw = self.kernels.landing("held", self.room)[at:at + size].reshape(k,
+    if again and at + size <= self.most:
+        raw = self.kernels.landing("held", self.most)[at:at + size].reshape(k,
                                                                             -1)
         self.held[start, n] = raw
     else: raw = self.kernels.landing("raw", size).reshape(k, -1)
@@ -177,7 +177,7 @@ def floats(self:Stream,
 ): # float32 of shape (inputs, n); with a base, row 0 is the base and the others are differences to it
     "One chunk of every input, widened."
     raw = self.read(start, n, again)
-    x = self.kernels.room("x", (len(self.inputs), n), self.device)
+    x = self.kernels.buffer("x", (len(self.inputs), n), self.device)
     self.kernels.open_rows(raw, self.codes, self.has_base, n, x)
     return x
 
@@ -330,10 +330,10 @@ def elementwise(self:Stream,
     "Kernel of a function of float32 blocks; the base is zeros where there is none."
     def run(start, n, out, code):
         x = self.floats(start, n)
-        y = self.kernels.room("y", (n,), self.device)
+        y = self.kernels.buffer("y", (n,), self.device)
         base = x[0]
         if not self.has_base:
-            base = self.kernels.room("base", (n,), self.device)
+            base = self.kernels.buffer("base", (n,), self.device)
             base[:] = 0
         f(x[int(self.has_base):], base, start, y)
         self.kernels.narrow(y, code, out)
@@ -366,7 +366,7 @@ def consensus(self:Stream,
 
 # %% ../../nbs/01_tensors/07_streams.ipynb #bbc91b47
 @patch
-def whole(self:Stream,
+def whole_arrays(self:Stream,
     f:Callable, # (float32 arrays of the tensors' shape, one per model) → array of that shape
 )->Kernel:
     "Kernel of a function of whole arrays, called once; the base, if any, is added."
@@ -391,7 +391,7 @@ def make(self:Stream,
         if memory is not None:
             return kernel.run(start, n, memory[start * item:(start + n) * item], code)
         out = self.kernels.as_bytes(
-            self.kernels.room("out", (n,), self.device))[:n * item]
+            self.kernels.buffer("out", (n,), self.device))[:n * item]
         kernel.run(start, n, out, code)
         put(out, start)
     for _ in self.each(one, self.chunks(kernel.whole_rows, kernel.most)): pass

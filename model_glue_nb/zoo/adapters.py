@@ -59,15 +59,15 @@ def odd_numbers(
     def rank(x): return isinstance(x, int) and is_number(x) and 0 < x <= MOST_RANKS
     out = []
     for key, fits, wanted in (("r", rank, "a whole number from 1"), ("lora_alpha", is_number, "a number")):
-        found = config.get(key)
-        if not fits(found): out.append(f"{key} is {plain(repr(found))[:60]}, expected {wanted}")
+        value = config.get(key)
+        if not fits(value): out.append(f"{key} is {plain(repr(value))[:60]}, expected {wanted}")
     for key, fits in (("rank_pattern", rank), ("alpha_pattern", is_number)):
-        found = config.get(key) or {}
-        good = (isinstance(found, dict)
-                and all(isinstance(p, str) and fits(v) for p, v in found.items()))
+        value = config.get(key) or {}
+        good = (isinstance(value, dict)
+                and all(isinstance(p, str) and fits(v) for p, v in value.items()))
         if not good: out.append(f"{key} is not names with numbers")
         else:
-            hard = [p for p in found if not is_simple(p)]
+            hard = [p for p in value if not is_simple(p)]
             out += [f"{key} holds '{plain(p)[:60]}', which is not a simple pattern" for p in hard]
     return [f"The adapter '{name}' has an odd adapter_config.json: {x}. Save it with PEFT again."
             for x in out]

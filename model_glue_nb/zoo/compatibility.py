@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUFFERS', 'SCALE_NAMES', 'HEAD', 'SHOWN_SETTINGS', 'DECIDING', 'EPSILON', 'ROPE', 'VERDICT_KINDS', 'chat_template',
            'rope', 'in_short', 'heads', 'norm_eps', 'n_rows', 'shapes', 'tensors_differ', 'meanings_between', 'decided',
-           'noted', 'companions_differ', 'tokenizers_differ', 'overlap', 'Verdict', 'compare_pair', 'compare_whole']
+           'noted', 'companions_differ', 'tokenizers_differ', 'overlap', 'Verdict', 'compare_pair', 'compare_usable']
 
 # %% ../../nbs/03_zoo/04_compatibility.ipynb #9a2992c4
 import re
@@ -98,10 +98,10 @@ def tensors_differ(
     only = sorted(k for k in x.keys() ^ y.keys() if not HEAD.search(k))
     other = [k for k in x if k in y and x[k] != y[k]]
     if not only and not other: return ""
-    for key, words in SHOWN_SETTINGS.items():
+    for key, phrase in SHOWN_SETTINGS.items():
         first, second = (m.effective.get(key) for m in (a, b))
         if first == second or None in (first, second): continue
-        return f"{words} {plain(first)} and {plain(second)}"
+        return f"{phrase} {plain(first)} and {plain(second)}"
     if only: return f"{len(only)} tensors are in one of them only, such as '{only[0]}'"
     return f"'{other[0]}' has shape {list(a.tensors[other[0]].shape)} and {list(b.tensors[other[0]].shape)}"
 
@@ -188,9 +188,9 @@ def compare_pair(
     "What can be done with two models, by what they mean."
     for m in (a, b):
         if bad := m.problems(): return Verdict("neither", bad[0])
-    return compare_whole(a, b)
+    return compare_usable(a, b)
 
-def compare_whole(
+def compare_usable(
     a:ZooModel, b:ZooModel, # Two members without problems
 )->Verdict:
     "Like `compare_pair`, for two models known to have no problems."
@@ -206,6 +206,6 @@ def compare_whole(
     notes += [f"'{m.name}' is {m.quantised}: its weights are read as floats" for m in (a, b) if m.quantised]
     if missing := [m.name for m in (a, b) if m.tokenizer_fingerprint() is None]:
         notes.append(f"'{missing[0]}' has no tokenizer")
-    told = (*notes, *companions_differ(a, b))
-    words = tokenizers_differ(a, b)
-    return Verdict("with a tokenizer choice", words, told) if words else Verdict("as is", "", told)
+    noted = (*notes, *companions_differ(a, b))
+    reason = tokenizers_differ(a, b)
+    return Verdict("with a tokenizer choice", reason, noted) if reason else Verdict("as is", "", noted)

@@ -125,18 +125,18 @@ def read_weights(
 )->tuple: # transformers model, notes
     "The model with every weight from the folder."
     try:
-        model, told = pick_class(source, config).from_pretrained(
+        model, loading_info = pick_class(source, config).from_pretrained(
             source.path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **SAFE)
     except InputError: raise
     except MemoryError: raise
     except Exception as e: # whatever a stranger's files make it raise
         raise InputError(f"'{source.name}' cannot be loaded by transformers ({first_line(e)}). "
                          "See what `model-glue doctor` says about it.") from e
-    missing = sorted(map(str, told.get("missing_keys") or ()))
+    missing = sorted(map(str, loading_info.get("missing_keys") or ()))
     if missing:
         raise InputError(f"'{source.name}' lacks {len(missing)} weights of a {type(model).__name__}, "
                          f"the first: '{plain(missing[0])}'. Fetch it again; random numbers would stand in.")
-    extra = sorted(map(str, told.get("unexpected_keys") or ()))
+    extra = sorted(map(str, loading_info.get("unexpected_keys") or ()))
     kind = type(model).__name__
     notes = [f"{len(extra)} tensors of '{source.name}' have no place in a {kind}, the first: '{plain(x)}'."
              for x in extra[:1]]
@@ -163,13 +163,13 @@ def checkpoint(
     disable_progress_bar() # it would show one bar per model and per candidate
     refuse([*source.problems(), *source.tokenizer_problems()], f"Cannot load '{source.name}'")
     place = pick_device(device)
-    config, words = load_config(source), read_words(source)
+    config, tokenizer = load_config(source), read_words(source)
     stored = source.config.get("dtype") or source.config.get("torch_dtype")
     stored = stored if isinstance(stored, str) else None
     if dtype == "auto": dtype = os.environ.get(COMPUTED_IN) or pick_dtype(stored, source.n_params, place)
     model, notes = read_weights(source, config, dtype)
     for text in notes: warnings.warn(text, Note, stacklevel=3) # where it was loaded
-    return LanguageModel(source.name, model.to(place).eval(), words, notes)
+    return LanguageModel(source.name, model.to(place).eval(), tokenizer, notes)
 
 # %% ../../nbs/03_zoo/02_language_model.ipynb #fbf3dc0d
 @dataclass
@@ -317,9 +317,9 @@ def continue_batch(self:LanguageModel,
 @patch
 def end_tokens(self:LanguageModel)->list[int]: # Ids that end an answer
     "The end tokens of the model's own settings; where they say none, the tokenizer's."
-    found = self.model.generation_config.eos_token_id
-    if found is None: found = getattr(self.model.config.get_text_config(), "eos_token_id", None)
-    return [] if found is None else list(found) if isinstance(found, (list, tuple)) else [found]
+    ends = self.model.generation_config.eos_token_id
+    if ends is None: ends = getattr(self.model.config.get_text_config(), "eos_token_id", None)
+    return [] if ends is None else list(ends) if isinstance(ends, (list, tuple)) else [ends]
 
 @patch
 def has_stopped(self:LanguageModel, new, eos, stop)->list[bool]: # One per row
@@ -350,16 +350,16 @@ def by_transformers(self:LanguageModel, x, eos, max_new_tokens, stop)->list: # O
     import torch
     from transformers import GenerationConfig
     start, ends = x.shape[1], eos.tolist() or None
-    def ended(found, scores, **_):
-        told = (self.has_stopped([found[:, start:]], eos, stop)
-                if stop else [False] * len(found))
-        return torch.tensor(told, device=found.device)
+    def ended(ids, scores, **_):
+        done = (self.has_stopped([ids[:, start:]], eos, stop)
+                if stop else [False] * len(ids))
+        return torch.tensor(done, device=ids.device)
     own = self.model.generation_config
-    kept = {k: v for k in CHANGES if (v := getattr(own, k, None)) is not None}
-    asked = GenerationConfig(**kept, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+    own_settings = {k: v for k in CHANGES if (v := getattr(own, k, None)) is not None}
+    config = GenerationConfig(**own_settings, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
                              use_cache=True, eos_token_id=ends, pad_token_id=ends[0] if ends else 0)
-    self.model.generation_config = asked # otherwise its sampling settings would apply
-    given = dict(attention_mask=torch.ones_like(x), generation_config=asked, stopping_criteria=[ended])
+    self.model.generation_config = config # otherwise its sampling settings would apply
+    given = dict(attention_mask=torch.ones_like(x), generation_config=config, stopping_criteria=[ended])
     try: out = self.model.generate(x, **given)
     finally: self.model.generation_config = own
     return [out[:, start:]]

@@ -117,11 +117,11 @@ def strip_code(
     file:Path, # A config of the result
 )->None:
     "Remove settings that name Python code that is not there."
-    try: found = read_json(file)
+    try: config = read_json(file)
     except InputError: return # it is checked later
-    plain = without_code(found)
+    plain = without_code(config)
     text = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
-    if plain != found: file.write_text(text, encoding="utf-8")
+    if plain != config: file.write_text(text, encoding="utf-8")
 
 # %% ../../nbs/03_zoo/05_outlet.ipynb #a10b0f75
 def check_written(
@@ -135,23 +135,23 @@ def check_written(
 def written_problems(folder, layout)->list[str]:
     "What is wrong with the written weights."
     from safetensors import SafetensorError, safe_open
-    found, bad = {}, []
+    stored, bad = {}, []
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, "np") as f:
                 for name in f.keys():
                     part = f.get_slice(name)
-                    found[name] = part.get_dtype(), tuple(part.get_shape())
+                    stored[name] = part.get_dtype(), tuple(part.get_shape())
         except SafetensorError as e:
             bad.append(f"'{file.name}' cannot be opened by safetensors ({plain(e)}).")
     wanted = {n: (dtype, tuple(shape)) for n, (dtype, shape) in layout.items()}
-    lost = sorted(wanted.keys() - found.keys())
-    more = sorted(found.keys() - wanted.keys())
+    lost = sorted(wanted.keys() - stored.keys())
+    more = sorted(stored.keys() - wanted.keys())
     if lost: bad.append(f"{len(lost)} tensors are missing, the first: '{lost[0]}'.")
     if more: bad.append(f"{len(more)} tensors were not asked for, the first: '{more[0]}'.")
-    odd = [n for n in wanted.keys() & found.keys()
-           if found[n] != wanted[n]]
-    if odd: bad.append(f"'{odd[0]}' is {found[odd[0]]}, {wanted[odd[0]]} was asked for.")
+    odd = [n for n in wanted.keys() & stored.keys()
+           if stored[n] != wanted[n]]
+    if odd: bad.append(f"'{odd[0]}' is {stored[odd[0]]}, {wanted[odd[0]]} was asked for.")
     return bad
 
 def small_problems(
@@ -185,12 +185,12 @@ def verify(
         refuse(bad, "The result does not load completely")
         rows = min(len(model.get_input_embeddings().weight), 8)
         with torch.inference_mode():
-            found = model.eval()(input_ids=torch.arange(rows)[None])[0]
+            logits = model.eval()(input_ids=torch.arange(rows)[None])[0]
     except InputError: raise
     except Exception as e: # whatever keeps it from loading or computing
         raise InputError(f"transformers cannot load the result or compute with it: {type(e).__name__}: "
                          f"{plain(e)}. Merge other models, or report it.") from None
-    if not bool(torch.isfinite(found).all()):
+    if not bool(torch.isfinite(logits).all()):
         raise InputError("The logits of the result are not finite. Store it as float32 (out_dtype), or use "
                          "smaller weights.")
 

@@ -122,8 +122,8 @@ def remap_vocabulary(
                          "word_embeddings), so its vocabulary stays as it is. Leave out tokenizer and pad_to_multiple_of.")
     refuse(f"'{v.name}' has no tensor '{k}', '{views[0].name}' has. Merge within one architecture."
            for v in views for k in names if k not in v.inputs)
-    words = vocabulary(source, views)
-    n = max(words.tokens.values()) + 1
+    joined = vocabulary(source, views)
+    n = max(joined.tokens.values()) + 1
     if source == "base":
         n = max(n, views[0].inputs[names[0]].shape[0])
     if multiple: n = -(-n // multiple) * multiple
@@ -132,8 +132,8 @@ def remap_vocabulary(
         tables = [(x.shape[0], v.tokens())
                   for x, v in zip(old, views)]
         for i, v in enumerate(views):
-            v.inputs[name] = remapped(old, row_sources(tables, i, words.tokens, n), i)
-    for v in views: v.vocabulary = words
+            v.inputs[name] = remapped(old, row_sources(tables, i, joined.tokens, n), i)
+    for v in views: v.vocabulary = joined
 
 def remapped(
     tables:list, # The same tensor of every view

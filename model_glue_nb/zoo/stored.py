@@ -48,7 +48,7 @@ class Mapping:
         self.memory = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
 
     @staticmethod
-    def state(found): return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    def state(info): return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 
     def check(self):
         "Refuse a file that has changed; reading a page beyond its end would kill the process."
@@ -57,9 +57,9 @@ class Mapping:
 
     def check_path(self):
         "Refuse a file that another one has replaced."
-        try: found = self.state(os.stat(self.path))
-        except OSError: found = None
-        if found != self.mark: raise InputError(changed(self.path))
+        try: current = self.state(os.stat(self.path))
+        except OSError: current = None
+        if current != self.mark: raise InputError(changed(self.path))
 
 def changed(path)->str:
     "Message about a file that changed after planning."
@@ -71,10 +71,10 @@ class Mapped(Files):
     def opened(self, path): return Mapping(path)
     def number(self, path): return self[path].file.fileno()
     def blocks(self, t:TensorInfo):
-        found = self[t.file]
-        found.check_path()
-        stored = np.frombuffer(found.memory, np.uint8)[t.start:t.stop]
-        return MappedBlocks(stored, CODES[t.dtype], t.n_values, found.check)
+        mapping = self[t.file]
+        mapping.check_path()
+        stored = np.frombuffer(mapping.memory, np.uint8)[t.start:t.stop]
+        return MappedBlocks(stored, CODES[t.dtype], t.n_values, mapping.check)
     def forget(self, t:TensorInfo):
         "Let a tensor's pages go; the system may keep them in its cache."
         start = t.start - t.start % mmap.PAGESIZE

@@ -90,8 +90,8 @@ def join_tokenizers(
         model["merges"] = [[a, b] for a, b in pairs
                            if a in tokens and b in tokens and a + b in tokens]
     bare = dict.fromkeys("truncation padding normalizer pre_tokenizer post_processor".split())
-    whole = dict(version="1.0", decoder=decoder_of(lead)) | bare
-    return whole | lead | dict(model=model, added_tokens=listed)
+    fields = dict(version="1.0", decoder=decoder_of(lead)) | bare
+    return fields | lead | dict(model=model, added_tokens=listed)
 
 def decoder_of(t:dict)->dict|None:
     "How tokens become text again, for files that do not say so."
@@ -125,12 +125,12 @@ def copy_tokenizer(
         write_json(out/"tokenizer_config.json", settings)
     for file in ("config.json", "generation_config.json"):
         if not (os.path.exists(out/file) and os.path.exists(home/file)): continue
-        mine, theirs = read_json(out/file), read_json(inside(home, file))
-        ids = {k: theirs[k] for k in END_IDS if k in theirs}
-        if isinstance(mine.get("text_config"), dict):
-            inner = theirs.get("text_config") if isinstance(theirs.get("text_config"), dict) else theirs
-            mine["text_config"] |= {k: inner[k] for k in END_IDS if k in inner}
-        write_json(out/file, mine | ids)
+        target, source = read_json(out/file), read_json(inside(home, file))
+        ids = {k: source[k] for k in END_IDS if k in source}
+        if isinstance(target.get("text_config"), dict):
+            inner = source.get("text_config") if isinstance(source.get("text_config"), dict) else source
+            target["text_config"] |= {k: inner[k] for k in END_IDS if k in inner}
+        write_json(out/file, target | ids)
 
 def save_tokenizer(
     view:View, # The view that leads
@@ -138,12 +138,12 @@ def save_tokenizer(
     leaves:list[View]=(), # All models that take part, those of nested merges too
 ):
     "Write the tokenizer of the result, where it is not the leading model's own."
-    words = view.vocabulary
-    if not words or words.source == "base": return
-    if words.source != "union": return copy_tokenizer(words.source.model.path, out)
-    if words.tokens == view_tokens(words.views[0]): return # the leading model knows all of them
-    folders = dict.fromkeys(v.model.path for v in (*words.views, *leaves))
-    joined = join_tokenizers(words.tokens, [read_parts(f) for f in folders])
+    vocabulary = view.vocabulary
+    if not vocabulary or vocabulary.source == "base": return
+    if vocabulary.source != "union": return copy_tokenizer(vocabulary.source.model.path, out)
+    if vocabulary.tokens == view_tokens(vocabulary.views[0]): return # the leading model knows all of them
+    folders = dict.fromkeys(v.model.path for v in (*vocabulary.views, *leaves))
+    joined = join_tokenizers(vocabulary.tokens, [read_parts(f) for f in folders])
     settings = read_json(out/"tokenizer_config.json") if (out/"tokenizer_config.json").exists() else {}
     for f in tokenizer_files(out): # of the slow tokenizer, and ids that are out of date
         speaks = f.suffix == ".jinja" or f.name.startswith(("chat_template", "special_tokens_map"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ..checkpoints.checkpoint import ZooModel
 from ..core import InputError, unknown
-from .compatibility import compare_whole, n_rows, tokenizers_differ
+from .compatibility import compare_usable, n_rows, tokenizers_differ
 from .unions import joinable
 
 # %% ../../nbs/03_zoo/12_vocabulary_choice.ipynb #62c759bf
@@ -49,9 +49,9 @@ def choose_tokenizer(
     lead = {m.name: m for m in models}.get(wish) or leader(models)
     reasons = {m.name: unfit_vocabulary(lead, m, wish) for m in models if m is not lead}
     aside = {n: why for n, why in reasons.items() if why}
-    kept = [m for m in models if m.name not in aside]
-    one_vocabulary = wish is None and all(reads_alike(kept[0], m) for m in kept)
-    return TokenizerChoice(None if one_vocabulary else wish or "union", tuple(m.name for m in kept), aside)
+    members = [m for m in models if m.name not in aside]
+    one_vocabulary = wish is None and all(reads_alike(members[0], m) for m in members)
+    return TokenizerChoice(None if one_vocabulary else wish or "union", tuple(m.name for m in members), aside)
 
 def leader(
     models:list[ZooModel], # In an order
@@ -96,7 +96,7 @@ def same_meaning(
     "Groups whose weights mean the same, whatever their vocabularies, in the order given."
     groups = []
     for m in models:
-        def fits(g): return compare_whole(g[0], m).kind in ("as is", "with a tokenizer choice")
+        def fits(g): return compare_usable(g[0], m).kind in ("as is", "with a tokenizer choice")
         home = next((g for g in groups if fits(g)), None)
         if home is None: groups.append([m])
         else: home.append(m)

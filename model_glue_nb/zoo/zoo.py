@@ -147,15 +147,15 @@ def read_zoo(
     check_weights:bool=False, # Also read every weight and set models with NaN or infinite values aside?
 )->Zoo: # Usable members in the order given, the others in `skipped`
     "Open a zoo; members that cannot be used are set aside with the reason."
-    found, skipped = {}, {}
+    members, skipped = {}, {}
     entries = [fetched(e) for e in zoo_entries(spec)]
     refuse_twins(entries)
     adapters = {e: b for e in entries
                 if isinstance(e, Path) and (b := base_said(e)) is not None}
     for e in sorted(entries, key=lambda e: e in adapters): # bases come before their adapters
-        def opening(): return applied(e, adapters[e], found) if e in adapters else opened(e)
-        open_member(e, opening, found, skipped, check_weights)
-    models = tuple(found[e] for e in entries if e in found)
+        def opening(): return applied(e, adapters[e], members) if e in adapters else opened(e)
+        open_member(e, opening, members, skipped, check_weights)
+    models = tuple(members[e] for e in entries if e in members)
     if models: return Zoo(models, skipped)
     why = "\n".join(f"- {r}" for r in skipped.values()) or "The folder has no sub-folders."
     raise InputError(f"The zoo '{plain(spec)}' has no usable model. It must hold checkpoint folders "
@@ -202,10 +202,10 @@ def base_said(path:Path)->str|None:
     try: return adapter_base(path)
     except InputError: return ""
 
-def applied(path:Path, base:str, found:dict)->ZooModel:
+def applied(path:Path, base:str, members:dict)->ZooModel:
     "An adapter's folder as a member, where its base is one."
     if not base: return open_model(path) # opening it says what is wrong
-    own = next((m for m in found.values() if m.name == base), None)
+    own = next((m for m in members.values() if m.name == base), None)
     if own is not None: return with_adapter(own, path)
     raise InputError(f"'{plain(path.name)}' is an adapter of '{plain(base)}', which the zoo lacks. Add it.")
 
@@ -238,9 +238,9 @@ def tiny_tokenizer(
     "Word tokenizer over invented words, with a begin token."
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
-    words = ({"<s>": 0, "</s>": 1, "<unk>": 2}
+    vocab = ({"<s>": 0, "</s>": 1, "<unk>": 2}
              | {f"w{i}": i for i in range(3, n_words)})
-    t = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    t = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     t.pre_tokenizer = pre_tokenizers.Whitespace()
     t.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     special = dict(bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>")

