@@ -1,5 +1,7 @@
 "Is the repository honest? Order of imports, sizes, hidden export cells, light imports."
 import ast, json, re, subprocess, sys
+from collections import Counter
+from functools import cache
 from pathlib import Path
 import pytest
 
@@ -185,3 +187,98 @@ def test_registries_have_one_manner():
             assert whole.__doc__, f"{kind}: '{name}' has no docstring"
             bare = [p.name for p in inspect.signature(whole).parameters.values() if p.annotation is p.empty]
             assert not bare, f"{kind}: '{name}' leaves {', '.join(bare)} without annotation"
+
+# Decorators that take nothing into a registry; what another decorator takes is reached by its name.
+PLAIN_DECORATORS = set("cache cached_property classmethod contextmanager dataclass lru_cache native no_grad patch property staticmethod total_ordering wraps".split())
+# Module → public names that nobody else uses, and stay: a line would be too long, or an example gives them another value.
+AT_HOME = {"benchmarking.offline_suite": "write",
+           "checkpoints.checkpoint": "LOADED_BY",
+           "checkpoints.headers": "is_size",
+           "cli.app": "DEBUG",
+           "gluing.comparison": "ms_per_question",
+           "mergeability.similarity": "one_blas_thread",
+           "merging.canonical": "ALWAYS_NORMALIZED DIVIDES VOTES",
+           "mixing.one_checkpoint": "CLASSES",
+           "tensors.masks": "keep_chance",
+           "zoo.adapters": "LORA_KEY",
+           "zoo.language_model": "CHANGES",
+           "zoo.outlet": "NOTICES",
+           "zoos.smollm2": "GymSkill"}
+# Public names of several modules: each room has its own; the list may only grow shorter.
+TWICE = "count"
+
+@cache
+def rooms():
+    "Modules that define something, each with its notebook."
+    return {name: path for name, path in sorted(exporting().items()) if path.name[:2] != "00"}
+
+@cache
+def body(name): return ast.parse(file_of(name).read_text()).body
+
+def exports(name):
+    "`__all__` of a module."
+    lists = [n.value for n in body(name) if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__" and isinstance(n.value, ast.List)]
+    return set(ast.literal_eval(lists[0])) if lists else set()
+
+def definitions(name): return [n for n in body(name) if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+
+def syntax(path):
+    "The code of a notebook or a file, without IPython's commands."
+    if path.suffix == ".py": return ast.parse(path.read_text())
+    codes = [source(c) for c in cells(path) if c["cell_type"] == "code"]
+    return ast.parse("\n".join(re.sub(r"^(\s*)[%!].*$", r"\1pass", code, flags=re.M) for code in codes if not code.lstrip().startswith("%%")))
+
+def taken(path):
+    "Names that some code takes from elsewhere: imported, behind a dot, or in a text."
+    found = set()
+    for node in ast.walk(syntax(path)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("model_glue_nb"): found |= {a.name for a in node.names}
+        elif isinstance(node, ast.Attribute): found.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = node.value
+            if "model_glue_nb" in text or path.name[:2] == "00" or text.isidentifier(): found |= set(re.findall(r"\w+", text))
+    return found
+
+def registered(node):
+    "Is a definition taken into a registry?"
+    return any(ast.unparse(d).partition("(")[0].rpartition(".")[2] not in PLAIN_DECORATORS for d in node.decorator_list)
+
+def words_of_signatures(name, public):
+    "Words in the annotations of what is public: a type that one meets has a public name."
+    def owner(node): # of a method in a later cell: the class in its first annotation
+        first = node.args.args[:1] if isinstance(node, ast.FunctionDef) and node.decorator_list else []
+        return ast.unparse(first[0].annotation) if first and first[0].annotation else node.name
+    met = [n for n in definitions(name) if {n.name, owner(n)} & public]
+    inside = [x for n in met for x in ast.walk(n)]
+    notes = [x.annotation for x in inside if isinstance(x, (ast.arg, ast.AnnAssign)) and x.annotation is not None]
+    notes += [x.returns for x in inside if isinstance(x, ast.FunctionDef) and x.returns is not None]
+    return set(re.findall(r"\w+", " ".join(map(ast.unparse, notes))))
+
+def test_public_names_are_used_elsewhere():
+    "What only its own notebook uses begins with an underscore."
+    code = [*notebooks(), *(f for d in ("tests", "tools", "benchmarks") for f in (root/d).glob("*.py"))]
+    spoken = {path: taken(path) for path in code}
+    count = Counter(name for names in spoken.values() for name in names)
+    prose = "".join(source(c) for p in notebooks() for c in cells(p) if c["cell_type"] == "markdown" and "import" in source(c))
+    known, lonely = set(re.findall(r"\w+", prose)), {}
+    for name, own in rooms().items():
+        if name in ("mixing.modeling", "mixing.routing"): continue # their text is written into checkpoints
+        public = exports(name)
+        marked = {n.name for n in definitions(name) if registered(n)}
+        errors = {n.name for n in definitions(name) if isinstance(n, ast.ClassDef) and re.search("Error|Exception|Warning", " ".join(map(ast.unparse, n.bases)))}
+        rest = public - known - marked - errors - words_of_signatures(name, public) - set(AT_HOME.get(name, "").split())
+        rest = {n for n in rest if count[n] == (n in spoken[own])}
+        if rest: lonely[name] = sorted(rest)
+    assert not lonely, f"used in their own notebook only, so let them begin with an underscore: {lonely}"
+
+def test_public_names_are_unique():
+    "A name is defined by one module; stages and the front door hand it on, a registry or the command line may have its own."
+    homes = {}
+    for name in rooms():
+        defined = {n.name for n in definitions(name) if not registered(n)}
+        defined |= {t.id for n in body(name) if isinstance(n, ast.Assign) for t in ast.walk(n) if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store)}
+        for n in defined & exports(name): homes.setdefault(n, []).append(name)
+    def made_twice(names): return "tensors.torch_kernels" in names and all(n.startswith("tensors.") for n in names) # for torch's devices
+    double = {n: names for n, names in homes.items() if len(names) > 1 and not made_twice(names)}
+    new = {n: names for n, names in double.items() if n not in TWICE.split()}
+    assert not new, f"names of several modules; rename one: {new}"

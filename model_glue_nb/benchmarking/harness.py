@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEUTRAL', 'OF_SAMPLING', 'token_budget', 'are_small', 'few_threads', 'keeps_logits', 'pieces_of', 'token_batches',
-           'Generation', 'generation_settings', 'sampling_of', 'grouped_by_arguments', 'context_of', 'last_tokens',
-           'cut_left', 'check_sampling', 'generate_each', 'as_lm_eval', 'Keeper', 'request_key', 'respond', 'count_cut',
-           'conversations', 'evaluate']
+           'Generation', 'generation_settings', 'sampling_of', 'grouped_by_arguments', 'last_tokens', 'cut_left',
+           'generate_each', 'as_lm_eval', 'Keeper', 'request_key', 'respond', 'count_cut', 'evaluate']
 
 # %% ../../nbs/04_benchmarking/10_harness.ipynb #d8582cfd
 import inspect, json, time
@@ -182,7 +181,7 @@ def grouped_by_arguments(
     return list(groups.values())
 
 # %% ../../nbs/04_benchmarking/10_harness.ipynb #6ba7d0fe
-def context_of(
+def _context_of(
     live, # Something that generates
 )->int|None: # Tokens; None: not known
     "How many tokens a model reads."
@@ -209,14 +208,14 @@ def cut_left(
     max_new_tokens:int, # Tokens that answers need
 )->list[str]: # As long as fits
     "Prompts without the beginnings that would not fit, as lm-eval truncates them."
-    limit = context_of(live)
+    limit = _context_of(live)
     if limit is None: return prompts
     if max_new_tokens >= limit:
         raise InputError(f"A task generates up to {max_new_tokens} tokens, the model reads {limit}. "
                          "Set max_gen_toks lower.")
     return [last_tokens(live.tokenizer, text, limit - max_new_tokens) for text in prompts]
 
-def check_sampling(
+def _check_sampling(
     live, # Has `generate`
     sampling:dict, # What a task asks for
 ):
@@ -236,7 +235,7 @@ def generate_each(
 )->list[str]: # Answers, in the order of the requests
     "Answer each request with its own arguments."
     groups, out = grouped_by_arguments(requests), [""] * len(requests)
-    for settings, _ in groups: check_sampling(live, settings.sampling) # before anything is asked
+    for settings, _ in groups: _check_sampling(live, settings.sampling) # before anything is asked
     for settings, where in groups:
         prompts = cut_left(live, [requests[i].args[0] for i in where], settings.max_new_tokens)
         answers = live.generate(prompts, settings.max_new_tokens, settings.stop, **settings.sampling)
@@ -259,7 +258,7 @@ def as_lm_eval(
         with quiet(): return token_batches()(**parts, batch_size=batch_size)
     class TextLM(LM):
         "Adapter from `generate` to lm-eval's requests."
-        max_length = property(lambda self: context_of(live))
+        max_length = property(lambda self: _context_of(live))
         max_gen_toks = 256
         def generate_until(self, requests, disable_tqdm=False):
             def keep(request, answer): self.cache_hook.add_partial("generate_until", request.args, answer)
@@ -353,7 +352,7 @@ def count_cut(
                         r) > limit + (not n_generate(r))})
 
 # %% ../../nbs/04_benchmarking/10_harness.ipynb #4542caf9
-def conversations(
+def _conversations(
     lm, # An lm-eval model
     task:EvalTask, # Asked through a chat template
     loaded, # lm-eval's task
@@ -385,7 +384,7 @@ def evaluate(
     for t in tasks:
         wanted = {(q.task, q.doc) for q in t.questions}
         for name, loaded in load_tasks(t.source).items():
-            instances = conversations(lm, t, loaded, model) if t.chat.template else loaded.instances
+            instances = _conversations(lm, t, loaded, model) if t.chat.template else loaded.instances
             picked = [replace(i, resps=[], filtered_resps={})
                     for i in instances
                     if (name, i.doc_id) in wanted]

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['PREDICTS', 'by_question', 'split_by_task', 'shares_of', 'held_out_scores', 'neighbours', 'climb', 'best_set',
-           'check_selection_budget', 'select_experts', 'experts_for', 'read_search', 'rank_pairs', 'choose_pair',
-           'load_facts', 'lab_row', 'router_lab']
+           'select_experts', 'experts_for', 'rank_pairs', 'load_facts', 'lab_row', 'router_lab']
 
 # %% ../../nbs/08_mixing/14_selection.ipynb #d9257d30
 import time
@@ -129,7 +128,7 @@ def best_set(
         taken.append((i, float(score(S + (i,)))))
     return taken
 
-def check_selection_budget(
+def _check_selection_budget(
     n_params:list[int], # Parameters of the candidates
     max_experts:int|None, # Most experts
     max_params:float|None, # Most parameters in all
@@ -159,7 +158,7 @@ def select_experts(
     import pandas as pd
     names = sorted(items, key=n_params.get)
     size = [n_params[n] for n in names] # of equals, the smaller
-    refuse(check_selection_budget(size, max_experts, max_params), "Cannot choose experts")
+    refuse(_check_selection_budget(size, max_experts, max_params), "Cannot choose experts")
     values, task = by_question(items, names)
     like = items[names[0]]
     share = shares_of(like)
@@ -192,10 +191,10 @@ def experts_for(
     **budget, # max_experts, max_params, min_gain, seed: as for `select_experts`
 ): # DataFrame, as `select_experts` gives it
     "The experts to keep, the prompts read by the best candidate."
-    vectors = read_search(zoo, suite, items, router, features)
+    vectors = _read_search(zoo, suite, items, router, features)
     return select_experts(items, vectors, {n: zoo[n].n_params for n in items}, router, **budget)
 
-def read_search(zoo, suite, items, router, features)->np.ndarray: # (n, width)
+def _read_search(zoo, suite, items, router, features)->np.ndarray: # (n, width)
     "What a router sees of the search prompts, read by the best candidate where it needs an encoder."
     best = max(items, key=lambda n: mean_score(items[n]))
     prompts = [q.prompt for t in suite.tasks for q in t.questions]
@@ -218,7 +217,7 @@ def rank_pairs(
     out = pd.DataFrame(rows, columns="router experts score params_total".split())
     return out.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
-def choose_pair(
+def _choose_pair(
     zoo:Zoo, # The candidates, merged and single models
     suite:Suite, # The *search* part of a suite
     items:dict[str,ItemScores], # Candidate → item-level scores on it
@@ -229,7 +228,7 @@ def choose_pair(
     "Routers with their experts, the best pair first."
     tried = [r for r in usable_routers() if r in PREDICTS] if names is None else names
     given = [dict(name=r) if isinstance(r, str) else r for r in tried]
-    seen = [(r, read_search(zoo, suite, items, r, features)) for r in given]
+    seen = [(r, _read_search(zoo, suite, items, r, features)) for r in given]
     return rank_pairs(items, seen, {n: zoo[n].n_params for n in items}, **budget)
 
 # %% ../../nbs/08_mixing/14_selection.ipynb #00a01ab7

@@ -51,7 +51,7 @@ class View:
     inputs: dict # Tensor name → `TensorInfo`, `Derived` or a nested task
     adapter: Path|None = None # LoRA adapter that is applied
     rows: tuple|None = None # Remembers `embedding_names`
-    vocabulary: object = None # `Vocabulary` when it was changed
+    vocabulary: object = None # `_Vocabulary` when it was changed
 
     def fingerprint(self)->str: # 16 hexadecimal digits
         "Fingerprint of the content, the adapter's included."
