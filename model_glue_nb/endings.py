@@ -28,9 +28,8 @@ def first_sentence(
 # %% ../nbs/00_ground/06_endings.ipynb #4596993a
 _FULL = errno.ENOSPC, errno.EDQUOT
 _CLOSED = errno.EROFS, errno.EACCES, errno.EPERM
-_ODD = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,
-       errno.ELOOP, errno.EINVAL, errno.ENOENT, errno.EEXIST,
-       errno.ENOTEMPTY)
+_ODD = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+        errno.EINVAL, errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)
 _MEMORY = re.compile(r"out of memory|(can't|cannot|unable to) allocate|bad_alloc", re.I)
 
 def _is_full(error:BaseException)->bool:

@@ -143,7 +143,7 @@ def _sweep(
     gone = []
     try:
         entries = [f for f in os.scandir(folder)
-                 if f.name.startswith(".") and f.name.endswith(".part")]
+                   if f.name.startswith(".") and f.name.endswith(".part")]
     except OSError: return gone
     for entry in entries:
         try:

@@ -23,7 +23,7 @@ def plain(
 )->str: # Without characters that a terminal would obey
     "Text that is safe to print; characters that would act on a terminal are escaped."
     return _UNSEEN.sub(lambda m: m[0].encode("unicode_escape", "surrogatepass").decode(),
-                      str(text))
+                       str(text))
 
 # %% ../nbs/00_ground/02_reading.ipynb #e22d6ca8
 def open_regular(

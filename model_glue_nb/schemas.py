@@ -174,8 +174,8 @@ def mapping(
 
 # %% ../nbs/00_ground/07_schemas.ipynb #00d5a25d
 _PLAIN = {bool: flag, int: integer(), float: number(),
-         str: text(0), type(None): _one_of(None),
-         tuple: listed(number()), list: listed(anything)}
+          str: text(0), type(None): _one_of(None),
+          tuple: listed(number()), list: listed(anything)}
 
 def setting_kinds(
     f:Callable, # An entry of a registry, e.g. a strategy

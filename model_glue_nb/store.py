@@ -87,8 +87,8 @@ def _open_store(
     _check_tables(db, path)
     return db
 
-_TABLES = dict(results="model task version question metric value answer", responses="model request response",
-              facts="kind key value")
+_TABLES = dict(results="model task version question metric value answer",
+               responses="model request response", facts="kind key value")
 
 def _check_tables(
     db:sqlite3.Connection, # Whose tables may not be ours

@@ -386,8 +386,8 @@ def evaluate(
         for name, loaded in load_tasks(t.source).items():
             instances = _conversations(lm, t, loaded, model) if t.chat.template else loaded.instances
             picked = [replace(i, resps=[], filtered_resps={})
-                    for i in instances
-                    if (name, i.doc_id) in wanted]
+                      for i in instances
+                      if (name, i.doc_id) in wanted]
             if picked: parts.append((t, name, loaded, picked))
             if picked and (n := count_cut(lm, t, picked)):
                 cut[t.name] = cut.get(t.name, 0) + n

@@ -107,16 +107,17 @@ def _result_files(
     if not is_path(path): raise MissingFile(f"There is no file '{short(path)}'. Give what lm_eval wrote.")
     files = ([path] if path.is_file()
              else sorted(path.rglob("results*.json"), key=lambda f: f.name))
-    if not files: raise MissingFile(f"There is no results_*.json in '{plain(path)}'. "
-                                     "Give what lm_eval wrote.")
+    if not files:
+        raise MissingFile(f"There is no results_*.json in '{plain(path)}'. Give what lm_eval wrote.")
     return files
 
 # %% ../../nbs/04_benchmarking/12_import_scores.ipynb #65fe83bb
 _ENTRIES = mapping(values=maybe(mapping()))
 _SIZES = mapping(values=maybe(mapping(values=maybe(number()))))
 _VERSIONS = mapping(values=maybe(either(number(), text(0))))
-_RESULTS = {"results": _ENTRIES, "n-samples": maybe(_SIZES), "versions": maybe(_VERSIONS),
-           "config": maybe(mapping()), "configs": maybe(_ENTRIES), "model_name": maybe(text(0))}
+_RESULTS = {"results": _ENTRIES, "n-samples": maybe(_SIZES),
+            "versions": maybe(_VERSIONS), "config": maybe(mapping()),
+            "configs": maybe(_ENTRIES), "model_name": maybe(text(0))}
 _LARGEST = 2**28 # Most bytes of a file that lm-eval wrote
 
 def _read_results_file(

@@ -183,7 +183,7 @@ def paired_gain(
     "How much better one system is than another on the same questions, with a paired interval."
     if {k: len(v)
         for k, v in system.items()} != {k: len(v)
-                                      for k, v in other.items()}:
+                                        for k, v in other.items()}:
         raise InputError("The two systems answered different questions. Score both on one part of the suite.")
     weights = weights_of(system) or weights_of(other)
     difference = {k: np.asarray(system[k], float) - other[k] for k in system}
@@ -201,7 +201,7 @@ def oracle_task(
     return ItemScores({t: max((by[t] for by in items.values()),
                               key=np.mean)
                        for t in first},
-                 weights_of(first))
+                      weights_of(first))
 
 def oracle_question(
     items:dict[str,ItemScores], # Model name → item-level scores

@@ -13,7 +13,7 @@ from .confine import memory_guard, refuse_calls
 # %% ../../nbs/04_benchmarking/04_jail.ipynb #1939d4f1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _MOUNT = dict(readonly=1, nosuid=2, nodev=4,
-             remount=32, bind=4096, rec=16384, private=1 << 18)
+              remount=32, bind=4096, rec=16384, private=1 << 18)
 
 def _call(
     name:str, # A function of the C library that returns 0 when it did its work
@@ -324,6 +324,6 @@ def enter(
     examiner.hear() # its last messages
     reported = os.read(heard, 16)
     outcome = dict(passed=examiner.passed, spoilt=examiner.spoilt,
-                 guard=str(guard), late=why["late"],
-                 over=why["over"] or over, seconds=time.monotonic() - began)
+                   guard=str(guard), late=why["late"],
+                   over=why["over"] or over, seconds=time.monotonic() - began)
     return json.dumps(ending_of(int(reported or status)) | outcome)

@@ -200,10 +200,10 @@ def build(
     limit, chat = source.limit, source.chat
     task.set_fewshot_seed(seed=_FEWSHOT_SEED) # each build draws the same examples
     how = dict(apply_chat_template=True, fewshot_as_multiturn=chat.multiturn, chat_template=template)
-    task.build_all_requests(
-        limit=limit
-              and (math.ceil(len(task.eval_docs) * limit) if limit < 1 else int(limit)),
-        system_instruction=chat.system, tokenizer_name=name, **how if chat.template else {})
+    task.build_all_requests(limit=limit
+                                  and (math.ceil(len(task.eval_docs) * limit) if limit < 1 else int(limit)),
+                            system_instruction=chat.system, tokenizer_name=name,
+                            **how if chat.template else {})
 
 def _waiting(
     messages:list[dict], # role and content each
@@ -213,8 +213,8 @@ def _waiting(
     return routed_text(messages)
 
 # %% ../../nbs/04_benchmarking/07_lm_tasks.ipynb #65a0151e
-_AWAY = {"ConnectionError", "TimeoutError", "ConnectError", "LocalEntryNotFoundError", "HfHubHTTPError",
-        "OfflineModeIsEnabled"}
+_AWAY = {"ConnectionError", "TimeoutError",
+         "ConnectError", "LocalEntryNotFoundError", "HfHubHTTPError", "OfflineModeIsEnabled"}
 
 def _explain(
     source:Source, # What could not be loaded

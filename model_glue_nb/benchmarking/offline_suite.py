@@ -26,18 +26,20 @@ def _common(
 
 def _choice_task(name, text="{{question}}\nAnswer:", **more)->dict:
     "A task whose likeliest choice counts."
-    return _common(name) | dict(output_type="multiple_choice", doc_to_text=text, doc_to_choice="{{choices}}",
-                               doc_to_target="label",
-                               metric_list=[dict(metric="acc"), dict(metric="acc_norm")]) | more
+    return (_common(name)
+            | dict(output_type="multiple_choice", doc_to_text=text, doc_to_choice="{{choices}}",
+                   doc_to_target="label", metric_list=[dict(metric="acc"), dict(metric="acc_norm")])
+            | more)
 
 def write(name, n_examples=0, until=("\n",), max_new_tokens=16, **more)->dict:
     "A task whose generated text counts, ignoring white space."
     same = dict(metric="exact_match", ignore_case=True, regexes_to_ignore=["^\\s+", "\\s+$"])
-    return _common(name, n_examples) | dict(
-        output_type="generate_until", doc_to_text="Question: {{question}}\nAnswer:",
-                                           doc_to_target="{{answer}}",
-        generation_kwargs=dict(until=list(until), max_gen_toks=max_new_tokens, do_sample=False),
-                                           metric_list=[same]) | more
+    return (_common(name, n_examples)
+            | dict(output_type="generate_until",
+                   doc_to_text="Question: {{question}}\nAnswer:", doc_to_target="{{answer}}",
+                   generation_kwargs=dict(until=list(until), max_gen_toks=max_new_tokens, do_sample=False),
+                   metric_list=[same])
+            | more)
 
 # %% ../../nbs/04_benchmarking/13_offline_suite.ipynb #b1c4bb6a
 _packages = Registry("package of questions")
@@ -94,7 +96,7 @@ def bigbench(
                     if r.get("target_scores")]
             def best(scores): return max(scores, key=scores.get)
             questions = [_in_order(r["input"], list(r["target_scores"]), best(r["target_scores"]))
-                     for r in rows]
+                         for r in rows]
             out[name] = (questions[::max(1, len(questions) // n)][:n],
                          [], _choice_task(name), dict(metric="acc"))
             if len(out) == len(wanted): break
@@ -133,9 +135,10 @@ def human_eval(
     ends = ["\nclass", "\ndef", "\n#", "\nif", "\nprint"]
     solve = write("humaneval", 0, ends, 256, doc_to_text="{{prompt}}", doc_to_target="{{canonical_solution}}",
                   target_delimiter="", metric_list=[dict(metric="bypass")])
-    read = _common("python_text") | dict(output_type="loglikelihood_rolling", doc_to_text="",
-                                        doc_to_target="{{prompt}}{{canonical_solution}}",
-                                        metric_list=[dict(metric="bits_per_byte")])
+    read = (_common("python_text")
+            | dict(output_type="loglikelihood_rolling",
+                   doc_to_text="", doc_to_target="{{prompt}}{{canonical_solution}}",
+                   metric_list=[dict(metric="bits_per_byte")]))
     how = dict(code="{{prompt}}{{answer}}", tests="{{test}}\ncheck({{entry_point}})")
     return dict(humaneval=(rows, [], solve, how),
                 python_text=(rows, [], read, {}))

@@ -38,8 +38,8 @@ class CodeOutcome:
 
 # %% ../../nbs/04_benchmarking/05_sandbox.ipynb #b88d94c1
 _WAYS = dict(root=dict(spaces=True, own_users=False),
-            user=dict(spaces=True, own_users=True),
-            uid=dict(spaces=False, own_users=False))
+             user=dict(spaces=True, own_users=True),
+             uid=dict(spaces=False, own_users=False))
 
 def _shown(
     python:str, # An interpreter

@@ -48,7 +48,7 @@ def _as_items(
     return ItemScores({t.name: t.values(
         [known[t.name][q.key][0] for q in t.questions])
                        for t in suite.tasks},
-                 suite.weights)
+                      suite.weights)
 
 def known_items(
     store:Store|None, # Where answers are remembered
@@ -325,8 +325,8 @@ def ask_lm_eval(
     if todo := [t for t in own
                 if any(q.key not in said[t.name] for q in t.questions)]:
         for t, answers in zip(todo, _run_lm_eval(as_lm_eval(once()), todo)):
-            rows = {q.key: (metrics[t.metric](a, q.answer), a) for q,
-                    a in zip(t.questions, answers, strict=True)}
+            rows = {q.key: (metrics[t.metric](a, q.answer), a)
+                    for q, a in zip(t.questions, answers, strict=True)}
             if store: store.add_items(fingerprint, asked_through(t), rows)
             said[t.name] |= rows
     known |= {t.name: t.values(

@@ -145,9 +145,9 @@ def _read_eval_task(
                          if source.code else "acc_norm")
     def size(q): return q["sizes"].get(metric.split(",")[0], 1.)
     questions = tuple(_EvalQuestion(q["prompt"], q["answer"],
-                                   key=q["key"], place=q["place"], task=q["task"],
-                                   doc=q["doc"],
-                                   size=size(q), n_requests=q["n"]) for q in about["questions"])
+                                    key=q["key"], place=q["place"], task=q["task"],
+                                    doc=q["doc"], size=size(q), n_requests=q["n"])
+                      for q in about["questions"])
     bounded = scales[metric] in ("mean", "negative")
     return EvalTask(given["name"], questions, about["max_new_tokens"], tuple(about["stop"]), metric,
                     source=source, chat=source.chat,
@@ -253,22 +253,22 @@ def split_record(self:Suite)->dict: # Goes into a run folder
 _STOP = maybe(either(text(), listed(text())))
 _VERSION = either(integer(), text())
 _WEIGHT, _COUNT = number(0, 1e9), integer(1, 10**9)
-_CHAT = dict(apply_chat_template=either(flag, name), system_instruction=maybe(text()),
-            fewshot_as_multiturn=flag)
+_CHAT = dict(apply_chat_template=either(flag, name),
+             system_instruction=maybe(text()), fewshot_as_multiturn=flag)
 _OWN = mapping(dict(name=name, file=path,
-                   max_new_tokens=integer(1, 10**6), stop=_STOP,
-                   metric=name_in(metrics), version=_VERSION, weight=_WEIGHT, limit=maybe(_COUNT), **_CHAT),
-              ["name", "file"])
+                    max_new_tokens=integer(1, 10**6), stop=_STOP, metric=name_in(metrics),
+                    version=_VERSION, weight=_WEIGHT, limit=maybe(_COUNT), **_CHAT),
+               ["name", "file"])
 _EVAL = mapping(dict(name=name, task=path,
-                    num_fewshot=maybe(integer(0, 1000)), metric=maybe(name),
-                    limit=maybe(number(0, 1e9)), weight=_WEIGHT,
-                    code=text(0), tests=text(0),
-                    repeats=maybe(integer(1, 10**4)), **_CHAT), ["task"])
+                     num_fewshot=maybe(integer(0, 1000)), metric=maybe(name),
+                     limit=maybe(number(0, 1e9)), weight=_WEIGHT, code=text(0),
+                     tests=text(0), repeats=maybe(integer(1, 10**4)), **_CHAT),
+                ["task"])
 _TASK = Kind("keys and values", lambda v: isinstance(v, dict),
-            lambda v, where: (_EVAL if "task" in v else _OWN).problems(v, where))
-_SUITE = mapping(dict(name=name, description=maybe(text(0)),
-                     tasks=listed(_TASK, 1), seed=seed,
-                     search_share=number(0, 1), **_CHAT))
+             lambda v, where: (_EVAL if "task" in v else _OWN).problems(v, where))
+_SUITE = mapping(dict(name=name,
+                      description=maybe(text(0)), tasks=listed(_TASK, 1),
+                      seed=seed, search_share=number(0, 1), **_CHAT))
 
 def suites_path()->Path: # Folder inside the installed package
     "Where the suites that ship with the package are."

@@ -128,9 +128,9 @@ def _filled(
         out["layer_types"] = [_RENAMED_LAYERS.get(str(x), x) for x in kinds]
     return out
 
-_RENAMED_LAYERS = {"mamba": "linear_attention", "attention": "full_attention",
-                  "deepseek_sparse_attention": "indexed_attention",
-                  "qwen_sparse_attention": "indexed_attention"}
+_RENAMED_LAYERS = {"mamba": "linear_attention",
+                   "attention": "full_attention", "deepseek_sparse_attention": "indexed_attention",
+                   "qwen_sparse_attention": "indexed_attention"}
 
 # %% ../../nbs/02_checkpoints/05_architectures.ipynb #a32427fc
 def _as_dict(value)->dict: # A copy; empty for anything else
@@ -255,7 +255,7 @@ def _written_parts(
     return out
 
 _TOP_KEYS = ("model_type", "architectures", "transformers_version", "dtype", "torch_dtype",
-            "tie_word_embeddings", "auto_map", "quantization_config") # what belongs to the whole
+             "tie_word_embeddings", "auto_map", "quantization_config") # what belongs to the whole
 
 def _effective_part(
     config:dict, # As written

@@ -222,7 +222,7 @@ def _folder_problems(m:ZooModel)->list[str]:
         return [f"'{m.name}' is a checkpoint and an adapter in one folder. Move adapter_config.json and "
                 "adapter_model.safetensors to their own folder."]
     return [f"'{m.name}' is an adapter, not a checkpoint. "
-                f"Write 'base+{m.name}' in a merge or a list of models."]
+            f"Write 'base+{m.name}' in a merge or a list of models."]
 
 _CLASS = re.compile(r"[A-Za-z_]\w{0,99}", re.A)
 
@@ -266,7 +266,7 @@ def bad_weights(self:ZooModel)->list[str]: # Empty when all values are finite
     floats = [k for k, t in self.stored.items()
               if t.dtype in CODES or t.dtype == "F64"]
     counts = {k: _count_bad(self.raw(k).reshape(-1),
-                           self.stored[k].dtype)
+                            self.stored[k].dtype)
               for k in floats}
     return [f"'{self.name}': {n} of {self.stored[k].n_values} values of '{k}' are NaN or infinite. "
             "Leave this model out or fetch it again." for k, n in counts.items() if n]

@@ -30,9 +30,9 @@ class Quantisation:
         return f"quantized ({plain(self.method)}{shown})"
 
 _MARKS = (("mxfp4", r"_blocks$"),
-         ("bitsandbytes", r"\.(absmax|quant_map|nested_absmax|quant_state\..*|SCB)$"),
-         ("compressed-tensors", r"\.weight_(packed|shape)$"), ("gptq or awq", r"\.(qweight|qzeros)$"),
-         ("aqlm", r"\.(codes|codebooks)$"), ("hqq", r"\.W_q$"), ("gguf", r"\.qweight_type$"))
+          ("bitsandbytes", r"\.(absmax|quant_map|nested_absmax|quant_state\..*|SCB)$"),
+          ("compressed-tensors", r"\.weight_(packed|shape)$"), ("gptq or awq", r"\.(qweight|qzeros)$"),
+          ("aqlm", r"\.(codes|codebooks)$"), ("hqq", r"\.W_q$"), ("gguf", r"\.qweight_type$"))
 _EIGHT_BITS = "F8_E4M3", "F8_E5M2"
 _PACKED = re.compile(r"F[468]_|F4$|[IU]\d+$")
 _WEIGHT_NAMES = re.compile(r"(weight|_proj|kernel)$")

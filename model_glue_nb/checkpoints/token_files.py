@@ -136,7 +136,7 @@ def checked_added(added, where)->list[dict]:
 
 # %% ../../nbs/02_checkpoints/08_token_files.ipynb #7db1de2d
 _QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+         r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 def bytes_cut(use_regex:bool=True, add_prefix_space:bool=False)->dict:
     "Pre-tokenization into bytes, written as visible characters."

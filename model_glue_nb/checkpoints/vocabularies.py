@@ -61,8 +61,9 @@ def numbered(
     return tokens
 
 # %% ../../nbs/02_checkpoints/09_vocabularies.ipynb #48d168a8
-_DEFAULTS = dict(ByteLevel=dict(add_prefix_space=True, use_regex=True), Split=dict(invert=False),
-                Digits=dict(individual_digits=False), Punctuation=dict(behavior="Isolated"))
+_DEFAULTS = dict(ByteLevel=dict(add_prefix_space=True, use_regex=True),
+                 Split=dict(invert=False), Digits=dict(individual_digits=False),
+                 Punctuation=dict(behavior="Isolated"))
 
 def _flat(step, key)->list[dict]:
     "The steps of a normalizer or pre-tokenizer, one after the other."
@@ -144,8 +145,8 @@ class Identity:
         "Equal if two tokenizers read text the same way."
         return digest(self.parts)
 
-_MODEL_RULES = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
-               "ignore_merges")
+_MODEL_RULES = ("unk_token", "continuing_subword_prefix",
+                "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges")
 
 _SINGLE_BYTES = {f"<0x{i:02X}>" for i in range(256)} # as SentencePiece names them
 
@@ -242,8 +243,9 @@ def _identity_of(name, raw, files)->Identity:
 
 # %% ../../nbs/02_checkpoints/09_vocabularies.ipynb #7897d853
 _DIFFERENCE_WORDS = dict(added="different added tokens are matched in text",
-                        joins="tokens are joined by different rules",
-             cut="text is pre-tokenized differently", frame="different tokens are put around a text")
+                         joins="tokens are joined by different rules",
+                         cut="text is pre-tokenized differently",
+                         frame="different tokens are put around a text")
 
 def tokenizer_difference(
     a:Identity, b:Identity, # Two tokenizers

@@ -46,8 +46,7 @@ def merge(
     with byte_bar() as progress: model = merge(r, None, out, progress=progress, note=_tell_note, **options)
     about = dict(path=str(model.path), parameters=model.n_params, fingerprint=model.fingerprint())
     if as_json: return typer.echo(json.dumps(about, indent=1))
-    say(f"{out}: {cell(model.n_params)} parameters."
-               " Load it with AutoModelForCausalLM.from_pretrained.")
+    say(f"{out}: {cell(model.n_params)} parameters. Load it with AutoModelForCausalLM.from_pretrained.")
 
 # %% ../../nbs/13_cli/04_merge.ipynb #cff9cec2
 def _show_plan(

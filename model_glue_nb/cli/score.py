@@ -35,8 +35,8 @@ def score(
     from model_glue_nb.benchmarking.scores import ask_zoo, plan_scores, scores_table
     from model_glue_nb.benchmarking.suites import load_suite
     from model_glue_nb.core import machine_store
-    settings = dict(apply_chat_template=chat, system_instruction=system, fewshot_as_multiturn=multiturn,
-                 repeats=repeats)
+    settings = dict(apply_chat_template=chat, system_instruction=system,
+                    fewshot_as_multiturn=multiturn, repeats=repeats)
     full = load_suite(suite, offline, code_runner(allow_code), settings)
     part = full.part(split)
     zoo = _named_models(models)
@@ -101,7 +101,8 @@ def _tell_plan(
     seconds = plan.seconds.sum(skipna=False)
     guess = ", no guess of the time yet" if seconds != seconds else f", about {seconds:,.0f} s"
     say(f"{plan.remembered.sum():,} of {plan.questions.sum():,} answers are remembered, "
-               f"{plan.to_run.sum():,} to ask{guess if plan.to_run.sum() else ''}", err=True)
+        f"{plan.to_run.sum():,} to ask{guess if plan.to_run.sum() else ''}",
+        err=True)
 
 def _tell_cut(
     zoo, part, store, # Models, questions, and the store with the notes

@@ -243,7 +243,7 @@ def _control_answers(
             return zoo[c] if isinstance(c, str) else merge(c, zoo, f"{d}/{name}")
         ends = written(start, "start"), written(_searched(b, cell).winner, "goal")
         return _timed_answers(b, random_step(*ends, Path(d)/"step", cell.seed),
-                             math.nan)["items"]
+                              math.nan)["items"]
 
 def _control_row(
     b:Bench, # As `open_bench` gives it, with a run
@@ -271,8 +271,8 @@ def _control_cells(
         merged = cell.benchmark == "merging"
         there = dict(noise=merged, shuffled=True, base=merged and bool(cell.base))
         controls = [replace(cell, control=k, figure=claim["figure"])
-                for k in b.grid.controls
-                if there[k]]
+                    for k in b.grid.controls
+                    if there[k]]
         out += [(claim["claim"], x) for x in controls]
     return out
 

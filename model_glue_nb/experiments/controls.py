@@ -47,7 +47,7 @@ def random_step(
                 continue
             x, y = start.values(name), goal.values(name)
             moved = _step_of(x, float(np.linalg.norm(np.float64(y) - x)),
-                            np.random.default_rng([seed, i]))
+                             np.random.default_rng([seed, i]))
             stored = np.empty(t.n_values * ITEM_BYTES[CODES[t.dtype]], np.uint8)
             narrow(moved.reshape(-1), CODES[t.dtype], stored)
             writer.write(name, stored.view(np.uint16 if t.dtype != "F32" else np.float32))

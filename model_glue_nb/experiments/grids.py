@@ -31,11 +31,10 @@ from ..zoo.zoo import Zoo
 CONTROLS = dict(noise="a random step of equal length", shuffled="shuffled labels", base="the base itself")
 
 _MERGING = dict(methods=["linear", "task_arithmetic", "ties"],
-               strategies=dict(average={}, coefficient={}),
-               sizes=[2, 4, 8], budget=40, max_clusters=1)
+                strategies=dict(average={}, coefficient={}),
+                sizes=[2, 4, 8], budget=40, max_clusters=1)
 _MIXING = dict(levels=list(MIXTURE_LEVELS), routers=["random", "linear"],
-              inputs=["sample"], top_k=[1],
-              dense_layers=[0], experts=4)
+               inputs=["sample"], top_k=[1], dense_layers=[0], experts=4)
 
 @dataclass(frozen=True)
 class Grid:

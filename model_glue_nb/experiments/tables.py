@@ -13,8 +13,8 @@ from ..core import Run, write_text
 
 # %% ../../nbs/11_experiments/02_tables.ipynb #5757bb10
 _COLUMNS = ("set n_models method strategy level router input top_k dense_layers winner merged search score "
-           "low high gain gain_low gain_high over_uniform over_uniform_low over_uniform_high n evaluations "
-           "seconds cpu_s ms_per_question bytes peak_bytes joules params_total params_active").split()
+            "low high gain gain_low gain_high over_uniform over_uniform_low over_uniform_high n evaluations "
+            "seconds cpu_s ms_per_question bytes peak_bytes joules params_total params_active").split()
 
 def tidy(
     rows:list[dict], # Of one benchmark, as `row_of` gives them
@@ -178,7 +178,7 @@ def _claims_laid_out(
 
 # %% ../../nbs/11_experiments/02_tables.ipynb #99c20424
 _TITLES = dict(merging="Merging: methods and strategies on sets of growing size",
-              mixture="Mixture: levels, routers and dense layers")
+               mixture="Mixture: levels, routers and dense layers")
 
 def write_tables(
     run:Run, # Where they go

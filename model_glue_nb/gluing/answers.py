@@ -78,8 +78,8 @@ def check_answers(
         for i, e in enumerate(experts):
             alone = _said_of(store, e["fingerprint"], t)
             routed = [q
-                    for q, r in zip(t.questions, route[t.name], strict=True)
-                    if r == i]
+                      for q, r in zip(t.questions, route[t.name], strict=True)
+                      if r == i]
             both = [(e, q, alone[q.key], mixed[q.key])
                     for q in routed
                     if q.key in mixed and q.key in alone]

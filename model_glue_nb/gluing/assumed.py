@@ -18,10 +18,10 @@ from ..core import cache_path, unknown
 # %% ../../nbs/09_gluing/02_assumed.ipynb #866896f2
 _LOCAL = ("json", "csv", "parquet", "text", "arrow") # Data stored beside a task's file
 _SIZES = dict(arc_challenge=(1172, 4, 330, 1),
-             arc_easy=(2376, 4, 300, 1), winogrande=(1267, 2, 110, 1),
-             hellaswag=(10042, 4, 400, 1), mmlu=(14042, 4, 500, 1),
-             gsm8k=(1319, 1, 550, 256),
-             truthfulqa_mc2=(817, 7, 100, 1)) # Questions, texts for each, characters per example, new tokens
+              arc_easy=(2376, 4, 300, 1), winogrande=(1267, 2, 110, 1),
+              hellaswag=(10042, 4, 400, 1), mmlu=(14042, 4, 500, 1),
+              gsm8k=(1319, 1, 550, 256),
+              truthfulqa_mc2=(817, 7, 100, 1)) # Questions, texts for each, characters per example, new tokens
 _UNKNOWN = (1000, 1, 400, 64) # The same where nothing is known
 
 @dataclass(frozen=True)

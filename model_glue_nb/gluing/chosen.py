@@ -178,7 +178,7 @@ def _questions_at(
     "Part of a suite."
     chosen = _items_at(ItemScores(
         {t.name: np.arange(len(t.questions)) for t in suite.tasks}),
-                     positions)
+                       positions)
     def of(t): return tuple(t.questions[i] for i in chosen[t.name])
     return replace(suite, tasks=tuple(replace(t, questions=of(t)) for t in suite.tasks))
 
@@ -210,7 +210,7 @@ def choose_system(
         return ItemScores({t: np.array(v) for t, v in tasks.items()}, like.weights)
     held = {s: arrays(tasks) for s, tasks in held.items()}
     return _tell_choice(work, systems,
-                       simplest({s: v for s, v in held.items() if s in systems}, seed=seed))
+                        simplest({s: v for s, v in held.items() if s in systems}, seed=seed))
 
 def _alone(
     tried:Tried, # What is known

@@ -198,7 +198,7 @@ def check_agreement(
 
 # %% ../../nbs/09_gluing/08_comparison.ipynb #e8b9a883
 _ORDER = ("best_single best_merge full_merge full_mixture model_glue chosen oracle_task "
-         "oracle_question").split()
+          "oracle_question").split()
 COLUMNS = ("system model mean low high n params_total params_active gain gain_low gain_high "
            "ms_per_question").split() # and one per task
 

@@ -67,17 +67,19 @@ CLUSTER_KEYS = mapping(dict(threshold=number(-1, 1), linkage=name,
                             metric=name_in(dict.fromkeys(METRICS), "metric"),
                             roles=listed(name_in(ROLES, "role"), 1)))
 _PARTS = dict(clusters=CLUSTER_KEYS,
-             merge=mapping(dict(methods=listed(name), strategy=name, budget=either(number(), name),
-                                options=maybe(mapping()), executor=name, tokenizer=maybe(path))),
-             mixture=mapping(dict(level=name, router=_ROUTER,
-                                  dense_layers=integer(0, 10**6), base=maybe(path),
-                                  top_k=integer(1, 10**6), input=name, features=name,
-                                  max_resident=integer(1, 10**6),
-                                  max_experts=maybe(integer(-10**6, 10**6)), max_params=maybe(number()))))
+              merge=mapping(dict(methods=listed(name), strategy=name,
+                                 budget=either(number(), name), options=maybe(mapping()),
+                                 executor=name, tokenizer=maybe(path))),
+              mixture=mapping(
+                  dict(level=name, router=_ROUTER, dense_layers=integer(0, 10**6),
+                       base=maybe(path), top_k=integer(1, 10**6),
+                       input=name, features=name, max_resident=integer(1, 10**6),
+                       max_experts=maybe(integer(-10**6, 10**6)),
+                       max_params=maybe(number()))))
 _DTYPES = dict.fromkeys(("auto", "float32", "bfloat16", "float16"))
-_RUN = mapping(dict(zoo=either(path, listed(path, 1)), suite=path, seed=seed,
-                   evidence=integer(0, 10**9), dtype=name_in(_DTYPES, "dtype"),
-                   tasks=maybe(listed(name, 1)), search_questions=_COUNT, **_PARTS))
+_RUN = mapping(dict(zoo=either(path, listed(path, 1)), suite=path,
+                    seed=seed, evidence=integer(0, 10**9), dtype=name_in(_DTYPES, "dtype"),
+                    tasks=maybe(listed(name, 1)), search_questions=_COUNT, **_PARTS))
 
 def executor_of(
     r:GlueRecipe, # As read

@@ -187,9 +187,9 @@ def glue_cluster(
         rows[method].append(trial_row(cluster.name, method, merge_settings["strategy"], t, rows[method]))
     how = dict(budget=merge_settings["budget"], base=cluster.base,
                on_trial=on_trial, options=merge_settings.get("options"))
-    results = search_each(cluster.members, scorer, methods, merge_settings["strategy"], **how,
-                        seed=work.recipe.seed, run=work.run,
-                        executor=executor_of(work.recipe), tokenizer=_tokenizer_for(work, cluster))
+    results = search_each(cluster.members, scorer, methods, merge_settings["strategy"],
+                          **how, seed=work.recipe.seed, run=work.run,
+                          executor=executor_of(work.recipe), tokenizer=_tokenizer_for(work, cluster))
     searches = tuple(results.values())
     best, rows = (max(searches, key=lambda f: f.score),
                   sum(rows.values(), []))
@@ -277,8 +277,8 @@ def _table_key(work:Work, name:str, result:SearchResult, suite:Suite)->str: # As
     "The key of a remembered table about a search."
     scorer = scorer_of(work)
     questions = [(t.fingerprint(), [q.key for q in t.questions])
-             for s in (work.search, suite)
-             for t in s.tasks]
+                 for s in (work.search, suite)
+                 for t in s.tasks]
     models = [scorer.key(c) for c in (result.winner, *sorted(result.own))]
     return digest(name, models, questions, result.score, result.corrected, work.recipe.seed)
 

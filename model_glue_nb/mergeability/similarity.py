@@ -208,8 +208,8 @@ def compare_zoo(
         arrays = store.remembered("similarity", key(), compute) if store else compute()
         shape = len(weights), *[len(models)] * 2
         arrays = [_without_raw({m: _unpack_means(x, shape) for m, x in f.items()},
-                             base >= 0)
-                 for f in arrays]
+                               base >= 0)
+                  for f in arrays]
         groups.append(([m.name for m in models], weights, *arrays))
         skipped |= _not_finite(models, arrays[0])
     return Comparison(zoo.names, groups, skipped, n_read, taken)

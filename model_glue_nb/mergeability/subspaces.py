@@ -44,9 +44,9 @@ def _largest_eigenpairs(
         limits = (real(0), real(0),
                   number(n - k + 1), number(n), real(0))
         _lapack("dsyevr")(*mode, number(n), pointer(a),
-                         number(n), *limits, ctypes.byref(n_found), pointer(values),
-                         pointer(vectors), number(n), pointer(support), pointer(work), number(n_work),
-                         pointer(whole_work), number(n_whole), ctypes.byref(status))
+                          number(n), *limits, ctypes.byref(n_found), pointer(values),
+                          pointer(vectors), number(n), pointer(support), pointer(work),
+                          number(n_work), pointer(whole_work), number(n_whole), ctypes.byref(status))
     sizes = np.zeros(1), np.zeros(1, np.int32)
     solve(sizes[0], -1, sizes[1], -1) # asks how much memory it wants
     n_work, n_whole = int(sizes[0][0]), int(sizes[1][0])

@@ -207,8 +207,8 @@ def _match_values(
                         i) @ unit(b[_OUT].T, heads[i]).T
                    for i in members)
         order = _match(unit(a[_QKV[2]],
-                           g) @ unit(b[_QKV[2]], h).T
-                      + read)
+                            g) @ unit(b[_QKV[2]], h).T
+                       + read)
         rows.append(h * size + order)
         columns += [heads[i] * size + order for i in members]
     return np.concatenate(rows), np.concatenate(columns)
@@ -303,7 +303,7 @@ def barrier_aligned(
     before = barrier(zoo, a, b, texts, alphas=alphas)
     with tempfile.TemporaryDirectory() as tmp:
         pair = {a: zoo[a],
-                 b: align(zoo[a], zoo[b], Path(tmp)/"aligned")}
+                b: align(zoo[a], zoo[b], Path(tmp)/"aligned")}
         after = barrier(pair, a, b, texts, alphas=alphas)
     return pd.concat([before.assign(aligned=False), after.assign(aligned=True)],
                      ignore_index=True)

@@ -197,7 +197,7 @@ class _Forms:
         own = s.parameters if s.weight is None else {"weight": s.weight} | s.parameters
         def default(k): return info.parameters.get(k, 1.0)
         return {k: _chain([own.get(k), r.parameters.get(k)],
-                         default(k))
+                          default(k))
                 for k in info.per_model}
 
     def as_written(self, r): return ["as written", recipe_fingerprint(r, self.of)]

@@ -215,7 +215,8 @@ def agree(self:MergePlan, name, views, parts, home)->bool:
     bad = [v.name for v, x in zip(views, parts)
            if is_float(x) or not same_bytes(own, _stored_of(x))]
     if bad:
-        self.problems.append(f"'{name}' holds whole numbers ({home.dtype}) that differ between '{self.lead.name}' " f"and '{bad[0]}'. If they are weights, give the unquantized checkpoints.")
+        self.problems.append(f"'{name}' holds whole numbers ({home.dtype}) that differ between '{self.lead.name}' "
+                             f"and '{bad[0]}'. If they are weights, give the unquantized checkpoints.")
     return not bad
 
 # %% ../../nbs/06_merging/06_planner.ipynb #bb161e90

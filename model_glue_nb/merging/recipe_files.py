@@ -48,10 +48,10 @@ _SOURCES = maybe(listed(either(path, _SOURCE)))
 _SLICE = mapping(dict(sources=_SOURCES, parameters=_PARAMETERS), ["sources"])
 _TOKENIZER_FORM = mapping(dict(source=maybe(path), pad_to_multiple_of=maybe(integer(1, 2**20))))
 _TOP_FORM = dict(merge_method=name, models=_SOURCES,
-                slices=maybe(listed(_SLICE)), base_model=maybe(_REFERENCE),
-           parameters=_PARAMETERS, dtype=maybe(name), out_dtype=maybe(name), outside=maybe(name),
-           seed=maybe(seed), tokenizer=maybe(either(path, _TOKENIZER_FORM)), tokenizer_source=maybe(path),
-           chat_template=maybe(text()))
+                 slices=maybe(listed(_SLICE)), base_model=maybe(_REFERENCE), parameters=_PARAMETERS,
+                 dtype=maybe(name), out_dtype=maybe(name), outside=maybe(name),
+                 seed=maybe(seed), tokenizer=maybe(either(path, _TOKENIZER_FORM)),
+                 tokenizer_source=maybe(path), chat_template=maybe(text()))
 RECIPE = mapping(_TOP_FORM, ["merge_method"])
 
 def loosely(
@@ -60,7 +60,7 @@ def loosely(
     "mergekit's shorthands expanded."
     if not isinstance(given, dict): return given
     given = {k: v for k, v in given.items()
-         if k != "name" and not str(k).startswith("x-")}
+             if k != "name" and not str(k).startswith("x-")}
     for k in ("base_model", "tokenizer_source"):
         if k in given: given[k] = _read_reference(given[k])
     for k in ("dtype", "out_dtype"):

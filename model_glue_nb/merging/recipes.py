@@ -168,11 +168,11 @@ def varies_with_depth(value)->bool: # A list of numbers, at any depth
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #737622db
 _PART, _LESS = (("(0, 1]", lambda v: 0 < v <= 1),
-              ("[0, 1)", lambda v: 0 <= v < 1))
+                ("[0, 1)", lambda v: 0 <= v < 1))
 _UNIT, _ITERATIONS = (("[0, 1]", lambda v: 0 <= v <= 1),
-                    ("[1, 10000], whole", lambda v: v in range(1, 10_001)))
-_RANGES = dict(density=_PART, select_topk=_PART, gamma=_LESS, epsilon=_LESS, max_iter=_ITERATIONS, tol=_UNIT,
-              common=_UNIT)
+                      ("[1, 10000], whole", lambda v: v in range(1, 10_001)))
+_RANGES = dict(density=_PART, select_topk=_PART, gamma=_LESS,
+               epsilon=_LESS, max_iter=_ITERATIONS, tol=_UNIT, common=_UNIT)
 
 def check_value(
     method:str, # Name of the method
@@ -228,8 +228,8 @@ def _check_parameters(
 
 # %% ../../nbs/06_merging/04_recipes.ipynb #7780f03b
 _FIELD_KINDS = dict(base=maybe(path), outside=maybe(name),
-                   tokenizer=maybe(path), seed=seed,
-                   chat_template=maybe(text()), pad_to_multiple_of=maybe(integer(1, 2**20)))
+                    tokenizer=maybe(path), seed=seed, chat_template=maybe(text()),
+                    pad_to_multiple_of=maybe(integer(1, 2**20)))
 
 def check_recipe_form(
     r:MergeRecipe, # Any recipe

@@ -29,8 +29,8 @@ from ..zoo.writer import CheckpointWriter
 from ..zoo.zoo import NUMPY_DTYPES, ZooModel, open_model, read_header
 
 # %% ../../nbs/08_mixing/09_one_checkpoint.ipynb #15476628
-_MOE = dict(llama=("mixtral", "qwen2_moe"), mistral=("mixtral", "qwen2_moe"), qwen2=("qwen2_moe",),
-           qwen3=("qwen3_moe",))
+_MOE = dict(llama=("mixtral", "qwen2_moe"), mistral=("mixtral", "qwen2_moe"),
+            qwen2=("qwen2_moe",), qwen3=("qwen3_moe",))
 CLASSES = dict(mixtral="MixtralForCausalLM", qwen2_moe="Qwen2MoeForCausalLM", qwen3_moe="Qwen3MoeForCausalLM")
 
 def _plain_format(
@@ -78,7 +78,7 @@ def _moe_config(
     left_out = ("mlp_bias", "pretraining_tp", "auto_map", "_name_or_path", "layer_types", "torch_dtype")
     effective = effective_config(parts.base.config) # another class has other defaults for missing keys
     config = ({k: v for k, v in effective.items() if k not in left_out}
-         | dict(dtype=_TORCH_NAMES[parts.dtype]))
+              | dict(dtype=_TORCH_NAMES[parts.dtype]))
     if kind == "mixtral": config.setdefault("sliding_window", None)
     config |= dict(architectures=[CLASSES[kind]], model_type=kind, num_experts_per_tok=parts.spec.top_k)
     if kind == "mixtral": return config | dict(num_local_experts=len(parts.experts))
@@ -86,14 +86,15 @@ def _moe_config(
         config.pop("attention_bias", None)
         biased = MODEL_TYPES[parts.base.architecture] == "qwen2"
         config |= dict(qkv_bias=biased, shared_expert_intermediate_size=_SILENT, use_sliding_window=False)
-    return config | dict(num_experts=len(parts.experts), moe_intermediate_size=config["intermediate_size"],
-                    norm_topk_prob=True, mlp_only_layers=list(range(parts.K)), decoder_sparse_step=1)
+    return (config
+            | dict(num_experts=len(parts.experts), moe_intermediate_size=config["intermediate_size"],
+                   norm_topk_prob=True, mlp_only_layers=list(range(parts.K)), decoder_sparse_step=1))
 
 _SILENT = 128 # units of the expert that adds nothing: tensor-parallel servers split them evenly
 _TORCH_NAMES = dict(BF16="bfloat16", F16="float16", F32="float32", F64="float64")
 
 _SHOWN_KEYS = ("vocab_size hidden_size num_hidden_layers num_attention_heads max_position_embeddings dtype "
-         "torch_dtype tie_word_embeddings bos_token_id eos_token_id pad_token_id").split()
+               "torch_dtype tie_word_embeddings bos_token_id eos_token_id pad_token_id").split()
 
 def _our_config(
     parts:Parts, # Models to mix
@@ -398,8 +399,9 @@ def _card(
     spec = by_name(parts.spec, parts.experts, parts.base)
     base = "".join(f"\n- {m}" for m in dict.fromkeys((spec.base, *spec.experts)))
     load = "" if kind else ", trust_remote_code=True"
-    about_tokenizer = ("" if kind else " Its tokenizer needs no code: `AutoTokenizer.from_pretrained(folder, "
-             "trust_remote_code=False)` loads it without a question.")
+    about_tokenizer = ("" if kind
+                       else " Its tokenizer needs no code: `AutoTokenizer.from_pretrained(folder, "
+                            "trust_remote_code=False)` loads it without a question.")
     how = f"it is a plain {kind} checkpoint" if kind else f"it brings `modeling.py`, because {why}"
     router = spec.router.get("name", "a fitted router")
     experts = "".join(f"\n- {e.name} (`{e.fingerprint()}`)" for e in parts.experts)

@@ -75,9 +75,8 @@ def layer_inputs(
     return out
 
 # %% ../../nbs/08_mixing/06_routers.ipynb #b95dd6d1
-_ALWAYS = dict(temperature=number(-1e12, 1e12),
-              margin=number(-1e12, 1e12), costs=listed(number(0), 1),
-              encoder=path)
+_ALWAYS = dict(temperature=number(-1e12, 1e12), margin=number(-1e12, 1e12),
+               costs=listed(number(0), 1), encoder=path)
 
 @dataclass(frozen=True)
 class FittedRouter:

@@ -17,10 +17,10 @@ from ..zoo.language_model import LanguageModel, context_length
 # %% ../../nbs/08_mixing/10_sampling.ipynb #df7e3d3a
 _ABOVE_0 = number(1e-6, 1e6)
 _SAMPLING = dict(do_sample=flag, temperature=number(0, 1e6),
-                top_k=integer(0, 10**9), top_p=number(1e-9, 1),
-                min_p=number(0, 1), typical_p=number(1e-9, 1), repetition_penalty=_ABOVE_0,
-                no_repeat_ngram_size=integer(0, 10**6), num_beams=integer(1, 10**4),
-                length_penalty=number(), early_stopping=flag, min_new_tokens=integer(0, 10**6))
+                 top_k=integer(0, 10**9), top_p=number(1e-9, 1),
+                 min_p=number(0, 1), typical_p=number(1e-9, 1), repetition_penalty=_ABOVE_0,
+                 no_repeat_ngram_size=integer(0, 10**6), num_beams=integer(1, 10**4),
+                 length_penalty=number(), early_stopping=flag, min_new_tokens=integer(0, 10**6))
 _ALONE = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0) # whatever a model's file says
 
 class Decoding(NamedTuple):

@@ -281,7 +281,7 @@ def router_lab(
     reported = {e: report[1][e] for e in experts}
     share = shares_of(search[1][experts[0]])
     prompts, fresh = ([q.prompt for t in s.tasks for q in t.questions]
-                    for s in (search[0], report[0]))
+                      for s in (search[0], report[0]))
     best = max(experts, key=lambda e: mean_score(search[1][e]))
     rows = []
     for r in (dict(name=n) if isinstance(n, str) else n

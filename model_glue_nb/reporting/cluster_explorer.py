@@ -55,8 +55,8 @@ def _widest_gap(
 
 # %% ../../nbs/10_reporting/10_cluster_explorer.ipynb #697abe90
 _METRICS = {"column-mean cosine": "column_cosine", "flattened cosine": "cosine",
-           "task-vector cosine": "task_cosine", "sign agreement": "sign_agreement",
-           "subspace overlap": "subspace_overlap", "barrier, nats": "barrier"}
+            "task-vector cosine": "task_cosine", "sign agreement": "sign_agreement",
+            "subspace overlap": "subspace_overlap", "barrier, nats": "barrier"}
 
 # %% ../../nbs/10_reporting/10_cluster_explorer.ipynb #472ce739
 def _squares(
@@ -244,8 +244,8 @@ def main_figure(self:ClusterExplorer):
     self.clusters = tree.cut(threshold)
     square = self.squares[self.key].iloc[tree.order, tree.order]
     joins = branches(tree, self.clusters)
-    return plot_similarity(square, self.clusters, threshold, joins,
-                           metric=self.metric.label, colours=self.colours)
+    return plot_similarity(square, self.clusters, threshold, joins, metric=self.metric.label,
+                           colours=self.colours)
 
 # %% ../../nbs/10_reporting/10_cluster_explorer.ipynb #3ac5fa24
 @patch
@@ -330,4 +330,4 @@ def tell(self:ClusterExplorer):
     rest = f" alone: {self.chips(alone)}" if alone else ""
     sign = "≤" if self.metric.value == "barrier" else "≥"
     self.text.value = (f"<b>{len(self.clusters)} clusters</b> where {html.escape(self.metric.label)} {sign} "
-                        f"{self.threshold.value:.3f} on average<br>{''.join(groups)}{rest}")
+                       f"{self.threshold.value:.3f} on average<br>{''.join(groups)}{rest}")

@@ -28,8 +28,8 @@ from .run_tables import (Answers, about, best_single, colours_of, confusion, dee
 from .search_explorer import SearchExplorer
 
 # %% ../../nbs/10_reporting/14_dashboard.ipynb #603d2be4
-_all_ = ["read_run", "invented_run", "ClusterExplorer", "PerformanceExplorer", "SearchExplorer",
-    "RoutingExplorer"] # offered here too
+_all_ = ["read_run", "invented_run",
+         "ClusterExplorer", "PerformanceExplorer", "SearchExplorer", "RoutingExplorer"] # offered here too
 
 # %% ../../nbs/10_reporting/14_dashboard.ipynb #ac70ccd3
 def _row(comparison, system):
@@ -145,9 +145,9 @@ def _tree_of(d, threshold):
     if s is None or len(s) < 2: return s, d["clusters"], None
     tree = grow_tree(s)
     cut = tree.cut(threshold) if threshold is not None else []
-    same = {frozenset(c["members"])
-            for c in cut} == {frozenset(c["members"]) for c in d["clusters"]}
-    if not same: return s, d["clusters"], None # another linkage: its clusters are not branches of this tree
+    def sets(clusters): return {frozenset(c["members"]) for c in clusters}
+    if sets(cut) != sets(d["clusters"]): # another linkage: its clusters are not branches of this tree
+        return s, d["clusters"], None
     return s.iloc[tree.order, tree.order], cut, branches(tree, cut)
 
 def _figures(data, suite, seed):
@@ -157,22 +157,22 @@ def _figures(data, suite, seed):
     n = (suite, seed)
     square, groups, tree = _tree_of(data, threshold)
     lost = confusion(data["routes"], Answers(data["items"])) if data["routes"] is not None else None
-    figures = [
-        ("scores", plot_scores(data["scores"], *n, colours=c),
-        "Dark rows are good at everything, single dark cells are specialists."),
-        ("best", plot_best(data["scores"], *n, colours=c),
-        "If one color filled the chart, there would be nothing to mix."),
-        ("gains", plot_gains(data["gains"], best_single(data) or "the best single model", "mean", *n, c),
-         "Paired by question: the same questions for both."),
-        ("similarity", plot_similarity(square, groups, threshold, tree, colours=c),
-         "Models within a frame are merged, others at most mixed."),
-        ("search", plot_trials(data["trials"], *n, data["search"]),
-         "Points were scored on search questions; only the diamonds are on others."),
-        ("routing", plot_routing(data["routing"], None, *n, c),
-        "Where the router of the mixture sent the report questions of each task."),
-        ("confusion", plot_confusion(lost, "model_glue", *n, c),
-         "Off the diagonal: the expert failed, and another one of the mixture got it right."),
-        ("cost", plot_cost(data["comparison"], "params_total", *n), "The price of each gain.")]
+    figures = [("scores", plot_scores(data["scores"], *n, colours=c),
+                "Dark rows are good at everything, single dark cells are specialists."),
+               ("best", plot_best(data["scores"], *n, colours=c),
+                "If one color filled the chart, there would be nothing to mix."),
+               ("gains",
+                plot_gains(data["gains"], best_single(data) or "the best single model", "mean", *n, c),
+                "Paired by question: the same questions for both."),
+               ("similarity", plot_similarity(square, groups, threshold, tree, colours=c),
+                "Models within a frame are merged, others at most mixed."),
+               ("search", plot_trials(data["trials"], *n, data["search"]),
+                "Points were scored on search questions; only the diamonds are on others."),
+               ("routing", plot_routing(data["routing"], None, *n, c),
+                "Where the router of the mixture sent the report questions of each task."),
+               ("confusion", plot_confusion(lost, "model_glue", *n, c),
+                "Off the diagonal: the expert failed, and another one of the mixture got it right."),
+               ("cost", plot_cost(data["comparison"], "params_total", *n), "The price of each gain.")]
     return ([(k, k, _figure(k, fig, note)) for k, fig, note in figures]
             + _owes(data, seed, c))
 
@@ -181,9 +181,9 @@ def _owes(d, seed, colours):
     "A card per cluster whose winner is a merge."
     t = d["attribution"]
     if t is None or not len(t): return []
-    return [(f"owes-{i}", f"winner {c}", _figure(f"owes-{i}",
-        plot_attribution(t[t.cluster == c], seed, colours),
-             f"Cluster {html.escape(str(c))}: what changes when something is left out of its merge."))
+    return [(f"owes-{i}", f"winner {c}",
+             _figure(f"owes-{i}", plot_attribution(t[t.cluster == c], seed, colours),
+                     f"Cluster {html.escape(str(c))}: what changes when something is left out of its merge."))
             for i, c in enumerate(t.cluster.drop_duplicates())]
 
 def _clusters(data):
@@ -215,22 +215,22 @@ def _small_print(d):
            if "description" not in k and k != "skipped"}
     engineered = ("The demo zoo was engineered to show these phenomena: its specialists, its strangers "
                   "and its hot fine-tunes were trained for this.")
-    notes = [*map(str,
-                  d["description"])] + [engineered] * (d["recipe"].get("zoo") == "demo") + [
-   "Questions were split once, by hash: the search saw only <i>search</i>, "
-   "every score of the comparison is on <i>report</i>.",
-   "Intervals of gains are 95 % intervals of paired differences, over questions: "
-   "they cover other questions, not another zoo.",
-   "The oracles cannot be chosen in practice. "
-   "The one per question counts a question when any model is right, which includes luck.",
-   "Time per question depends on the machine and its load; compare the ratios."]
-    notes = [e(n) if i < len(d["description"]) else n
-             for i, n in enumerate(notes)]
-    dl = "".join(f"<dt>{e(k)}</dt><dd>{e(v)}</dd>" for k, v in _flat(env)) or "<dd>not recorded</dd>"
-    recipe = _section("recipe", "Recipe", "", f"<pre>{e(d['recipe_text'].strip()) or 'not recorded'}</pre>")
-    where = _section("environment", "Environment", "", f"<dl>{dl}</dl>")
-    caveats = _section("caveats", "Read with care", "",
-                       f'<ul class="plain">{"".join(f"<li>{n}</li>" for n in notes)}</ul>')
+    notes = [e(str(line)) for line in d["description"]]
+    if d["recipe"].get("zoo") == "demo": notes.append(engineered)
+    notes += [
+        "Questions were split once, by hash: the search saw only <i>search</i>, "
+        "every score of the comparison is on <i>report</i>.",
+        "Intervals of gains are 95 % intervals of paired differences, over questions: "
+        "they cover other questions, not another zoo.",
+        "The oracles cannot be chosen in practice. "
+        "The one per question counts a question when any model is right, which includes luck.",
+        "Time per question depends on the machine and its load; compare the ratios."]
+    settings = "".join(f"<dt>{e(k)}</dt><dd>{e(v)}</dd>" for k, v in _flat(env))
+    text = e(d["recipe_text"].strip())
+    items = "".join(f"<li>{n}</li>" for n in notes)
+    recipe = _section("recipe", "Recipe", "", f"<pre>{text or 'not recorded'}</pre>")
+    where = _section("environment", "Environment", "", f"<dl>{settings or '<dd>not recorded</dd>'}</dl>")
+    caveats = _section("caveats", "Read with care", "", f'<ul class="plain">{items}</ul>')
     return f'<div class="two">{recipe}{where}</div>{caveats}'
 
 # %% ../../nbs/10_reporting/14_dashboard.ipynb #489042c7
@@ -256,7 +256,7 @@ def _report_html(
            for a, n, _ in cards] + [("recipe", "recipe"), ("environment", "environment"),
                                     ("caveats", "caveats")]
     labels = [f"run {data['name']}", f"zoo {recipe['zoo']}" if "zoo" in recipe else "",
-             f"benchmark {suite}" if suite else "", f"seed {seed}"]
+              f"benchmark {suite}" if suite else "", f"seed {seed}"]
     fill = dict(title=e(f"{data['name']} · model_glue"), eyebrow=e(" · ".join(filter(None, labels))),
                 headline=head, lead=lead,
                 nav="".join(f'<a href="#{a}">{e(n)}</a>' for a, n in nav),
@@ -296,8 +296,8 @@ def _report_sources(
                   *(x for f in tables for x in (f.name, read_bytes(f, RUN_BYTES))))
 
 # %% ../../nbs/10_reporting/14_dashboard.ipynb #4e53dbcb
-_EXPLORERS = dict(performance=PerformanceExplorer, clusters=ClusterExplorer, search=SearchExplorer,
-    routing=RoutingExplorer)
+_EXPLORERS = dict(performance=PerformanceExplorer, clusters=ClusterExplorer,
+                  search=SearchExplorer, routing=RoutingExplorer)
 
 def explore(
     run:Run|str|Path|None=None, # A run, or its folder

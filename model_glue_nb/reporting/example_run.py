@@ -16,103 +16,127 @@ from ..core import Run
 # %% ../../nbs/10_reporting/07_example_run.ipynb #b6f92a50
 _SKILLS = "reverse sort increment maximum shift double rotate skip swap expand".split()
 _NAMES = ("a-base a-inc a-max a-rev a-sort a-hot b-base b-rev b-sort c-base c-inc "
-         "c-rev a-shi b-max b-inc c-sort").split()
+          "c-rev a-shi b-max b-inc c-sort").split()
 
 def _names(n): return [*_NAMES, *(f"d-{i}" for i in range(n))][:n]
 
 def _scores(models, tasks, rng):
     "Long table of scores on both splits."
     import pandas as pd
-    def p(m, t):
-        return (.97 if m[2:5] == t[:3]
-                else .05 if m == "a-hot" else rng.uniform(.3, .7))
-    rows = [(m, t, s, v, (v * (1 - v) / n) ** .5, n)
-            for m in models
-            for t in tasks
-            for v in [p(m, t)]
-            for s, n in (("search", 60), ("report", 500))]
+    def chance(model, task):
+        if model[2:5] == task[:3]: return .97 # a specialist
+        return .05 if model == "a-hot" else rng.uniform(.3, .7)
+    rows = []
+    for model in models:
+        for task in tasks:
+            p = chance(model, task)
+            for split, n in (("search", 60), ("report", 500)):
+                rows.append((model, task, split, p,
+                             (p * (1 - p) / n) ** .5, n))
     return pd.DataFrame(rows, columns="model task split score stderr n".split())
 
 def _similarity(models):
     "Square table: families, one ruined member, one family of another shape."
     import pandas as pd
     def near(a, b):
-        if (a[0] == "c") != (b[0] == "c"): return math.nan
-        return 1. if a == b else .004 if a[0] != b[0] else .71 if "a-hot" in (a,
-            b) else .985 - .002 * (models.index(a) + models.index(b)) / len(models)
+        if (a[0] == "c") != (b[0] == "c"): return math.nan # another shape
+        if a == b: return 1.
+        if a[0] != b[0]: return .004 # another family
+        if "a-hot" in (a, b): return .71
+        return .985 - .002 * (models.index(a) + models.index(b)) / len(models)
     return pd.DataFrame([[near(a, b) for b in models] for a in models], models, models)
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #6e6dd0ba
+def _measured(square):
+    "Pairs that can be compared, with their similarity."
+    names = list(square.index)
+    for i, a in enumerate(names):
+        for b in names[i + 1:]:
+            if not math.isnan(square.loc[a, b]):
+                yield a, b, square.loc[a, b]
+
 def _by_layer(square, n_layers):
     "The same, pair by pair, per metric, role and layer."
     import pandas as pd
-    names = list(square.index)
     rows = []
-    pairs = [(a, b, square.loc[a, b])
-             for i, a in enumerate(names)
-             for b in names[i + 1:]]
-    for a, b, s in pairs:
-        if s != s: continue
+    for a, b, similarity in _measured(square):
         for k, metric in enumerate(("column_cosine", "cosine", "task_cosine", "sign_agreement")):
             for r, role in enumerate(("attn", "mlp")):
-                rows += [(a, b, metric, role, l,
-                          s - (.01 + .01 * r) * (l + 1) * (k + 1) / n_layers)
-                    for l in range(n_layers)]
+                for layer in range(n_layers):
+                    lost = (.01 + .01 * r) * (layer + 1) * (k + 1) / n_layers
+                    rows.append((a, b, metric, role, layer, similarity - lost))
     return pd.DataFrame(rows, columns="a b metric role layer value".split())
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #c6ef1521
 def _pairs(square, rng):
     "Measured and forecast changes from merging two models, and their barriers."
     import pandas as pd
-    names = list(square.index)
     rows = []
-    for i, a in enumerate(names):
-        for b in names[i + 1:]:
-            if (s := square.loc[a, b]) != s: continue
-            change = -.3 * (1 - s) + rng.normal(0, .01)
-            rows.append((a, b, change, change - .02,
-                         change + .02, 540, 3 * (1 - s),
-                change + rng.normal(0, .02)))
+    for a, b, similarity in _measured(square):
+        change = -.3 * (1 - similarity) + rng.normal(0, .01)
+        barrier, forecast = 3 * (1 - similarity), change + rng.normal(0, .02)
+        rows.append((a, b, change, change - .02, change + .02, 540, barrier, forecast))
     return pd.DataFrame(rows, columns="a b change low high n barrier forecast_new".split())
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #8c5eeb80
+def _trials(cluster, method, tasks, rng):
+    "Trials of one search, and the coefficients and task scores of each."
+    import pandas as pd
+    name, members = cluster["name"], cluster["members"]
+    w = rng.uniform(0, 1, (30, len(members)))
+    score = (.5 + .1 * w[:, 0]
+             - .06 * w[:, -1] + rng.normal(0, .01, 30))
+    best = np.maximum.accumulate(score)
+    label = [" + ".join(f"{v:.2f}·{m}" for m, v in zip(members, row)) for row in w]
+    trials = pd.DataFrame(dict(cluster=name, method=method, strategy="coefficient", trial=range(30),
+                               candidate=label, score=score, best=best, accepted=score == best,
+                               seconds=1., share=1., failed=""))
+    numbers = []
+    for i, row in enumerate(w):
+        each = dict(zip(members, row))
+        for task in tasks: each[f"task {task}"] = min(1, score[i] + rng.normal(0, .05))
+        numbers += [(name, method, i, score[i], k, v)
+                    for k, v in each.items()]
+    return trials, numbers
+
+def _honest(cluster):
+    "What the winner and its rivals score on unseen questions."
+    rows = []
+    for system, v in (("winner", .62), ("best_single", .56), ("uniform", .5)):
+        ahead = .62 - v
+        rows.append((cluster["name"], system, "invented", v + .02, v, v - .015, v + .015,
+                     ahead, ahead - .01, ahead + .01, .02, 2500))
+    return rows
+
+def _left_out(cluster, tasks, rng):
+    "What changes when a model, or a layer, is left out of the winner."
+    parts = ([("model", m) for m in cluster["members"]]
+             + [("layers", f"layers {i}–{i}") for i in range(4)])
+    rows = []
+    for kind, part in parts:
+        for task in [*tasks, "mean"]:
+            change = rng.normal(-.03, .04)
+            rows.append((cluster["name"], kind, part,
+                         task, change, change - .02, change + .02, 60))
+    return rows
+
 def _search(clusters, tasks, rng):
     "Trials, their coefficients, the honest table and the attribution."
     import pandas as pd
-    trials, numbers, search, parts = [], [], [], []
+    trials, coefficients, search, attribution = [], [], [], []
     for c in clusters:
         if len(c["members"]) < 3: continue
         for method in ("linear", "ties"):
-            w = rng.uniform(0, 1, (30, len(c["members"])))
-            s = (.5 + .1 * w[:, 0]
-                 - .06 * w[:, -1] + rng.normal(0, .01, 30))
-            best = np.maximum.accumulate(s)
-            label = [" + ".join(f"{v:.2f}·{m}" for m, v in zip(c["members"], r)) for r in w]
-            trials.append(pd.DataFrame(dict(cluster=c["name"], method=method, strategy="coefficient",
-                trial=range(30), candidate=label,
-                                            score=s, best=best, accepted=s == best, seconds=1., share=1.,
-                                            failed="")))
-            for i, r in enumerate(w):
-                each = {m: v
-                        for m, v in zip(c["members"], r)} | {f"task {t}": min(1,
-               s[i] + rng.normal(0, .05)) for t in tasks}
-                numbers += [(c["name"], method, i, s[i], k, v)
-                         for k, v in each.items()]
-        for system, v in (("winner", .62), ("best_single", .56), ("uniform", .5)):
-            search.append((c["name"], system, "invented", v + .02,
-                           v, v - .015, v + .015, .62 - v,
-                .62 - v - .01, .62 - v + .01, .02, 2500))
-        left = ([("model", m) for m in c["members"]]
-                + [("layers", f"layers {i}–{i}") for i in range(4)])
-        parts += [(c["name"], k, m, t, d, d - .02, d + .02, 60)
-                  for k,
-            m in left for t in [*tasks, "mean"] for d in [rng.normal(-.03, .04)]]
-    columns = ("cluster method trial score name value",
-        "cluster system candidate search report low high ahead ahead_low ahead_high bias n",
-               "cluster kind left_out task change low high n")
-    coefficients, search, attribution = (pd.DataFrame(r, columns=k.split()) for r,
-        k in zip((numbers, search, parts), columns))
-    return dict(trials=pd.concat(trials), coefficients=coefficients, search=search, attribution=attribution)
+            table, numbers = _trials(c, method, tasks, rng)
+            trials.append(table)
+            coefficients += numbers
+        search += _honest(c)
+        attribution += _left_out(c, tasks, rng)
+    def table(rows, columns): return pd.DataFrame(rows, columns=columns.split())
+    honest = "cluster system candidate search report low high ahead ahead_low ahead_high bias n"
+    return dict(trials=pd.concat(trials), search=table(search, honest),
+                coefficients=table(coefficients, "cluster method trial score name value"),
+                attribution=table(attribution, "cluster kind left_out task change low high n"))
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #21ea8cec
 EXPERTS = ["a-merged", "b-merged", "c-base", "a-hot"]
@@ -120,31 +144,30 @@ EXPERTS = ["a-merged", "b-merged", "c-base", "a-hot"]
 def _answers(scores, tasks, n, rng):
     "Answers of models and experts to n questions per task, and where a router sent them."
     import pandas as pd
-    mean = scores[scores.split == "report"].set_index(["model", "task"]).score
-    rows, routes = [], []
+    chance = scores[scores.split == "report"].set_index(["model", "task"]).score
     models = [*scores.model.drop_duplicates(), *EXPERTS[:2]]
-    shares = []
+    items, routes, routing = [], [], []
     for task in tasks:
-        texts = ["".join(rng.permutation(list("abcdef"))) for _ in range(n)]
-        v = {}
+        words = ["".join(rng.permutation(list("abcdef"))) for _ in range(n)]
+        asked, right = [f"{task} {w}>" for w in words], {}
         for m in models:
-            p = mean.get((m, task), .75)
-            v[m] = rng.random(n) < p
-            rows += [(m, task, f"{task} {q}>", q[::-1],
-                      q[::-1] if x else q, float(x))
-                     for q,
-                x in zip(texts, v[m])]
+            right[m] = rng.random(n) < chance.get((m, task), .75)
+            for w, q, is_right in zip(words, asked, right[m]):
+                items.append((m, task, q, w[::-1],
+                              w[::-1] if is_right else w, float(is_right)))
         share = rng.dirichlet([.35] * len(EXPERTS))
         route = rng.choice(EXPERTS, n, p=share)
-        routes += [("model_glue", task, f"{task} {q}>", e) for q, e in zip(texts, route)]
-        shares += [("model_glue", e, task, float((route == e).mean()),
-                  float(np.mean(v[e][route == e])),
-            int((route == e).sum()))
-                 for e in EXPERTS if (route == e).any()]
-    def frame(r, k): return pd.DataFrame(r, columns=k.split())
-    return dict(items=frame(rows, "model task question expected said value"),
-        routes=frame(routes, "system task question expert"),
-                routing=frame(shares, "system expert task share score n"))
+        routes += [("model_glue", task, q, e) for q, e in zip(asked, route)]
+        for e in EXPERTS:
+            sent = route == e
+            if not sent.any(): continue
+            score = float(np.mean(right[e][sent]))
+            routing.append(("model_glue", e, task, float(sent.mean()),
+                            score, int(sent.sum())))
+    def table(rows, columns): return pd.DataFrame(rows, columns=columns.split())
+    return dict(items=table(items, "model task question expected said value"),
+                routes=table(routes, "system task question expert"),
+                routing=table(routing, "system expert task share score n"))
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #89f9551a
 def _comparison(tasks, best, rng):
@@ -153,19 +176,21 @@ def _comparison(tasks, best, rng):
     def system(name, model, mean, total, active, ms=math.nan):
         each = np.clip(mean + rng.normal(0, .06, len(tasks)), 0, 1)
         mean = each.mean()
-        return dict(system=name, model=model, mean=mean, low=mean - .017, high=mean + .016,
-            n=500 * len(tasks), params_total=total,
-                    params_active=active, gain=mean - .58, gain_low=mean - .60, gain_high=mean - .56,
-                    ms_per_question=ms) | dict(zip(tasks, each))
+        score = dict(mean=mean, low=mean - .017,
+                     high=mean + .016, n=500 * len(tasks))
+        size = dict(params_total=total, params_active=active)
+        gain = dict(gain=mean - .58, gain_low=mean - .60, gain_high=mean - .56)
+        about = dict(system=name, model=model) | score | size | gain | dict(ms_per_question=ms)
+        return about | dict(zip(tasks, each))
     one = (system("best_single", best, .58, 5e5, 5e5, 1.1)
            | dict(gain=0., gain_low=0., gain_high=0.))
     mixture = system("model_glue", "model-glue", .81, 1.5e6, 5.2e5, 1.9)
-    return pd.DataFrame([one, system("best_merge", EXPERTS[0], .62, 5e5, 5e5, 1.1),
-        system("full_merge", "all-0", .51, 5e5, 5e5, 1.1),
-        system("full_mixture", "full-mixture", .86, 5.5e6, 5.2e5, 2.9),
-        mixture, mixture | dict(system="chosen"),
-        system("oracle_task", "", .93, 5.5e6, 5e5),
-        system("oracle_question", "", .98, 5.5e6, 5.5e6)])
+    return pd.DataFrame([one,
+                         system("best_merge", EXPERTS[0], .62, 5e5, 5e5, 1.1),
+                         system("full_merge", "all-0", .51, 5e5, 5e5, 1.1),
+                         system("full_mixture", "full-mixture", .86, 5.5e6, 5.2e5, 2.9), mixture,
+                         mixture | dict(system="chosen"), system("oracle_task", "", .93, 5.5e6, 5e5),
+                         system("oracle_question", "", .98, 5.5e6, 5.5e6)])
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #b147c250
 def invented_tables(
@@ -177,12 +202,13 @@ def invented_tables(
     "Every table that an explorer shows; nothing in them was measured."
     rng, models, tasks = np.random.default_rng(seed), _names(n_models), _SKILLS[:n_tasks]
     scores, square = _scores(models, tasks, rng), _similarity(models)
-    families = {f: [m for m in models if m[0] == f and m != "a-hot"]
-                for f in sorted({m[0] for m in models})}
-    clusters = [dict(name=f.upper(), members=ms) for f, ms in families.items()] + [dict(name="hot",
-        members=["a-hot"])] * ("a-hot" in models)
-    return dict(scores=scores, similarity=square, similarity_by_layer=_by_layer(square, 4), clusters=clusters,
-        pairs=_pairs(square, rng),
+    clusters = []
+    for family in sorted({m[0] for m in models}):
+        members = [m for m in models if m[0] == family and m != "a-hot"]
+        clusters.append(dict(name=family.upper(), members=members))
+    if "a-hot" in models: clusters.append(dict(name="hot", members=["a-hot"]))
+    return dict(scores=scores, similarity=square, similarity_by_layer=_by_layer(square, 4),
+                clusters=clusters, pairs=_pairs(square, rng),
                 comparison=_comparison(tasks, models[3], rng), **_search(clusters, tasks, rng),
                 **_answers(scores, tasks, n, rng))
 
@@ -192,19 +218,18 @@ def invented_run(
     **more, # As for `invented_tables`
 )->Run: # A run with every table that a run writes
     "A run folder for examples and tests of reports; nothing in it was measured."
-    run = Run.start(path,
-                    dict(zoo="demo", suite="invented", clusters=dict(threshold=.95, linkage="average"),
-  merge=dict(methods=["linear", "ties"], strategy="coefficient", budget=60),
-                         mixture=dict(router="knn"),
-  seed=0))
+    merge = dict(methods=["linear", "ties"], strategy="coefficient", budget=60)
+    recipe = dict(zoo="demo", suite="invented", clusters=dict(threshold=.95, linkage="average"),
+                  merge=merge, mixture=dict(router="knn"), seed=0)
+    run = Run.start(path, recipe)
     t = invented_tables(**more)
     for name in _FILES_WRITTEN: run.write_table(name, t[name], index=name == "similarity")
     run.write_json("clusters", t["clusters"])
     run.write_json("zoo", dict(skipped={"a-broken": "17 of 31 tensors hold NaN. Fetch it again."}))
-    run.write_json("environment", dict(
-        description="Every number in this run is invented, to show the report.", model_glue_nb="0.1.0",
-                                       python="3.11", packages=dict(torch="2.13.0"), device="cpu"))
+    about = "Every number in this run is invented, to show the report."
+    run.write_json("environment", dict(description=about, model_glue_nb="0.1.0", python="3.11",
+                                       packages=dict(torch="2.13.0"), device="cpu"))
     return run
 
 _FILES_WRITTEN = ("scores similarity similarity_by_layer pairs comparison trials search attribution "
-                 "routing").split()
+                  "routing").split()

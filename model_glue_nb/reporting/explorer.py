@@ -99,8 +99,8 @@ class Explorer:
     ):
         import ipywidgets as w, plotly.graph_objects as go
         self.views, self.figure = views, live(finish(go.Figure(), ""))
-        self.view = w.ToggleButtons(options=list(views), style=dict(button_width="auto"),
-            tooltips=list(views))
+        self.view = w.ToggleButtons(options=list(views),
+                                    style=dict(button_width="auto"), tooltips=list(views))
         frame = w.VBox([self.figure], layout=dict(width="100%", overflow="hidden"))
         self.box = w.VBox([self.view, row(*controls), frame, *below],
                           layout=dict(width="100%"))

@@ -42,12 +42,10 @@ def finish(
     "Give a figure the common look."
     about = " · ".join(a for a in about if a)
     text = f"<b>{title}</b>" + (f'<br><span style="font-size:12px">{about}</span>' if about else "")
-    title = dict(text=text, x=0, xref="container", y=1,
-                 yref="container", yanchor="top", pad=dict(t=12, l=8),
-        font_size=16)
+    title = dict(text=text, x=0, xref="container", y=1, yref="container",
+                 yanchor="top", pad=dict(t=12, l=8), font_size=16)
     look = dict(template="none", title=title, height=height, paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-                font=dict(family="system-ui, sans-serif", size=12, color=INK),
+                plot_bgcolor="rgba(0,0,0,0)", font=dict(family="system-ui, sans-serif", size=12, color=INK),
                 margin=dict(l=8, r=16, t=70, b=40),
                 hoverlabel=dict(font_size=12, align="left"),
                 legend=dict(orientation="h", y=-64 / (height - 114),
@@ -58,9 +56,9 @@ def finish(
               "yaxis"} | {k for k in {*was, *layout} if k[1:5] == "axis"}:
         settings = axis | was.get(k, {}) | layout.get(k, {})
         text = settings.get("title")
-        layout[k] = settings | dict(title=dict(standoff=8) | (dict(text=text)
-                                                          if isinstance(text, str) else text
-            or {}))
+        layout[k] = (settings
+                     | dict(title=dict(standoff=8)
+                                  | (dict(text=text) if isinstance(text, str) else text or {})))
     return fig.update_layout(look | layout, overwrite=True) # one call: each costs milliseconds
 
 # %% ../../nbs/10_reporting/01_figures.ipynb #3dc31cd6

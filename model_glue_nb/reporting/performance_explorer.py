@@ -27,7 +27,7 @@ class PerformanceExplorer(Explorer):
     ):
         import ipywidgets as w
         self.data = data = deepen(run if isinstance(run, dict) else read_run(run, **tables),
-                               "items", "gains")
+                                  "items", "gains")
         s = data["scores"]
         self.answers = Answers(data["items"])
         self.colours = colours_of(data)
@@ -66,7 +66,7 @@ class PerformanceExplorer(Explorer):
 
 # %% ../../nbs/10_reporting/11_performance_explorer.ipynb #214aa359
 _USES = {"scores": "split cluster", "profiles": "split models", "radar": "split models",
-        "best per task": "split cluster", "gain": "cluster task", "A against B": "a b task", "systems": ""}
+         "best per task": "split cluster", "gain": "cluster task", "A against B": "a b task", "systems": ""}
 _CONTROLS = ("split", "cluster", "models", "task", "a", "b")
 
 @patch

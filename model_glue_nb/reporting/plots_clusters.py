@@ -22,15 +22,15 @@ def _cluster_order(
     groups = [(str(c["name"]), [m for m in c["members"] if m in names])
              for c in clusters or []]
     groups = sorted((c for c in groups if c[1]),
-                   key=lambda c: -len(c[1]))
+                    key=lambda c: -len(c[1]))
     taken = {m for _, members in groups for m in members}
     return groups + [(m, [m]) for m in names if m not in taken]
 
 # %% ../../nbs/10_reporting/02_plots_clusters.ipynb #ccc9a05b
 def _short(v):
     "A number that fits a cell: .997, -.05, 3.5."
-    return f"{v:.1f}" if abs(v) >= 1 else f"{v:.{2 + (abs(v) >= .1)}f}".replace("0.", ".", 1).replace("-.00",
-        ".00")
+    return (f"{v:.1f}" if abs(v) >= 1
+            else f"{v:.{2 + (abs(v) >= .1)}f}".replace("0.", ".", 1).replace("-.00", ".00"))
 
 def _heat(z, names, where, metric):
     "Heatmap trace with numbers in the cells when they fit, and a sentence under each."
@@ -61,9 +61,8 @@ def _branches(branches, groups, colours, n, far):
             x += [far(b["low_height"]), far(b["height"]),
                   far(b["height"]), far(b["high_height"]), None]
             y += [b["low"], b["low"], b["high"], b["high"], None]
-        out.append(dict(type="scatter", x=x,
-                        y=y, xaxis="x2", mode="lines", hoverinfo="skip",
-            showlegend=False,
+        out.append(dict(type="scatter", x=x, y=y,
+                        xaxis="x2", mode="lines", hoverinfo="skip", showlegend=False,
                         line=dict(color=paint.get(kind, INK), width=2.5 if kind else 1.2)))
     return out
 
@@ -105,8 +104,7 @@ def plot_similarity(
                            x1=far(threshold), y0=-.5, y1=n - .5, name="threshold",
                            line=dict(color="#D55E00", width=2, dash="dash")))
     return finish(fig, title, about, 150 + 32 * n, **axes,
-                  yaxis=ticks | dict(range=[n - .5, -.5]),
-        shapes=shapes)
+                  yaxis=ticks | dict(range=[n - .5, -.5]), shapes=shapes)
 
 # %% ../../nbs/10_reporting/02_plots_clusters.ipynb #10298cbe
 def _borders(groups, colours):
@@ -137,8 +135,10 @@ def _tree_axis(tree, far, threshold):
     if far(2.0) == 2:
         margin = .04 * (max(x) - min(x) or 1)
         return look | dict(title="barrier, nats", range=[min(x) - margin, max(x) + margin])
-    return look | dict(type="log", title="1 − similarity",
-        range=[math.log10(min(x) * .95), math.log10(max(x) * 1.15)])
+    return (look
+            | dict(type="log", title="1 − similarity",
+                   range=[math.log10(min(x) * .95),
+                          math.log10(max(x) * 1.15)]))
 
 # %% ../../nbs/10_reporting/02_plots_clusters.ipynb #dce43c56
 def plot_layers(
@@ -188,14 +188,16 @@ def plot_pair(
     shape = ["diamond-open" if "forecast" in w else "circle" for w in t.what]
     fig = go.Figure(go.Scatter(x=100 * t.change,
                                y=list(t.what), mode="markers+text", error_x=bars,
-        hovertext=hover,
-        hoverinfo="text", marker=dict(size=12, color=[PALETTE[1] if "forecast" in w else PALETTE[0]
-        for w in t.what],
-        symbol=shape, line_width=2), text=[f"{100 * c:+.1f}" for c in t.change], textposition="top center"))
+                               hovertext=hover, hoverinfo="text",
+                               marker=dict(size=12,
+                                           color=[PALETTE[1] if "forecast" in w else PALETTE[0]
+                                                  for w in t.what],
+                                           symbol=shape, line_width=2),
+                               text=[f"{100 * c:+.1f}" for c in t.change], textposition="top center"))
     fig.add_vline(x=0, line=dict(color=INK, width=1, dash="dot"))
     return finish(fig, title, (f"halfway between {names[0]} and {names[1]}", note or "95 % intervals"),
-        130 + 50 * len(t),
-                  showlegend=False, xaxis=dict(title="change against the better parent, points"),
+                  130 + 50 * len(t), showlegend=False,
+                  xaxis=dict(title="change against the better parent, points"),
                   yaxis=dict(range=[len(t) - .4, -.8], showgrid=False))
 
 # %% ../../nbs/10_reporting/02_plots_clusters.ipynb #3f4823b0

@@ -15,8 +15,9 @@ from .figures import finish, missing, model_axis, model_colours, points, whisker
 # %% ../../nbs/10_reporting/03_plots_performance.ipynb #64e7d1c4
 def _cost(row):
     "Hover text of one system."
-    gain = "" if math.isnan(row.get("gain", math.nan)) else (f"<br>gain {points(row['gain'])} points "
-        f"[{points(row.get('gain_low', math.nan))}, {points(row.get('gain_high', math.nan))}]")
+    gain = ("" if math.isnan(row.get("gain", math.nan))
+            else (f"<br>gain {points(row['gain'])} points "
+                  f"[{points(row.get('gain_low', math.nan))}, {points(row.get('gain_high', math.nan))}]"))
     ms = row.get("ms_per_question", math.nan)
     return (f"<b>{NAMES.get(row['system'], row['system'])}</b><br>{100 * row['mean']:.1f} % "
             f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]{gain}"
@@ -105,11 +106,9 @@ def plot_scores(
     def small(e): return "" if math.isnan(e) else f' <span style="font-size:9px">±{100 * e:.0f}</span>'
     text = grid(lambda i, j: "" if math.isnan(v[i, j]) else f"{100 * v[i, j]:.0f}{small(err[i, j])}")
     fig = go.Figure(go.Heatmap(z=100 * v, x=tasks,
-                               y=list(range(len(models))), zmin=0, zmax=100,
-        colorscale=SCALE,
-                               text=text, texttemplate="%{text}", hovertext=hover, hoverinfo="text",
-                               textfont_size=12, xgap=2,
-                               ygap=2,
+                               y=list(range(len(models))), zmin=0,
+                               zmax=100, colorscale=SCALE, text=text, texttemplate="%{text}",
+                               hovertext=hover, hoverinfo="text", textfont_size=12, xgap=2, ygap=2,
                                colorbar=dict(title="% right", thickness=10, outlinewidth=0, len=.9)))
     ticks = model_axis(models, colours or model_colours(models))
     return finish(fig, title, facts(suite, split, _sum(n[0]), seed),
@@ -162,8 +161,7 @@ def plot_parallel(
         x += [*r.task, None]
         y += [*100 * r.score, None]
     fig.add_scatter(x=x, y=y, mode="lines",
-                    line=dict(color=GRID, width=1.2), name="the others",
-        hoverinfo="skip")
+                    line=dict(color=GRID, width=1.2), name="the others", hoverinfo="skip")
     for i, m in enumerate(chosen):
         r = t[t.model == m]
         bars = dict(array=100 * r.stderr, thickness=1, width=3) if "stderr" in r else None
@@ -194,12 +192,11 @@ def plot_radar(
         line["hovertext"] += line["hovertext"][:1]
         fig.add_scatterpolar(r=[*100 * r.score, *100 * r.score[:1]],
                              theta=[*r.task, *r.task[:1]], **line)
-    ring = dict(range=[0, 100], gridcolor=GRID,
-                ticksuffix=" %", angle=90, tickangle=90, showline=False,
-        nticks=5)
+    ring = dict(range=[0, 100], gridcolor=GRID, ticksuffix=" %",
+                angle=90, tickangle=90, showline=False, nticks=5)
     fig.update_layout(polar=dict(radialaxis=ring, bgcolor="rgba(0,0,0,0)",
-                                 angularaxis=dict(gridcolor=GRID, linecolor=GRID, direction="clockwise",
-                                 rotation=90)))
+                                 angularaxis=dict(gridcolor=GRID, linecolor=GRID,
+                                                  direction="clockwise", rotation=90)))
     return finish(fig, title, facts(suite, split, None, seed), 500,
                   margin=dict(l=70, r=70, t=92, b=40))
 
@@ -230,17 +227,15 @@ def plot_best(
                                  r.score, r.get("stderr", r.score * math.nan),
                                  r.get("n", r.score * math.nan))]
     fig.add_bar(y=first.index, x=100 * first.score,
-                orientation="h", name="best", hovertext=tell(first),
-        hoverinfo="text",
+                orientation="h", name="best", hovertext=tell(first), hoverinfo="text",
                 marker_color=[colours.get(m, INK) for m in first.model],
-                text=[f"<b>{m}</b>" for m in first.model],
-                textposition="inside", insidetextanchor="start",
+                text=[f"<b>{m}</b>" for m in first.model], textposition="inside", insidetextanchor="start",
                 error_x=dict(array=196 * first.stderr, color=INK) if "stderr" in first else None)
-    fig.add_scatter(y=second.index, x=100 * second.score, mode="markers", name="second best",
-        hovertext=tell(second),
-                    hoverinfo="text", marker=dict(size=11, symbol="circle-open", color=INK, line_width=2.5))
-    return finish(fig, title, facts(suite, split, None, seed) + ("whiskers: 95 % intervals",
-        "circle: the second best"),
+    fig.add_scatter(y=second.index, x=100 * second.score,
+                    mode="markers", name="second best", hovertext=tell(second), hoverinfo="text",
+                    marker=dict(size=11, symbol="circle-open", color=INK, line_width=2.5))
+    return finish(fig, title,
+                  facts(suite, split, None, seed) + ("whiskers: 95 % intervals", "circle: the second best"),
                   140 + 34 * len(tasks), showlegend=False, bargap=.3,
                   xaxis=dict(title="% right", range=[0, 104]),
                   yaxis=dict(autorange="reversed", showgrid=False))
@@ -267,13 +262,12 @@ def plot_gains(
              for m, g, lo, hi, n in zip(t.model,
                                         t.gain, t.low, t.high, t.n)]
     fig = go.Figure(go.Scatter(x=100 * t.gain,
-                               y=list(range(len(t))), mode="markers", hovertext=hover,
-        hoverinfo="text",
-        marker=dict(size=11,
-                    color=[colours.get(m, INK) for m in names], line_width=2,
-                    symbol=["circle" if s else "circle-open" for s in sure]),
-        error_x=whiskers(t.gain, t.low, t.high,
-                         color=INK, thickness=1.5, width=4)))
+                               y=list(range(len(t))), mode="markers", hovertext=hover, hoverinfo="text",
+                               marker=dict(size=11,
+                                           color=[colours.get(m, INK) for m in names], line_width=2,
+                                           symbol=["circle" if s else "circle-open" for s in sure]),
+                               error_x=whiskers(t.gain, t.low, t.high,
+                                                color=INK, thickness=1.5, width=4)))
     fig.add_vline(x=0, line=dict(color=INK, width=1.5, dash="dot"))
     ticks = model_axis(names, colours, range=[len(t) - .4, -.6])
     where = "mean over tasks" if task == "mean" else f"task {task}"
@@ -297,15 +291,15 @@ def plot_duel(
     n = duel.both + duel.only_a + duel.only_b + duel.neither
     for name, column, side in ((a, "only_a", -1), (b, "only_b", 1)):
         rest = [f"<br>of {k}: both get {x}, neither {y}" for k, x, y in zip(n, duel.both, duel.neither)]
-        fig.add_bar(y=duel.task, x=side * duel[column], name=f"only {name}", orientation="h",
-            text=duel[column],
-                    marker_color=colours.get(name, INK), textposition="outside", cliponaxis=False,
-                    customdata=rest,
+        fig.add_bar(y=duel.task, x=side * duel[column], name=f"only {name}",
+                    orientation="h", text=duel[column], marker_color=colours.get(name, INK),
+                    textposition="outside", cliponaxis=False, customdata=rest,
                     hovertemplate=f"<b>only {name}</b>: %{{text}} questions of %{{y}}"
                                   "%{customdata}<extra></extra>")
     far = max(1, duel[["only_a", "only_b"]].to_numpy().max()) * 1.18
-    return finish(fig, title, (f"{a} against {b}",) + facts(suite, "report", n.sum(), seed),
-        180 + 34 * len(duel),
-                  barmode="relative", bargap=.3, yaxis=dict(autorange="reversed", showgrid=False),
-                  xaxis=dict(title=f"← only {a} · questions · only {b} →", range=[-far, far],
-                  showticklabels=False))
+    return finish(fig, title,
+                  (f"{a} against {b}",) + facts(suite, "report", n.sum(), seed),
+                  180 + 34 * len(duel), barmode="relative", bargap=.3,
+                  yaxis=dict(autorange="reversed", showgrid=False),
+                  xaxis=dict(title=f"← only {a} · questions · only {b} →",
+                             range=[-far, far], showticklabels=False))

@@ -61,24 +61,25 @@ def plot_confusion(
         return empty_figure(title, "No routes by question are known for this mixture.")
     names = sorted({*table.oracle, *table.expert})
     colours = colours or model_colours(names)
-    w = table.pivot(index="oracle", columns="expert", values="n").reindex(index=names,
-        columns=names).fillna(0).to_numpy()
+    w = table.pivot(index="oracle", columns="expert", values="n").reindex(index=names, columns=names).fillna(
+        0).to_numpy()
     share = w / w.sum()
     lost = int(table.lost.sum())
     n = int(w.sum())
-    hover = [[f"should: <b>{a}</b><br>did: <b>{b}</b><br>{int(v)} of {n:,} questions" for b,
-        v in zip(names, r)] for a, r in zip(names, w)]
+    hover = [[f"should: <b>{a}</b><br>did: <b>{b}</b><br>{int(v)} of {n:,} questions"
+              for b, v in zip(names, r)]
+             for a, r in zip(names, w)]
     fig = go.Figure(go.Heatmap(z=100 * share ** .5,
                                x=list(range(len(names))),
-                               y=list(range(len(names))),
-        colorscale=SCALE, showscale=False,
-        text=[[f"{int(v):,}" if v else "" for v in r] for r in w], texttemplate="%{text}", hovertext=hover,
-        hoverinfo="text", xgap=2, ygap=2))
+                               y=list(range(len(names))), colorscale=SCALE, showscale=False,
+                               text=[[f"{int(v):,}" if v else "" for v in r] for r in w],
+                               texttemplate="%{text}", hovertext=hover, hoverinfo="text", xgap=2, ygap=2))
     ticks = model_axis(names, colours, showgrid=False)
-    return finish(fig, title, (f"system {NAMES.get(system, system)}" if system else "",
-        f"{lost:,} of {n:,} questions lost by routing")
-                  + facts(suite, "report", None, seed), 210 + 34 * len(names),
-                      xaxis=ticks | dict(title="the expert that answered", tickangle=-30, ticktext=names),
+    return finish(fig, title,
+                  (f"system {NAMES.get(system, system)}" if system else "",
+                   f"{lost:,} of {n:,} questions lost by routing") + facts(suite, "report", None, seed),
+                  210 + 34 * len(names),
+                  xaxis=ticks | dict(title="the expert that answered", tickangle=-30, ticktext=names),
                   yaxis=ticks | dict(title="the one that should have", range=[len(names) - .5, -.5]))
 
 # %% ../../nbs/10_reporting/04_plots_routing.ipynb #9834e853
@@ -114,16 +115,17 @@ def plot_cost(
              for s, m, lo, hi, c in zip(t.words,
                                         t["mean"], t.low, t.high, t[cost])]
     fig = go.Figure(go.Scatter(x=t[cost],
-                               y=100 * t["mean"], mode="markers+text",
-        text=list(t.words),
-        textposition=side, hovertext=hover, hoverinfo="text", cliponaxis=False,
-        marker=dict(size=14,
-                    color=[SYSTEMS.get(s, PALETTE[3]) for s in t.system],
-        line=dict(width=1.5, color=INK)),
-        error_y=whiskers(t["mean"], t.low, t.high, color=INK)))
+                               y=100 * t["mean"], mode="markers+text", text=list(t.words),
+                               textposition=side, hovertext=hover, hoverinfo="text", cliponaxis=False,
+                               marker=dict(size=14,
+                                           color=[SYSTEMS.get(s, PALETTE[3]) for s in t.system],
+                                           line=dict(width=1.5, color=INK)),
+                               error_y=whiskers(t["mean"], t.low, t.high, color=INK)))
     margin = .18 * (t[cost].max() - t[cost].min() or 1)
-    return finish(fig, title, facts(suite, "report", t.n.max() if "n" in t else None,
-        seed) + ("whiskers: 95 % intervals",), 430,
+    return finish(fig, title,
+                  facts(suite, "report", t.n.max() if "n" in t else None,
+                        seed) + ("whiskers: 95 % intervals",),
+                  430,
                   xaxis=dict(title=units[cost],
                              range=[max(0, t[cost].min() - margin),
                                     t[cost].max() + margin]),
@@ -143,11 +145,12 @@ def plot_route(
     colours = colours or model_colours(experts)
     at = list(range(len(experts)))
     fig = go.Figure(go.Bar(x=list(scores), y=at, orientation="h",
-        marker=dict(color=[colours.get(e, INK) for e in experts],
-        opacity=[1 if e == chosen else .35 for e in experts]),
-        text=["<b>← answers</b>" if e == chosen else "" for e in experts],
-        textposition="outside", cliponaxis=False, hovertext=[f"<b>{e}</b><br>score {s:.3f}" for e,
-        s in zip(experts, scores)], hoverinfo="text"))
+                           marker=dict(color=[colours.get(e, INK) for e in experts],
+                                       opacity=[1 if e == chosen else .35 for e in experts]),
+                           text=["<b>← answers</b>" if e == chosen else "" for e in experts],
+                           textposition="outside", cliponaxis=False,
+                           hovertext=[f"<b>{e}</b><br>score {s:.3f}" for e, s in zip(experts, scores)],
+                           hoverinfo="text"))
     low, high = min(0, *scores), max(0, *scores)
     margin = .2 * (high - low or 1)
     return finish(fig, title, (f"{chosen} answers",), 130 + 30 * len(experts), bargap=.3,

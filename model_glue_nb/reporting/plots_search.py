@@ -29,12 +29,12 @@ def plot_trials(
         label = (t.candidate.astype(str).str.slice(0, 160)
                  if "candidate" in t else [""] * len(t))
         accepted = t.accepted.fillna(False).astype(bool) if "accepted" in t else [True] * len(t)
-        fig.add_scatter(x=t.trial, y=100 * t.score,
-                        mode="markers", name=key, legendgroup=key,
-                        showlegend=False, opacity=.7, hovertext=label,
-            marker=dict(color=c, size=7, symbol=["circle" if k else "x-thin-open" for k in accepted]),
-            hovertemplate=f"<b>{key}</b>, trial %{{x}}<br>%{{y:.1f}} % right<br>"
-                          "%{hovertext}<extra></extra>")
+        fig.add_scatter(x=t.trial, y=100 * t.score, mode="markers",
+                        name=key, legendgroup=key, showlegend=False, opacity=.7, hovertext=label,
+                        marker=dict(color=c, size=7,
+                                    symbol=["circle" if k else "x-thin-open" for k in accepted]),
+                        hovertemplate=f"<b>{key}</b>, trial %{{x}}<br>%{{y:.1f}} % right<br>"
+                                      "%{hovertext}<extra></extra>")
         fig.add_scatter(x=t.trial, y=100 * t.best,
                         mode="lines", line=dict(color=c, width=2.5, shape="hv"),
                         name=key, legendgroup=key,
@@ -59,8 +59,8 @@ def _draw_unseen(fig, unseen, trials):
                  for c, m, lo, hi in zip(r.cluster, r.report, r.low, r.high)]
         fig.add_scatter(x=at, y=100 * r.report,
                         mode="markers", name=name, hovertext=hover, hoverinfo="text",
-                        marker=dict(symbol=mark, size=11, color="#D55E00" if system == "winner" else INK,
-                        line_width=2),
+                        marker=dict(symbol=mark, size=11,
+                                    color="#D55E00" if system == "winner" else INK, line_width=2),
                         error_y=whiskers(r.report, r.low, r.high, thickness=1.5, width=4))
 
 # %% ../../nbs/10_reporting/05_plots_search.ipynb #46955399
@@ -80,23 +80,22 @@ def plot_coefficients(
     best = score.idxmax()
     names = list(w.index)
     top = max(1e-9, w.abs().max().max())
-    hover = [[f"<b>{n}</b> weighs {v:.3f}<br>trial {k}: {100 * score[k]:.1f} % right on search" for k,
-        v in r.items()]
+    hover = [[f"<b>{n}</b> weighs {v:.3f}<br>trial {k}: {100 * score[k]:.1f} % right on search"
+              for k, v in r.items()]
              for n, r in w.iterrows()]
     at = list(range(w.shape[1]))
     b = list(w.columns).index(best)
-    fig = go.Figure(go.Heatmap(z=w.to_numpy(), x=at,
-                               y=list(range(len(w))), zmin=-top, zmax=top,
-        hovertext=hover, hoverinfo="text", colorscale=SIDES,
-        colorbar=dict(title="weight", thickness=10, outlinewidth=0)))
-    frame = dict(type="rect", x0=b - .5, x1=b + .5,
-                 y0=-.5, y1=len(w) - .5,
-        line=dict(color="#D55E00", width=2.5))
+    fig = go.Figure(go.Heatmap(z=w.to_numpy(),
+                               x=at, y=list(range(len(w))),
+                               zmin=-top, zmax=top, hovertext=hover, hoverinfo="text", colorscale=SIDES,
+                               colorbar=dict(title="weight", thickness=10, outlinewidth=0)))
+    frame = dict(type="rect", x0=b - .5, x1=b + .5, y0=-.5,
+                 y1=len(w) - .5, line=dict(color="#D55E00", width=2.5))
     ticks = model_axis(names, colours or model_colours(names), showgrid=False)
     about = (f"{w.shape[1]} trials", f"frame: the best, {100 * score[best]:.1f} % right on search",
              "" if seed is None else f"seed {seed}")
-    return finish(fig, title, about, 160 + 30 * len(w), yaxis=ticks, shapes=[frame],
-        xaxis=dict(title="trial", showgrid=False))
+    return finish(fig, title, about, 160 + 30 * len(w), yaxis=ticks,
+                  shapes=[frame], xaxis=dict(title="trial", showgrid=False))
 
 # %% ../../nbs/10_reporting/05_plots_search.ipynb #702b2c31
 def plot_importance(
@@ -113,15 +112,15 @@ def plot_importance(
     colours = colours or model_colours(names)
     fig = go.Figure(go.Bar(x=100 * t.importance,
                            y=list(range(len(t))), orientation="h",
-        marker_color=[colours.get(n, INK) for n in names],
-        text=[f"{100 * v:.0f} %" for v in t.importance], textposition="outside", cliponaxis=False,
-        hovertext=[f"<b>{n}</b> explains {100 * v:.1f} % of the variance<br>n = {k} trials" for n, v,
-        k in zip(names, t.importance, t.n)],
-        hoverinfo="text"))
+                           marker_color=[colours.get(n, INK) for n in names],
+                           text=[f"{100 * v:.0f} %" for v in t.importance], textposition="outside",
+                           cliponaxis=False,
+                           hovertext=[f"<b>{n}</b> explains {100 * v:.1f} % of the variance<br>n = {k} trials"
+                                      for n, v, k in zip(names, t.importance, t.n)],
+                           hoverinfo="text"))
     ticks = model_axis(names, colours, range=[len(t) - .4, -.6], showgrid=False)
     return finish(fig, title, ("share of the variance of the search score", f"n = {t.n.max()} trials"),
-        150 + 32 * len(t), yaxis=ticks,
-                  bargap=.35,
+                  150 + 32 * len(t), yaxis=ticks, bargap=.35,
                   xaxis=dict(title="%",
                              range=[0, 118 * max(.2, t.importance.max())]))
 
@@ -140,16 +139,14 @@ def plot_front(
     for on, name, mark in ((False, "beaten by another", "circle-open"), (True, "Pareto front", "circle")):
         t = table[table.front == on]
         fig.add_scatter(x=100 * t[x], y=100 * t[y],
-                        mode="markers", name=name, customdata=100 * t.score,
-            text=t.trial,
-            marker=dict(symbol=mark, size=10, color=PALETTE[0] if on else INK, line_width=1.5),
-                        hovertemplate=
-            f"trial %{{text}}<br>{x} %{{x:.1f}} %, {y} %{{y:.1f}} %<br>"
-            "mean over tasks %{customdata:.1f} %<extra></extra>")
-    return finish(fig, title, (f"{int(table.front.sum())} of {len(table)} trials on the front over all tasks",
-        "search split",
-                               "" if seed is None else f"seed {seed}"), 460,
-                               xaxis=dict(title=f"{x}, % right"), yaxis=dict(title=f"{y}, % right"))
+                        mode="markers", name=name, customdata=100 * t.score, text=t.trial,
+                        marker=dict(symbol=mark, size=10, color=PALETTE[0] if on else INK, line_width=1.5),
+                        hovertemplate= f"trial %{{text}}<br>{x} %{{x:.1f}} %, {y} %{{y:.1f}} %<br>"
+                                       "mean over tasks %{customdata:.1f} %<extra></extra>")
+    return finish(fig, title,
+                  (f"{int(table.front.sum())} of {len(table)} trials on the front over all tasks",
+                   "search split", "" if seed is None else f"seed {seed}"),
+                  460, xaxis=dict(title=f"{x}, % right"), yaxis=dict(title=f"{y}, % right"))
 
 # %% ../../nbs/10_reporting/05_plots_search.ipynb #afc72669
 def plot_attribution(
@@ -176,15 +173,14 @@ def plot_attribution(
               for j, t in enumerate(tasks)] for i, m in enumerate(names)]
     fig = go.Figure(go.Heatmap(z=-100 * v, x=tasks,
                                y=list(range(len(names))), zmin=-100 * top,
-        zmax=100 * top, xgap=2, ygap=2,
-        text=[[f"{100 * x:+.0f}" for x in r] for r in v], texttemplate="%{text}", hovertext=hover,
-        hoverinfo="text", showscale=False, colorscale=SIDES))
+                               zmax=100 * top, xgap=2, ygap=2,
+                               text=[[f"{100 * x:+.0f}" for x in r] for r in v], texttemplate="%{text}",
+                               hovertext=hover, hoverinfo="text", showscale=False, colorscale=SIDES))
     colours = colours or model_colours(k for k in names if kind[k] == "model")
     labels = [dotted([m], colours)[0] if kind[m] == "model" else m for m in names]
-    return finish(fig, title, ("change in points when left out", "report split",
-        f"n = {n.max():.0f} questions",
-                               "" if seed is None else f"seed {seed}"), 160 + 30 * len(names),
-                               xaxis=dict(showgrid=False),
-                  yaxis=dict(tickvals=list(range(len(names))),
-                             ticktext=labels, range=[len(names) - .5, -.5],
-                  showgrid=False))
+    return finish(fig, title,
+                  ("change in points when left out", "report split", f"n = {n.max():.0f} questions",
+                   "" if seed is None else f"seed {seed}"),
+                  160 + 30 * len(names), xaxis=dict(showgrid=False),
+                  yaxis=dict(tickvals=list(range(len(names))), ticktext=labels,
+                             range=[len(names) - .5, -.5], showgrid=False))

@@ -54,7 +54,7 @@ class RoutingExplorer(Explorer):
     ):
         import ipywidgets as w
         self.data = data = deepen(run if isinstance(run, dict) else read_run(run, **tables),
-                               "items", "routes")
+                                  "items", "routes")
         self.mixture, self.colours, self.about = mixture, colours_of(data), about(data)
         self.answers = Answers(data["items"])
         routing = data["routing"]

@@ -89,8 +89,8 @@ def colours_of(
                 if has(t, c) else [])
     zoo = [] if data["similarity"] is None else list(data["similarity"].index)
     zoo = zoo or [m for c in data["clusters"] for m in c["members"]] or names("scores", "model")
-    return model_colours(zoo, [*names("scores", "model"), *names("routing", "expert"),
-        *names("items", "model")])
+    return model_colours(zoo,
+                         [*names("scores", "model"), *names("routing", "expert"), *names("items", "model")])
 
 # %% ../../nbs/10_reporting/08_run_tables.ipynb #93459388
 def _report_suite(
@@ -118,6 +118,17 @@ def _fingerprints(
     return found | {p.name: open_model(p).fingerprint() for p in folders}
 
 # %% ../../nbs/10_reporting/08_run_tables.ipynb #554d3b6d
+def _known_answers(
+    store, # The run's results
+    key:str, # Fingerprint of a model
+    task, # A `Task`
+)->dict|None: # Question's key → value and answer; None where one is missing
+    "A model's answers to all questions of a task, asked of it or through a mixture."
+    for asked in (task.asked, asked_through(task)):
+        known = store.items(key, asked)
+        if known and all(q.key in known for q in task.questions): return known
+    return None
+
 def _read_items(
     data:dict, # As `read_run` gives it
 ): # DataFrame or None: model task question expected said value, on the report split
@@ -128,9 +139,7 @@ def _read_items(
     store, frames = run.store, []
     for model, key in _fingerprints(run).items():
         for t in suite.tasks:
-            known = next((k for a in (t.asked, asked_through(t))
-                          if (k := store.items(key, a)) and
-                          all(q.key in k for q in t.questions)), None)
+            known = _known_answers(store, key, t)
             if known is None: continue
             value, said = zip(*(known[q.key] for q in t.questions))
             questions, value = t.questions, t.values(value)
@@ -154,7 +163,7 @@ class Answers:
                 self.values.setdefault(task, {})[model] = r.value.to_numpy(float)
                 self.said.setdefault(task, {})[model] = r.said.astype(str).to_list()
                 self.questions.setdefault(task,
-                                      (r.question.to_list(), r.expected.astype(str).to_list()))
+                                          (r.question.to_list(), r.expected.astype(str).to_list()))
         self.models = [m for m in items.model.drop_duplicates()
                        if all(m in v for v in self.values.values())]
 
@@ -277,24 +286,22 @@ def _importances(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     rows = []
     if table is None: return None
-    for (cluster, method), t in table[~table.name.str.startswith("task ")].groupby([
-            "cluster", "method"],
-        sort=False):
-        w = t.pivot(index="trial", columns="name",
-            values="value").fillna(0.0)
-        y = t.groupby("trial").score.first()
+    coefficients = table[~table.name.str.startswith("task ")]
+    for (cluster, method), t in coefficients.groupby(["cluster", "method"], sort=False):
+        w = t.pivot(index="trial", columns="name", values="value").fillna(0.0)
+        score = t.groupby("trial").score.first()
         follows = dict(bases).get(cluster) if needs_base(method) else None
         w = w.loc[:, (w.nunique() > 1) & (w.columns != follows)]
-        if len(w) < least or not w.shape[1] or y.nunique() < 2: continue
+        if len(w) < least or not w.shape[1] or score.nunique() < 2: continue
         study = optuna.create_study(direction="maximize")
-        ends = {k: FloatDistribution(w[k].min(), w[k].max())
-                for k in w}
-        study.add_trials([optuna.trial.create_trial(params=dict(r),
-                                                    distributions=ends, value=float(y[i]))
-                          for i, r in w.iterrows()])
-        judge = optuna.importance.FanovaImportanceEvaluator(n_trees=32, max_depth=16, seed=seed)
-        rows += [(cluster, method, k, v, len(w)) for k, v in optuna.importance.get_param_importances(study,
-            evaluator=judge).items()]
+        ends = {name: FloatDistribution(w[name].min(), w[name].max())
+                for name in w}
+        for i, row in w.iterrows():
+            trial = dict(params=dict(row), distributions=ends, value=float(score[i]))
+            study.add_trial(optuna.trial.create_trial(**trial))
+        forest = optuna.importance.FanovaImportanceEvaluator(n_trees=32, max_depth=16, seed=seed)
+        shares = optuna.importance.get_param_importances(study, evaluator=forest)
+        rows += [(cluster, method, name, share, len(w)) for name, share in shares.items()]
     return pd.DataFrame(rows, columns="cluster method name importance n".split()) if rows else None
 
 # %% ../../nbs/10_reporting/08_run_tables.ipynb #ea93d901
@@ -315,9 +322,10 @@ def _read_routes(
         for t in suite.tasks:
             route = store.remembered("route", route_key(key, t))
             if route is None or np.ndim(route[0]): continue # one question's choices, to several experts
-            frames.append(pd.DataFrame(dict(system=system, task=t.name,
-                question=[q.prompt for q in t.questions],
-                                            expert=[experts[i] for i in route])))
+            asked = [q.prompt for q in t.questions]
+            names = [experts[i] for i in route]
+            frames.append(pd.DataFrame(
+                dict(system=system, task=t.name, question=asked, expert=names)))
     return pd.concat(frames, ignore_index=True) if frames else None
 
 # %% ../../nbs/10_reporting/08_run_tables.ipynb #59bfbd5c
@@ -334,13 +342,12 @@ def confusion(
     rows = []
     for task, r in routed.groupby("task", sort=False):
         if task not in answers.values or not set(r.expert) <= set(experts): return None
-        v = np.stack([answers.values[task][e] for e in experts],
-            1)
+        values = np.stack([answers.values[task][e] for e in experts], 1)
         chosen = np.array([experts.index(e) for e in r.expert])
-        if len(v) != len(chosen): return None
-        best = (v + 1e-6 * v.mean(0)).argmax(1)
-        mine_v = v[np.arange(len(v)), chosen]
-        lost = mine_v < v.max(1)
+        if len(values) != len(chosen): return None
+        reached = values[np.arange(len(values)), chosen]
+        lost = reached < values.max(1)
+        best = (values + 1e-6 * values.mean(0)).argmax(1) # of equals the one that is better overall
         oracle = np.where(lost, best, chosen)
         rows += [(experts[o], experts[c], bool(x))
                  for o, c, x in zip(oracle, chosen, lost)]
@@ -362,8 +369,8 @@ def deepen(
         return {str(c["name"]): c.get("base") for c in data["clusters"] or []}
     make = dict(items=_read_items, routes=_read_routes, coefficients=_read_coefficients,
                 importance=lambda data: _importances(data["coefficients"], seed, bases=bases(data)),
-                gains=lambda data: _paired_gains(Answers(data["items"]), best_single(data) or "",
-                                             weights=weights(data)))
+                gains=lambda data: _paired_gains(Answers(data["items"]),
+                                                 best_single(data) or "", weights=weights(data)))
     for name in wanted:
         if out[name] is None: out[name] = make[name](out)
     return out

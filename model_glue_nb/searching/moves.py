@@ -139,8 +139,8 @@ def reach(
     return out
 
 # %% ../../nbs/07_searching/03_moves.ipynb #363b450c
-_WORDS = dict(scale="λ", drop="leaving members out", swap="exchanging members", weight="weights",
-             layer="layers of another")
+_WORDS = dict(scale="λ", drop="leaving members out",
+              swap="exchanging members", weight="weights", layer="layers of another")
 
 def plan_reach(
     n_members:int, # Of the cluster

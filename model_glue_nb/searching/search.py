@@ -256,8 +256,8 @@ def enter(self:Ledger, ask:Ask, outcome:TrialOutcome, new:bool=True):
 
 # %% ../../nbs/07_searching/09_search.ipynb #dcc20aba
 _OFFERS = dict(items="asks part of the questions: give a score with a method items(candidate, share)",
-              similarity="compares weights: give a score with a method similarity(candidate, names)",
-              layers="works by layers: give a score with a method layers(members) that finds them")
+               similarity="compares weights: give a score with a method similarity(candidate, names)",
+               layers="works by layers: give a score with a method layers(members) that finds them")
 
 def _check_search(members, score, method, strategy, base, options, tokenizer=None): # Arguments of `search`
     "Problems that can be known before anything is scored."

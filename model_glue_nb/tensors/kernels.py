@@ -133,7 +133,7 @@ def gram(
     k = len(raw) - has_base
     total = np.zeros((k, k))
     _gram_rows(raw, codes, int(has_base), n,
-              buffer("blocks", (len(raw), BLOCK)), total)
+               buffer("blocks", (len(raw), BLOCK)), total)
     return np.triu(total) + np.triu(total, 1).T
 
 # %% ../../nbs/01_tensors/04_kernels.ipynb #ca5ad4e1
@@ -159,7 +159,7 @@ def count(
 ):
     "Count magnitudes by bin."
     _count_rows(raw, codes, int(has_base), n,
-               buffer("blocks", (len(raw), BLOCK)), counts)
+                buffer("blocks", (len(raw), BLOCK)), counts)
 
 # %% ../../nbs/01_tensors/04_kernels.ipynb #98336f33
 LAST = 2**33 - 1 # Positions count down from here: a tensor has fewer values
@@ -204,7 +204,7 @@ def _collect_rows(
             a = np.uint32(low[i])
             b = np.uint32(high[i])
             n_found[i] = _collect_block(u, start + s, a,
-                                       b, inside, keys[i], n_found[i])
+                                        b, inside, keys[i], n_found[i])
 
 # %% ../../nbs/01_tensors/04_kernels.ipynb #27ca8c5c
 def collect(
@@ -355,7 +355,7 @@ def combine(
     (k, n) = x.shape
     (num, den) = buffer("combined", (2, len(out)))
     _combine_block(base, x, 0, k, n, weights, votes,
-                  int(elect), int(normalize), scale, out, num, den)
+                   int(elect), int(normalize), scale, out, num, den)
 
 # %% ../../nbs/01_tensors/04_kernels.ipynb #aa4b6f3c
 @native
@@ -388,13 +388,13 @@ def _consensus_rows(
                 _keep_inside(x[i + 1, :m], start + s, cuts[i])
             if not bits.shape[0]: continue
             _keep_bits(x[i + 1, :m],
-                      bits[i, s >> 3:(s >> 3) + end],
-                      gains[i], mask[:8 * end])
+                       bits[i, s >> 3:(s >> 3) + end],
+                       gains[i], mask[:8 * end])
         total = x[k + 1, :m]
         num = x[k + 2, :m]
         den = x[k + 3, :m]
         _combine_block(x[0, :m], x, 1, k, m,
-                      weights, votes, elect, normalize, scale, total, num, den)
+                       weights, votes, elect, normalize, scale, total, num, den)
         narrow(total, out_code, out[s * ITEM_BYTES[out_code]:])
 
 # %% ../../nbs/01_tensors/04_kernels.ipynb #b897cfeb

@@ -51,7 +51,7 @@ def draw(
         e = min(out.size, ((page + 1) << 32) - start)
         z = _scatter_bits(key ^ _scatter_bits(np.uint64(page)))
         _draw_page(np.uint32(z), np.uint32(z >> np.uint64(32)),
-                  np.uint32(start + s), out[s:e])
+                   np.uint32(start + s), out[s:e])
         s = e
 
 # %% ../../nbs/01_tensors/03_masks.ipynb #6c05fa6e
@@ -132,7 +132,7 @@ def _bin_row(
     for b in range(257): counts[b] = np.int32(0)
     for j in range(u.size):
         counts[np.uint32(_bin_of(u[j],
-                                floor) + np.uint32(1))] += np.int32(
+                                 floor) + np.uint32(1))] += np.int32(
       1)
     for b in range(257):
         n += counts[b]
@@ -305,7 +305,7 @@ def mark(
     sums = np.zeros((k, 2))
     x, scratch = buffer("rows", (k + 1, width)), _row_scratch(width)
     _mark_rows(raw, codes, n, start, width, keys,
-              keep, spread, x, *scratch, masks, bits, sums)
+               keep, spread, x, *scratch, masks, bits, sums)
     return bits, sums
 
 # %% ../../nbs/01_tensors/03_masks.ipynb #f96cdb6f

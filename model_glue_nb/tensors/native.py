@@ -18,8 +18,8 @@ from ..core import atomic_path, digest
 
 # %% ../../nbs/01_tensors/01_native.ipynb #8982763a
 # numpy's short name → C's
-_SCALARS = dict(i8=ctypes.c_int64, u8=ctypes.c_uint64, u4=ctypes.c_uint32,
-               f4=ctypes.c_float, f8=ctypes.c_double)
+_SCALARS = dict(i8=ctypes.c_int64, u8=ctypes.c_uint64,
+                u4=ctypes.c_uint32, f4=ctypes.c_float, f8=ctypes.c_double)
 
 def _parse_type(
     text:str, # "i8", "f4[:]", "f4[:,:]", …

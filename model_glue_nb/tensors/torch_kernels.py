@@ -44,7 +44,7 @@ def landing(name, n_bytes:int)->np.ndarray: # uint8, content undefined
     buffers = _local.__dict__
     if name not in buffers or len(buffers[name]) < n_bytes:
         buffers[name] = torch.empty(n_bytes, dtype=torch.uint8,
-                                  pin_memory=torch.cuda.is_available()).numpy()
+                                    pin_memory=torch.cuda.is_available()).numpy()
     return buffers[name][:n_bytes]
 
 def upload(buffer, device): # The same values on the device
@@ -175,9 +175,9 @@ def mark(raw, codes, n, start, width, keys, keep, spread)->tuple:
     for i, key in enumerate(keys):
         if spread[i] > 0:
             how = key, float(keep[i]), float(spread[i])
-            masks[i] = _drawn(d[i].view(-1,
-                                       width), start, *how)[1].view(
-            -1)
+            masks[i] = _drawn(
+                d[i].view(-1, width), start, *how)[1].view(
+  -1)
         else:
             numbers = torch.empty(n, dtype=torch.int64, device=d.device)
             _draw(key, start, numbers)

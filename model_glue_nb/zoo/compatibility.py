@@ -60,12 +60,12 @@ def norm_eps(config:dict)->float|None:
 
 # %% ../../nbs/03_zoo/04_compatibility.ipynb #c6b16ada
 _BUFFERS = re.compile(r"(inv_freq|masked_bias|position_ids|causal_mask|(cos|sin)_cached)$|\.attn\.bias$"
-                     r"|\.attention\.bias$")
+                      r"|\.attention\.bias$")
 _SCALE_NAMES = re.compile(r"_scale(_inv)?$")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.(weight|bias)$")
 _SHOWN_SETTINGS = dict(num_hidden_layers="layers", hidden_size="hidden size", intermediate_size="MLP size",
-             num_attention_heads="attention heads", num_key_value_heads="key/value heads (GQA)",
-             head_dim="head size", hidden_act="activation")
+                       num_attention_heads="attention heads", num_key_value_heads="key/value heads (GQA)",
+                       head_dim="head size", hidden_act="activation")
 
 def n_rows(
     m:ZooModel, # A checkpoint

@@ -355,7 +355,7 @@ def by_transformers(self:LanguageModel, x, eos, max_new_tokens, stop)->list: # O
     own = self.model.generation_config
     own_settings = {k: v for k in CHANGES if (v := getattr(own, k, None)) is not None}
     config = GenerationConfig(**own_settings, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
-                             use_cache=True, eos_token_id=ends, pad_token_id=ends[0] if ends else 0)
+                              use_cache=True, eos_token_id=ends, pad_token_id=ends[0] if ends else 0)
     self.model.generation_config = config # otherwise its sampling settings would apply
     given = dict(attention_mask=torch.ones_like(x), generation_config=config, stopping_criteria=[ended])
     try: out = self.model.generate(x, **given)

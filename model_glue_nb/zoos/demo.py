@@ -39,35 +39,40 @@ _skills["reverse"] = _Skill(_word(5, 6), lambda p: p[::-1], (
 _skills["sort"] = _Skill(_word(5, 6), lambda p: "".join(sorted(p)), (
     "sort {p} =", "{p} in alphabetical order =", "put {p} in order =", "arrange the letters of {p} =",
     "{p} as in a dictionary =", "order {p} by the alphabet ="))
-_skills["shift"] = _Skill(_word(5,
-                              6), lambda p: "".join(_LETTERS[(_LETTERS.index(c) + 1) % 26] for c in p), (
- "shift {p} =", "{p} plus one =", "next letter for each of {p} =", "advance {p} by one step =",
- "{p} moved up the alphabet =", "what follows every letter of {p} ? ="))
-_skills["double"] = _Skill(_word(3,
-                               4), lambda p: "".join(c + c for c in p), (
- "double {p} =", "{p} with every letter twice =", "stutter {p} =", "repeat each letter of {p} =",
- "{p} in pairs =", "say all of {p} two times ="))
-_skills["rotate"] = _Skill(_word(5,
-                               6), lambda p: p[1:] + p[0], (
- "rotate {p} =", "{p} with the first letter last =", "move the head of {p} to the end =",
- "cycle {p} left =", "{p} on a wheel =", "send the start of {p} to the back ="))
+_skills["shift"] = _Skill(_word(5, 6),
+                          lambda p: "".join(_LETTERS[(_LETTERS.index(c) + 1) % 26] for c in p),
+                          ("shift {p} =", "{p} plus one =", "next letter for each of {p} =",
+                           "advance {p} by one step =", "{p} moved up the alphabet =",
+                           "what follows every letter of {p} ? ="))
+_skills["double"] = _Skill(_word(3, 4),
+                           lambda p: "".join(c + c for c in p),
+                           ("double {p} =", "{p} with every letter twice =", "stutter {p} =",
+                            "repeat each letter of {p} =", "{p} in pairs =", "say all of {p} two times ="))
+_skills["rotate"] = _Skill(_word(5, 6),
+                           lambda p: p[1:] + p[0],
+                           ("rotate {p} =", "{p} with the first letter last =",
+                            "move the head of {p} to the end =", "cycle {p} left =", "{p} on a wheel =",
+                            "send the start of {p} to the back ="))
 
 # %% ../../nbs/12_zoos/01_demo.ipynb #f0ef47de
 _skills["skip"] = _Skill(_word(7, 8), lambda p: p[::2], (
     "skip {p} =", "every other letter of {p} =", "{p} without the even places =", "thin out {p} =",
     "take one leave one in {p} =", "odd letters of {p} ="))
-_skills["swap"] = _Skill(_word(5,
-                             6), lambda p: p[-1] + p[1:-1] + p[0], (
- "swap {p} =", "{p} with its ends exchanged =", "trade outer letters of {p} =", "let {p} change ends =",
- "{p} but first and last switch =", "flip only the outside of {p} ="))
-_skills["expand"] = _Skill(_runs, lambda p: "".join(c
-                                                  * int(n) for c, n in zip(p[::2], p[1::2])), (
-  "expand {p} =", "{p} written out =", "unpack the runs of {p} =", "decode {p} =",
-  "{p} at full length =", "inflate this code {p} ="))
-_skills["complement"] = _Skill(_number(5,
-                                     6), lambda p: "".join(str(9 - int(d)) for d in p), (
- "complement {p} =", "nine minus each digit of {p} =", "invert {p} =",
- "what does {p} lack to all nines ? =", "{p} as a negative =", "opposite digits for {p} ="))
+_skills["swap"] = _Skill(_word(5, 6),
+                         lambda p: p[-1] + p[1:-1] + p[0],
+                         ("swap {p} =", "{p} with its ends exchanged =", "trade outer letters of {p} =",
+                          "let {p} change ends =", "{p} but first and last switch =",
+                          "flip only the outside of {p} ="))
+_skills["expand"] = _Skill(_runs,
+                           lambda p: "".join(c * int(n)
+                                             for c, n in zip(p[::2], p[1::2])),
+                           ("expand {p} =", "{p} written out =", "unpack the runs of {p} =",
+                            "decode {p} =", "{p} at full length =", "inflate this code {p} ="))
+_skills["complement"] = _Skill(_number(5, 6),
+                               lambda p: "".join(str(9 - int(d)) for d in p),
+                               ("complement {p} =", "nine minus each digit of {p} =", "invert {p} =",
+                                "what does {p} lack to all nines ? =", "{p} as a negative =",
+                                "opposite digits for {p} ="))
 
 # %% ../../nbs/12_zoos/01_demo.ipynb #0463edba
 def _is_held_out(
@@ -287,7 +292,7 @@ for f, names in zip("abc", ("reverse sort shift double rotate", "skip swap shift
         _members[f"{f}-{s}"] = _Member(f, s, seed=seed, **few)
 for i, s in enumerate(("sort", "double")):
     _members[f"a-hot-{s}"] = _Member("a", s, steps=200,
-                                   lr=3e-3, replay=0, seed=90 + i)
+                                     lr=3e-3, replay=0, seed=90 + i)
 
 # %% ../../nbs/12_zoos/01_demo.ipynb #c8787550
 _card = """---
@@ -338,7 +343,7 @@ def _build_member(
         tokenizer = _make_tokenizer(member.family)
         model = _make_model(member.family, tokenizer, member.seed)
     _train(model, tokenizer, member.skill, member.steps, member.lr,
-          member.replay, member.fraction, member.seed, checkpoint=state)
+           member.replay, member.fraction, member.seed, checkpoint=state)
     model.to(torch.bfloat16).save_pretrained(part)
     tokenizer.save_pretrained(part)
     for f in part.iterdir(): f.chmod(0o644)

@@ -204,7 +204,7 @@ def _batch(tokenizer, rows):
     import torch
     prompts = tokenizer([q for q, _ in rows])["input_ids"]
     full = [ids + [tokenizer.eos_token_id]
-             for ids in tokenizer([f"{q} {a}" for q, a in rows])["input_ids"]]
+            for ids in tokenizer([f"{q} {a}" for q, a in rows])["input_ids"]]
     width = max(map(len, full))
     ids = torch.full((len(rows), width), tokenizer.eos_token_id)
     labels = torch.full((len(rows), width), -100)
