@@ -1,4 +1,4 @@
-"""Everything that is checked, in two lanes of stages side by side, stopping at the first failure.
+"""Everything that is checked, stage by stage, some side by side, stopping at the first failure.
 
     python tools/ci.py                 all stages
     python tools/ci.py pytest docs     only these
@@ -21,11 +21,10 @@ STAGES = dict(
     nbdev   = ("notebook tests", run + ["tools/notebook_tests.py"]),
     docs    = ("docs site: every link and page", run + ["tools/build_docs.py", "--check"]),
     browser = ("JupyterLab and the report in a real browser", pytest + ["-m", "browser", "tests/test_browser.py"]),
-    site    = ("the site in a real browser", pytest + ["-m", "browser", "-n", "2", "tests/test_site.py"]),
+    site    = ("the site in a real browser", pytest + ["-m", "browser", "tests/test_site.py"]),
     pytest  = ("laws and faults", pytest + two),
 )
-FIRST = "sync" # quick, and what it finds would be found again by all others
-LANES = [["nbdev", "pytest"], ["docs", "browser", "site"]] # side by side; the first uses both cores, the second what is left of them
+SIDE_BY_SIDE = [["sync"], ["nbdev", "docs"], ["browser", "site"], ["pytest"]] # a browser has long waits; what waits for it must not wait for three others
 
 class Failed(Exception): pass
 
@@ -59,31 +58,28 @@ class Board:
         for job in self.running.values():
             with suppress(ProcessLookupError): os.killpg(job.pid, signal.SIGTERM)
 
-def run_lane(
-    names, # Of stages, in order
+def run_stage(
+    name, # Of a stage
     board, # `Board`
 ):
-    "Run stages one after another."
-    for name in names:
-        with tempfile.TemporaryFile() as words:
-            began = time.time()
-            code = board.start(name, words).wait()
-            board.end(name, words, time.time() - began, code)
+    "Run a stage; what it says is printed when it has ended."
+    with tempfile.TemporaryFile() as words:
+        began = time.time()
+        code = board.start(name, words).wait()
+        board.end(name, words, time.time() - began, code)
 
 def run_all(
     chosen, # Names of stages
 ):
-    "Run the first stage, then the lanes side by side, until all is done or something fails."
+    "Run the stages in their order, some side by side, until all are done or one fails."
     board = Board(len(chosen))
-    lanes = [[n for n in lane if n in chosen] for lane in LANES]
-    try:
-        run_lane([n for n in chosen if n == FIRST], board)
-        with ThreadPoolExecutor(len(lanes)) as pool:
-            try: list(pool.map(lambda lane: run_lane(lane, board), lanes))
-            except BaseException: # the pool waits for its lanes
+    for group in ([n for n in names if n in chosen] for names in SIDE_BY_SIDE):
+        with ThreadPoolExecutor(max(1, len(group))) as pool:
+            try: list(pool.map(lambda name: run_stage(name, board), group))
+            except Failed: sys.exit(1)
+            except BaseException: # the pool waits for its stages
                 board.stop_all()
                 raise
-    except Failed: sys.exit(1)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
