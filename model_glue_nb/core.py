@@ -181,8 +181,7 @@ def _from_cell(
 ): # The value
     "The original value of a cell in a CSV file."
     return (x[1:]
-            if isinstance(x, str) and x[:1] == "'" and _taken_wrongly(x[1:])
-            else x)
+            if isinstance(x, str) and x[:1] == "'" and _taken_wrongly(x[1:]) else x)
 
 def _taken_wrongly(
     text:str, # A name

@@ -70,8 +70,7 @@ def own_group()->tuple[str,str]: # Its folder, "v1" or "v2"; empty where there i
     try: lines = open("/proc/self/cgroup").read().splitlines()
     except OSError: return "", ""
     groups = {names: path for _, names, path in (line.split(":", 2) for line in lines)}
-    older = next((path for names, path in groups.items() if "memory" in names.split(",")),
-                 None)
+    older = next((path for names, path in groups.items() if "memory" in names.split(",")), None)
     top, kind = ("/sys/fs/cgroup", "v2") if older is None else ("/sys/fs/cgroup/memory", "v1")
     path = groups.get("", "/") if older is None else older
     for folder in (top + path.rstrip("/"), top): # a container may show its own group as the top

@@ -28,8 +28,7 @@ def _choice_task(name, text="{{question}}\nAnswer:", **more)->dict:
     "A task whose likeliest choice counts."
     return (_common(name)
             | dict(output_type="multiple_choice", doc_to_text=text, doc_to_choice="{{choices}}",
-                   doc_to_target="label", metric_list=[dict(metric="acc"), dict(metric="acc_norm")])
-            | more)
+                   doc_to_target="label", metric_list=[dict(metric="acc"), dict(metric="acc_norm")]) | more)
 
 def write(name, n_examples=0, until=("\n",), max_new_tokens=16, **more)->dict:
     "A task whose generated text counts, ignoring white space."

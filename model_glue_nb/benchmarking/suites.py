@@ -174,8 +174,7 @@ def _pick_metric(
     "The metric that counts; by default acc_norm if there is one, else the task's first."
     if not scales: raise InputError(f"Task '{name}' has no metric that is a mean over questions.")
     def of(m):
-        return next((k for k in scales if k == m or k.split(",")[0] == m),
-                    None)
+        return next((k for k in scales if k == m or k.split(",")[0] == m), None)
     if wanted is None: return of(first) or next(iter(scales))
     if not of(wanted): raise unknown(f"metric of task '{name}' that is a mean over questions", wanted, scales)
     return of(wanted)

@@ -100,8 +100,7 @@ def _scale_of(
 )->str|None: # None when it is unknown which value belongs to which scale
     "The scale of a weight of eight bits."
     tensor = stored[name]
-    scale = next((stored[name + end] for end in ("_scale_inv", "_scale") if name + end in stored),
-                 None)
+    scale = next((stored[name + end] for end in ("_scale_inv", "_scale") if name + end in stored), None)
     if scale is None or len(tensor.shape) != 2: return None
     if not scale.name.endswith("_inv") and block is None:
         per_row = scale.n_values == tensor.shape[0] == scale.shape[0] if scale.shape else False

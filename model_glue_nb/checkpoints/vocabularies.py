@@ -35,8 +35,7 @@ def said_beside(
         if not all(k.isdecimal() and len(k) < 9 and isinstance(v, dict)
                    for k, v in decoder.items()):
             raise InputError(f"'{where}' has an odd added_tokens_decoder. Fetch it again.")
-        out = checked_added([v | dict(id=int(k)) for k, v in decoder.items()],
-                            where)
+        out = checked_added([v | dict(id=int(k)) for k, v in decoder.items()], where)
         roles = settings
     else:
         added = files.get("added_tokens.json", {})

@@ -72,12 +72,10 @@ def markdown(
     for i, row in enumerate(cells):
         repeated = i > 1 and row[0] == cells[i - 1][0]
         lines.append("| "
-                     + " | ".join(["" if repeated else row[0], *map(bold, row[1:])])
-                     + " |")
+                     + " | ".join(["" if repeated else row[0], *map(bold, row[1:])]) + " |")
     sides = ["---", "---", *["--:"] * (len(cells[0]) - 2)]
     return ("\n".join([lines[0],
-                       "|" + "|".join(sides) + "|", *lines[1:]])
-            + "\n")
+                       "|" + "|".join(sides) + "|", *lines[1:]]) + "\n")
 
 def latex(
     cells:list[list[str]], # As `laid_out` gives them
@@ -95,8 +93,7 @@ def latex(
         repeated = i > 1 and row[0] == cells[i - 1][0]
         if i > 1 and not repeated: lines.append(r"\midrule")
         lines.append(" & ".join(
-            ["" if repeated else bold(row[0]), *map(bold, row[1:])])
-                     + r" \\")
+            ["" if repeated else bold(row[0]), *map(bold, row[1:])]) + r" \\")
     sides = "ll" + "r" * (len(head.split(" & ")) - 2)
     top = [rf"\begin{{longtable}}{{{sides}}}", rf"\caption{{{plain(caption)}}}\\", r"\toprule", head]
     return "\n".join([*top, r"\midrule", r"\endhead", *lines, r"\bottomrule", r"\end{longtable}"]) + "\n"

@@ -177,8 +177,7 @@ def _questions_at(
 )->Suite:
     "Part of a suite."
     chosen = _items_at(ItemScores(
-        {t.name: np.arange(len(t.questions)) for t in suite.tasks}),
-                       positions)
+        {t.name: np.arange(len(t.questions)) for t in suite.tasks}), positions)
     def of(t): return tuple(t.questions[i] for i in chosen[t.name])
     return replace(suite, tasks=tuple(replace(t, questions=of(t)) for t in suite.tasks))
 

@@ -166,8 +166,7 @@ class Work:
 
     def add(self, model:ZooModel)->str:
         "Let later steps name a new model."
-        self.zoo = Zoo((*(m for m in self.zoo if m.name != model.name),
-                        model),
+        self.zoo = Zoo((*(m for m in self.zoo if m.name != model.name), model),
                        self.zoo.skipped)
         return model.name
 

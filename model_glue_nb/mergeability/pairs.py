@@ -419,8 +419,7 @@ def _compare_subspaces(
         spread = samples.std(0, ddof=1)
         lean = np.abs(samples.mean(0) - value)
         error = (error
-                 + _T_95 * spread * ((1 - len(every) / shape[0]) / len(groups))**.5
-                 + lean)
+                 + _T_95 * spread * ((1 - len(every) / shape[0]) / len(groups))**.5 + lean)
     comparable = has[:, None] == has # both have a base, or neither
     return (np.where(comparable, value, np.nan),
             np.where(comparable, np.minimum(error, 1), np.nan))

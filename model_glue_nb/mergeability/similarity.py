@@ -31,8 +31,7 @@ def role(
     name:str, # Tensor name
 )->str|None: # "attn", "mlp" or None for anything else (norms, embeddings, biases are not told apart here)
     "Which part of a layer a weight belongs to, by the field's naming."
-    return next((r for r, marks in ROLES.items() if any(m in name for m in marks)),
-                None)
+    return next((r for r, marks in ROLES.items() if any(m in name for m in marks)), None)
 
 def layer(
     name:str, # Tensor name
@@ -313,8 +312,7 @@ def table(self:Comparison,
         for place, mask in _grouped_weights(weights, by).items():
             place = dict(zip(("role", "layer", "tensor"), place))
             for m, v in values.items():
-                e = (np.sqrt((error[m][mask][:, i, j]**2).sum(
-                    0))
+                e = (np.sqrt((error[m][mask][:, i, j]**2).sum(0))
                      / mask.sum())
                 v = v[mask][:, i, j].mean(0)
                 frames.append(pd.DataFrame(
@@ -344,5 +342,4 @@ def similarity(
     progress:Progress=silent, # Called as work proceeds
 ): # DataFrame, n×n, by model name; NaN where two are not comparable; `attrs["skipped"]` has the reasons
     "Similarity of every pair of a zoo; models of different signatures are not comparable."
-    return compare_zoo(zoo, (metric,), share=share, store=store, progress=progress).nearness(
-        metric, roles)
+    return compare_zoo(zoo, (metric,), share=share, store=store, progress=progress).nearness(metric, roles)

@@ -81,8 +81,7 @@ def top_directions(
     values, vectors, turned = _by_products(y @ y.T) if exact else _by_lanczos(y)
     largest = np.flatnonzero(values > _NOTHING_MORE * max(values.max(initial=0), 1e-300))[:_N_TOP]
     vectors = vectors[:, largest]
-    return Directions((x.T @ vectors / np.sqrt(values[largest]) if wide else vectors).T,
-                      turned)
+    return Directions((x.T @ vectors / np.sqrt(values[largest]) if wide else vectors).T, turned)
 
 def _by_products(
     gram:np.ndarray, # (n, n) inner products of rows, or of columns

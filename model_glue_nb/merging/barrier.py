@@ -347,8 +347,7 @@ def cka_of_grams(
 )->float: # In [0, 1]
     "CKA from Gram matrices."
     return float((k * l).sum()
-                 / max(np.sqrt((k**2).sum() * (l**2).sum()),
-                       1e-300))
+                 / max(np.sqrt((k**2).sum() * (l**2).sum()), 1e-300))
 
 def compare_activations(
     zoo:Zoo, # Any models

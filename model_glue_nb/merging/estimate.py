@@ -90,8 +90,7 @@ class _Costs:
         reads, seconds, memory = known(_LONG)
         growth = max(memory - known(_HALF)[2], 0) / (2**20 - 2**18)
         return ((1 if held
-                 else reads if len(like.chunks()) > 1 else known(_SHORT)[0]),
-                seconds, growth)
+                 else reads if len(like.chunks()) > 1 else known(_SHORT)[0]), seconds, growth)
 
     def of(self,
         x, # `TensorTask`, `TensorInfo` or `Derived`

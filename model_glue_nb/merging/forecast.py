@@ -187,8 +187,7 @@ def _predictions(
         for group in batches_by_length([x for x, _ in ids]):
             x = torch.tensor([ids[i][0] for i in group], device=live.model.device)
             logits = live.model(input_ids=x,
-                                use_cache=False).logits[:, :-1].float().log_softmax(
-   -1)
+                                use_cache=False).logits[:, :-1].float().log_softmax(-1)
             for i, row, said in zip(group, logits.cpu().numpy(),
                                     x[:, 1:].cpu().numpy()):
                 at = ids[i][1] - 1

@@ -119,8 +119,7 @@ def runs(
     fits = all(tuple(p.shape) == tuple(shapes[n])
                for n, p in out.items())
     return (out
-            if fits and sum(p.numel() for p in out.values()) == parameter.numel()
-            else None)
+            if fits and sum(p.numel() for p in out.values()) == parameter.numel() else None)
 
 @dataclass
 class Conversion:

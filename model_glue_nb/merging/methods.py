@@ -242,8 +242,7 @@ def model_stock(
     "Base plus the mean task vector, shorter where they disagree (Jang et al. 2024, arXiv 2403.19522)."
     k = deltas.k
     cos = _cosines(deltas.gram())[1]
-    mean = ((cos.sum() - np.trace(cos)) / max(k * (k - 1),
-                                              1)
+    mean = ((cos.sum() - np.trace(cos)) / max(k * (k - 1), 1)
             if k > 1 else 1.0)
     t = k * mean / (1 + (k - 1) * mean)
     return deltas.weighted(np.full(k, t / k))

@@ -364,8 +364,7 @@ def _recipe_to_mapping(
     d |= dict(base_model=r.base, parameters=p, dtype=r.dtype, out_dtype=r.out_dtype)
     d |= dict(chat_template=r.chat_template, outside=r.outside, seed=r.seed)
     t = {k: v
-         for k, v in dict(source=r.tokenizer, pad_to_multiple_of=r.pad_to_multiple_of).items()
-         if v}
+         for k, v in dict(source=r.tokenizer, pad_to_multiple_of=r.pad_to_multiple_of).items() if v}
     if t: t = dict(source=None) | t # without it mergekit would make a union
     return {k: v for k, v in (d | dict(tokenizer=t)).items() if v}
 

@@ -241,8 +241,7 @@ def kmeans(
 )->Learned:
     "The expert with the best mean score in the prompt's cluster."
     from sklearn.cluster import KMeans
-    m = KMeans(min(clusters, len(np.unique(vectors, axis=0))), n_init=4, random_state=seed).fit(
-        vectors)
+    m = KMeans(min(clusters, len(np.unique(vectors, axis=0))), n_init=4, random_state=seed).fit(vectors)
     inside = [m.labels_ == c for c in range(m.n_clusters)]
     share = np.ones(len(values)) if weights is None else weights
     mean = np.stack([np.average(values[i], axis=0, weights=share[i])

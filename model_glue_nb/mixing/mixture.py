@@ -184,8 +184,7 @@ def score_continuations(
             lengths = torch.tensor([len(pairs[i][0]) for i in group],
                                    device=x.device)
             logp = live.model(
-                input_ids=x[:, :-1], prompt_lengths=lengths).logits.float().log_softmax(
-  -1)
+                input_ids=x[:, :-1], prompt_lengths=lengths).logits.float().log_softmax(-1)
             for row, i in enumerate(group):
                 n = len(pairs[i][1])
                 tail, said = logp[row, -n:], x[row, -n:]

@@ -209,8 +209,7 @@ def row_keys(x): # (…, width)
     "A number per vector, int64, in which every bit counts."
     bits = x.detach().float().contiguous().view(torch.int32).long()
     return (bits
-            * (2 * torch.arange(x.shape[-1], device=x.device) + 1) * 1000003).sum(
-   -1)
+            * (2 * torch.arange(x.shape[-1], device=x.device) + 1) * 1000003).sum(-1)
 
 @torch.no_grad()
 def tokens_behind(

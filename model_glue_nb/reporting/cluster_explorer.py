@@ -77,8 +77,7 @@ def _squares(
         return pd.DataFrame(x, names, names)
     for table in (data["similarity_by_role"], data["similarity_by_layer"]):
         if table is None: continue
-        measured = table[table.value.notna() & table.a.isin(at) & table.b.isin(
-            at)]
+        measured = table[table.value.notna() & table.a.isin(at) & table.b.isin(at)]
         for (metric, role, layer), rows in measured.groupby(["metric", "role", "layer"], dropna=False):
             layer = None if pd.isna(layer) else int(layer)
             out[metric, role, layer] = square(rows, "value", 1.0)

@@ -144,5 +144,4 @@ def whiskers(
 )->dict: # Plotly's error bars, in points
     "Intervals as error bars."
     return (dict(type="data", symmetric=False,
-                 array=100 * (high - x), arrayminus=100 * (x - low))
-            | look)
+                 array=100 * (high - x), arrayminus=100 * (x - low)) | look)

@@ -59,8 +59,7 @@ class PerformanceExplorer(Explorer):
     def rivals(self)->tuple: # Two names, or None
         "The pair to compare first: the glued model, or else the zoo's second, and the best single model."
         have = self.answers.models
-        a = next((m for m in ("model-glue", *have) if m in have and m != self.best),
-                 None)
+        a = next((m for m in ("model-glue", *have) if m in have and m != self.best), None)
         return (a,
                 self.best if self.best in have else next((m for m in have if m != a), None))
 

@@ -163,8 +163,7 @@ def plot_attribution(
     names = list(kind.index)
     tasks = list(table.task.drop_duplicates())
     def get(c):
-        return table.pivot(index="left_out", columns="task", values=c).loc[names, tasks].to_numpy(
-            float)
+        return table.pivot(index="left_out", columns="task", values=c).loc[names, tasks].to_numpy(float)
     v, low, high, n = map(get, ("change", "low", "high", "n"))
     top = max(.05, abs(v).max())
     hover = [[f"without <b>{m}</b>, {t}<br>{points(v[i, j])} points "

@@ -166,8 +166,7 @@ def _column_grams(
     out = np.empty((values[0].shape[1], len(values), len(values)),
                    np.float32)
     for at in range(0, len(out), tile):
-        x = np.stack([v[:, at:at + tile] for v in values]).transpose(2,
-                                                                     0, 1)
+        x = np.stack([v[:, at:at + tile] for v in values]).transpose(2, 0, 1)
         out[at:at + tile] = x @ x.transpose(0, 2, 1)
     return out
 

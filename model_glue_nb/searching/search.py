@@ -139,8 +139,7 @@ class TrialLog:
     def get(self, key:str, weights:dict|None=None)->TrialOutcome|None: # Weights as `ItemScores` takes them
         "What is remembered about a candidate."
         if (t := self.known.get(key)) is None: return None
-        items = ItemScores({k: np.array(v) for k, v in t["items"].items()},
-                           weights)
+        items = ItemScores({k: np.array(v) for k, v in t["items"].items()}, weights)
         return TrialOutcome(items, t["seconds"], t["failed"])
 
     def add(self, key:str, outcome:TrialOutcome, **more):

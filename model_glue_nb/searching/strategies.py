@@ -412,8 +412,6 @@ def weight_moved(
 )->np.ndarray|None: # None when nothing moves or the group would be empty
     "Weights with one of them moved, inside [0, 1]."
     out = w.copy()
-    out[i, g] = round(min(1.0, max(0.0, out[i, g] + step)),
-                      6)
+    out[i, g] = round(min(1.0, max(0.0, out[i, g] + step)), 6)
     return (out
-            if out[i, g] != w[i, g] and out[:, g].any()
-            else None)
+            if out[i, g] != w[i, g] and out[:, g].any() else None)

@@ -216,8 +216,7 @@ def collect(
     "The values of a range and where they are."
     k = len(low)
     n_found = np.zeros(k, np.int64)
-    keys = landing("found", 8 * k * (n + 1)).view(np.uint64).reshape(k,
-                                                                      -1)
+    keys = landing("found", 8 * k * (n + 1)).view(np.uint64).reshape(k, -1)
     x, inside = buffer("blocks", (len(raw), BLOCK)), landing("inside", BLOCK)
     _collect_rows(raw, codes, int(has_base), n, start, low, high, x, inside, keys, n_found)
     return [f[:m].copy() for f, m in zip(keys, n_found)]

@@ -28,11 +28,9 @@ def _scatter_bits(
 def _draw_page(low:"u4", high:"u4", first:"u4", out:"u4[:]"): # Halves of a key; positions modulo 2³²
     "The loop of `draw`."
     for j in range(out.size):
-        z = (np.uint32(np.uint32(first + np.uint32(j)) * np.uint32(0x9e3779b9))
-             ^ low)
+        z = (np.uint32(np.uint32(first + np.uint32(j)) * np.uint32(0x9e3779b9)) ^ low)
         z = (np.uint32(np.uint32(
-            z ^ (z >> np.uint32(16))) * np.uint32(0x7feb352d))
-             ^ high)
+            z ^ (z >> np.uint32(16))) * np.uint32(0x7feb352d)) ^ high)
         z = np.uint32(np.uint32(
             z ^ (z >> np.uint32(15))) * np.uint32(0x846ca68b))
         out[j] = (np.uint32(z ^ (z >> np.uint32(16)))
@@ -224,8 +222,7 @@ def _pack(
     "Eight bytes into a byte."
     x = mask.view(np.uint64)
     for i in range(x.size):
-        bits[i] = np.uint8((x[i] * np.uint64(0x0102040810204080)) >> np.uint64(
-            56))
+        bits[i] = np.uint8((x[i] * np.uint64(0x0102040810204080)) >> np.uint64(56))
 
 @native
 def unpack(

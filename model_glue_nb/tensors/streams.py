@@ -140,8 +140,7 @@ class Stream:
         "Where the chunks begin and how long they are."
         row = self.shape[-1] if whole_rows and self.shape else BLOCK
         step = ((most
-                 or max(4 * BLOCK, self.kernels.CHUNK // len(self.inputs))) // row * row
-                or row)
+                 or max(4 * BLOCK, self.kernels.CHUNK // len(self.inputs))) // row * row or row)
         return [(s, min(step, self.n - s))
                 for s in range(0, self.n, step)]
 
@@ -159,8 +158,7 @@ def read(self:Stream,
     size = k * n * self.item
     at = sum(x.size for x in self.held.values())
     if again and at + size <= self.most:
-        raw = self.kernels.landing("held", self.most)[at:at + size].reshape(k,
-                                                                            -1)
+        raw = self.kernels.landing("held", self.most)[at:at + size].reshape(k, -1)
         self.held[start, n] = raw
     else: raw = self.kernels.landing("raw", size).reshape(k, -1)
     for x, row in zip(self.inputs, raw): x.read(start, n, row)
@@ -371,8 +369,7 @@ def whole_arrays(self:Stream,
 )->Kernel:
     "Kernel of a function of whole arrays, called once; the base, if any, is added."
     x = to_host(self.vectors(0, self.n)).reshape(self.k, *self.shape)
-    y = np.ascontiguousarray(f([v.copy() for v in x]), np.float32).reshape(
-        -1)
+    y = np.ascontiguousarray(f([v.copy() for v in x]), np.float32).reshape(-1)
     add, upload = self.kernels.xp.add, self.kernels.upload
     def part(start, n): return upload(y[start:start + n], self.device)
     return self.elementwise(lambda d, base, start, out: add(base,

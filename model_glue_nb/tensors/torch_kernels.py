@@ -176,8 +176,7 @@ def mark(raw, codes, n, start, width, keys, keep, spread)->tuple:
         if spread[i] > 0:
             how = key, float(keep[i]), float(spread[i])
             masks[i] = _drawn(
-                d[i].view(-1, width), start, *how)[1].view(
-  -1)
+                d[i].view(-1, width), start, *how)[1].view(-1)
         else:
             numbers = torch.empty(n, dtype=torch.int64, device=d.device)
             _draw(key, start, numbers)

@@ -98,8 +98,7 @@ def _make_questions(
     rng, rows = random.Random(f"{skill}-{split}-{seed}"), {}
     while len(rows) < n:
         p = _draw(skill, rng, split == "eval")
-        rows[rng.choice(_skills[skill].wordings).format(p=p)] = _skills[skill].solve(
-            p)
+        rows[rng.choice(_skills[skill].wordings).format(p=p)] = _skills[skill].solve(p)
     return [dict(question=q, answer=a) for q, a in rows.items()]
 
 # %% ../../nbs/12_zoos/01_demo.ipynb #f793971c
@@ -194,8 +193,7 @@ def _batch(tokenizer, n, seed, step, skill, replay):
     labels = torch.full((n, width), -100)
     for i, (p, w) in enumerate(zip(prompts, full)):
         w = torch.tensor(w + [tokenizer.eos_token_id])
-        ids[i, :len(w)], labels[i, len(p):len(w)] = (
-            w,
+        ids[i, :len(w)], labels[i, len(p):len(w)] = (w,
             w[len(p):])
     return ids, labels
 
