@@ -272,8 +272,8 @@ def taken(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("model_glue_nb"):
             found |= {a.name for a in node.names}
         elif isinstance(node, ast.Attribute): found.add(node.attr)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            text = node.value
+        elif isinstance(node, ast.JoinedStr) or isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = "".join(n.value for n in getattr(node, "values", [node]) if isinstance(n, ast.Constant))
             if "model_glue_nb" in text or path.name[:2] == "00" or text.isidentifier():
                 found |= set(re.findall(r"\w+", text))
     return found

@@ -30,7 +30,7 @@ class NameStep:
         longest = sorted(enumerate(self.sources), key=lambda item: -len(item[1]))
         self.pattern = re.compile("|".join(f"(?P<g{i}>{_bounded_pattern(s)})" for i, s in longest))
 
-    def found(self, name): # (what stands before the part, the rest, the match, number of the pattern)
+    def match(self, name): # (what stands before the part, the rest, the match, number of the pattern)
         "Where a step fits a name."
         before = ""
         if self.scope is not None:
