@@ -270,7 +270,7 @@ def test_a_full_disk_is_no_members_fault(tmp_path, monkeypatch):
     from model_glue_nb.zoo.zoo import tiny_zoo
     zoo, part = tiny_zoo(tmp_path, ["a"]), load_suite("demo").part("search", 2)
     for error, raised in ((OSError(errno.ENOSPC, "full"), True), (MemoryError(), False), (RuntimeError("shapes"), False)):
-        def ask(*args): raise error
+        def ask(*args, **how): raise error
         monkeypatch.setattr(b, "ask_model", ask)
         with pytest.raises(OSError if raised else InputError): b.ask_zoo(zoo, part, aside={})
         with pytest.raises(type(error)): b.ask_zoo(zoo, part)

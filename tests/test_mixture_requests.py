@@ -206,11 +206,11 @@ def test_a_mixture_that_is_an_expert_brings_no_links_and_no_code(tmp_path):
 def test_a_wrong_mixture_does_not_appear(tmp_path, monkeypatch):
     from model_glue_nb.mixing import one_checkpoint
     zoo = tiny_zoo(tmp_path/"zoo", ["base", "a", "b"], dtype="float32")
-    right = one_checkpoint.layout
-    def swapped(parts, kind): # an expert's tensors under another's name
-        out = right(parts, kind)
+    right = one_checkpoint._ownership
+    def swapped(*args): # an expert's tensors under another's name
+        out = right(*args)
         return {k: out[k.replace("experts.0", "experts.9").replace("experts.1", "experts.0").replace("experts.9", "experts.1")] for k in out}
-    monkeypatch.setattr(one_checkpoint, "layout", swapped)
+    monkeypatch.setattr(one_checkpoint, "_ownership", swapped)
     for spec in (dict(level="block"), dict(level="ffn", input="token", router=PROMPTS)):
         with pytest.raises(InputError, match="logits differ"):
             mix(MixtureSpec(("a", "b"), **dict(router=RANDOM, base="base") | spec), zoo, tmp_path/"m")

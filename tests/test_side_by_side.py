@@ -12,7 +12,7 @@ from model_glue_nb.zoo.zoo import tiny_zoo
 PROMPTS = ["hello", "a", "to be or not", "hello there", "b", "one two three four five", "why", "x y z"] * 2
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory): return tiny_zoo(tmp_path_factory.mktemp("zoo"), ["m"])["m"].load()
+def live(tmp_path_factory): return tiny_zoo(tmp_path_factory.mktemp("zoo"), ["m"])["m"].load(device="cpu") # a GPU has threads of its own
 
 @pytest.fixture
 def threads(monkeypatch):

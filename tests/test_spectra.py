@@ -107,7 +107,7 @@ def test_from_files(method, tmp_path):
     r = recipe(method, ["a", "b"], [.6, 1.1], base="base", scale=.9)
     assert not check_merge_recipe(r, zoo)
     out, read = (merge(r, zoo, tmp_path/"out"),
-                 lambda m, k: m.load().model.state_dict()[k].float().numpy())
+                 lambda m, k: m.load().model.state_dict()[k].float().cpu().numpy())
     for k in ("model.layers.0.mlp.up_proj.weight", "model.layers.1.input_layernorm.weight", "model.embed_tokens.weight"):
         wanted = try_method(method, [read(zoo[n], k) for n in "ab"],
                             read(zoo["base"], k), weight=[.6, 1.1], scale=.9)
