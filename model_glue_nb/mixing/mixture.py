@@ -105,7 +105,7 @@ def _mix_apart(
             k["fingerprint"] = open_model(tmp/k["path"]).fingerprint()
         write_router(tmp, router, known, about=about)
         (tmp/"mixture.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        (tmp/"README.md").write_text(_mixture_card(out.name, spec))
+        (tmp/"README.md").write_text(_mixture_card(out.name, spec), encoding="utf-8")
         if verify: _verify_apart(tmp, tmp if spec.copy else out)
     return open_model(out)
 

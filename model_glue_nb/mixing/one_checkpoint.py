@@ -338,7 +338,7 @@ def mix_checkpoint(
         config = _moe_config(parts, kind) if kind else _our_config(parts, router)
         (tmp/"config.json").write_text(json.dumps(config, indent=1) + "\n")
         if not kind: _bring_code(tmp, parts, experts)
-        (tmp/"README.md").write_text(_card(parts, out.name, kind, why))
+        (tmp/"README.md").write_text(_card(parts, out.name, kind, why), encoding="utf-8")
         verify_mixture(tmp, table, parts, verify)
     return open_model(out)
 
