@@ -6,7 +6,7 @@ from model_glue_nb.benchmarking.intervals import ItemScores, mean_score
 from model_glue_nb.core import InputError
 from model_glue_nb.mixing.learners import question_weights, routers, usable_routers
 from model_glue_nb.mixing.routers import check_router, featurize, fit_router, fit_texts, read_router, write_router
-from model_glue_nb.mixing.selection import PREDICTS, by_question, rank_pairs, select_experts, shares_of
+from model_glue_nb.mixing.selection import by_question, predicting_routers, rank_pairs, select_experts, shares_of
 from model_glue_nb.mixing.terms import fit_terms, term_vectors
 from model_glue_nb.zoo.zoo import tiny_zoo
 
@@ -229,7 +229,11 @@ def test_a_task_without_weight_chooses_nobody():
     def weigh(w): return {m: ItemScores(dict(by), w) for m, by in items.items()}
     some = select_experts(weigh(dict(task0=1., task1=0.)), x, dict.fromkeys(items, 1), dict(name="linear")).expert
     assert set(some) == {"m0", "m1"} # the topics of the first task
-    assert set(PREDICTS) <= set(routers)
+
+def test_experts_are_chosen_by_routers_that_predict(monkeypatch):
+    assert set(predicting_routers()) == set(routers) - {"random", "prompt", "embedding"}
+    monkeypatch.setattr(routers["knn"], "predicts", False) # what is asked is the mark, not a list of names
+    assert "knn" not in predicting_routers()
 
 def test_a_set_is_worth_the_weighted_mean():
     "One expert only: the better one at what counts, not at what is asked most."

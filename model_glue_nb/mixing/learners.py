@@ -47,15 +47,16 @@ class _Routers(Registry):
         *,
         reads:str|None=None, # One of `_READS`; None: what the mixture says
         learns:bool=True, # Does it need scores?
+        predicts:bool=True, # Are its scores the values that it expects? Then experts are chosen by them too
     ): # The same function
         "Register a router; used as a decorator."
-        if f is None: return partial(self, reads=reads, learns=learns)
+        if f is None: return partial(self, reads=reads, learns=learns, predicts=predicts)
         if reads is not None and reads not in _READS: raise unknown("kind of features", reads, _READS)
         first = tuple(inspect.signature(f).parameters)[:len(_GIVEN)]
         if first != _GIVEN:
             raise InputError(f"The router '{f.__name__}' begins with the parameters "
                              f"{', '.join(first) or '(none)'}. Call them {', '.join(_GIVEN)}.")
-        f.reads, f.learns = reads, learns
+        f.reads, f.learns, f.predicts = reads, learns, learns and predicts
         return super().__call__(f)
 
 routers = _Routers("router")
@@ -88,13 +89,12 @@ def _directions(
     rows = np.stack([mean(e.clip(min=0))
                      - mean((-e).clip(min=0))
                      for e in edge.T])
-    return (rows / np.maximum(np.linalg.norm(rows,
-                                             axis=1, keepdims=True), 1e-12)).astype(
-  np.float32)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows / np.maximum(length, 1e-12)).astype(np.float32)
 
 EXAMPLES = listed(either(text(), listed(text(), 1)), 1) # of prompts: one text or several per expert
 
-@routers(reads="hidden")
+@routers(reads="hidden", predicts=False)
 def prompt(
     vectors:np.ndarray, # (n, width)
     values:np.ndarray, # (n, E); 1 and -1 where examples are given
@@ -108,7 +108,7 @@ def prompt(
     if weights is not None: edge = edge * weights[:, None]
     return dict(form="linear"), dict(weight=_directions(vectors, edge))
 
-@routers(reads="embedding")
+@routers(reads="embedding", predicts=False)
 def embedding(
     vectors:np.ndarray, values:np.ndarray, weights:np.ndarray|None=None, # As for `prompt`
     *,

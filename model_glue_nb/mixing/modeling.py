@@ -40,9 +40,8 @@ class RowCache:
                     for x in (keys, values)]
             self.opened[at] = self.cache.update(*room, at, *args, **kwargs)
         for whole, part in zip(self.opened[at], (keys, values)):
-            whole[self.rows.to(
-                whole.device), :, -part.shape[2]:] = part.to(
- whole.device)
+            rows = self.rows.to(whole.device)
+            whole[rows, :, -part.shape[2]:] = part.to(whole.device)
         return tuple(w[self.rows.to(w.device)].to(keys.device)
                      for w in self.opened[at])
 

@@ -129,9 +129,8 @@ def _bin_row(
     floor = np.uint32(max(top >> _BIN, np.uint32(255)) - np.uint32(255))
     for b in range(257): counts[b] = np.int32(0)
     for j in range(u.size):
-        counts[np.uint32(_bin_of(u[j],
-                                 floor) + np.uint32(1))] += np.int32(
-      1)
+        at = np.uint32(_bin_of(u[j], floor) + np.uint32(1))
+        counts[at] += np.int32(1)
     for b in range(257):
         n += counts[b]
         counts[b] = n
