@@ -15,14 +15,21 @@ from model_glue_nb.searching.protocol import Ask
 from model_glue_nb.searching.search import search
 from model_glue_nb.zoo.zoo import read_zoo
 
+def patiently(start, tries=4):
+    "Ray gives a node 30 s to start, and says how it failed in words only; a busy machine needs longer."
+    for left in range(tries - 1, -1, -1):
+        try: return start()
+        except Exception as e:
+            if not left or "timed out during startup" not in str(e): raise
+
 @pytest.fixture(scope="module")
 def cluster():
     "Two nodes of one processor each."
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__]) # workers do not see the tests
     from ray.cluster_utils import Cluster
     node = dict(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
-    c = Cluster(initialize_head=True, head_node_args=node)
-    c.add_node(**node | dict(include_dashboard=None))
+    c = patiently(lambda: Cluster(initialize_head=True, head_node_args=node))
+    patiently(lambda: c.add_node(**node | dict(include_dashboard=None)))
     ray.init(address=c.address, log_to_driver=False, logging_level="ERROR")
     c.wait_for_nodes()
     yield c
