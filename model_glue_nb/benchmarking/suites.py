@@ -50,7 +50,7 @@ class Question:
 
     @cached_property
     def place(self)->float: # In [0, 1), the same on every machine
-        "Where the prompt's hash falls; below the suite's search share it belongs to *search*, unless the suite's seed draws the places again."
+        "Where the prompt's hash falls: below the search share to *search*, unless a seed draws again."
         return (int(hashlib.sha256(self.prompt.encode()).hexdigest()[:8], 16)
                 / 2**32)
 
