@@ -8,7 +8,6 @@ __all__ = ['NAME_BYTES', 'RUN_BYTES', 'Registry', 'file_name', 'digest', 'Progre
 
 # %% ../nbs/00_ground/05_core.ipynb #8e673e25
 import hashlib, json, os, re, unicodedata
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol

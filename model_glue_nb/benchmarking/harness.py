@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .chats import render, without_begin
-from .judging import Rows, holding, judge_answers
+from .judging import Rows, judge_answers
 from .lm_tasks import build, load_tasks, quiet, rules_of
 from .suites import EvalTask
 from ..core import InputError, Progress, digest, silent

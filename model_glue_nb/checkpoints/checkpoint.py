@@ -6,7 +6,7 @@
 __all__ = ['EMBEDDING_TABLE', 'LOADED_BY', 'loaders', 'ZooModel', 'reason_of', 'card_of', 'read_card', 'open_model']
 
 # %% ../../nbs/02_checkpoints/10_checkpoint.ipynb #fbc8712a
-import math, os, re
+import os, re
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -24,7 +24,7 @@ from .vocabularies import Identity, tokenizer_identity
 from .weights import SHARDED, as_array, map_file, mapped_bytes, read_bytes_of
 from .weights import stored_tensors, weight_files
 from ..core import Registry, digest
-from ..errors import InputError, MissingFile, refuse, unknown
+from ..errors import InputError, MissingFile, unknown
 from ..reading import as_text, inside, lies_inside, open_regular, parse_yaml, plain, read_json
 from ..tensors.dtypes import CODES, n_bad, widen
 

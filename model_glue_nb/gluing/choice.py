@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..benchmarking.intervals import (ItemScores, mean_score, task_weights, weighed_differences,
-                                                  weights_of)
+from ..benchmarking.intervals import ItemScores, mean_score, task_weights, weighed_differences
 from ..core import InputError
 from ..mixing.routers import fit_router
 from ..mixing.selection import split_by_task

@@ -7,7 +7,6 @@ __all__ = ['Tried', 'tried_in', 'is_merge', 'procedures_of', 'choose_system']
 
 # %% ../../nbs/09_gluing/06_chosen.ipynb #c8a03
 import os, tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 
 from ..benchmarking.harness import are_small, few_threads
 from ..benchmarking.suites import Suite, load_suite

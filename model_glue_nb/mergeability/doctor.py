@@ -6,7 +6,7 @@
 __all__ = ['Case', 'examine_zoo', 'members_table', 'doctor', 'pairs_table']
 
 # %% ../../nbs/05_mergeability/05_doctor.ipynb #6bdc2435
-import os, struct, tempfile
+import struct, tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 

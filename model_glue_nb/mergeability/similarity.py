@@ -116,7 +116,7 @@ def bases_of(
                     if m in left and fits(m, c.base)}
     return out
 
-def _refuse_without_bases(zoo:Zoo, metrics:tuple[str,...], bases:dict):
+def _refuse_without_bases(metrics:tuple[str,...], bases:dict):
     "Refuse a request for task-vector metrics only when no model has a base."
     if bases or not set(metrics) <= set(TASK_METRICS): return
     raise InputError(f"{', '.join(metrics)}: this looks at what each model changed from its base, "
@@ -190,7 +190,7 @@ def compare_zoo(
     if isinstance(bases, dict):
         taken = {m: (b, "as given") for m, b in bases.items() if b and b != m}
     else: taken = bases_of(sound, bases, look if set(metrics) & set(TASK_METRICS) else None)
-    _refuse_without_bases(sound, metrics, taken)
+    _refuse_without_bases(metrics, taken)
     bases = {m: b for m, (b, _) in taken.items()}
     for models in groups_by_signature(sound):
         if len(models) == 1:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fastcore.basics import patch
 
 from ..core import digest
-from .methods import MethodInfo, merge_methods, method_info
+from .methods import MethodInfo, method_info
 from .planner import find_model, is_buffer, recipe_fingerprint
 from .recipes import MergeRecipe, MergeSource, check_recipe_form, is_filtered
 from ..reading import read_json

@@ -29,7 +29,7 @@ from ..zoo.outlet import check_written, copy_companions, finite, small_problems
 from ..zoo.outlet import verify as verify_written
 from ..zoo.sources import embedding_names, save_tokenizer
 from ..zoo.writer import CheckpointWriter
-from ..zoo.zoo import ZooModel, open_model, read_card
+from ..zoo.zoo import open_model, read_card
 
 # %% ../../nbs/06_merging/11_merge.ipynb #2053704b
 def _write_config(

@@ -54,13 +54,6 @@ def _search_values(
                       for i in by],
                      1))
 
-def _check_mixture(
-    spec:MixtureSpec, # What to mix
-    zoo:Zoo|None=None, # The models it names; None: they are folders
-)->list[str]: # One problem per line
-    "Problems that can be known before anything is loaded."
-    return find_parts(spec, zoo)[1]
-
 # %% ../../nbs/08_mixing/13_mixture.ipynb #38046f4a
 def _fit_apart(
     spec:MixtureSpec, # What to mix

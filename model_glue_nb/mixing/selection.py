@@ -219,20 +219,6 @@ def rank_pairs(
     out = pd.DataFrame(rows, columns="router experts score params_total".split())
     return out.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
-def _choose_pair(
-    zoo:Zoo, # The candidates, merged and single models
-    suite:Suite, # The *search* part of a suite
-    items:dict[str,ItemScores], # Candidate → item-level scores on it
-    names:list|None=None, # Routers, by name or with settings; None: all that predict scores
-    features:str="embedding", # What they read where the router does not decide that
-    **budget, # max_experts, max_params, min_gain, seed: as for `select_experts`
-): # DataFrame, as `rank_pairs` gives it
-    "Routers with their experts, the best pair first."
-    tried = [r for r in usable_routers() if routers[r].predicts] if names is None else names
-    given = [dict(name=r) if isinstance(r, str) else r for r in tried]
-    seen = [(r, _read_search(zoo, suite, items, r, features)) for r in given]
-    return rank_pairs(items, seen, {n: zoo[n].n_params for n in items}, **budget)
-
 # %% ../../nbs/08_mixing/14_selection.ipynb #00a01ab7
 def load_facts(
     route:np.ndarray, # (n,): expert of each question
@@ -252,7 +238,6 @@ def lab_row(
     route:np.ndarray, # (n,): expert of each report question
     report:dict[str,ItemScores], # Expert → item-level scores on *report*
     best:str, # The best single expert, by *search*
-    seed:int=0, # Of the interval
 )->dict: # Part of one row of the lab
     "What a route scores, and how far it is from the best single expert and from the oracles."
     values, _ = by_question(report, list(report))
@@ -274,7 +259,6 @@ def router_lab(
     names:list|None=None, # Routers, by name or as dicts with settings; None: all
     features:str="embedding", # What they read where the router does not decide that
     expert_ms:dict[str,float]|None=None, # Expert → milliseconds per request, where known
-    seed:int=0, # Of the intervals
 ): # DataFrame, one row per router
     "Compare routers over the same experts."
     import pandas as pd
@@ -302,6 +286,5 @@ def router_lab(
         cost = dict(params_per_token=mean(n_params) + encoder.n_params * (kind == "hidden"), route_ms=ms)
         if expert_ms: cost["ms"] = ms + mean(expert_ms)
         loads = {f"load {e}": share for e, share in load.items()}
-        rows.append(dict(router=r["name"]) | lab_row(route,
-                                                     reported, best, seed) | cost | loads)
+        rows.append(dict(router=r["name"]) | lab_row(route, reported, best) | cost | loads)
     return pd.DataFrame(rows)

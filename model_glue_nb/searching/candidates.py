@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from ..benchmarking.intervals import ItemScores
 from ..benchmarking.scores import ask, ask_model, known_items
-from ..core import InputError, Store, digest, refuse
+from ..core import Store, digest, refuse
 from ..merging.canonical import lead_fingerprint, lead_name
 from ..merging.planner import checked_plan
 from ..zoo.compatibility import n_rows
@@ -26,7 +26,7 @@ from ..merging.engine import open_input
 from ..merging.live import merge_into
 from ..merging.merge import merge
 from ..merging.recipes import MergeRecipe, coefficients, is_sum, recipe
-from .protocol import Answer, Candidate, Problem, first, weigh
+from .protocol import Answer, Candidate, first
 from ..store import atomic
 from ..zoo.stored import Files, Mapped
 from ..zoo.vocabulary_choice import TokenizerChoice, choose_tokenizer, reads_alike

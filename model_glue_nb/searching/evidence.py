@@ -8,7 +8,6 @@ __all__ = ['TRIAL_COLUMNS', 'trial_row', 'asked_for_honesty', 'honest_table', 'a
 # %% ../../nbs/07_searching/10_evidence.ipynb #625e6e70
 from dataclasses import replace
 
-import numpy as np
 
 from ..benchmarking.intervals import ItemScores, mean_interval, paired_gain
 from .candidates import CandidateScorer, leaves
@@ -16,7 +15,7 @@ from ..benchmarking.suites import Suite
 from ..merging.recipes import MergeSource, recipe
 from .executors import ask_together
 from .flattery import corrected_score
-from .protocol import Answer, Candidate, layer_spans, patched
+from .protocol import Candidate, layer_spans, patched
 from .search import SearchResult, Trial, label
 
 # %% ../../nbs/07_searching/10_evidence.ipynb #655b712e

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from ..benchmarking.intervals import ItemScores
 from ..core import InputError, Run, atomic_path, digest, refuse, unknown
 from ..merging.canonical import merge_fingerprint
-from ..merging.methods import merge_methods, method_info
+from ..merging.methods import method_info
 from ..merging.recipes import MergeRecipe
 from ..schemas import setting_kinds, short
 from .budgets import Budget, check_affordable, read_budget

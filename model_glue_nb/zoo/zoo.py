@@ -18,7 +18,7 @@ from ..checkpoints.content import content_fingerprint, speaking_files
 from ..checkpoints.headers import NUMPY_DTYPES, TensorInfo, read_header
 from ..core import InputError, MissingFile, cache_path, refuse, unknown
 from ..reading import plain, read_json, read_yaml
-from .language_model import LanguageModel, batches_by_length, pick_device
+from .language_model import LanguageModel, batches_by_length
 
 # %% ../../nbs/03_zoo/03_zoo.ipynb #7a1132b0
 @dataclass(frozen=True)
