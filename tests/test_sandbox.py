@@ -428,6 +428,14 @@ def test_an_open_home_is_told(monkeypatch, tmp_path):
 def test_users_are_not_shared():
     with a_user() as one, a_user() as two: assert one != two and not {one, two} & {0, os.getuid()}
 
+def test_a_user_is_found_while_others_end(monkeypatch):
+    "A process may end between its listing and the look at it, as the first of these did."
+    child = subprocess.Popen(["true"])
+    child.wait()
+    real = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: [str(child.pid), *real(path)] if path == "/proc" else real(path))
+    with a_user() as user: assert 61184 <= user < 65520
+
 def test_code_eval_as_hugging_face_counts():
     good, bad = "def f(x): return x + 1", "def f(x): return 0"
     scores, results = CodeEval().compute(["assert f(1) == 2"] * 2, [[good, bad], [bad, bad]], k=[1, 2, 5])
