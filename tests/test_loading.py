@@ -5,7 +5,8 @@ import pytest, torch
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 from model_glue_nb.core import InputError
-from model_glue_nb.zoo.language_model import pick_dtype, takes_cache
+from model_glue_nb.zoo.decoding import takes_cache
+from model_glue_nb.zoo.language_model import pick_dtype
 from model_glue_nb.zoo.zoo import open_model, tiny_tokenizer, tiny_zoo
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/"tools"))
@@ -29,7 +30,7 @@ def test_generates_as_transformers_does(kind, tmp_path):
     live.model.generation_config = GenerationConfig()
     want = live.model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=6,
                                do_sample=False, eos_token_id=ends or None, pad_token_id=(ends or [0])[0])
-    assert got == live.decode([want[:, x.shape[1]:]], torch.tensor(ends))
+    assert got == live.decode(want[:, x.shape[1]:].tolist(), ends)
 
 def test_both_ways_are_met(tmp_path):
     assert takes_cache(certificate.tiny_model("llama", 0)) and not takes_cache(certificate.tiny_model("mamba", 0))
@@ -140,7 +141,7 @@ def test_image_and_text_models_continue_a_text(tmp_path):
         x = torch.tensor(live.encode(["w5 w6 w7"]))
         want = model.eval().generate(x, attention_mask=torch.ones_like(x), max_new_tokens=5,
                                      do_sample=False, eos_token_id=1, pad_token_id=1)[:, x.shape[1]:]
-        assert live.generate(["w5 w6 w7"], 5) == live.decode([want], torch.tensor([1]))
+        assert live.generate(["w5 w6 w7"], 5) == live.decode(want.tolist(), [1])
 
 def test_half_precision_only_where_the_processor_has_it():
     assert pick_dtype("bfloat16", 1e9, "cpu", {"avx512f"}) == "float32" and pick_dtype("bfloat16", 1e9, "cpu", {"amx_bf16"}) == "bfloat16"
@@ -186,10 +187,10 @@ def test_a_merge_that_has_not_converged_says_so(tmp_path, monkeypatch, capsys):
 
 def test_modules_are_walked_once_per_model(tmp_path, monkeypatch):
     live = tiny_zoo(tmp_path, ["a"])["a"].load()
-    from model_glue_nb.zoo import language_model
-    was = language_model.counts_itself
+    from model_glue_nb.zoo import decoding
+    was = decoding.counts_itself
     asked = []
-    monkeypatch.setattr(language_model, "counts_itself", lambda m: asked.append(1) or was(m))
+    monkeypatch.setattr(decoding, "counts_itself", lambda m: asked.append(1) or was(m))
     for n in range(1, 5): live.generate(["w3 w4", "w5", "w6 w7 w8"], n)
     assert len(asked) == 1
     live.model.generation_config = GenerationConfig(repetition_penalty=5.)

@@ -235,7 +235,6 @@ AT_HOME = {"benchmarking.offline_suite": "write",
            "mixing.one_checkpoint": "CLASSES",
            "tensors.masks": "keep_chance",
            "zoo.adapters": "LORA_KEY",
-           "zoo.language_model": "CHANGES",
            "zoo.outlet": "NOTICES",
            "zoos.smollm2": "GymSkill"}
 # Public names of several modules: each room has its own; the list may only grow shorter.

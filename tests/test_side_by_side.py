@@ -10,6 +10,7 @@ from model_glue_nb.zoo.threads import n_side_by_side, side_by_side, twin
 from model_glue_nb.zoo.zoo import tiny_zoo
 
 PROMPTS = ["hello", "a", "to be or not", "hello there", "b", "one two three four five", "why", "x y z"] * 2
+MANY = [f"{p} {n}" for n in "abcde" for p in PROMPTS] # more than are written together
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory): return tiny_zoo(tmp_path_factory.mktemp("zoo"), ["m"])["m"].load(device="cpu") # a GPU has threads of its own
@@ -42,7 +43,7 @@ def test_answers_do_not_depend_on_the_threads(live, threads, monkeypatch):
     monkeypatch.setattr(language_model, "side_by_side", seen)
     for n in (1, 2, 3):
         threads(n)
-        said[n] = live.generate(PROMPTS, 12, ["\n"])
+        said[n] = live.generate(MANY, 12, ["\n"])
         assert torch.get_num_threads() == n
     assert said[1] == said[2] == said[3] and len(set(said[1])) > 1 and used == [2, 3]
 

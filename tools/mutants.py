@@ -244,13 +244,13 @@ MUTANTS = {
         ("(s[0] if length is None else length)", "s[0]"),
         ("mean = np.concatenate(lengths).mean()", "mean = s.mean()"),
     ]),
-    "zoo.stored": (["nbs/03_zoo/11_stored.ipynb", "tests/test_engine.py"], [
+    "zoo.stored": (["nbs/03_zoo/12_stored.ipynb", "tests/test_engine.py"], [
         ("return ArrayBlocks(read_whole(x, files).view(np.float64))", "return ArrayBlocks(read_whole(x, files).view(np.float32))"),
         ("if self.state(os.fstat(self.file.fileno())) != self.mark: raise", "if False: raise"),
         ("if current != self.mark: raise InputError(_changed(self.path))", "if current is None: raise InputError(_changed(self.path))"),
         ("return MappedBlocks(stored, CODES[t.dtype], t.n_values, mapping.check)", "return MappedBlocks(stored, CODES[t.dtype], t.n_values)"),
     ]),
-    "zoo.unions": (["nbs/03_zoo/09_unions.ipynb", "tests/test_unions.py", "tests/test_tokenizers.py::test_a_union_with_a_fine_tune_reads_as_both_did", "tests/test_tokenizers.py::test_a_union_of_bytes_loads_and_reads_the_base_as_it_did", "tests/test_tokenizers.py::test_other_kinds_join_by_added_tokens_only"], [
+    "zoo.unions": (["nbs/03_zoo/10_unions.ipynb", "tests/test_unions.py", "tests/test_tokenizers.py::test_a_union_with_a_fine_tune_reads_as_both_did", "tests/test_tokenizers.py::test_a_union_of_bytes_loads_and_reads_the_base_as_it_did", "tests/test_tokenizers.py::test_other_kinds_join_by_added_tokens_only"], [
         ("for x in t[\"added_tokens\"]: added.setdefault(x[\"content\"], _BARE | x)", "for x in t[\"added_tokens\"]: added[x[\"content\"]] = _BARE | x"),
         ("listed = [x | dict(id=tokens[x[\"content\"]]) for x in added.values()]", "listed = [x | dict(id=x[\"id\"]) for x in added.values()]"),
         ("listed.sort(key=lambda x: x[\"id\"])", "listed.sort(key=lambda x: x[\"content\"])"),
@@ -262,7 +262,7 @@ MUTANTS = {
         ("ids = {k: source[k] for k in _END_IDS if k in source}", "ids = {}"),
         ("settings[\"added_tokens_decoder\"] = {str(x[\"id\"]): keep(x) for x in joined[\"added_tokens\"]}", "settings[\"added_tokens_decoder\"] = {}"),
     ]),
-    "zoo.adapters": (["nbs/03_zoo/08_adapters.ipynb", "tests/test_stored_types.py", "tests/test_unions.py", "tests/test_comparisons.py", "tests/test_adapters.py::test_equals_what_peft_makes[gpt2]", "tests/test_adapters.py::test_equals_what_peft_makes[bloom]"], [
+    "zoo.adapters": (["nbs/03_zoo/09_adapters.ipynb", "tests/test_stored_types.py", "tests/test_unions.py", "tests/test_comparisons.py", "tests/test_adapters.py::test_equals_what_peft_makes[gpt2]", "tests/test_adapters.py::test_equals_what_peft_makes[bloom]"], [
         ("alpha / (r**.5 if config.get(\"use_rslora\") else r)", "alpha / r"),
         ("alpha / (r**.5 if config.get(\"use_rslora\") else r)", "alpha / config[\"r\"]"),
         ("r, alpha = pick(\"rank_pattern\", config[\"r\"]), pick(\"alpha_pattern\", config[\"lora_alpha\"])", "r, alpha = pick(\"rank_pattern\", config[\"r\"]), config[\"lora_alpha\"]"),
@@ -513,6 +513,20 @@ MUTANTS = {
         ("torch.set_num_threads(max(1, n // len(workers)))", "torch.set_num_threads(n)"),
         ("        torch.set_num_threads(n) # what", "        torch.set_num_threads(1) # what"),
         ("finally: free.put(worker)", "finally: free.put(workers[0])"),
+    ]),
+    "zoo.decoding": (["nbs/03_zoo/02_decoding.ipynb", "tests/test_decoding.py"], [
+        ("return torch.nn.functional.pad(x, (0, 0, longest - n, 0))", "return torch.nn.functional.pad(x, (0, 0, 0, longest - n))"),
+        ("self.lengths = self.lengths + 1", "pass"),
+        ("(torch.arange(longest, device=device) >= longest - lengths).long()", "torch.ones(len(lengths), longest, dtype=torch.long)"),
+        ("if joined.is_sliding: joined.cumulative_length = longest", "pass"),
+        ("return n_tokens < layer.sliding_window", "return True"),
+        ("& {\"dynamic\", \"longrope\"}: return False", "& {\"longrope\"}: return False"),
+        ("allowed = _ROUNDING.get(str(model.dtype).removeprefix(\"torch.\"), .05)", "allowed = 1e9"),
+        ("if not going[i]: continue", "pass"),
+        ("for i, over in zip(open_, stopped([new[part.rows[i]] for i in open_])): going[i] = not over", "pass"),
+        ("self.rows, self.last = [self.rows[i] for i in at], self.last[index]", "self.last = self.last[index]"),
+        ("if whole and len(left) <= len(going) // 2:", "if False:"),
+        ("own = {k: v for k in _CHANGES if (v := getattr(settings, k, None)) is not None}", "own = {}", ["tests/test_loading.py"]),
     ]),
     "benchmarking.harness": (["nbs/04_benchmarking/10_harness.ipynb", "tests/test_requests.py"], [
         ("return -n_tokens[row[0]], row[0]", "return n_tokens[row[0]], row[0]", ["tests/test_side_by_side.py"]),

@@ -50,14 +50,20 @@ def _shown(
     devices = [f"/dev/{d}" for d in ("null", "zero", "random", "urandom")]
     return ["/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache", *own, *devices]
 
+def _users_with_processes()->set[int]: # User ids
+    "Who runs something on this machine now."
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError): # it has just gone
+            found.add(os.stat(f"/proc/{pid}").st_uid)
+    return found
+
 @contextmanager
 def a_user():
     "An unused user id, reserved until the block ends."
     numbers = list(range(61184, 65520)) # systemd's range for transient services
     random.SystemRandom().shuffle(numbers)
-    taken = {p.stat().st_uid
-             for p in Path("/proc").glob("[0-9]*")
-             if p.exists()}
+    taken = _users_with_processes()
     for n in numbers:
         if n in taken: continue
         with socket.socket(socket.AF_UNIX) as lock: # a name that disappears with this process

@@ -17,7 +17,8 @@ from ..endings import blaming
 from .merge import merge_into
 from .recipes import recipe
 from ..zoo.writer import CheckpointWriter, copy_companions
-from ..zoo.zoo import LanguageModel, Zoo, ZooModel, batches_by_length, open_model
+from ..zoo.decoding import batches_by_length
+from ..zoo.zoo import LanguageModel, Zoo, ZooModel, open_model
 
 # %% ../../nbs/06_merging/12_barrier.ipynb #4d7aa147
 Text = str | tuple[str, str] # A text, or a prompt and its answer

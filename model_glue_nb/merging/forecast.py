@@ -23,7 +23,8 @@ from .merge import merge_into
 from .methods import method_info
 from .planner import check_merge_recipe
 from .recipes import recipe
-from ..zoo.zoo import Zoo, batches_by_length, read_zoo
+from ..zoo.decoding import batches_by_length
+from ..zoo.zoo import Zoo, read_zoo
 
 # %% ../../nbs/06_merging/13_forecast.ipynb #03eadf05
 def _pair_recipe(

@@ -28,7 +28,8 @@ from .spec import (SHARED, MixtureSpec, as_written, by_name, check_mixture_spec,
 from ..outputs import disk_problems, taken
 from ..reading import read_json, read_yaml
 from ..schemas import either, flag, listed, mapping, maybe, name, path, require, short, integer
-from ..zoo.zoo import (LanguageModel, Zoo, ZooModel, batches_by_length, loaders, open_model,
+from ..zoo.decoding import batches_by_length
+from ..zoo.zoo import (LanguageModel, Zoo, ZooModel, loaders, open_model,
                                    read_zoo)
 
 # %% ../../nbs/08_mixing/13_mixture.ipynb #25457c8c

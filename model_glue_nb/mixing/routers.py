@@ -18,7 +18,8 @@ from .learners import router_settings, routers
 from .sentences import ENCODER, SentenceEncoder, encoder_identity, open_encoder
 from .terms import fit_terms, term_vectors
 from ..schemas import brief, listed, number, path, text
-from ..zoo.zoo import LanguageModel, batches_by_length
+from ..zoo.decoding import batches_by_length
+from ..zoo.zoo import LanguageModel
 
 # %% ../../nbs/08_mixing/06_routers.ipynb #4b206bee
 FEATURES = ("embedding", "hidden", "sentence")

@@ -6,12 +6,14 @@
 __all__ = ['Decoding', 'decoding', 'answers']
 
 # %% ../../nbs/08_mixing/10_sampling.ipynb #b17863ae
+from functools import partial
 from secrets import randbelow
 from typing import NamedTuple
 
 from ..benchmarking.harness import NEUTRAL, OF_SAMPLING
 from ..core import InputError, digest, refuse, unknown
 from ..schemas import flag, number, integer
+from ..zoo.decoding import generate_with
 from ..zoo.language_model import LanguageModel, context_length
 
 # %% ../../nbs/08_mixing/10_sampling.ipynb #df7e3d3a
@@ -69,28 +71,14 @@ def _sample_ids(
 )->list[str]: # `asked.n` answers
     "Answers to one prompt by transformers' `generate`."
     import torch
-    from transformers import GenerationConfig
-    ends = live.end_tokens()
-    x = torch.tensor([ids], device=live.model.device)
-    start = x.shape[1]
-    eos = torch.tensor(ends, device=x.device, dtype=torch.long)
-    def ended(ids, scores, **_):
-        done = (live.has_stopped([ids[:, start:]], eos, stop)
-                if stop else [False] * len(ids))
-        return torch.tensor(done, device=ids.device)
-    config = GenerationConfig(max_new_tokens=max_new_tokens, num_return_sequences=settings.n, use_cache=True,
-                              eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0, **settings.how)
-    own = live.model.generation_config
-    live.model.generation_config = config # its own sampling settings would come along
-    given = dict(attention_mask=torch.ones_like(x), generation_config=config, stopping_criteria=[ended])
-    try:
-        with torch.random.fork_rng(), torch.inference_mode():
-            torch.manual_seed(seed)
-            out = live.model.generate(x, **given)
-    finally: live.model.generation_config = own
-    texts = live.decode([out[:, start:]], eos)
+    ends, x = live.end_tokens(), torch.tensor([ids], device=live.model.device)
+    how = dict(max_new_tokens=max_new_tokens, num_return_sequences=settings.n, **settings.how)
+    stopped = partial(live.has_stopped, ends=ends, stop=stop) if stop else None
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        new = generate_with(live.model, x, how, ends, stopped)
     return [min((t.split(s)[0] for s in stop), key=len, default=t)
-            for t in texts]
+            for t in live.decode(new, ends)]
 
 def answers(
     live:LanguageModel, # Who answers

