@@ -12,8 +12,10 @@ CELL, FUNCTION = 100, 65 # lines
 TOKENS, DENSITY = 25, dict(semicolons=0.0, lambdas=0.004, long=3.5) # fastcore 1.8: 0.12, 0.20 and 4.7
 LONG_LINES = {"core": 5, "merging.live": 1, "merging.merge": 3, "merging.planner": 6, "merging.recipes": 2, "mixing.mixture": 3, "zoo.sources": 2}
 
+@cache
 def notebooks():
     return sorted(p for p in (root/"nbs").glob("**/*.ipynb") if not {".ipynb_checkpoints", "_proc"} & set(p.parts))
+@cache
 def cells(path): return json.loads(path.read_text())["cells"]
 def source(cell): return "".join(cell["source"])
 def directive(cell, names):
@@ -25,6 +27,7 @@ def module(path):
     found = [m[1] for c in cells(path) if (m := re.match(r"#\|\s*default_exp\s+(\S+)", source(c)))]
     return found[0] if found else None
 
+@cache
 def exporting(): return {module(p): p for p in notebooks() if module(p)}
 
 def imported(code):
@@ -42,6 +45,7 @@ def file_of(name): return root/"model_glue_nb"/f"{name.replace('.', '/')}.py"
 
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
+@cache
 def code_tokens(text):
     return [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in LAYOUT]
 

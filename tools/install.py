@@ -9,8 +9,8 @@ PARTS = "import torch, transformers, lm_eval, numba, pandas, plotly, ipywidgets,
 def say(text): print(f"install: {text}", flush=True)
 
 def pip(*args):
-    "Run pip in .venv; its words are shown only when it fails."
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore", *args]
+    "Run pip in .venv; its words are shown only when it fails. Python compiles what it imports when it imports it: half the time here."
+    command = [python, "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check", "--root-user-action=ignore", *args]
     done = subprocess.run(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         sys.exit(f"{done.stdout}\ninstall: pip failed, see above. Repair that and run the same command again; it continues from here.")
