@@ -30,6 +30,8 @@ FACE = {
     "merging.recipes": "recipe MergeRecipe",
     "merging.merge": "merge",
     "merging.barrier": "barrier",
+    "merging.differences": "extract",
+    "merging.packing": "pack unpack_model",
     "searching.strategies": "strategies",
     "searching.candidates": "CandidateScorer",
     "searching.search": "search",

@@ -45,9 +45,11 @@ def unknown(
     kind:str, # What the name should have named, e.g. "merge method"
     name:str, # What came
     known:Iterable[str], # What exists
+    of:str="", # What it should have belonged to, e.g. "of router 'knn'"
 )->UnknownName: # An error to raise
     "Error for a name that does not exist, with the nearest one that does."
     known = sorted(map(str, known))
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f"Did you mean '{near[0]}'? " if near else ""
-    return UnknownName(f"There is no {kind} '{name}'. {hint}Known: {', '.join(known) or 'none'}.")
+    whose = f" {of}" if of else ""
+    return UnknownName(f"There is no {kind} '{name}'{whose}. {hint}Known: {', '.join(known) or 'none'}.")

@@ -102,7 +102,7 @@ def test_a_wrong_setting_is_one_clear_error(router):
 
 @pytest.mark.parametrize("name", list(routers))
 def test_an_unknown_setting_is_named(name):
-    with pytest.raises(InputError, match="There is no setting of router"):
+    with pytest.raises(InputError, match="There is no setting '.*' of router"):
         fit_router(dict(name=name, neighbours=3), dict(model=np.eye(2, dtype=np.float32)), np.eye(2))
 
 def test_a_text_router_is_written_and_read_again(tmp_path):

@@ -151,7 +151,7 @@ def read_results(
             chosen = {k: v for k, v in reported.items()
                       if wanted in (None, k, k.split(",")[0])}
             if wanted and not chosen:
-                raise unknown(f"metric of task '{short(task)}' in '{short(file.name)}'", wanted, reported)
+                raise unknown("metric", wanted, reported, f"of task '{short(task)}' in '{short(file.name)}'")
             n = (sizes.get(task) or {}).get("effective")
             for k, v in chosen.items():
                 error = values.get(k.replace(",", "_stderr,", 1))

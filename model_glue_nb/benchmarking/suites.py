@@ -176,7 +176,8 @@ def _pick_metric(
     def of(m):
         return next((k for k in scales if k == m or k.split(",")[0] == m), None)
     if wanted is None: return of(first) or next(iter(scales))
-    if not of(wanted): raise unknown(f"metric of task '{name}' that is a mean over questions", wanted, scales)
+    whose = f"of task '{name}' that is a mean over questions"
+    if not of(wanted): raise unknown("metric", wanted, scales, whose)
     return of(wanted)
 
 # %% ../../nbs/04_benchmarking/08_suites.ipynb #fd333358
@@ -230,7 +231,7 @@ def only(self:Suite,
     "Some tasks of a suite."
     known = {t.name: t for t in self.tasks}
     for n in names:
-        if n not in known: raise unknown(f"task in suite '{self.name}'", n, known)
+        if n not in known: raise unknown("task", n, known, f"in suite '{self.name}'")
     return replace(self, tasks=tuple(known[n] for n in names))
 
 @patch(as_prop=True)

@@ -161,7 +161,7 @@ def info(self:ZooModel,
 )->TensorInfo:
     "Where a tensor is stored."
     found = self.tensors.get(name) or self.stored.get(name)
-    if found is None: raise unknown(f"tensor of '{self.name}'", name, self.tensors)
+    if found is None: raise unknown("tensor", name, self.tensors, f"of '{self.name}'")
     return found
 
 @patch

@@ -71,7 +71,7 @@ def suite_by_name(
     given = [shared_settings(said) | t for t in said["tasks"]]
     known = [t["name"] for t in given]
     for n in names or ():
-        if n not in known: raise unknown(f"task in suite '{said.get('name', spec)}'", n, known)
+        if n not in known: raise unknown("task", n, known, f"in suite '{said.get('name', spec)}'")
     given = [t for t in given if names is None or t["name"] in names]
     if all(t.get("code") or _is_read(t, file.parent) for t in given):
         suite = load_suite(spec, "skip")

@@ -18,5 +18,7 @@ FACE = {
     "live": "merge_into",
     "barrier": "texts_of",
     "forecast": "foresee fit_forecast",
+    "differences": "Difference parts_of",
+    "packing": "Packed families",
 }
 __getattr__, __dir__, __all__ = _face("merging", FACE)

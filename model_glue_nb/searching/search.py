@@ -282,7 +282,7 @@ def check_options(
 )->list[str]: # Problems
     "Options that the strategy does not have, and values that it cannot take."
     known = setting_kinds(strategies[strategy])
-    out = [str(unknown(f"option of '{strategy}'", short(k), known)) for k in options if k not in known]
+    out = [str(unknown("option", short(k), known, f"of '{strategy}'")) for k in options if k not in known]
     given = {k: v for k, v in options.items() if k in known}
     return (out
             + [p for k, v in given.items()

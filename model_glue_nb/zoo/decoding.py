@@ -99,7 +99,8 @@ class _Rows:
         import torch
         given = dict(input_ids=self.last, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+            one = self.mask.new_ones(len(self.mask), 1)
+            self.mask = torch.cat([self.mask, one], 1)
             given |= dict(attention_mask=self.mask, position_ids=self.lengths)
             self.lengths = self.lengths + 1
         y = model(**given)
@@ -112,7 +113,8 @@ class _Rows:
         index = torch.tensor(at, device=self.last.device)
         self.rows, self.last = [self.rows[i] for i in at], self.last[index]
         self.cache.batch_select_indices(index)
-        if self.mask is not None: self.mask, self.lengths = self.mask[index], self.lengths[index]
+        if self.mask is None: return
+        self.mask, self.lengths = self.mask[index], self.lengths[index]
 
 def _read_prompts(
     model, # transformers model
@@ -156,7 +158,8 @@ def _aligned(
             setattr(joined, side, torch.cat(tensors))
         if joined.is_sliding: joined.cumulative_length = longest
         cache.layers.append(joined)
-    lengths = torch.tensor([n for p, n in zip(parts, lengths) for _ in p.rows], device=device)[:, None]
+    per_row = [n for p, n in zip(parts, lengths) for _ in p.rows]
+    lengths = torch.tensor(per_row, device=device)[:, None]
     mask = (torch.arange(longest, device=device) >= longest - lengths).long()
     last = torch.cat([p.last for p in parts])
     return _Rows([r for p in parts for r in p.rows], cache, last, lengths, mask)
@@ -242,7 +245,8 @@ def _write(
             going[i] = token not in ends
         if stopped and step % 4 == 3:
             open_ = [i for i, on in enumerate(going) if on]
-            for i, over in zip(open_, stopped([new[part.rows[i]] for i in open_])): going[i] = not over
+            ended = stopped([new[part.rows[i]] for i in open_])
+            for i, over in zip(open_, ended): going[i] = not over
         left = [i for i, on in enumerate(going) if on]
         if not left: return
         if whole and len(left) <= len(going) // 2:
