@@ -140,7 +140,7 @@ def test_more_is_better_and_directions_beat_equal_ranks(tmp_path):
 
 @pytest.mark.parametrize("given, says", [
     (dict(rank=0), "whole number from 1"), (dict(rank=2, size="4%"), "rank and size came"), (dict(error=1.5), "between 0 and 1"),
-    (dict(size="a lot"), "4% or 12MB"), (dict(size=10), "is the least")])
+    (dict(size="a lot"), "4% or 12MB"), (dict(size=10), "is the least"), (dict(rank=4000), "The factors would take"), (dict(error=1e-4), "The factors would take")])
 def test_bad_budgets(given, says, tmp_path):
     zoo = read_zoo("demo")
     with pytest.raises(InputError, match=says): extract(zoo["a-sort"], zoo["a-base"], tmp_path/"d", **given)
@@ -151,6 +151,17 @@ def test_who_is_no_fine_tune_is_refused(tmp_path):
     for model, base, says in (("b-skip", "a-base", "It was not tuned from 'a-base'"), ("a-base", "a-base", "no value differs"), ("c-expand", "a-base", "differ")):
         with pytest.raises(InputError, match=says): extract(zoo[model], zoo[base], tmp_path/"d")
     assert not list(tmp_path.iterdir())
+
+def test_values_that_are_not_finite_are_named(tmp_path):
+    from model_glue_nb.zoo.zoo import tiny_zoo
+    from safetensors.torch import load_file, save_file
+    zoo = tiny_zoo(tmp_path/"zoo", ["a", "b"])
+    f = zoo["b"].path/"model.safetensors"
+    bad = load_file(f)
+    bad["model.layers.0.mlp.up_proj.weight"][3, 3] = float("nan")
+    save_file(bad, f, dict(format="pt"))
+    with pytest.raises(InputError, match="up_proj.weight' holds values that are not finite"): extract(zoo["b"], zoo["a"], tmp_path/"d")
+    assert not (tmp_path/"d").exists()
 
 def test_changed_stacks_of_experts_are_refused(tmp_path):
     model = certificate.tiny_model("mixtral", 0)
@@ -176,7 +187,7 @@ def test_each_family_has_its_base():
 def test_a_packed_zoo_is_a_zoo_and_gives_every_member_back(tmp_path):
     from model_glue_nb.merging.packing import pack, unpack_model
     zoo = read_zoo("demo").subset(["a-base", "a-sort", "b-base", "c-base", "c-expand"])
-    made = pack(zoo, tmp_path/"p", error=.05)
+    made = pack(zoo, tmp_path/"p", error=.3)
     kept = {r["member"]: r["kept"] for r in made.rows}
     assert kept == {"a-base": "base", "a-sort": "difference", "b-base": "whole", "c-base": "base", "c-expand": "difference"}
     again = read_zoo(tmp_path/"p")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..checkpoints.checkpoint import ZooModel, open_model
 from ..core import InputError, Progress, refuse, silent, unknown
-from .differences import DifferenceBudget, change_between, extract, tuned_from
+from .differences import DifferenceBudget, extract, how_far_tuned
 from .merge import merge
 from .recipes import recipe
 from ..outputs import atomic_path
@@ -40,9 +40,8 @@ def families(
 
 def _tuned_from(base, models)->dict[str,float]: # Name → how far it is
     "Who may have been tuned from a model."
-    return {m.name: change_between(m, base)
-            for m in models
-            if m is not base and tuned_from(m, base)}
+    far = {m.name: how_far_tuned(m, base) for m in models if m is not base}
+    return {name: x for name, x in far.items() if x is not None}
 
 def _center(models, far)->str: # Its name
     "The model from which most others are tuned; then whom they name, then the nearest."
