@@ -538,7 +538,7 @@ def test_a_metric_that_is_missing_is_named(tmp_path):
     with pytest.raises(InputError, match="Did you mean 'acc"): load_suite(tmp_path/"t/s.yaml")
     f = tmp_path/"results_x.json"
     f.write_text(json.dumps(dict(results=dict(arc={"acc,none": .5, "alias": "arc"}))))
-    with pytest.raises(InputError, match="no metric of task 'arc' in 'results_x.json' 'acc_norm'. Did you mean 'acc,none'"):
+    with pytest.raises(InputError, match="no metric 'acc_norm' of task 'arc' in 'results_x.json'. Did you mean 'acc,none'"):
         read_results(f, dict(arc="acc_norm"))
 
 # ---- what may be claimed
