@@ -103,6 +103,17 @@ def test_untied_ends_take_part_where_it_pays(kind, tmp_path):
     without = extract(tmp_path/"tune", tmp_path/"base", tmp_path/"e", error=1e-3, embeddings=False)
     assert without.unsaid > .01 and not any(p.rank for p in without.parts if p.is_end) and without.n_bytes < made.n_bytes
 
+def test_an_embedding_with_a_forward_of_its_own_stays(tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+    model = tuned("opt", tmp_path)
+    with torch.no_grad(): model.model.decoder.embed_positions.weight += .01
+    model.save_pretrained(tmp_path/"tune")
+    made = extract(tmp_path/"tune", tmp_path/"base", tmp_path/"d", rank=3)
+    assert [p.kind for p in made.parts if "embed_positions" in p.name] == ["fixed"] and 0 < made.unsaid < 1
+    live = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path/"base", dtype=torch.float32), tmp_path/"d")
+    assert logits(live).isfinite().all()
+
 def test_what_is_said_of_it_is_what_the_files_hold(tmp_path):
     zoo = read_zoo("demo")
     made = extract(zoo["a-shift"], zoo["a-base"], tmp_path/"d", rank=4)
@@ -183,6 +194,7 @@ def test_each_family_has_its_base():
     assert families(some, ["b-skip", "a-shift"]) == {"b-skip": ["b-base"], "a-shift": ["a-sort", "a-base"]}
     both = families(some[:3], ["a-base", "a-sort"]) # two bases of one family: each member to the nearer
     assert both == {"a-base": ["a-shift"], "a-sort": []}
+    assert families(some[:3], ["a-sort", "a-base"]) == {"a-sort": [], "a-base": ["a-shift"]}, "not to the first"
 
 def test_a_packed_zoo_is_a_zoo_and_gives_every_member_back(tmp_path):
     from model_glue_nb.merging.packing import pack, unpack_model
@@ -190,6 +202,7 @@ def test_a_packed_zoo_is_a_zoo_and_gives_every_member_back(tmp_path):
     made = pack(zoo, tmp_path/"p", error=.3)
     kept = {r["member"]: r["kept"] for r in made.rows}
     assert kept == {"a-base": "base", "a-sort": "difference", "b-base": "whole", "c-base": "base", "c-expand": "difference"}
+    assert json.loads((tmp_path/"p/a-sort/adapter_config.json").read_text())["base_model_name_or_path"] == "../a-base"
     again = read_zoo(tmp_path/"p")
     assert set(again.names) == {"a-base", "a-base+a-sort", "b-base", "c-base", "c-base+c-expand"} and not again.skipped
     assert made.n_bytes == sum(t.stop - t.start for f in (tmp_path/"p").iterdir() for t in open_model(f).stored.values())
