@@ -370,7 +370,8 @@ def extract(
         change = partial(_change, new=model.tensors, old=base.tensors, files=files, device=device)
         for i, p in enumerate(parts):
             progress(i, len(parts), p.name)
-            p.energy, p.before = change(p).energy(), change(p).before()
+            own = change(p) # reads the tensor
+            p.energy, p.before = own.energy(), own.before()
         refuse(_unsayable(parts, base), f"Cannot extract '{model.name}'")
         low = [p for p in parts if p.is_low_rank and p.energy]
         limits = budget.limits(parts, base.n_bytes)
