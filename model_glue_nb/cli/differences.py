@@ -17,7 +17,7 @@ from .app import AS_JSON, app, byte_bar, progress_bar, say, show
 _RANK = typer.Option(None, help="Mean rank of the linear weights; 16 where nothing is given.")
 _SIZE = typer.Option(None, help="Bytes of a difference instead: 4% of the model, or 12MB.")
 _ERROR = typer.Option(None, help="Part of the change that may be missing instead, 0 to 1.")
-_EMBEDDINGS = typer.Option(True, help="Do untied embeddings and the head take part?")
+_EMBEDDINGS = typer.Option(True, help="Do embeddings and the head take part?")
 _DEVICE = typer.Option("auto", help="Where to compute: auto, cpu, cuda, …")
 _OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing folder.")
 
@@ -38,9 +38,12 @@ def extract(
     say(f"{out}: {made.n_bytes:,} bytes, {made.share:.1%} of the model; its factors lack {made.error:.0%} "
         "of the change.")
     if made.unsaid > .005:
-        say(f"note: {made.unsaid:.0%} of the change lies in an embedding that is also the head, or is of "
-            "its own kind, and stays as in the base.", err=True)
+        say(f"note: {made.unsaid:.0%} of the change lies in embeddings that the adapter leaves as in the base.",
+            err=True)
     say(f"Load it with PeftModel.from_pretrained(base, '{out}').")
+    if any(p.tied and p.rank for p in made.parts):
+        say("note: the embedding is also the head. PEFT computes with the adapter exactly, but merging it adds that "
+            "change twice; merge it here: `model-glue merge`.", err=True)
 
 @app.command()
 def pack(

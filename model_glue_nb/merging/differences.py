@@ -39,10 +39,16 @@ class Part:
     shape: tuple[int, ...]
     dtype: str # As stored
     is_end: bool = False # Does it read or give tokens?
+    tied: bool = False # Does it do both?
     before: float = 0.0 # ‖W₀‖²
     energy: float = 0.0 # ‖W − W₀‖²
     rank: int = 0 # Directions that are kept
     left_out: float = 0.0 # Energy that the written difference lacks
+
+    @property
+    def scale(self)->float: # 1 / ‖W₀‖
+        "What makes a change of this weight comparable with changes of others."
+        return 1 / math.sqrt(self.before or self.energy or 1.0)
 
     @property
     def is_low_rank(self)->bool: return self.kind in ("linear", "turned", "embedding")
@@ -60,7 +66,7 @@ class Part:
 def _kind_of(
     module, # Of transformers
     parameter:str, # Its name in the module
-    fixed:bool, # Is it an embedding and an output head at once?
+    fixed:bool, # Is it a table that PEFT can't change as it is used?
 )->str: # As in `Part`
     "How an adapter says a change of a parameter."
     import torch
@@ -84,14 +90,26 @@ def parts_of(
             name = weight_meant(base, names, f"{path}.{key}", tuple(p.shape))
             if name is not None: found.setdefault(name, (path, module, key))
     tied = bool(getattr(live.config.get_text_config(), "tie_word_embeddings", False))
-    ends = {id(m) for m in (live.get_input_embeddings(), live.get_output_embeddings())}
+    ends, fixed = _ends_of(live, tied)
     out = []
     for name, t in base.tensors.items():
         path, module, key = found.get(name, ("", None, ""))
-        is_end = id(module) in ends
-        kind = "none" if module is None else _kind_of(module, key, tied and is_end)
-        out.append(Part(name, path, kind, tuple(t.shape), t.dtype, is_end))
+        is_end = any(module is end for end in ends)
+        kind = "none" if module is None else _kind_of(module, key, fixed and is_end)
+        out.append(Part(name, path, kind, tuple(t.shape), t.dtype, is_end, tied and is_end))
     return out
+
+def _ends_of(
+    live, # As `skeleton` gives it
+    tied:bool, # Is one table both ends?
+)->tuple[list,bool]: # Modules; do they stay as they are?
+    "Where tokens come in and go out, and whether a tied pair is more than a table and a product with it."
+    import torch
+    ends = [m for m in (live.get_input_embeddings(), live.get_output_embeddings()) if m is not None]
+    plain = list(map(type, ends)) == [torch.nn.Embedding, torch.nn.Linear]
+    return ends, tied and not (plain and getattr(live.base_model, _TIED_IN_PEFT, None) is ends[0])
+
+_TIED_IN_PEFT = "embed_tokens" # the one name of an embedding whose change PEFT gives to the head
 
 # %% ../../nbs/06_merging/15_differences.ipynb #f4671d2e
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(%|B|KB|MB|GB|)", re.I)
@@ -113,7 +131,7 @@ class DifferenceBudget:
     "How much of a change is kept; exactly one of the three."
     rank: int|None = None # Mean number of directions per linear weight
     size: str|int|None = None # As `bytes_said` reads it
-    error: float|None = None # ‖δ − δ′‖ / ‖δ‖
+    error: float|None = None # ‖δ − δ′‖ / ‖δ‖, each weight measured by its own size
 
     def problems(self)->list[str]:
         "What is wrong with it."
@@ -143,7 +161,7 @@ class DifferenceBudget:
                 raise InputError(f"The size is {wanted:,} bytes, and {cheapest:,} is the least: norms and "
                                  "biases whole, and one direction of one weight. Give more.")
             return dict(n_bytes=wanted - fixed)
-        return dict(may_lose=self.error ** 2 * sum(p.energy for p in low))
+        return dict(may_lose=self.error ** 2 * sum(p.energy * p.scale ** 2 for p in low))
 
 # %% ../../nbs/06_merging/15_differences.ipynb #cd3e44ce
 _FIRST = 16 # Directions that are found at first
@@ -165,9 +183,9 @@ def _directions(
         for done, i in enumerate(todo):
             progress(done, len(todo), parts[i].name)
             found[i] = largest_directions(changes[i](), wanted[i], seed)
-        unknown = sum(f.left_out(len(f.values)) for f in found)
+        unknown = sum(f.left_out(len(f.values)) * p.scale ** 2 for f, p in zip(found, parts))
         given = dict(limits, may_lose=limits["may_lose"] - unknown) if "may_lose" in limits else limits
-        ranks = allotted_ranks([f.values for f in found], costs, **given)
+        ranks = allotted_ranks([f.values * p.scale for f, p in zip(found, parts)], costs, **given)
         todo = [i for i, rank in enumerate(ranks) if rank == wanted[i] < most[i]]
         for i in todo: wanted[i] = min(2 * wanted[i], most[i])
     for p, r in zip(parts, ranks): p.rank = r
@@ -216,10 +234,11 @@ def _adapter_config(
     biases = any(p.kind == "bias" and p.energy for p in parts)
     r = max(ranks.values(), default=1)
     turned = any(p.kind == "turned" for p in parts if p.rank)
+    tied = any(p.tied for p in parts if p.rank)
     return dict(peft_type="LORA", task_type="CAUSAL_LM", base_model_name_or_path=base,
                 r=r, lora_alpha=r, rank_pattern=ranks, alpha_pattern=ranks, target_modules=sorted(ranks),
                 modules_to_save=whole or None, bias="all" if biases else "none", fan_in_fan_out=turned,
-                lora_dropout=0.0, init_lora_weights=True, inference_mode=True)
+                ensure_weight_tying=tied, lora_dropout=0.0, init_lora_weights=True, inference_mode=True)
 
 # %% ../../nbs/06_merging/15_differences.ipynb #3c7dbffd
 @dataclass
@@ -231,10 +250,10 @@ class Difference:
     model_bytes: int # Of the base
 
     @property
-    def error(self)->float: # ‖δ − δ′‖ / ‖δ‖ over all weights with factors
+    def error(self)->float: # ‖δ − δ′‖ / ‖δ‖ over all weights with factors, each measured by its own size
         "What the factors lack, measured on the written files."
         low = [p for p in self.parts if p.is_low_rank and p.energy]
-        total, lacking = sum(p.energy for p in low), sum(p.left_out for p in low)
+        total, lacking = (sum(getattr(p, k) * p.scale ** 2 for p in low) for k in ("energy", "left_out"))
         return math.sqrt(lacking / total) if low else 0.0
     @property
     def unsaid(self)->float: # Part of ‖δ‖² over all tensors
@@ -352,7 +371,7 @@ def extract(
     size:str|int|None=None, # Or bytes: "4%" of the model, "12MB"
     error:float|None=None, # Or the part of the change that may be missing
     called:str|None=None, # How the adapter names its base; None: by its folder
-    embeddings:bool=True, # Do untied embeddings and head take part? Some engines serve linear layers only
+    embeddings:bool=True, # Do embeddings and head take part? Some engines serve linear layers only
     device:str="auto", # Where products are computed
     seed:int=0, # Of the random vectors
     overwrite:bool=False, # Replace an existing folder?

@@ -217,7 +217,7 @@ def adapted(
     "A model seen through a LoRA adapter in PEFT format."
     path = known[adapter].path if adapter in known else Path(adapter)
     config, stored = _open_adapter(path)
-    inputs, names, taken = dict(base.tensors), weight_names(base), {}
+    inputs, names, taken, heads = dict(base.tensors), weight_names(base), {}, []
     for key in stored.tensors:
         if _is_whole(config, key):
             if _is_spare(stored, key): continue
@@ -227,6 +227,9 @@ def adapted(
             continue
         stem, kind = LORA_KEY.fullmatch(key).groups()
         if "A" not in kind: continue
+        if _is_tied_head(stored, config, key):
+            heads.append(stem)
+            continue
         name = weight_meant(base, names, f"{stem}.weight", _factors(stored, key, config)[1])
         if name is None:
             raise InputError(f"The adapter '{plain(path.name)}' changes '{plain(stem)}.weight', which "
@@ -234,8 +237,21 @@ def adapted(
         if name in taken: raise _twice(path, name)
         inputs[name] = _lora(inputs[name], stored, key, config)
         taken[name] = stem
-    refuse(_strays(stored, config, taken.values()), f"Cannot apply '{plain(path.name)}'")
+    refuse(_strays(stored, config, [*taken.values(), *heads]), f"Cannot apply '{plain(path.name)}'")
     return View(f"{base.name}+{path.name}", base, inputs, path)
+
+def _is_tied_head(
+    stored:ZooModel, # The adapter's tensors
+    config:dict, # adapter_config.json, checked
+    key:str, # Name of a factor A
+)->bool:
+    "Is it the other end of a tied table, whose change stands at the embedding too?"
+    if not config.get("ensure_weight_tying") or "embedding" in key: return False
+    down, up = (stored.values(k) for k in (key, key.replace("lora_A", "lora_B")))
+    def same(k):
+        other = k.replace("embedding_A", "embedding_B")
+        return np.array_equal(stored.values(k), up.T) and np.array_equal(stored.values(other), down.T)
+    return any(same(k) for k in stored.tensors if k.endswith("lora_embedding_A"))
 
 def _is_spare(
     stored:ZooModel, # The adapter's tensors
