@@ -5,7 +5,7 @@ import numpy as np
 import pytest, torch
 from model_glue_nb.core import InputError
 from model_glue_nb.merging.differences import bytes_said, extract, parts_of
-from model_glue_nb.merging.low_rank import Change, _floats, allotted_ranks, largest_directions
+from model_glue_nb.merging.low_rank import Change, allotted_ranks, largest_directions, stored_floats
 from model_glue_nb.tensors.streams import ArrayBlocks
 from model_glue_nb.zoo.adapters import adapted
 from model_glue_nb.zoo.stored import Files, open_stored
@@ -143,7 +143,7 @@ def test_an_embedding_with_a_forward_of_its_own_stays(tmp_path):
 def view_values(view, name):
     with Files() as files:
         n = math.prod(view.inputs[name].shape)
-        return np.array(_floats(open_stored(view.inputs[name], files), 0, n)).reshape(view.inputs[name].shape)
+        return np.array(stored_floats(open_stored(view.inputs[name], files), 0, n)).reshape(view.inputs[name].shape)
 
 def test_what_is_said_of_it_is_what_the_files_hold(tmp_path):
     zoo = read_zoo("demo")

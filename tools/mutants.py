@@ -11,9 +11,9 @@ SURE = [f"tests/test_intervals.py::test_{name}" for name in (
 RACES = ["nbs/04_benchmarking/01_intervals.ipynb", "tests/test_decisions.py", *(f"tests/test_intervals.py::test_{name}" for name in (
     "the_chance_of_a_lead_is_the_binomial_one", "the_larger_the_field_the_more_must_be_shown", "leads_of_unlike_questions_are_drawn"))]
 LOGITS = ["tests/test_benchmark.py::test_logits_of_the_last_positions_score_like_all"]
-CHOOSING = ["nbs/08_mixing/14_selection.ipynb", *(f"tests/test_routers.py::test_{name}" for name in (
+CHOOSING = ["nbs/08_mixing/16_selection.ipynb", *(f"tests/test_routers.py::test_{name}" for name in (
     "a_set_is_worth_the_weighted_mean", "a_task_without_weight_chooses_nobody", "budgets_hold_after_every_move"))]
-ROUTES = ["nbs/08_mixing/06_routers.ipynb", *(f"tests/test_routers.py::test_{name}" for name in (
+ROUTES = ["nbs/08_mixing/07_routers.ipynb", *(f"tests/test_routers.py::test_{name}" for name in (
     "a_text_router_is_written_and_read_again", "a_task_without_weight_teaches_nothing", "a_weight_counts_as_that_many_prompts", "graded_scores_teach"))]
 
 MUTANTS = {
@@ -331,7 +331,7 @@ MUTANTS = {
         ("def good(i): return all(np.isfinite(v[:, i, i]).all() for m, v in values.items() if m in METRICS[:3])", "def good(i): return True"),
         ("(roles == r) & (layers == n) for n in numbers for r in ROLES", "layers == n for n in numbers for r in ROLES"),
     ]),
-    "mixing.selection": (["nbs/08_mixing/14_selection.ipynb", "tests/test_weights.py"], [
+    "mixing.selection": (["nbs/08_mixing/16_selection.ipynb", "tests/test_weights.py"], [
         ("picked = np.array(S)[guess[:, list(S)].argmax(1)]", "picked = np.array(S)[guess[:, list(S)].argmin(1)]"),
         ("mean = share @ values[np.arange(len(values)), picked] / len(values)", "mean = values[np.arange(len(values)), picked].mean()", CHOOSING),
         ("def worth(S): return float(score(S)) - min_gain * len(S)", "def worth(S): return float(score(S))"),
@@ -376,7 +376,7 @@ MUTANTS = {
         ("share = weight[rows, rank] if index.shape[1] > 1 or weight.requires_grad else None", "share = weight[rows, 0] if index.shape[1] > 1 or weight.requires_grad else None"),
         ("share = weight[rows, rank] if index.shape[1] > 1 or weight.requires_grad else None", "share = weight[rows, rank] if index.shape[1] > 1 else None"),
     ]),
-    "mixing.learners": (["nbs/08_mixing/05_learners.ipynb", "tests/test_decisions.py"], [
+    "mixing.learners": (["nbs/08_mixing/06_learners.ipynb", "tests/test_decisions.py"], [
         ("np.zeros(x.shape[1]), float(np.log(p / (1 - p)))", "np.zeros(x.shape[1]), 0.0"),
         ("offset = -.5 * (points ** 2).sum(1)", "offset = 0 * (points ** 2).sum(1)"),
         ("rows = np.stack([mean(e.clip(min=0)) - mean((-e).clip(min=0)) for e in edge.T])", "rows = np.stack([mean(e.clip(min=0)) for e in edge.T])"),
@@ -399,7 +399,7 @@ MUTANTS = {
         ("return kmeans(vectors, values, weights, clusters=clusters, seed=seed)", "return kmeans(vectors, values, None, clusters=clusters, seed=seed)", ROUTES),
         ("return kmeans(vectors, values, weights, clusters=clusters, seed=seed)", "return kmeans(vectors, values, weights, clusters=1, seed=seed)", ROUTES),
     ]),
-    "mixing.terms": (["nbs/08_mixing/03_terms.ipynb", "tests/test_routers.py::test_a_text_router_is_written_and_read_again"], [
+    "mixing.terms": (["nbs/08_mixing/04_terms.ipynb", "tests/test_routers.py::test_a_text_router_is_written_and_read_again"], [
         ("held = Counter(w for t in texts for w in set(_words_of(t)))", "held = Counter(w for t in texts for w in _words_of(t))"),
         ("return _WORD.findall(text.lower())", "return _WORD.findall(text)"),
         ("terms = sorted(sorted(held), key=lambda w: -held[w])[:max_terms]", "terms = sorted(sorted(held), key=lambda w: held[w])[:max_terms]"),
@@ -408,13 +408,13 @@ MUTANTS = {
         ("row[place[w]] = count * idf[place[w]]", "row[place[w]] = count"),
         ("return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)", "return out"),
     ]),
-    "mixing.sentences": (["nbs/08_mixing/04_sentences.ipynb"], [
+    "mixing.sentences": (["nbs/08_mixing/05_sentences.ipynb"], [
         ("self.model(input_ids=x).last_hidden_state.float().mean(1).cpu().numpy()", "self.model(input_ids=x).last_hidden_state.float()[:, 0].cpu().numpy()"),
         ("ids = self.tokenizer(texts, truncation=True, max_length=self.limit)[\"input_ids\"] if texts else []", "ids = self.tokenizer(texts, truncation=True, max_length=8)[\"input_ids\"] if texts else []"),
         ("if known.get(\"fingerprint\") not in (None, open_model(folder).fingerprint()):", "if False:"),
         ("return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)", "return out"),
     ]),
-    "mixing.routers": (["nbs/08_mixing/06_routers.ipynb", "tests/test_decisions.py"], [
+    "mixing.routers": (["nbs/08_mixing/07_routers.ipynb", "tests/test_decisions.py"], [
         ("own[place] = dict(seed=shared[\"seed\"] + i)", "own[place] = dict(seed=shared[\"seed\"])"),
         ("x = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) if unit and len(x) else x)", "pass"),
         ("for c in router.get(\"costs\") or costs or [1] * values.shape[1]]", "for c in [1] * values.shape[1]]"),
@@ -544,7 +544,6 @@ MUTANTS = {
         ("fixed = fixed or table and type(module) is not torch.nn.Embedding", "pass"),
         ("return 1 / math.sqrt(self.before or self.energy or 1.0)", "return 1.0"),
         ("ensure_weight_tying=tied, ", ""),
-        ("return ends, tied and not (plain and", "return ends, tied and not ("),
         ("stem}.{'base_layer.' if factored else ''}bias", "stem}.bias"),
         ("for i in todo: wanted[i] = min(2 * wanted[i], most[i])", "todo = []"),
         ("return dict(n_bytes=wanted - fixed)", "return dict(n_bytes=wanted)"),
@@ -592,13 +591,13 @@ MUTANTS = {
         ("def mean(m, k): return sum(rows[m][k][0] for rows in each) / n", "def mean(m, k): return max(rows[m][k][0] for rows in each)", ["tests/test_benchmark.py::test_repeats_are_averaged"]),
         ("def share(r): return sum(bool(passes(r, said)) for said in r.resps) / len(r.resps)", "def share(r): return any(passes(r, said) for said in r.resps)"),
     ]),
-    "mixing.mixture": (["nbs/08_mixing/13_mixture.ipynb", "tests/test_residents.py"], [
+    "mixing.mixture": (["nbs/08_mixing/15_mixture.ipynb", "tests/test_residents.py"], [
         ("tail.gather(1, said[:, None]).sum())", "tail.gather(1, said[:, None]).mean())"),
         ("pairs = [((p + c)[-limit:][:-len(c)], c) for p, c in pairs]", "pairs = [(p[-limit:], c) for p, c in pairs]"),
         ("k[\"fingerprint\"] = open_model(tmp/k[\"path\"]).fingerprint()", "pass"),
         ("weights = question_weights(suite.weights, counts) if prompts else None", "weights = None"),
     ]),
-    "mixing.experts": (["nbs/08_mixing/12_experts.ipynb", "tests/test_residents.py"], [
+    "mixing.experts": (["nbs/08_mixing/14_experts.ipynb", "tests/test_residents.py"], [
         ("self.resident.popitem(last=False)", "self.resident.popitem(last=True)"),
         ("self.resident.move_to_end(key)", "pass"),
         ("rows = np.flatnonzero(route == e)", "rows = np.flatnonzero(route <= e)"),

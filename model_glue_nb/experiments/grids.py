@@ -17,7 +17,7 @@ from ..gluing.recipe import CLUSTERS, CLUSTER_KEYS, complete
 from ..mergeability.clusters import Cluster, linkages
 from ..merging.methods import merge_methods
 from ..mixing.learners import routers
-from ..mixing.spec import CHOICES, MIXTURE_LEVELS
+from ..mixing.spec import CHOICES, PUBLISHED_LEVELS
 from ..reading import read_yaml
 from ..schemas import (either, is_path, listed, mapping, maybe, name, number, path, require, seed,
                                    short, integer)
@@ -33,7 +33,7 @@ CONTROLS = dict(noise="a random step of equal length", shuffled="shuffled labels
 _MERGING = dict(methods=["linear", "task_arithmetic", "ties"],
                 strategies=dict(average={}, coefficient={}),
                 sizes=[2, 4, 8], budget=40, max_clusters=1)
-_MIXING = dict(levels=list(MIXTURE_LEVELS), routers=["random", "linear"],
+_MIXING = dict(levels=list(PUBLISHED_LEVELS), routers=["random", "linear"],
                inputs=["sample"], top_k=[1], dense_layers=[0], experts=4)
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def check_grid(
     out = [f"{part}, {k} is empty. Give at least one." for part, keys in lists.items() for k in keys.split()
            if not getattr(grid, part)[k]]
     named = [("merge method", m["methods"], merge_methods), ("search strategy", m["strategies"], strategies),
-             ("level", x["levels"], MIXTURE_LEVELS), ("router", x["routers"], routers),
+             ("level", x["levels"], PUBLISHED_LEVELS), ("router", x["routers"], routers),
              ("input", x["inputs"], CHOICES["input"]), ("control", grid.controls, CONTROLS),
              ("linkage", [grid.clusters["linkage"]], linkages)]
     out += [str(unknown(kind, n, known))

@@ -146,6 +146,7 @@ class Routes:
         self.plans = {}
         self.chosen = {}
         self.logits = {}
+        self.memo = {} # what modules found out about this batch
         self.set_tokens(ids)
         self.keys = mask.long().sum(1) if ids is None else prompt_keys(ids, mask)
 
