@@ -11,7 +11,7 @@ SURE = [f"tests/test_intervals.py::test_{name}" for name in (
 RACES = ["nbs/04_benchmarking/01_intervals.ipynb", "tests/test_decisions.py", *(f"tests/test_intervals.py::test_{name}" for name in (
     "the_chance_of_a_lead_is_the_binomial_one", "the_larger_the_field_the_more_must_be_shown", "leads_of_unlike_questions_are_drawn"))]
 LOGITS = ["tests/test_benchmark.py::test_logits_of_the_last_positions_score_like_all"]
-CHOOSING = ["nbs/08_mixing/16_selection.ipynb", *(f"tests/test_routers.py::test_{name}" for name in (
+CHOOSING = ["nbs/08_mixing/17_selection.ipynb", *(f"tests/test_routers.py::test_{name}" for name in (
     "a_set_is_worth_the_weighted_mean", "a_task_without_weight_chooses_nobody", "budgets_hold_after_every_move"))]
 ROUTES = ["nbs/08_mixing/07_routers.ipynb", *(f"tests/test_routers.py::test_{name}" for name in (
     "a_text_router_is_written_and_read_again", "a_task_without_weight_teaches_nothing", "a_weight_counts_as_that_many_prompts", "graded_scores_teach"))]
@@ -331,7 +331,7 @@ MUTANTS = {
         ("def good(i): return all(np.isfinite(v[:, i, i]).all() for m, v in values.items() if m in METRICS[:3])", "def good(i): return True"),
         ("(roles == r) & (layers == n) for n in numbers for r in ROLES", "layers == n for n in numbers for r in ROLES"),
     ]),
-    "mixing.selection": (["nbs/08_mixing/16_selection.ipynb", "tests/test_weights.py"], [
+    "mixing.selection": (["nbs/08_mixing/17_selection.ipynb", "tests/test_weights.py"], [
         ("picked = np.array(S)[guess[:, list(S)].argmax(1)]", "picked = np.array(S)[guess[:, list(S)].argmin(1)]"),
         ("mean = share @ values[np.arange(len(values)), picked] / len(values)", "mean = values[np.arange(len(values)), picked].mean()", CHOOSING),
         ("def worth(S): return float(score(S)) - min_gain * len(S)", "def worth(S): return float(score(S))"),
@@ -591,13 +591,13 @@ MUTANTS = {
         ("def mean(m, k): return sum(rows[m][k][0] for rows in each) / n", "def mean(m, k): return max(rows[m][k][0] for rows in each)", ["tests/test_benchmark.py::test_repeats_are_averaged"]),
         ("def share(r): return sum(bool(passes(r, said)) for said in r.resps) / len(r.resps)", "def share(r): return any(passes(r, said) for said in r.resps)"),
     ]),
-    "mixing.mixture": (["nbs/08_mixing/15_mixture.ipynb", "tests/test_residents.py"], [
+    "mixing.mixture": (["nbs/08_mixing/16_mixture.ipynb", "tests/test_residents.py"], [
         ("tail.gather(1, said[:, None]).sum())", "tail.gather(1, said[:, None]).mean())"),
         ("pairs = [((p + c)[-limit:][:-len(c)], c) for p, c in pairs]", "pairs = [(p[-limit:], c) for p, c in pairs]"),
         ("k[\"fingerprint\"] = open_model(tmp/k[\"path\"]).fingerprint()", "pass"),
         ("weights = question_weights(suite.weights, counts) if prompts else None", "weights = None"),
     ]),
-    "mixing.experts": (["nbs/08_mixing/14_experts.ipynb", "tests/test_residents.py"], [
+    "mixing.experts": (["nbs/08_mixing/15_experts.ipynb", "tests/test_residents.py"], [
         ("self.resident.popitem(last=False)", "self.resident.popitem(last=True)"),
         ("self.resident.move_to_end(key)", "pass"),
         ("rows = np.flatnonzero(route == e)", "rows = np.flatnonzero(route <= e)"),

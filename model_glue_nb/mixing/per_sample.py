@@ -6,7 +6,7 @@
 __all__ = ['experts_in', 'LowRankChanges', 'VectorChoices', 'put_vectors', 'put_back_vectors', 'add_change',
            'add_change_of_table', 'add_bias', 'attach_changes']
 
-# %% ../../nbs/08_mixing/02_per_sample.ipynb #e12cc419
+# %% ../../nbs/08_mixing/02_per_sample.ipynb #86437655
 from itertools import accumulate
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 
 from .routing import ROUTES
 
-# %% ../../nbs/08_mixing/02_per_sample.ipynb #31840d90
+# %% ../../nbs/08_mixing/02_per_sample.ipynb #85cf6a4a
 def experts_in(
     routes, # `Routes`, planned
 )->tuple[torch.Tensor,list[int]]: # int64, (rows,): expert of each; those that occur, sorted
@@ -36,15 +36,15 @@ class LowRankChanges(nn.Module):
 
     def needed(self, routes):
         "Directions of the experts of a batch, and (rows, directions) ones where they are a sample's own."
-        if id(self) not in routes.memo:
+        if self not in routes.memo:
             index, experts = experts_in(routes)
             down, up = (torch.cat(x) for x in zip(*((self.down[self.span(e)], self.up.T[self.span(e)]) for e in experts)))
             owner = [e for e in experts for _ in range(self.ends[e + 1] - self.ends[e])]
             own = None
             if len(experts) > 1:
                 own = (torch.tensor(owner) == index[:, None]).to(up)
-            routes.memo[id(self)] = down, up.T, own
-        return routes.memo[id(self)]
+            routes.memo[self] = down, up.T, own
+        return routes.memo[self]
 
     def added(self, x, turned=False): # token ids, or (rows, …, width); turned: of the transposed weight
         "What the samples add to the product of the weight; None: nothing."
@@ -57,7 +57,7 @@ class LowRankChanges(nn.Module):
             inner = inner * own.view(len(own), *[1] * (inner.dim() - 2), -1)
         return linear(inner, up)
 
-# %% ../../nbs/08_mixing/02_per_sample.ipynb #75d9bcd4
+# %% ../../nbs/08_mixing/02_per_sample.ipynb #1d5b612b
 class VectorChoices(nn.Module):
     "The vectors of one module, a row per expert."
     def __init__(self, n_experts, **widths): # parameter → its width
@@ -100,7 +100,7 @@ def _expert_by_expert(module, x, index, experts):
         out[index == e] = y
     return out
 
-# %% ../../nbs/08_mixing/02_per_sample.ipynb #0794949a
+# %% ../../nbs/08_mixing/02_per_sample.ipynb #21691801
 def add_change(module, args, out): # after the forward of a linear layer or an embedding
     "The product with what each sample adds."
     if ROUTES.get() is None: return out

@@ -9,6 +9,7 @@ __all__ = ['PRIME', 'ROUTES', 'PROMPTS', 'token_keys', 'prompt_keys', 'nearest',
 # %% ../../nbs/08_mixing/01_routing.ipynb #8459220f
 from contextvars import ContextVar
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -146,7 +147,7 @@ class Routes:
         self.plans = {}
         self.chosen = {}
         self.logits = {}
-        self.memo = {} # what modules found out about this batch
+        self.memo = WeakKeyDictionary() # module → what it found out about this batch
         self.set_tokens(ids)
         self.keys = mask.long().sum(1) if ids is None else prompt_keys(ids, mask)
 

@@ -9,6 +9,7 @@ __all__ = ['batches_by_length', 'written_together', 'takes_cache', 'counts_itsel
 # %% ../../nbs/03_zoo/02_decoding.ipynb #f38adc23
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -85,6 +86,10 @@ def _changes_logits(
                for k, nothing in _CHANGES.items())
 
 # %% ../../nbs/03_zoo/02_decoding.ipynb #879516c1
+def _anywhere(rows):
+    "No context."
+    return nullcontext()
+
 @dataclass
 class _Rows:
     "Answers that are being written."
@@ -93,6 +98,7 @@ class _Rows:
     last: object # Last token of each, shape (rows, 1)
     lengths: object=None # Tokens of each so far, shape (rows, 1); None: all have as many
     mask: object=None # 0 in front of short prompts, shape (rows, positions); None: nothing is in front
+    within: Callable=_anywhere # As in `greedy_tokens`
 
     def logits(self, model)->object: # Of the next token, shape (rows, vocabulary)
         "Give the model the last token of each row."
@@ -103,7 +109,7 @@ class _Rows:
             self.mask = torch.cat([self.mask, one], 1)
             given |= dict(attention_mask=self.mask, position_ids=self.lengths)
             self.lengths = self.lengths + 1
-        y = model(**given)
+        with self.within(self.rows): y = model(**given)
         self.cache = y.past_key_values
         return y.logits[:, -1]
 
@@ -120,12 +126,13 @@ def _read_prompts(
     model, # transformers model
     ids:list[list[int]], # Token ids per prompt
     rows:list[int], # Positions of prompts of one length
+    within:Callable, # As in `greedy_tokens`
 )->_Rows: # With the first token of each answer
     "One pass over some prompts."
     import torch
     x = torch.tensor([ids[i] for i in rows], device=model.device)
-    y = model(input_ids=x, use_cache=True, logits_to_keep=1)
-    return _Rows(rows, y.past_key_values, y.logits[:, -1].argmax(-1, keepdim=True))
+    with within(rows): y = model(input_ids=x, use_cache=True, logits_to_keep=1)
+    return _Rows(rows, y.past_key_values, y.logits[:, -1].argmax(-1, keepdim=True), within=within)
 
 # %% ../../nbs/03_zoo/02_decoding.ipynb #9f1e05e6
 def _keeps_all(
@@ -162,7 +169,7 @@ def _aligned(
     lengths = torch.tensor(per_row, device=device)[:, None]
     mask = (torch.arange(longest, device=device) >= longest - lengths).long()
     last = torch.cat([p.last for p in parts])
-    return _Rows([r for p in parts for r in p.rows], cache, last, lengths, mask)
+    return _Rows([r for p in parts for r in p.rows], cache, last, lengths, mask, parts[0].within)
 
 # %% ../../nbs/03_zoo/02_decoding.ipynb #f596ea99
 _ROUNDING = dict(float32=1e-4, float64=1e-8) # Of the largest logit; other types .05
@@ -178,7 +185,7 @@ def _first_row(
         one = copy(layer)
         one.keys, one.values = layer.keys[:1], layer.values[:1]
         cache.layers.append(one)
-    return _Rows(part.rows[:1], cache, part.last[:1])
+    return _Rows(part.rows[:1], cache, part.last[:1], within=part.within)
 
 def _rope_types(
     config, # Of transformers
@@ -212,12 +219,13 @@ def greedy_tokens(
     ends:list[int], # Tokens that end an answer
     max_new_tokens:int, # Most tokens per answer, from 1
     stopped:Callable|None=None, # Token ids of some answers → which of them hold a stop string
+    within:Callable=_anywhere, # Positions of prompts → a context in which the model reads or continues them
 )->list[list[int]]: # New tokens of each prompt, an end token the last
     "Greedy continuations of some prompts."
     import torch
     new = [[] for _ in ids]
     with torch.inference_mode():
-        parts = [_read_prompts(model, ids, rows) for rows in batches_by_length(ids)]
+        parts = [_read_prompts(model, ids, rows, within) for rows in batches_by_length(ids)]
         n_tokens = max(map(len, ids)) + max_new_tokens
         whole = all(_keeps_all(p.cache, n_tokens) for p in parts)
         together = whole and len(parts) > 1 and max_new_tokens > 1 and _joins(model, parts)
@@ -284,10 +292,12 @@ def tokens_by_transformers(
     ends:list[int], # Tokens that end an answer
     max_new_tokens:int, # Most tokens per answer
     stopped:Callable|None=None, # As in `greedy_tokens`
+    within:Callable=_anywhere, # As in `greedy_tokens`
 )->list[list[int]]: # New tokens of each prompt
     "Greedy continuations by transformers' `generate`, with the checkpoint's changes to the logits."
     import torch
     settings = model.generation_config
     own = {k: v for k in _CHANGES if (v := getattr(settings, k, None)) is not None}
     greedy = dict(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
-    return generate_with(model, torch.tensor(ids, device=model.device), own | greedy, ends, stopped)
+    with within(list(range(len(ids)))):
+        return generate_with(model, torch.tensor(ids, device=model.device), own | greedy, ends, stopped)

@@ -8,6 +8,7 @@ __all__ = ['COMPUTED_IN', 'SAFE', 'pick_device', 'pick_dtype', 'compute_dtype', 
 
 # %% ../../nbs/03_zoo/03_language_model.ipynb #f3730e7f
 import os, warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -214,6 +215,7 @@ def generate(self:LanguageModel,
     prompts:list[str], # Texts to continue
     max_new_tokens:int=32, # Most tokens per answer
     stop:list[str]=(), # An answer ends before the first of these
+    within:Callable|None=None, # Positions of prompts → a context in which the model reads or continues them
 )->list[str]: # One answer per prompt, without the prompt
     "Greedy continuations of some prompts."
     stop = _checked_request(prompts, max_new_tokens, stop)
@@ -230,7 +232,9 @@ def generate(self:LanguageModel,
         groups = written_together(groups, ids, max_new_tokens, rows_at_once(self.model))
     def size(group): return len(group) * len(ids[group[-1]])
     groups = sorted(groups, key=size, reverse=True) # the longest batch does not come last
-    def ask(live, group): return live.continue_batch([ids[i] for i in group], max_new_tokens, stop)
+    def ask(live, group):
+        inside = dict(within=lambda rows: within([group[i] for i in rows])) if within else {}
+        return live.continue_batch([ids[i] for i in group], max_new_tokens, stop, **inside)
     n = n_side_by_side(self.model, list(map(size, groups)))
     if n == 1: answered = (ask(self, group) for group in groups)
     else:
@@ -262,12 +266,13 @@ def continue_batch(self:LanguageModel,
     ids:list[list[int]], # Token ids per prompt; all of one length where the model does not `takes_cache`
     max_new_tokens:int, # Most tokens per answer
     stop:list[str], # An answer ends before the first of these
+    **within, # As for `generate`
 )->list[str]: # Answers
     "Greedy continuations of one batch; ends when every answer has ended."
     ends = self.end_tokens()
     stopped = partial(self.has_stopped, ends=ends, stop=stop) if stop else None
     write = greedy_tokens if takes_cache(self.model) else tokens_by_transformers
-    try: new = write(self.model, ids, ends, max_new_tokens, stopped)
+    try: new = write(self.model, ids, ends, max_new_tokens, stopped, **within)
     except (AttributeError, NotImplementedError, TypeError, ValueError) as e:
         raise InputError(f"'{self.name}', a {type(self.model).__name__}, cannot generate with this "
                          f"transformers ({first_line(e)}).") from e
