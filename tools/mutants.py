@@ -344,7 +344,7 @@ MUTANTS = {
         ("i = max(sorted(left), key=lambda i: score(S + (i,)))", "i = min(sorted(left), key=lambda i: score(S + (i,)))"),
         ("if max_experts is not None and len(S) > max_experts: return False", "pass", CHOOSING),
         ("return ItemScores(zip(like, np.split(values, ends)), weights_of(like))", "return ItemScores(zip(like, np.split(values, ends)))"),
-        ("sum(size[i] for i in S) <= max_params", "max(size[i] for i in S) <= max_params"),
+        ("return sum(added) + sum(dict(wholes).values())", "return sum(added) + max(dict(wholes).values())"),
         ("fit_router(router, dict(model=vectors[learn]), values[learn], weights=share[learn])", "fit_router(router, dict(model=vectors), values, weights=share)"),
         ("fit_router(router, dict(model=vectors[learn]), values[learn], weights=share[learn])", "fit_router(router, dict(model=vectors[learn]), values[learn])"),
         ("share_closed=(m.mean - low) / (high - low)", "share_closed=(high - m.mean) / (high - low)"),
@@ -607,7 +607,7 @@ MUTANTS = {
         ("if not alone: check_contexts(requests)", "pass"),
         ("self.names = {digest(list(t.args)): r.args for r, t in zip(requests, written)}", "self.names = {}"),
     ]),
-    "gluing.choice": (["nbs/09_gluing/05_choice.ipynb", "tests/test_choice.py"], [
+    "gluing.choice": (["nbs/09_gluing/06_choice.ipynb", "tests/test_choice.py"], [
         ("values[name][ask] = procedure(learn, ask)", "values[name][ask] = procedure(ask, ask)"),
         ("share = task_weights(like) * (count > 0)", "share = task_weights(like)"),
         ("return (share / np.maximum(count, 1) / share.sum())[task]", "return (share / share.sum())[task]"),
@@ -626,7 +626,7 @@ MUTANTS = {
         ("taken = next((s for s in better if behind[s] > each), leader)", "taken = leader"),
         ("taken = next((s for s in better if behind[s] > each), leader)", "taken = next(iter(better), leader)"),
     ]),
-    "gluing.chosen": (["nbs/09_gluing/06_chosen.ipynb", "tests/test_choice.py"], [
+    "gluing.chosen": (["nbs/09_gluing/07_chosen.ipynb", "tests/test_choice.py"], [
         ("trial.share == 1 and not trial.failed and not isinstance(trial.candidate, str)", "not trial.failed and not isinstance(trial.candidate, str)"),
         ("mine = positions[(positions >= start) & (positions < start + len(v))] - start", "mine = positions[(positions >= start) & (positions < start + len(v))] % len(v)"),
         ("some = {n: _items_at(tried.items[n], learn) for n in tried.items}", "some = dict(tried.items)"),
@@ -634,7 +634,7 @@ MUTANTS = {
         ("held = cross_fitted(procedures_of(work, tried, experts, dense), like, folds, seed)", "held = cross_fitted(procedures_of(work, tried, experts, None), like, folds, seed)"),
         ("if len(its) > 1: out[system]", "out[system]"),
     ]),
-    "gluing.comparison": (["nbs/09_gluing/08_comparison.ipynb", "tests/test_weights.py"], [
+    "gluing.comparison": (["nbs/09_gluing/09_comparison.ipynb", "tests/test_weights.py"], [
         ("return sum(n.values()), max(n.values()) + encoder", "return sum(n.values()), max(n.values())"),
         ("paired_gain(items, answers[\"best_single\"]); cost = {}", "paired_gain(answers[\"best_single\"], items); cost = {}"),
         ("score = float((right[t.name] * portion).sum() / portion.sum())", "score = float(right[t.name].mean())"),
