@@ -7,7 +7,7 @@ __all__ = ['RANKS', 'LADDER', 'FRONTIER', 'Pool', 'expert_pool', 'own_tasks', 'k
            'ladder_points', 'prompt_encoder', 'routed_report', 'active_params', 'frontier_of', 'keep_frontier',
            'search_vectors']
 
-# %% ../../nbs/09_gluing/04_frontier.ipynb #1594ea23
+# %% ../../nbs/09_gluing/04_frontier.ipynb #bd8c89a6
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from ..searching.candidates import CandidateScorer
 from ..searching.executors import ask_together
 from ..zoo.zoo import Zoo, ZooModel
 
-# %% ../../nbs/09_gluing/04_frontier.ipynb #a1f571a9
+# %% ../../nbs/09_gluing/04_frontier.ipynb #b6393313
 RANKS = 4, 8, 16 # Of differences, tried in this order
 
 @dataclass
@@ -124,7 +124,7 @@ def _difference(work, model, base, rank)->ZooModel|None: # None: it can't be sai
         work.run.write_json(f"{folder}.made", about)
     return difference_model(base, out, name)
 
-# %% ../../nbs/09_gluing/04_frontier.ipynb #6e50f2a5
+# %% ../../nbs/09_gluing/04_frontier.ipynb #604949be
 LADDER = 1, 1.1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64 # Best single models
 
 class Point(NamedTuple):
@@ -170,7 +170,7 @@ def ladder_points(
         out.append(point)
     return out
 
-# %% ../../nbs/09_gluing/04_frontier.ipynb #64be24dc
+# %% ../../nbs/09_gluing/04_frontier.ipynb #e8ba3ee0
 def prompt_encoder(
     experts:tuple[str,...], # Candidates
     items:dict[str,ItemScores], # Candidate → scores on *search*
@@ -210,7 +210,7 @@ def active_params(
     "Parameters that are read for one question."
     return max(int(pool.stored[e]) for e in experts)
 
-# %% ../../nbs/09_gluing/04_frontier.ipynb #b2aaeb0b
+# %% ../../nbs/09_gluing/04_frontier.ipynb #6a47831f
 FRONTIER = "budget stored active n_experts search report low high gain gain_low gain_high experts".split()
 
 def frontier_of(

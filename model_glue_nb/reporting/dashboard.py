@@ -19,6 +19,7 @@ from ..reading import read_bytes
 from .example_run import invented_run
 from .figures import NAMES, count
 from .performance_explorer import PerformanceExplorer
+from .plots import plot_frontier
 from .plots import (plot_attribution, plot_best, plot_comparison, plot_confusion,
                                            plot_cost, plot_gains, plot_routing, plot_scores, plot_similarity,
                                            plot_trials)
@@ -245,6 +246,10 @@ def _report_html(
     bars = _figure("comparison", plot_comparison(data["comparison"], suite, seed),
                    "Bars are means over tasks.")
     cards = [("comparison", "comparison", bars)]
+    if data["frontier"] is not None:
+        sizes = plot_frontier(data["frontier"], data["comparison"], suite, seed)
+        cards.insert(0, ("frontier", "frontier", _figure("frontier", sizes, "Each point was chosen on <i>search</i>, "
+                                                         "among merges, differences and whole models.")))
     if data["comparison"] is not None and len(data["comparison"]):
         cards.append(("table", "table",
                       _section("table", "All systems",
