@@ -10,7 +10,6 @@ __all__ = ['BY_ROW', 'ALIKE', 'LEVELS', 'RowCache', 'room_for_choices', 'take', 
 # %% ../../nbs/08_mixing/03_modeling.ipynb #6e17a2a4
 import copy
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -290,7 +289,7 @@ class Routed:
         def keeping_routes(function, *args, **more):
             routes = copy.copy(ROUTES.get())
             def again(*args):
-                routes.plans, routes.memo = {}, WeakKeyDictionary() # routers are asked again: they have gradients
+                routes.plans = {} # the router is asked again too, since its weights have gradients
                 token = ROUTES.set(routes)
                 try: return function(*args)
                 finally: ROUTES.reset(token)

@@ -9,7 +9,6 @@ __all__ = ['PRIME', 'ROUTES', 'PROMPTS', 'token_keys', 'prompt_keys', 'nearest',
 # %% ../../nbs/08_mixing/01_routing.ipynb #8459220f
 from contextvars import ContextVar
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -147,7 +146,7 @@ class Routes:
         self.plans = {}
         self.chosen = {}
         self.logits = {}
-        self.memo = WeakKeyDictionary() # module → what it found out about this batch
+        self.answering = None
         self.set_tokens(ids)
         self.keys = mask.long().sum(1) if ids is None else prompt_keys(ids, mask)
 
@@ -165,6 +164,13 @@ class Routes:
                                                            self.keys)
             self.chosen[place], self.plans[place] = index.cpu(), groups(index, weight)
         return self.plans[place]
+
+    def experts(self): # where the whole model has one router
+        "Expert of each sample, int64 of shape (rows,), and those that occur, sorted."
+        if self.answering is None:
+            index = self.chosen["model"][:, 0]
+            self.answering = index, index.unique().tolist()
+        return self.answering
 
 ROUTES = ContextVar("routes of the batch that is being computed", default=None)
 
