@@ -287,10 +287,11 @@ class Routed:
     def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=None, **kwargs):
         "As for every model; a layer that is computed again in the backward pass finds the routes again."
         def keeping_routes(function, *args, **more):
-            routes = copy.copy(ROUTES.get())
+            routes = ROUTES.get()
             def again(*args):
-                routes.plans = {} # the router is asked again too, since its weights have gradients
-                token = ROUTES.set(routes)
+                fresh = copy.copy(routes)
+                fresh.plans = {} # the router is asked again too, since its weights have gradients
+                token = ROUTES.set(fresh)
                 try: return function(*args)
                 finally: ROUTES.reset(token)
             return gradient_checkpointing_func(again, *args, **more)
