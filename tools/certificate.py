@@ -60,7 +60,7 @@ def tiny_config(kind):
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     cls = CONFIG_MAPPING[kind]
     for key in ("text_config", "decoder_config"):
-        spec = cls.sub_configs_defaults.get(key)
+        spec = getattr(cls, "sub_configs_defaults", {}).get(key)
         if spec and not any(k in fields_of(cls) for k in ("hidden_size", "n_embd", "d_model")):
             return nested(cls, kind)
     return cls(**small(cls, kind))

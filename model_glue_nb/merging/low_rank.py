@@ -15,7 +15,7 @@ import numpy as np
 from ..tensors.dtypes import widen
 
 # %% ../../nbs/06_merging/14_low_rank.ipynb #5678f03e
-_HELD = 2**24 # Values of the largest change that is held in memory
+_HELD = 2**26 # Values of the largest change that is held in memory; four times as many on an accelerator
 _AT_ONCE = 2**23 # Values read at once otherwise
 
 def stored_floats(
@@ -35,10 +35,11 @@ class Change:
         new, old, # The matrix in both models, as `FileBlocks`
         shape:tuple[int,int], # Rows, columns
         device:str="cpu", # Where products are computed
-        held:int=_HELD, # Most values kept in memory
+        held:int|None=None, # Most values kept in memory; None: what the device allows
         at_once:int=_AT_ONCE, # Most values read at once otherwise
     ):
         self.new, self.old, self.shape, self.device = new, old, shape, device
+        if held is None: held = _HELD if device == "cpu" else 4 * _HELD
         whole = math.prod(shape) <= held
         self.step = shape[0] if whole else max(1, at_once // max(shape[1], 1))
         self.kept = self._rows(0, shape[0]) if whole else None
