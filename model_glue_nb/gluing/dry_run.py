@@ -16,6 +16,7 @@ from ..searching.budgets import read_budget
 from ..benchmarking.scores import open_questions, work_of
 from ..benchmarking.suites import Suite
 from ..core import refuse
+from .frontier import RANKS
 from .recipe import GlueRecipe, Work, check_shared, router_of, shares_checkpoint
 from .steps import full_groups, vocabularies_of
 from ..mergeability.clusters import Cluster
@@ -215,10 +216,21 @@ def mixing(seen:Seen, clusters:list[Cluster], speed)->list[RunStep]:
     most = x.get("max_experts") or len(clusters) + len(seen.unseen)
     what = f"{most} experts at level {x['level']}, router {router_of(work.recipe)['name']}"
     if not shares_checkpoint(work.recipe):
-        return [RunStep("mix", what), RunStep("choose", "from answers that are known")]
+        choosing = RunStep("choose", "from answers that are known")
+        return [*_differences(seen, clusters, speed), choosing] if work.recipe.budget else [RunStep("mix", what), choosing]
     n, seconds = _cost(work.search, seen.models[:1], speed)
     choosing = RunStep("choose", "each of 2 mixtures made twice, on search", 2 * n, 2 * seconds)
     return [RunStep("mix", what), choosing]
+
+def _differences(seen:Seen, clusters:list[Cluster], speed)->list[RunStep]:
+    "The frontier: differences at every rank on *search*, and one of each member on *report*."
+    work = seen.work
+    members = [work.zoo[m] for c in clusters if len(c.members) > 1 for m in c.members if m in work.zoo.names]
+    n, seconds = _cost(work.search, members * len(RANKS), speed)
+    trying = RunStep("mix", f"{len(members)} members as differences of up to {len(RANKS)} ranks, on search", n, seconds)
+    n, seconds = _cost(work.report, members, speed)
+    return [trying, RunStep("mix", f"the best system at each budget, and within {work.recipe.budget}: a difference of "
+                            "each member on report", n, seconds)]
 
 def reporting(seen:Seen, store, speed, sample:int=8)->list[RunStep]:
     "Everything on *report*."

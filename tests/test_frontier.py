@@ -1,0 +1,97 @@
+"The frontier: what fits is chosen on *search*, what is written scores what the table says, and bad budgets are refused."
+import json
+import numpy as np
+import pandas as pd
+import pytest
+from model_glue_nb.benchmarking.intervals import ItemScores
+from model_glue_nb.core import InputError
+from model_glue_nb.gluing.frontier import Pool, best_point, ladder_points
+from model_glue_nb.gluing.pipeline import glue
+from model_glue_nb.gluing.recipe import params_within, read_recipe
+from model_glue_nb.mixing.selection import OnTop, pruned, stored_params
+from model_glue_nb.zoo.zoo import open_model, read_zoo
+
+RECIPE = dict(suite="demo", tasks=["sort", "reverse", "double", "swap"], search_questions=16, evidence=0, budget="2.5x",
+              merge=dict(methods=["linear"], strategy="average", budget=3), mixture=dict(router="linear"))
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    zoo = read_zoo("demo")
+    names = ("a-base", "a-hot-sort", "a-reverse", "a-hot-double", "b-swap")
+    return glue(RECIPE | dict(zoo=[str(zoo[n].path) for n in names]), tmp_path_factory.mktemp("frontier")/"run")
+
+def test_what_is_written_scores_what_the_frontier_says(run):
+    frontier, comparison = run.read_table("frontier"), run.read_table("comparison").set_index("system")
+    assert (frontier.stored <= frontier.budget + 1e-9).all() and frontier.search.is_monotonic_increasing
+    row = frontier[np.isclose(frontier.budget, 2.5)].iloc[0]
+    ours, one = comparison.loc["model_glue"], comparison.loc["best_single"]
+    assert ours["mean"] == pytest.approx(row.report, abs=1e-5) and ours.low == pytest.approx(row.low, abs=1e-5)
+    assert ours.params_total / one.params_total == pytest.approx(row.stored, abs=1e-4) and row.stored <= 2.5
+    assert "rank" in row.experts and row.report > frontier.report[0]
+    whole = frontier.iloc[-1]
+    assert np.isinf(whole.budget) and row.stored < whole.stored or row.experts == whole.experts
+    page = (run.path/"report.html").read_text() if (run.path/"report.html").exists() else ""
+    assert not page or "What each size buys" in page
+
+def test_the_mixture_holds_a_base_once(run):
+    name = run.read_table("comparison").set_index("system").model["model_glue"]
+    m = open_model(run.path/"models"/name)
+    about = json.loads((m.path/"mixture.json").read_text())["experts"]
+    on_top = [e for e in about if e.get("adapter")]
+    assert on_top and all((m.path/e["adapter"]/"adapter_config.json").exists() for e in on_top)
+    live = m.load("cpu")
+    assert len({str(e.path) for e in live.experts}) < len(live.experts)
+    prompts = ["put LIFWCB in order =", "reverse ABCD ="]
+    assert live.generate(prompts, 6) == [live.experts[e].load("cpu").generate([p], 6)[0] for p, e in zip(prompts, live.route(prompts))]
+
+def test_a_second_run_finds_everything_done(run, monkeypatch):
+    from model_glue_nb.gluing import frontier
+    before = run.read_table("frontier")
+    def never(*_, **__): raise AssertionError("a difference was made again")
+    monkeypatch.setattr(frontier, "extract", never)
+    again = glue(read_recipe(run.path/"recipe.yaml"), run.path)
+    assert again.read_table("frontier").equals(before)
+
+@pytest.mark.parametrize("budget, more, says", [
+    ("2", {}, "1.25x, 400MB, all"), ("much", {}, "1.25x, 400MB, all"), ("0x", {}, "1.25x, 400MB, all"),
+    ("2x", dict(mixture=dict(level="ffn")), "stay apart"), ("2x", dict(mixture=dict(dense_layers=1)), "stay apart")])
+def test_bad_budgets_are_refused_before_anything_is_opened(budget, more, says):
+    with pytest.raises(InputError, match=says): read_recipe(dict(zoo="nowhere", budget=budget, **more))
+
+def test_a_budget_under_the_smallest_system_is_refused(tmp_path):
+    zoo = read_zoo("demo")
+    small = RECIPE | dict(zoo=[str(zoo[n].path) for n in ("a-base", "a-sort")], tasks=["sort", "reverse"], search_questions=4, budget="0.5x")
+    with pytest.raises(InputError, match="the smallest system takes 1.00x"): glue(small, tmp_path/"run")
+
+def test_budgets_in_bytes_are_those_of_the_best_single_model():
+    one = read_zoo("demo")["a-base"]
+    assert params_within("3MB", one) == pytest.approx(3e6 * one.n_params / one.n_bytes) and params_within("1.5X", one) == 1.5 * one.n_params
+
+def test_a_base_counts_once():
+    sizes = dict(base=100, a=OnTop("base", 100, 7), b=OnTop("base", 100, 9), c=OnTop("other", 60, 5), whole=40)
+    for names, total in ((["a"], 107), (["a", "b"], 116), (["base", "a", "b"], 116), (["a", "c"], 172), (["whole", "c"], 105), (["base"], 100)):
+        assert stored_params(names, sizes) == total
+
+def test_what_is_missed_least_goes_first():
+    worth, price = [5, 3, 3, 1], [1, 1, 9, 1]
+    def score(S): return sum(worth[i] for i in S)
+    def cost(S): return sum(price[i] for i in S)
+    assert pruned(score, lambda S: cost(S) <= 3, cost, 4) == (0, 1) and pruned(score, lambda S: False, cost, 4) == ()
+
+def noisy(rng, n, *right): return ItemScores({t: (rng.random(n) < r).astype(float) for t, r in zip("ab", right)})
+
+def test_alone_a_whole_model_is_taken_instead_of_a_difference():
+    rng = np.random.default_rng(1)
+    pool = Pool({}, dict(whole=100, d=OnTop("base", 100, 2)), dict(whole=noisy(rng, 40, .5, .5), d=noisy(rng, 40, .9, .9)))
+    point = best_point(pool, np.repeat(np.eye(2, dtype=np.float32), 40, 0), dict(name="linear"), 102)
+    assert point.experts == ("whole",) and point.stored == 100
+
+def test_a_larger_budget_is_never_worse():
+    rng = np.random.default_rng(2)
+    pool = Pool({}, {}, {})
+    for i in range(6):
+        pool.stored[f"m{i}"], pool.items[f"m{i}"] = 100, noisy(rng, 30, rng.random(), rng.random())
+        pool.stored[f"d{i}"], pool.items[f"d{i}"] = OnTop("m0", 100, 5 + i), noisy(rng, 30, rng.random(), rng.random())
+    points = ladder_points(pool, np.repeat(np.eye(2, dtype=np.float32), 30, 0), dict(name="linear"), 100, (130,))
+    assert [p.search for p in points] == sorted(p.search for p in points) and all(p.stored <= p.budget for p in points)
+    assert 130 in [p.budget for p in points] and points[-1].budget == float("inf")
