@@ -6,11 +6,11 @@ root = Path(__file__).resolve().parents[1]
 assets = root/"nbs/assets"
 
 def result():
-    "The comparison of the demo run as SVG, drawn by the package's own plot."
+    "The frontier of the demo run as SVG, drawn by the package's own plot."
     import pandas as pd
-    from model_glue_nb.reporting.plots import plot_comparison
-    table = pd.read_csv(root/"nbs/recorded/demo_comparison.csv", comment="#")
-    fig = plot_comparison(table, suite="demo").update_layout(width=860, height=340)
+    from model_glue_nb.reporting.plots import plot_frontier
+    frontier, comparison = (pd.read_csv(root/f"nbs/recorded/demo_{n}.csv", comment="#") for n in ("frontier", "comparison"))
+    fig = plot_frontier(frontier, comparison, suite="demo").update_layout(width=860, height=420)
     fig.write_image(assets/"result.svg")
 
 def home():

@@ -280,7 +280,8 @@ def _count_bad(
     return int((~np.isfinite(x)).sum())
 
 # %% ../../nbs/02_checkpoints/10_checkpoint.ipynb #df0f5aec
-LOADED_BY = dict(checkpoint="zoo.language_model", mixture="mixing.mixture", difference="mixing.residents") # Kind → module
+LOADED_BY = dict(checkpoint="zoo.language_model", mixture="mixing.mixture",
+                 difference="mixing.residents") # Kind → module
 loaders = Registry("kind of model") # kind → function (ZooModel, device, dtype) → something with `generate`
 
 @patch

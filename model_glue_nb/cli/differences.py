@@ -38,12 +38,12 @@ def extract(
     say(f"{out}: {made.n_bytes:,} bytes, {made.share:.1%} of the model; its factors lack {made.error:.0%} "
         "of the change.")
     if made.unsaid > .005:
-        say(f"note: {made.unsaid:.0%} of the change lies in embeddings that the adapter leaves as in the base.",
-            err=True)
+        say(f"note: {made.unsaid:.0%} of the change lies in embeddings that the adapter "
+            "leaves as in the base.", err=True)
     say(f"Load it with PeftModel.from_pretrained(base, '{out}').")
     if any(p.tied and p.rank for p in made.parts):
-        say("note: the embedding is also the head. PEFT computes with the adapter exactly, but merging it adds that "
-            "change twice; merge it here: `model-glue merge`.", err=True)
+        say("note: the embedding is also the head. PEFT computes with the adapter exactly, but merging it "
+            "adds that change twice; merge it here: `model-glue merge`.", err=True)
 
 @app.command()
 def pack(

@@ -35,7 +35,7 @@ class Tried:
     merges: list[str] # Columns
     clusters: list[list[str]] # Per cluster its members and its merges
     n_params: dict[str,int] # Column → parameters
-    pool: dict[str,int|OnTop] = field(default_factory=dict) # Columns that may be experts under a budget → what they take
+    pool: dict[str,int|OnTop] = field(default_factory=dict) # Columns that may be experts → what they take
     budget: float|None = None # Parameters that may be stored
 
     def columns(self, names:list[str])->list[int]:

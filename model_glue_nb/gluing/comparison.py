@@ -267,8 +267,8 @@ def write_findings(
 ):
     "Score on the report split and write the tables of the run."
     import pandas as pd
-    merged = [m for m in work.zoo
-              if m.name not in work.singles and m.kind != "difference" and not (m.path/"router.json").exists()]
+    def is_plain(m): return m.kind == "checkpoint" and not (m.path/"router.json").exists()
+    merged = [m for m in work.zoo if m.name not in work.singles and is_plain(m)]
     asked = [*work.singles, *(m.name for m in merged)]
     ask_together(CandidateScorer(work.zoo, work.report, work.run.store), asked, executor_of(work.recipe))
     singles = ask_zoo(work.zoo.subset(work.singles),

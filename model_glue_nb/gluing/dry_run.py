@@ -217,7 +217,8 @@ def mixing(seen:Seen, clusters:list[Cluster], speed)->list[RunStep]:
     what = f"{most} experts at level {x['level']}, router {router_of(work.recipe)['name']}"
     if not shares_checkpoint(work.recipe):
         choosing = RunStep("choose", "from answers that are known")
-        return [*_differences(seen, clusters, speed), choosing] if work.recipe.budget else [RunStep("mix", what), choosing]
+        steps = _differences(seen, clusters, speed) if work.recipe.budget else [RunStep("mix", what)]
+        return [*steps, choosing]
     n, seconds = _cost(work.search, seen.models[:1], speed)
     choosing = RunStep("choose", "each of 2 mixtures made twice, on search", 2 * n, 2 * seconds)
     return [RunStep("mix", what), choosing]
@@ -227,10 +228,11 @@ def _differences(seen:Seen, clusters:list[Cluster], speed)->list[RunStep]:
     work = seen.work
     members = [work.zoo[m] for c in clusters if len(c.members) > 1 for m in c.members if m in work.zoo.names]
     n, seconds = _cost(work.search, members * len(RANKS), speed)
-    trying = RunStep("mix", f"{len(members)} members as differences of up to {len(RANKS)} ranks, on search", n, seconds)
+    what = f"{len(members)} members as differences of up to {len(RANKS)} ranks, on search"
+    trying = RunStep("mix", what, n, seconds)
     n, seconds = _cost(work.report, members, speed)
-    return [trying, RunStep("mix", f"the best system at each budget, and within {work.recipe.budget}: a difference of "
-                            "each member on report", n, seconds)]
+    what = f"the best system at each size and {work.recipe.budget}: a difference of each member on report"
+    return [trying, RunStep("mix", what, n, seconds)]
 
 def reporting(seen:Seen, store, speed, sample:int=8)->list[RunStep]:
     "Everything on *report*."

@@ -105,7 +105,8 @@ def _ends_of(
 )->tuple[list,bool]: # Modules; do they stay as they are?
     "Where tokens come in and go out, and whether a tied pair is more than a table and a product with it."
     import torch
-    ends = [m for m in (live.get_input_embeddings(), live.get_output_embeddings()) if m is not None]
+    both = live.get_input_embeddings(), live.get_output_embeddings()
+    ends = [m for m in both if m is not None]
     plain = list(map(type, ends)) == [torch.nn.Embedding, torch.nn.Linear]
     return ends, tied and not (plain and getattr(live.base_model, _TIED_IN_PEFT, None) is ends[0])
 
@@ -161,7 +162,8 @@ class DifferenceBudget:
                 raise InputError(f"The size is {wanted:,} bytes, and {cheapest:,} is the least: norms and "
                                  "biases whole, and one direction of one weight. Give more.")
             return dict(n_bytes=wanted - fixed)
-        return dict(may_lose=self.error ** 2 * sum(p.energy * p.scale ** 2 for p in low))
+        whole = sum(p.energy * p.scale ** 2 for p in low)
+        return dict(may_lose=self.error ** 2 * whole)
 
 # %% ../../nbs/06_merging/15_differences.ipynb #cd3e44ce
 _FIRST = 16 # Directions that are found at first
@@ -183,9 +185,11 @@ def _directions(
         for done, i in enumerate(todo):
             progress(done, len(todo), parts[i].name)
             found[i] = largest_directions(changes[i](), wanted[i], seed)
-        unknown = sum(f.left_out(len(f.values)) * p.scale ** 2 for f, p in zip(found, parts))
+        left = [f.left_out(len(f.values)) for f in found]
+        unknown = sum(x * p.scale ** 2 for x, p in zip(left, parts))
         given = dict(limits, may_lose=limits["may_lose"] - unknown) if "may_lose" in limits else limits
-        ranks = allotted_ranks([f.values * p.scale for f, p in zip(found, parts)], costs, **given)
+        values = [f.values * p.scale for f, p in zip(found, parts)]
+        ranks = allotted_ranks(values, costs, **given)
         todo = [i for i, rank in enumerate(ranks) if rank == wanted[i] < most[i]]
         for i in todo: wanted[i] = min(2 * wanted[i], most[i])
     for p, r in zip(parts, ranks): p.rank = r
@@ -253,7 +257,8 @@ class Difference:
     def error(self)->float: # ‖δ − δ′‖ / ‖δ‖ over all weights with factors, each measured by its own size
         "What the factors lack, measured on the written files."
         low = [p for p in self.parts if p.is_low_rank and p.energy]
-        total, lacking = (sum(getattr(p, k) * p.scale ** 2 for p in low) for k in ("energy", "left_out"))
+        total = sum(p.energy * p.scale ** 2 for p in low)
+        lacking = sum(p.left_out * p.scale ** 2 for p in low)
         return math.sqrt(lacking / total) if low else 0.0
     @property
     def unsaid(self)->float: # Part of ‖δ‖² over all tensors

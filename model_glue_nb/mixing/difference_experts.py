@@ -69,9 +69,12 @@ def _read_all(base, adapters)->_Found:
         read = read_adapter(base, folder)
         for c in read.changes:
             module, key = where[c.name], c.name.rpartition(".")[2]
-            if c.is_low_rank: found.low.setdefault(module, {})[e] = _factors_that_fit(read, c, base, folder)
+            if c.is_low_rank:
+                own = found.low.setdefault(module, {})
+                own[e] = _factors_that_fit(read, c, base, folder)
             else:
-                rows = found.vectors.setdefault(module, {}).setdefault(key, {None: base.values(c.name)})
+                keys = found.vectors.setdefault(module, {})
+                rows = keys.setdefault(key, {None: base.values(c.name)})
                 rows[e] = read.stored.values(c.key)
     return found
 
@@ -79,7 +82,8 @@ def _factors_that_fit(read, change, base, folder):
     "Two factors, of a weight that has the base's shape."
     table = read.resized(change)
     if table and tuple(table.shape) != tuple(base.tensors[change.name].shape):
-        raise InputError(f"The adapter '{folder.name}' brings a vocabulary of its own. Mix it as a whole model.")
+        raise InputError(f"The adapter '{folder.name}' brings a vocabulary of its own. "
+                         "Mix it as a whole model.")
     return read.factors(change)
 
 def gather_changes(
@@ -96,8 +100,11 @@ def gather_changes(
     for module, keys in found.vectors.items():
         holder = "biases" if live.get_submodule(module).weight.dim() > 1 else "vectors"
         for key, rows in keys.items():
-            tensors[f"{module}.{holder}.{key}"] = np.stack([rows.get(e, rows[None]) for e in experts])
-    ranks = {module: [len(own[e][0]) if e in own else 0 for e in experts] for module, own in found.low.items()}
+            own = [rows.get(e, rows[None]) for e in experts]
+            tensors[f"{module}.{holder}.{key}"] = np.stack(own)
+    def rank(own, e): return len(own[e][0]) if e in own else 0
+    ranks = {}
+    for module, own in found.low.items(): ranks[module] = [rank(own, e) for e in experts]
     vectors = {module: list(keys) for module, keys in found.vectors.items()}
     return GatheredChanges(dict(changes=ranks, vectors=vectors, tied=_tied_head(live, ranks)), tensors)
 
@@ -119,8 +126,10 @@ def write_changes(
     "The changes as a shard of a checkpoint."
     import torch
     from safetensors.torch import save_file
-    types = dict(F64=torch.float64, F32=torch.float32, BF16=torch.bfloat16, F16=torch.float16)
-    tensors = {f"dense.{k}": torch.from_numpy(v).to(types[dtype]).contiguous() for k, v in changes.tensors.items()}
+    types = dict(F64=torch.float64, F32=torch.float32,
+                 BF16=torch.bfloat16, F16=torch.float16)
+    def stored(x): return torch.from_numpy(x).to(types[dtype]).contiguous()
+    tensors = {f"dense.{k}": stored(x) for k, x in changes.tensors.items()}
     save_file(tensors, file, dict(format="pt"))
     return list(tensors)
 

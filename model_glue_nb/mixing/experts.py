@@ -103,7 +103,8 @@ def siblings(self:MixtureLM,
     "The experts that are answered in one pass with this one: differences of the same base."
     own = self.experts[i]
     if own.kind != "difference": return [i]
-    return [k for k, m in enumerate(self.experts) if m.kind == "difference" and m.path == own.path]
+    def shares(m): return m.kind == "difference" and m.path == own.path
+    return [k for k, m in enumerate(self.experts) if shares(m)]
 
 @patch
 def shared_base(self:MixtureLM,
@@ -131,12 +132,13 @@ def route(self:MixtureLM,
 def by_expert(self:MixtureLM,
     prompts:list[str], # Texts
     ask, # Number of an expert, positions of its prompts → their answers
-    ask_together=None, # Numbers of experts, one per prompt, and positions → answers, where experts share a base
+    ask_together=None, # Where experts share a base: the expert of each prompt, positions → answers
 )->list: # One answer per prompt
     "Answers in the order of the prompts, asked expert by expert, or base by base."
     with _LOCK:
         route, out = self.route(prompts), [None] * len(prompts)
-        first = np.array([self.siblings(e)[0] if ask_together else e for e in range(len(self.experts))])
+        first = np.arange(len(self.experts)) # who is asked together: the first of them
+        if ask_together: first = np.array([self.siblings(e)[0] for e in first])
         for e in np.unique(first[route]):
             rows = np.flatnonzero(first[route] == e)
             shares = ask_together and self.experts[e].kind == "difference"
@@ -161,7 +163,8 @@ def generate(self:MixtureLM,
     def ask_together(route, rows):
         siblings = self.siblings(int(route[0]))
         which = np.array([siblings.index(e) for e in route])
-        return self.shared_base(siblings[0]).generate([prompts[i] for i in rows], which, max_new_tokens, stop)
+        base, asked = self.shared_base(siblings[0]), [prompts[i] for i in rows]
+        return base.generate(asked, which, max_new_tokens, stop)
     return self.by_expert(prompts, ask, None if settings.how else ask_together)
 
 @patch

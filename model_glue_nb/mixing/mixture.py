@@ -84,7 +84,8 @@ def _mix_apart(
 )->ZooModel:
     "Write a mixture whose experts stay whole models."
     wholes = {m.path: m for m in map(_whole_of, experts)} # a base once, however many differences it has
-    if spec.copy: refuse(disk_problems(out, sum(m.n_bytes for m in wholes.values())), "Cannot mix")
+    n_bytes = sum(m.n_bytes for m in wholes.values())
+    if spec.copy: refuse(disk_problems(out, n_bytes), "Cannot mix")
     def home(m):
         if spec.copy: return f"experts/{file_name(m.name)}"
         return os.path.relpath(m.path.resolve(), out.resolve())
@@ -115,7 +116,8 @@ def _expert_row(
     path:str, # Of its checkpoint, from the mixture's folder
 )->dict: # As mixture.json says it
     "Where an expert is, and what it is."
-    row = dict(name=expert.name, path=path, fingerprint=expert.fingerprint(), n_params=expert.n_params)
+    row = dict(name=expert.name, path=path,
+               fingerprint=expert.fingerprint(), n_params=expert.n_params)
     if expert.kind != "difference": return row
     adapter = expert.adapter and f"adapters/{file_name(expert.name)}"
     return row | dict(base=expert.base, adapter=adapter, n_added=expert.n_added)
@@ -163,7 +165,7 @@ def mix(
     out:str|Path, # Folder to write
     suite:Suite|None=None, # The *search* part of a suite: what the router may learn from
     *,
-    items:dict[str,ItemScores]|None=None, # Expert → item-level scores on `suite`; missing ones are asked now, also differences
+    items:dict[str,ItemScores]|None=None, # Expert → scores on `suite`; missing ones are asked now
     overwrite:bool=False, # Replace an existing folder?
     verify:bool|None=None, # Compute with it before it appears? None: in one checkpoint, where it is small
 )->ZooModel: # The mixture
@@ -172,7 +174,8 @@ def mix(
     parts, problems = find_parts(spec, zoo)
     if out.exists() and not overwrite: problems.append(taken(out))
     refuse(problems, "Cannot mix")
-    if spec.level == "adapter" and not parts: return _mix_differences(spec, zoo, out, suite, overwrite, verify)
+    if spec.level == "adapter" and not parts:
+        return _mix_differences(spec, zoo, out, suite, overwrite, verify)
     prompts, values = _search_values(spec, zoo, suite, items)
     about = dict(fitted_on=dict(suite=suite.name, prompts=len(prompts))) if prompts else {}
     counts = {t.name: len(t.questions) for t in suite.tasks} if prompts else {}
@@ -195,9 +198,9 @@ def _mix_differences(
     "Experts that are tuned from common bases, as differences of these."
     experts, bases = ([find_model(zoo, n) for n in names] for names in (spec.experts, spec.bases))
     with TemporaryDirectory() as folder:
-        members = Zoo(tuple(as_differences(experts, bases, Path(folder), spec.difference)), {})
+        members = as_differences(experts, bases, Path(folder), spec.difference)
         apart = replace(by_name(spec, experts), level="model", bases=())
-        return mix(apart, members, out, suite, overwrite=overwrite, verify=verify)
+        return mix(apart, Zoo(tuple(members), {}), out, suite, overwrite=overwrite, verify=verify)
 
 # %% ../../nbs/08_mixing/16_mixture.ipynb #8293234f
 def score_continuations(

@@ -146,7 +146,7 @@ class MixtureConfig(PretrainedConfig):
 
     def __init__(self,
         text_config=None, # Config of the dense model, or its dict
-        mixture=None, # level, n_experts, dense_layers, top_k, input, pooling, ends, reader, named, router(s); changes
+        mixture=None, # level, n_experts, dense_layers, top_k, input, pooling, ends, reader, router(s), …
         output_router_logits=False, # Give the routers' logits, and add their balance to the loss?
         router_aux_loss_coef=.001, # Weight of that balance
         **kwargs, # As for every config

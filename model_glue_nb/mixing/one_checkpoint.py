@@ -17,12 +17,13 @@ import numpy as np
 
 from ..checkpoints.architectures import effective_config, written_config
 from ..core import InputError, atomic_path, refuse
-from .difference_experts import (CHANGES_FILE, NO_CHANGES, GatheredChanges, extract_experts,
-                                                     gather_changes, write_changes)
+from .difference_experts import CHANGES_FILE, NO_CHANGES, GatheredChanges
+from .difference_experts import extract_experts, gather_changes, write_changes
 from .learners import routers
 from .routers import (FittedRouter, fit_router, layer_inputs, read_router,
                                           training_data, write_router)
-from .spec import MODEL_TYPES, OF_CHANGES, OF_ROUTER, SHARED, Owned, Parts, as_written, by_name
+from .spec import MODEL_TYPES, OF_CHANGES, OF_ROUTER, SHARED
+from .spec import Owned, Parts, as_written, by_name
 from .verified import verify_mixture
 from ..outputs import disk_problems
 from ..reading import inside, lies_inside

@@ -122,7 +122,8 @@ def _routes_to(experts):
     from model_glue_nb.mixing.routing import Routes
     who = threading.get_ident()
     if who not in _LAST or _LAST[who][0] != experts:
-        routes = Routes(None, torch.ones(len(experts), 1, dtype=torch.bool), torch.tensor(experts))
+        mask = torch.ones(len(experts), 1, dtype=torch.bool)
+        routes = Routes(None, mask, torch.tensor(experts))
         routes.plan("model", None, None, "mean")
         _LAST[who] = experts, routes
     return _LAST[who][1]
@@ -131,7 +132,9 @@ def _fix_expert(model, e):
     "Let every call of a model be answered by one expert, whatever the size of its batch."
     from model_glue_nb.mixing.routing import ROUTES
     routes = _routes_to((e,)) # of one row: where all rows have one expert, their number doesn't matter
-    def enter(module, args): module.__dict__.setdefault("entered", []).append(ROUTES.set(routes))
+    def enter(module, args):
+        entered = module.__dict__.setdefault("entered", [])
+        entered.append(ROUTES.set(routes))
     def leave(module, args, out): ROUTES.reset(module.entered.pop())
     model.register_forward_pre_hook(enter)
     model.register_forward_hook(leave, always_call=True)
@@ -143,7 +146,8 @@ def difference(
     dtype:str, # As for `ZooModel.load`
 )->LanguageModel:
     "Open a difference: the base, with what the adapter adds."
-    return Resident(source.home, [source.adapter], device, dtype).expert(0, source.name)
+    resident = Resident(source.home, [source.adapter], device, dtype)
+    return resident.expert(0, source.name)
 
 # %% ../../nbs/08_mixing/12_residents.ipynb #8332f320
 def as_differences(
@@ -166,7 +170,8 @@ def _as_difference(model, bases, folder, budget)->ZooModel:
     near = {i: x for i, x in far.items() if x is not None}
     if not near: return model
     base = bases[min(near, key=near.get)]
-    try: extract(model, base, folder, called=str(base.path.resolve()), **budget)
+    called = str(base.path.resolve())
+    try: extract(model, base, folder, called=called, **budget)
     except InputError as e:
         warnings.warn(f"'{model.name}' stays a whole model: {e}", Note, stacklevel=3)
         return model

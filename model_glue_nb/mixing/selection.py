@@ -120,7 +120,8 @@ def pruned(
     S = tuple(range(n))
     while S and not fits(S): # the last one may be too large
         without = [tuple(k for k in S if k != i) for i in S]
-        S = max(filter(None, without), key=lambda x: (float(score(x)), -cost(x)), default=())
+        def merit(x): return float(score(x)), -cost(x)
+        S = max(filter(None, without), key=merit, default=())
     return S
 
 def best_set(
@@ -158,10 +159,10 @@ def stored_params(
     n_params:dict[str,int|OnTop], # Candidate → parameters
 )->int: # Of all together, each base once
     "Parameters that some experts take."
-    added = [n_params[n].added if isinstance(n_params[n], OnTop) else 0 for n in names]
-    wholes = [(n_params[n].base, n_params[n].base_params) if isinstance(n_params[n], OnTop) else (n, n_params[n])
-              for n in names]
-    return sum(added) + sum(dict(wholes).values())
+    def taken(n): return n_params[n] if isinstance(n_params[n], OnTop) else OnTop(n, n_params[n], 0)
+    sizes = {n: taken(n) for n in names}
+    wholes = {size.base: size.base_params for size in sizes.values()}
+    return sum(wholes.values()) + sum(size.added for size in sizes.values())
 
 def _check_selection_budget(
     n_params:list[int], # Parameters of each candidate alone

@@ -248,8 +248,8 @@ def _report_html(
     cards = [("comparison", "comparison", bars)]
     if data["frontier"] is not None:
         sizes = plot_frontier(data["frontier"], data["comparison"], suite, seed)
-        cards.insert(0, ("frontier", "frontier", _figure("frontier", sizes, "Each point was chosen on <i>search</i>, "
-                                                         "among merges, differences and whole models.")))
+        note = "Each point was chosen on <i>search</i>, among merges, differences and whole models."
+        cards.insert(0, ("frontier", "frontier", _figure("frontier", sizes, note)))
     if data["comparison"] is not None and len(data["comparison"]):
         cards.append(("table", "table",
                       _section("table", "All systems",

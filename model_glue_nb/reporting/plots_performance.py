@@ -55,10 +55,12 @@ def plot_comparison(
                   yaxis=dict(autorange="reversed", showgrid=False), bargap=0.35)
 
 # %% ../../nbs/10_reporting/03_plots_performance.ipynb #e88d0644
-_BESIDE = dict(best_single="circle", best_merge="diamond", full_merge="x", full_mixture="square", chosen="star")
+_TICKS = 1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32
+_BESIDE = dict(best_single="circle", best_merge="diamond", full_merge="x", full_mixture="square",
+               chosen="star")
 
 def plot_frontier(
-    frontier, # DataFrame or None: budget stored n_experts report low high experts, in multiples of the best single model
+    frontier, # DataFrame or None: stored n_experts report low high experts; sizes in best single models
     comparison=None, # DataFrame or None: system mean, and params_total; the systems beside the frontier
     suite:str|None=None, # Benchmark name, for the subtitle
     seed:int|None=None, # Seed of the run, for the subtitle
@@ -71,17 +73,25 @@ def plot_frontier(
     t = frontier.drop_duplicates("experts").sort_values("stored")
     fig, own = go.Figure(), SYSTEMS["model_glue"]
     band = [*t.low, *t.high[::-1]]
-    fig.add_scatter(x=[*t.stored, *t.stored[::-1]], y=[100 * y for y in band], fill="toself", line_width=0,
-                    fillcolor="rgba(0,114,178,.15)", hoverinfo="skip", showlegend=False)
-    hover = [f"<b>{100 * r.report:.1f} %</b> [{100 * r.low:.1f}, {100 * r.high:.1f}]<br>{r.stored:.2f} models "
-             f"stored, {r.n_experts} expert{'s' * (r.n_experts > 1)}<br>{_some_of(r.experts)}" for r in t.itertuples()]
-    fig.add_scatter(x=t.stored, y=100 * t.report, mode="lines+markers", name="frontier", hovertext=hover,
-                    hoverinfo="text", line=dict(color=own, width=2.5), marker=dict(size=8, color=own))
+    there_and_back = [*t.stored, *t.stored[::-1]]
+    fig.add_scatter(x=there_and_back, y=[100 * y for y in band], fill="toself",
+                    line_width=0, fillcolor="rgba(0,114,178,.15)", hoverinfo="skip", showlegend=False)
+    fig.add_scatter(x=t.stored, y=100 * t.report, mode="lines+markers", name="frontier",
+                    hoverinfo="text", hovertext=[_of_point(r) for r in t.itertuples()],
+                    line=dict(color=own, width=2.5), marker=dict(size=8, color=own))
     if comparison is not None: _beside_frontier(fig, comparison.set_index("system"))
-    ticks = [x for x in (1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64) if x < 1.3 * _farthest(fig)]
+    far = 1.3 * _farthest(fig)
+    ticks = [x for x in _TICKS if x < far]
+    texts = [f"{x:g}×" for x in ticks]
+    sizes = dict(title="stored, in models", type="log", tickvals=ticks, ticktext=texts)
     return finish(fig, title, facts(suite, "report", None, seed) + ("band: 95 % intervals",), height=440,
-                  xaxis=dict(title="stored, in models", type="log", tickvals=ticks, ticktext=[f"{x:g}×" for x in ticks]),
-                  yaxis=dict(title="mean over tasks, % right"))
+                  xaxis=sizes, yaxis=dict(title="mean over tasks, % right"))
+
+def _of_point(r): # A row
+    "Hover text of one system."
+    score = f"<b>{100 * r.report:.1f} %</b> [{100 * r.low:.1f}, {100 * r.high:.1f}]"
+    experts = f"{r.n_experts} expert{'s' * (r.n_experts > 1)}"
+    return f"{score}<br>{r.stored:.2f} models stored, {experts}<br>{_some_of(r.experts)}"
 
 def _some_of(experts): # Names, parted by "; "
     "At most six of them, a line each."
@@ -91,18 +101,19 @@ def _some_of(experts): # Names, parted by "; "
 
 def _beside_frontier(fig, c):
     "The other systems as markers, the oracles as lines."
-    import plotly.graph_objects as go
     one = c.params_total.get("best_single", math.nan) if "params_total" in c else math.nan
     for system, symbol in _BESIDE.items():
         if system not in c.index or math.isnan(one): continue
         size, score = c.params_total[system] / one, 100 * c["mean"][system]
-        fig.add_trace(go.Scatter(x=[size], y=[score], mode="markers", name=NAMES[system],
-                                 marker=dict(size=12, symbol=symbol, color=SYSTEMS[system], line=dict(width=1, color=INK)),
-                                 hovertemplate=f"<b>{NAMES[system]}</b><br>{score:.1f} %<br>{size:.2f} models<extra></extra>"))
+        look = dict(size=12, symbol=symbol, color=SYSTEMS[system],
+                    line=dict(width=1, color=INK))
+        text = f"<b>{NAMES[system]}</b><br>{score:.1f} %<br>{size:.2f} models"
+        fig.add_scatter(x=[size], y=[score], mode="markers", name=NAMES[system],
+                        marker=look, hovertext=[text], hoverinfo="text")
     if "oracle_task" in c.index:
         y = 100 * c["mean"]["oracle_task"]
-        fig.add_hline(y=y, line=dict(color=SYSTEMS["oracle_task"], dash="dot"), annotation_text=NAMES["oracle_task"],
-                      annotation_position="bottom left", annotation_font_color=INK)
+        fig.add_hline(y=y, line=dict(color=SYSTEMS["oracle_task"], dash="dot"), annotation_font_color=INK,
+                      annotation_text=NAMES["oracle_task"], annotation_position="bottom left")
 
 def _farthest(fig)->float: # In data units
     "How far to the right a figure's points go."

@@ -23,8 +23,8 @@ from ..searching.search import needs_base
 from ..zoo.zoo import open_model
 
 # %% ../../nbs/10_reporting/08_run_tables.ipynb #78502607
-FILES = ("comparison frontier scores trials search attribution routing similarity_by_layer similarity_by_role pairs "
-         "forecast").split()
+FILES = ("comparison frontier scores trials search attribution routing similarity_by_layer "
+         "similarity_by_role pairs forecast").split()
 MORE = "similarity clusters items routes coefficients importance gains".split()
 
 def read_run(

@@ -268,6 +268,7 @@ def read_adapter(
     refuse(_strays(stored, config, used), f"Cannot apply '{plain(path.name)}'")
     return ReadAdapter(config, stored, list(found.values()))
 
+# %% ../../nbs/03_zoo/09_adapters.ipynb #aa1528ea
 def adapted(
     base:ZooModel, # Model that the adapter was trained on
     adapter:str|Path, # Folder with adapter_config.json and adapter_model.safetensors
@@ -277,8 +278,8 @@ def adapted(
     path = known[adapter].path if adapter in known else Path(adapter)
     read, inputs = read_adapter(base, path), dict(base.tensors)
     for c in read.changes:
-        if c.is_low_rank: inputs[c.name] = _lora(inputs[c.name], read.stored, c.key, read.config)
-        else: inputs[c.name] = read.stored.tensors[c.key]
+        if not c.is_low_rank: inputs[c.name] = read.stored.tensors[c.key]
+        else: inputs[c.name] = _lora(inputs[c.name], read.stored, c.key, read.config)
     return View(f"{base.name}+{path.name}", base, inputs, path)
 
 def _is_tied_head(
@@ -290,8 +291,8 @@ def _is_tied_head(
     if not config.get("ensure_weight_tying") or "embedding" in key: return False
     down, up = (stored.values(k) for k in (key, key.replace("lora_A", "lora_B")))
     def same(k):
-        other = k.replace("embedding_A", "embedding_B")
-        return np.array_equal(stored.values(k), up.T) and np.array_equal(stored.values(other), down.T)
+        first, second = stored.values(k), stored.values(k.replace("embedding_A", "embedding_B"))
+        return np.array_equal(first, up.T) and np.array_equal(second, down.T)
     return any(same(k) for k in stored.tensors if k.endswith("lora_embedding_A"))
 
 def _is_spare(
