@@ -39,7 +39,7 @@ def size(
     if m.kind == "checkpoint" or manifest.get("checkpoint"):
         return m.n_params, manifest.get("params_active", m.n_params)
     n = {e["name"]: e["n_params"] + e.get("n_added", 0) for e in manifest["experts"]}
-    wholes = {e["path"]: e["n_params"] for e in manifest["experts"]} # a base once
+    wholes = {e.get("path", e["name"]): e["n_params"] for e in manifest["experts"]} # a base once
     total = sum(wholes.values()) + sum(e.get("n_added", 0) for e in manifest["experts"])
     if manifest["features"] == "sentence": # a separate encoder, beside the experts
         encoder = _encoder_size(m)
