@@ -39,7 +39,7 @@ def test_mix_does_what_is_said(command, tmp_path, monkeypatch, said, want):
     tiny_zoo(tmp_path, ["base", "a", "b"])
     seen = []
     (tmp_path/"m.yaml").write_text("experts: [a, b]\nbase: base\nlevel: block\nrouter: random\n")
-    monkeypatch.setattr(verified, "compare_experts", lambda *args: seen.append(1) or [])
+    monkeypatch.setattr(verified, "compare_experts", lambda *args, **how: seen.append(1) or [])
     assert command("mix", "m.yaml", "out", *said)[0] == 0 and bool(seen) == want
 
 @pytest.mark.parametrize("more", [{}, dict(tie_word_embeddings=True)])
