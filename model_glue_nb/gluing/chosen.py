@@ -141,8 +141,7 @@ def _experts_on(
     def best(names): return max(names, key=lambda n: mean_score(some[n]))
     if tried.pool:
         scores = {n: some[n] for n in tried.pool}
-        most = None if np.isinf(tried.budget) else tried.budget
-        return select_experts(scores, vectors[learn], tried.pool, router, max_params=most,
+        return select_experts(scores, vectors[learn], tried.pool, router, max_params=tried.budget,
                               seed=work.recipe.seed).expert.tolist()
     clustered = [best(c) for c in tried.clusters]
     budget = {k: work.recipe.mixture.get(k) for k in ("max_experts", "max_params")}

@@ -7,7 +7,6 @@ __all__ = ['RANKS', 'Pool', 'expert_pool', 'Point', 'best_point', 'ladder_points
 
 # %% ../../nbs/09_gluing/04_frontier.ipynb #bd8c89a6
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +20,9 @@ from .steps import Glued
 from ..mergeability.clusters import Cluster
 from ..merging.differences import extract, how_far_tuned
 from ..mixing.learners import question_weights
+from ..mixing.mixture import fit_apart
 from ..mixing.residents import difference_model
-from ..mixing.routers import feature_kind, featurize, fit_texts, read_texts, reader
+from ..mixing.routers import feature_kind, featurize, read_texts, reader
 from ..mixing.selection import OnTop, by_question, select_experts, split_by_task, stored_params
 from ..searching.candidates import CandidateScorer
 from ..searching.executors import ask_together
@@ -72,8 +72,9 @@ def _add_differences(work, pool, cluster, merged, ranks):
     members = [work.zoo[m] for m in cluster.members]
     known = work.zoo.names
     centers = [n for n in (merged, cluster.base) if n in known]
-    base = min(centers, key=lambda n: _left_to_store(members, work.zoo[n]))
-    if not np.isfinite(_left_to_store(members, work.zoo[base])): return
+    left = {n: _left_to_store(members, work.zoo[n]) for n in centers} # reads every weight
+    base = min(centers, key=left.get)
+    if not np.isfinite(left[base]): return
     if base not in pool.models: _add_whole(work, pool, base)
     wholes = {n: pool.items[n] for n in pool.wholes()}
     others = [m for m in members if m.name != base]
@@ -158,8 +159,7 @@ def best_point(
     seed:int=0, # Of the folds
 )->Point:
     "The experts to keep under one budget."
-    most = None if np.isinf(budget) else budget
-    t = select_experts(pool.items, vectors, pool.stored, router, max_params=most, seed=seed)
+    t = select_experts(pool.items, vectors, pool.stored, router, max_params=budget, seed=seed)
     experts = tuple(t.expert)
     if len(experts) == 1 and isinstance(pool.stored[experts[0]], OnTop): # alone, a whole model is no larger
         fits = [n for n, size in pool.wholes().items() if size <= budget]
@@ -213,9 +213,8 @@ def _routed_report(
     values, _ = by_question(pool.items, list(experts))
     counts = {t.name: len(t.questions) for t in work.search.tasks}
     weights = question_weights(work.search.weights, counts)
-    costs = [pool.models[e].n_params for e in experts]
-    learned, prompts = _prompts(work.search), _prompts(work.report)
-    fitted = fit_texts(spec.router, encoder.load, costs, learned, values, spec.features, weights)
+    models, prompts = [pool.models[e] for e in experts], _prompts(work.report)
+    fitted = fit_apart(spec, models, _prompts(work.search), values, weights)
     kind = feature_kind(spec.router["name"], spec.features)
     vectors = featurize(fitted, reader(fitted, encoder.load), prompts, kind)
     route = fitted.route(vectors, prompts)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..checkpoints.checkpoint import ZooModel
 from ..core import InputError
-from ..merging.differences import extract, parts_of
+from ..merging.differences import extract, in_stored_type, parts_of
 from ..merging.low_rank import stored_floats
 from ..zoo.adapters import adapted, read_adapter
 from ..zoo.language_model import skeleton
@@ -126,10 +126,7 @@ def write_changes(
     "The changes as a shard of a checkpoint."
     import torch
     from safetensors.torch import save_file
-    types = dict(F64=torch.float64, F32=torch.float32,
-                 BF16=torch.bfloat16, F16=torch.float16)
-    def stored(x): return torch.from_numpy(x).to(types[dtype]).contiguous()
-    tensors = {f"dense.{k}": stored(x) for k, x in changes.tensors.items()}
+    tensors = {f"dense.{k}": in_stored_type(torch.from_numpy(x), dtype) for k, x in changes.tensors.items()}
     save_file(tensors, file, dict(format="pt"))
     return list(tensors)
 

@@ -301,8 +301,6 @@ class Routed:
 # %% ../../nbs/08_mixing/03_modeling.ipynb #7b4bde07
 class Prompted:
     "What a mixture knows about the prompts of a batch."
-    always = None # The expert of all prompts, instead of the router
-
     def routes(self, input_ids, inputs_embeds, attention_mask, cache, prompt_lengths, route):
         "The routes that the cache holds, or new ones."
         x, m = inputs_embeds if input_ids is None else input_ids, self.config.mixture
@@ -323,7 +321,7 @@ class Prompted:
             if prompt_lengths is None: prompt_lengths = asked.spread(asked.lengths, n)
             if input_ids is not None:
                 prompt_lengths = self.ends_with(asked.ids, attention_mask, prompt_lengths, n)
-        forced = forced_route(self.always if route is None else route, n, m["n_experts"])
+        forced = forced_route(route, n, m["n_experts"])
         mask = prompt_mask(x.shape[:2], attention_mask, prompt_lengths).to(x.device)
         new = Routes(ids, mask, None if forced is None else forced.to(x.device))
         if input_ids is None and m["ends"] == "own": self.route_embeddings(new, ids)

@@ -289,11 +289,11 @@ def _is_tied_head(
 )->bool:
     "Is it the other end of a tied table, whose change stands at the embedding too?"
     if not config.get("ensure_weight_tying") or "embedding" in key: return False
-    down, up = (stored.values(k) for k in (key, key.replace("lora_A", "lora_B")))
-    def same(k):
-        first, second = stored.values(k), stored.values(k.replace("embedding_A", "embedding_B"))
-        return np.array_equal(first, up.T) and np.array_equal(second, down.T)
-    return any(same(k) for k in stored.tensors if k.endswith("lora_embedding_A"))
+    pair = key, key.replace("lora_A", "lora_B")
+    def fits(a, b): return b in stored.tensors and stored.tensors[a].shape == stored.tensors[b].shape[::-1]
+    def same(a, b): return fits(a, b) and np.array_equal(stored.values(a), stored.values(b).T)
+    tables = [k for k in stored.tensors if k.endswith("lora_embedding_A")]
+    return any(same(k, pair[1]) and same(k.replace("embedding_A", "embedding_B"), pair[0]) for k in tables)
 
 def _is_spare(
     stored:ZooModel, # The adapter's tensors
