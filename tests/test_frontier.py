@@ -4,11 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from model_glue_nb.benchmarking.intervals import ItemScores
-from model_glue_nb.core import InputError
-from model_glue_nb.gluing.frontier import Pool, best_point, ladder_points
+from model_glue_nb.core import InputError, file_name
+from model_glue_nb.experiments.difference_controls import difference_controls, random_difference
+from model_glue_nb.gluing.frontier import RANKS, Pool, best_point, ladder_points
 from model_glue_nb.gluing.pipeline import glue
 from model_glue_nb.gluing.recipe import params_within, read_recipe
-from model_glue_nb.mixing.selection import OnTop, pruned, stored_params
+from model_glue_nb.merging.differences import extract
+from model_glue_nb.mixing.difference_experts import values_with
+from model_glue_nb.mixing.residents import difference_model
+from model_glue_nb.mixing.selection import OnTop, pruned, select_experts, stored_params
 from model_glue_nb.zoo.zoo import open_model, read_zoo
 
 RECIPE = dict(suite="demo", tasks=["sort", "reverse", "double", "swap"], search_questions=16, evidence=0, budget="2.5x",
@@ -76,7 +80,8 @@ def test_what_is_missed_least_goes_first():
     worth, price = [5, 3, 3, 1], [1, 1, 9, 1]
     def score(S): return sum(worth[i] for i in S)
     def cost(S): return sum(price[i] for i in S)
-    assert pruned(score, lambda S: cost(S) <= 3, cost, 4) == (0, 1) and pruned(score, lambda S: False, cost, 4) == ()
+    assert pruned(score, lambda S: cost(S) <= 3, cost, range(4)) == (0, 1) and pruned(score, lambda S: False, cost, range(4)) == ()
+    assert pruned(score, lambda S: cost(S) <= 9, cost, (3, 2)) == (2,)
 
 def noisy(rng, n, *right): return ItemScores({t: (rng.random(n) < r).astype(float) for t, r in zip("ab", right)})
 
@@ -85,6 +90,17 @@ def test_alone_a_whole_model_is_taken_instead_of_a_difference():
     pool = Pool({}, dict(whole=100, d=OnTop("base", 100, 2)), dict(whole=noisy(rng, 40, .5, .5), d=noisy(rng, 40, .9, .9)))
     point = best_point(pool, np.repeat(np.eye(2, dtype=np.float32), 40, 0), dict(name="linear"), 102)
     assert point.experts == ("whole",) and point.stored == 100
+
+def test_differences_of_one_base_are_tried_together():
+    """Whole specialists are a little better than their differences, so of all candidates the differences go first, and no single
+    move leads from a merge to a base with three differences."""
+    def right(i, n): return ItemScores({t: np.repeat([1., 0.], [n, 20 - n]) if k == i else np.zeros(20) for k, t in enumerate("abc")})
+    sizes = dict(merge=100, base=100) | {f"w{i}": 100 for i in range(3)} | {f"d{i}": OnTop("base", 100, 5) for i in range(3)}
+    items = {f"w{i}": right(i, 20) for i in range(3)} | {f"d{i}": right(i, 18) for i in range(3)} | dict(base=right(9, 0))
+    items["merge"] = ItemScores({t: np.repeat([1., 0.], [12, 8]) for t in "abc"})
+    vectors = np.repeat(np.eye(3, dtype=np.float32), 20, 0)
+    t = select_experts(items, vectors, sizes, dict(name="linear"), max_params=120)
+    assert set(t.expert) == {"d0", "d1", "d2"} and t.score.iloc[-1] == pytest.approx(.9)
 
 def test_a_larger_budget_is_never_worse():
     rng = np.random.default_rng(2)
@@ -95,3 +111,51 @@ def test_a_larger_budget_is_never_worse():
     points = ladder_points(pool, np.repeat(np.eye(2, dtype=np.float32), 30, 0), dict(name="linear"), 100, (130,))
     assert [p.search for p in points] == sorted(p.search for p in points) and all(p.stored <= p.budget for p in points)
     assert 130 in [p.budget for p in points] and points[-1].budget == float("inf")
+
+def test_a_budget_is_used_up_for_higher_ranks(run):
+    frontier = run.read_table("frontier")
+    row = frontier[np.isclose(frontier.budget, 2.5)].iloc[0]
+    held = [e for e in row.experts.split("; ") if "(rank" in e]
+    sizes = {}
+    for name in held:
+        member, base = name.split(" (rank")[0].split(" on ")
+        d = difference_model(read_zoo("demo")[base] if base in read_zoo("demo").names else open_model(run.path/"models"/base),
+                             run.path/"models"/"differences"/file_name(name), name)
+        sizes[name] = d.n_added
+    rank = {e: int(e.rsplit(" ", 1)[1][:-1]) for e in held}
+    assert held and min(rank.values()) >= RANKS[0]
+    higher = [r for r in RANKS if r > min(rank.values())]
+    grown = sum(n * max(rank[e], higher[0]) / rank[e] - n for e, n in sizes.items()) if higher else np.inf
+    one = frontier.stored.iloc[0] and read_zoo("demo")["a-base"].n_params
+    assert row.stored + .97 * grown / one > 2.5 # the next rank for all does not fit
+
+def test_controls_gain_nothing(run):
+    t = difference_controls(run.path).set_index("system")
+    built = run.read_table("comparison").set_index("system").loc["model_glue"]
+    assert t.score["as it was built"] == pytest.approx(built["mean"], abs=1e-5) and t.behind["as it was built"] == 0
+    for control in ("random differences", "differences exchanged"): assert t.behind_low[control] > 0
+    assert "neighbors by words as router" in t.index and not list(run.path.glob(".controls_*"))
+
+def test_a_random_difference_keeps_ranks_and_norms(run, tmp_path):
+    zoo = read_zoo("demo")
+    true = difference_model(zoo["a-base"], _reversing(zoo, tmp_path), "d")
+    other = random_difference(true, tmp_path/"random", seed=3)
+    assert other.n_added == true.n_added and other.fingerprint() != true.fingerprint()
+    before, after = (dict(values_with(true.home, d.adapter)) for d in (true, other))
+    for name, w in before.items():
+        home = zoo["a-base"].values(name)
+        change, drawn = w - home, after[name] - home
+        assert np.linalg.norm(drawn) == pytest.approx(np.linalg.norm(change), rel=6e-2, abs=1e-6), name # bf16 rounds
+        if np.linalg.norm(change) > 1e-3 and change.ndim == 2:
+            cosine = (change * drawn).sum() / np.linalg.norm(change) / np.linalg.norm(drawn)
+            assert abs(cosine) < .3, name
+
+def _reversing(zoo, folder):
+    extract(zoo["a-reverse"], zoo["a-base"], folder/"d", rank=4)
+    return folder/"d"
+
+def test_controls_want_a_mixture_of_differences(tmp_path):
+    zoo = read_zoo("demo")
+    small = RECIPE | dict(zoo=[str(zoo[n].path) for n in ("a-base", "a-sort")], tasks=["sort", "reverse"], search_questions=4, budget="1x")
+    glue(small, tmp_path/"run")
+    with pytest.raises(InputError, match="holds no differences"): difference_controls(tmp_path/"run")

@@ -35,7 +35,7 @@ def doctor(
 # %% ../../nbs/13_cli/02_zoo.ipynb #72190292
 @app.command()
 def zoo(
-    name:str=typer.Argument(help="demo, demo-broken (refused ones), smollm2 (real ones, 10-20 minutes)."),
+    name:str=typer.Argument(help="demo, demo-broken (refused), smollm2, smollm2-held-out (real, an hour)."),
     out:Path=typer.Argument(help="Folder for the checkpoints."),
     yes:bool=typer.Option(False, "--yes", help="Fetch weights without asking."),
 ):
@@ -44,14 +44,13 @@ def zoo(
     from model_glue_nb.core import atomic_path, unknown
     from model_glue_nb.zoo.zoo import demo_zoo_path
     from model_glue_nb.zoos.demo import build_broken_zoo
-    from model_glue_nb.zoos.smollm2 import build_smollm2
-    builders = {"demo": lambda tmp: shutil.copytree(demo_zoo_path(), tmp), "demo-broken": build_broken_zoo,
-                "smollm2": build_smollm2}
-    if name not in builders: raise unknown("built-in zoo", name, builders)
-    if name == "smollm2": # finished members stay, so an interrupted build can continue
-        with progress_bar() as progress: models = build_smollm2(out, yes, progress=progress)
-        return say(f"{models}: {len(list(models.iterdir()))} models")
-    with atomic_path(out, overwrite=False) as tmp: builders[name](tmp)
+    from model_glue_nb.zoos.smollm2 import SMOLLM2_ZOOS, build_smollm2
+    builders = {"demo": lambda tmp: shutil.copytree(demo_zoo_path(), tmp), "demo-broken": build_broken_zoo}
+    if name in SMOLLM2_ZOOS: # finished members stay, so an interrupted build can continue
+        with progress_bar() as progress: out = build_smollm2(out, yes, progress=progress, zoo=name)
+    elif name not in builders: raise unknown("built-in zoo", name, (*builders, *SMOLLM2_ZOOS))
+    else:
+        with atomic_path(out, overwrite=False) as tmp: builders[name](tmp)
     say(f"{out}: {len(list(out.iterdir()))} models")
 
 # %% ../../nbs/13_cli/02_zoo.ipynb #a54bc483

@@ -114,10 +114,10 @@ def pruned(
     score:Callable, # Positions → how good that set is
     fits:Callable, # Positions → does it fit the budget?
     cost:Callable, # Positions → what that set takes
-    n:int, # Candidates
+    some:tuple[int,...], # Positions of candidates
 )->tuple[int,...]: # Positions, sorted; empty where nothing fits
-    "All candidates, less those that are missed least, until the rest fits."
-    S = tuple(range(n))
+    "Some candidates, less those that are missed least, until the rest fits."
+    S = tuple(sorted(some))
     while S and not fits(S): # the last one may be too large
         without = [tuple(k for k in S if k != i) for i in S]
         def merit(x): return float(score(x)), -cost(x)
@@ -130,11 +130,14 @@ def best_set(
     n:int, # Candidates
     min_gain:float, # What an expert must be worth
     cost:Callable=len, # Positions → what that set takes
+    groups:list[tuple[int,...]]=(), # Candidates that are cheap together
 )->list[tuple[int,float]]: # Positions in the order of their gain, with the score reached
-    "The best set that moves lead to, from the best single candidate and from what is left of all of them."
+    "The best set that moves lead to, from the best candidate and from what is left of all and of each group."
     alone = max(((i,) for i in range(n) if fits((i,))),
                 key=score) # of equals the first
-    starts = [S for S in (alone, pruned(score, fits, cost, n)) if S]
+    crowds = [tuple(range(n)), *groups]
+    left = [pruned(score, fits, cost, some) for some in crowds]
+    starts = dict.fromkeys(S for S in (alone, *left) if S)
     ends = [climb(score, fits, n, min_gain, s) for s in starts]
     left, taken = (set(max(ends,
                            key=lambda S: float(score(S)) - min_gain * len(S))),
@@ -146,6 +149,7 @@ def best_set(
         taken.append((i, float(score(S + (i,)))))
     return taken
 
+# %% ../../nbs/08_mixing/17_selection.ipynb #d17a20
 class OnTop(NamedTuple):
     "What a difference takes: its base, which others may share, and what it adds."
     base: str # Any name; that of a candidate if the base is one
@@ -163,6 +167,18 @@ def stored_params(
     sizes = {n: taken(n) for n in names}
     wholes = {size.base: size.base_params for size in sizes.values()}
     return sum(wholes.values()) + sum(size.added for size in sizes.values())
+
+def _on_one_base(
+    names:list[str], # Candidates
+    n_params:dict[str,int|OnTop], # Candidate → parameters
+)->list[tuple[int,...]]: # Positions, base by base
+    "Differences of one base, and the base itself where it is a candidate."
+    found = {}
+    for i, n in enumerate(names):
+        size = n_params[n]
+        base = size.base if isinstance(size, OnTop) else n
+        found.setdefault(base, []).append(i)
+    return [tuple(some) for some in found.values() if len(some) > 1]
 
 def _check_selection_budget(
     n_params:list[int], # Parameters of each candidate alone
@@ -207,7 +223,7 @@ def select_experts(
     def fits(S):
         if max_experts is not None and len(S) > max_experts: return False
         return max_params is None or cost(S) <= max_params
-    taken = best_set(routed, fits, len(names), min_gain, cost)
+    taken = best_set(routed, fits, len(names), min_gain, cost, _on_one_base(names, n_params))
     t = pd.DataFrame(taken, columns=["i", "score"])
     def best(S):
         return mean_score(oracle_task({names[i]: items[names[i]] for i in S}))
