@@ -1,13 +1,16 @@
 "The frontier: what fits is chosen on *search*, what is written scores what the table says, and bad budgets are refused."
-import json
+import json, shlex
 import numpy as np
 import pandas as pd
 import pytest
 from model_glue_nb.benchmarking.intervals import ItemScores
 from model_glue_nb.core import InputError
+from model_glue_nb.benchmarking.intervals import mean_score
+from model_glue_nb.benchmarking.scores import ask_model
 from model_glue_nb.gluing.frontier import Pool, best_point, ladder_points
 from model_glue_nb.gluing.pipeline import glue
-from model_glue_nb.gluing.recipe import params_within, read_recipe
+from model_glue_nb.gluing.points import read_points, write_point, writing_command
+from model_glue_nb.gluing.recipe import open_work, params_within, read_recipe
 from model_glue_nb.mixing.selection import OnTop, pruned, stored_params
 from model_glue_nb.zoo.zoo import open_model, read_zoo
 
@@ -51,6 +54,50 @@ def test_a_second_run_finds_everything_done(run, monkeypatch):
     monkeypatch.setattr(frontier, "extract", never)
     again = glue(read_recipe(run.path/"recipe.yaml"), run.path)
     assert again.read_table("frontier").equals(before)
+
+def stored_by(m):
+    "Parameters that a written system takes, from its own files."
+    if m.kind == "checkpoint": return m.n_params
+    experts = json.loads((m.path/"mixture.json").read_text())["experts"]
+    return sum({e["path"]: e["n_params"] for e in experts}.values()) + sum(e.get("n_added", 0) for e in experts)
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_the_shown_command_writes_what_the_row_says(run, which, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+    from model_glue_nb.cli.program import app
+    points = read_points(run)
+    i, asked = which % len(points), run.store.db.execute("select count(*) from results").fetchone()
+    program, *words = shlex.split(writing_command(points, i, run.path))
+    monkeypatch.chdir(tmp_path)
+    said = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert program == "model-glue" and said.exit_code == 0
+    assert run.store.db.execute("select count(*) from results").fetchone() == asked # nothing was asked again
+    m, report = open_model(words[-1]), open_work(read_recipe(run.path/"recipe.yaml")).report
+    row, one = points.loc[i], read_zoo("demo")["a-base"] # all of one size
+    assert mean_score(ask_model(m, report)) == pytest.approx(row.report, abs=1e-5)
+    assert stored_by(m) / one.n_params == pytest.approx(row.stored, abs=1e-5)
+    assert sum(f.stat().st_size for f in m.path.glob("*.safetensors")) / 1e6 == pytest.approx(row.megabytes, rel=.01) or m.kind == "mixture"
+
+def test_a_point_that_is_copied_stands_alone(run, tmp_path):
+    m = write_point(run, "all", tmp_path/"whole", copy=True)
+    moved = (tmp_path/"whole").rename(tmp_path/"moved")
+    assert all((moved/e["path"]).resolve().is_relative_to(moved) for e in json.loads((moved/"mixture.json").read_text())["experts"])
+    assert len(open_model(moved).load("cpu").generate(["reverse ABCD ="], 4)) == 1
+
+def test_a_point_whose_parts_are_gone_is_refused(run, tmp_path):
+    parts = run.path/"models"/"differences"
+    parts.rename(run.path/"models"/"elsewhere")
+    try:
+        with pytest.raises(InputError, match="is not there any more. Run the command of the run again"): write_point(run, "all", tmp_path/"out")
+    finally: (run.path/"models"/"elsewhere").rename(parts)
+    assert not (tmp_path/"out").exists()
+
+def test_scores_per_task_are_those_of_the_points(run):
+    frontier, tasks = run.read_table("frontier"), run.read_table("frontier_tasks")
+    assert np.allclose(tasks.groupby("budget").score.mean(), frontier.set_index("budget").report, atol=1e-5)
+    comparison = run.read_table("comparison").set_index("system")
+    ours = tasks[np.isclose(tasks.budget, 2.5)].set_index("task").score
+    assert np.allclose(ours, [comparison.loc["model_glue", t] for t in ours.index], atol=1e-5)
 
 @pytest.mark.parametrize("budget, more, says", [
     ("2", {}, "1.25x, 400MB, all"), ("much", {}, "1.25x, 400MB, all"), ("0x", {}, "1.25x, 400MB, all"),

@@ -234,7 +234,7 @@ def _frontier_of(
     work:Work, # As `begin` gives it
     pool:Pool, # As `expert_pool` gives it
     best_single:str, # Name of a model
-)->tuple[list[Point],object]: # Points; DataFrame, sizes in best single models
+)->tuple: # Points; two DataFrames, sizes in best single models: all tasks together, and each
     "The best system at each budget, with its scores."
     import pandas as pd
     one = work.zoo[best_single]
@@ -249,7 +249,7 @@ def _frontier_of(
     for i, name in enumerate(used):
         work.progress(i, len(used), f"frontier: {name}")
         answers[name] = ask_model(pool.models[name], work.report, work.run.store)
-    rows, known = [], {}
+    rows, by_task, known = [], [], {}
     for p in points:
         if p.experts not in known:
             known[p.experts] = _routed_report(work, pool, p.experts, answers)
@@ -258,9 +258,11 @@ def _frontier_of(
         rows.append(dict(budget=p.budget, stored=p.stored, active=_active_params(pool, p.experts),
                          n_experts=len(p.experts), search=p.search, report=m.mean, low=m.low, high=m.high,
                          gain=g.mean, gain_low=g.low, gain_high=g.high, experts="; ".join(p.experts)))
+        by_task += [(p.budget / one.n_params, t, float(np.mean(v)), len(v)) for t, v in items.items()]
     table = pd.DataFrame(rows)
     for k in ("budget", "stored", "active"): table[k] /= one.n_params
-    return points, table
+    table["megabytes"] = table.stored * one.n_bytes / 1e6
+    return points, table, pd.DataFrame(by_task, columns="budget task score n".split())
 
 def keep_frontier(
     work:Work, # As `begin` gives it
@@ -269,8 +271,9 @@ def keep_frontier(
 )->list[str]: # Names of the experts at the recipe's budget, which later steps know
     "Write the frontier, and keep its system at the recipe's budget."
     best = max(searched, key=lambda m: mean_score(searched[m]))
-    points, table = _frontier_of(work, pool, best)
+    points, table, by_task = _frontier_of(work, pool, best)
     work.run.write_table("frontier", table)
+    work.run.write_table("frontier_tasks", by_task)
     budget = params_within(work.recipe.budget, work.zoo[best])
     fits = [p for p in points if p.stored <= budget]
     if not fits:
