@@ -7,6 +7,7 @@ __all__ = ['RANKS', 'Pool', 'expert_pool', 'Point', 'best_point', 'ladder_points
 
 # %% ../../nbs/09_gluing/04_frontier.ipynb #bd8c89a6
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -59,7 +60,18 @@ def expert_pool(
     for n in dict.fromkeys([*work.singles, *merged]): _add_whole(work, pool, n)
     for cluster, g in zip(clusters, glued):
         if len(cluster.members) > 1: _add_differences(work, pool, cluster, g.model, ranks)
-    return pool
+    return _readable(work, pool)
+
+def _readable(work, pool)->Pool:
+    "Who is no larger than the recipe's budget of active parameters."
+    most = _most_active(work, pool)
+    fits = [n for n, size in pool.stored.items() if int(size) <= most]
+    return Pool(*({n: known[n] for n in fits} for known in (pool.models, pool.stored, pool.items)))
+
+def _most_active(work, pool)->float:
+    "The parameters that may be read for one question."
+    best = max(work.singles, key=lambda n: mean_score(pool.items[n]))
+    return params_within(work.recipe.budget, work.zoo[best], "active")
 
 # %% ../../nbs/09_gluing/04_frontier.ipynb #13e6abb3
 def _add_whole(work, pool, name):
@@ -225,9 +237,12 @@ def _routed_report(
 def _active_params(
     pool:Pool, # Of candidates
     experts:tuple[str,...], # Of one system
-)->int: # Of the largest expert
+    reads:str="", # What its router reads: for "hidden", a whole expert computes, too
+)->int: # Of the largest expert, and of the one that reads
     "Parameters that are read for one question."
-    return max(int(pool.stored[e]) for e in experts)
+    largest = max(int(pool.stored[e]) for e in experts)
+    if reads != "hidden" or len(experts) == 1: return largest
+    return largest + int(pool.stored[prompt_encoder(experts, pool.items)])
 
 # %% ../../nbs/09_gluing/04_frontier.ipynb #6a47831f
 def _frontier_of(
@@ -238,24 +253,28 @@ def _frontier_of(
     "The best system at each budget, with its scores."
     import pandas as pd
     one = work.zoo[best_single]
-    router = mixture_spec(work.recipe, list(pool.models)).router
+    spec = mixture_spec(work.recipe, list(pool.models))
+    router, models = spec.router, pool.models | {best_single: one}
     vectors, asked = _search_vectors(work, pool), _asked_budget(work, one)
     points = ladder_points(pool, vectors, router, one.n_params, asked, work.recipe.seed)
+    most = params_within(work.recipe.budget, one, "active")
+    active = partial(_active_params, pool, reads=feature_kind(router["name"], spec.features))
+    points = [p for p in points if active(p.experts) <= most]
     used = dict.fromkeys([best_single, *(e for p in points for e in p.experts)])
-    zoo = Zoo(tuple(pool.models[n] for n in used), {})
+    zoo = Zoo(tuple(models[n] for n in used), {})
     scorer = CandidateScorer(zoo, work.report, work.run.store)
     ask_together(scorer, list(used), executor_of(work.recipe))
     answers = {}
     for i, name in enumerate(used):
         work.progress(i, len(used), f"frontier: {name}")
-        answers[name] = ask_model(pool.models[name], work.report, work.run.store)
+        answers[name] = ask_model(models[name], work.report, work.run.store)
     rows, by_task, known = [], [], {}
     for p in points:
         if p.experts not in known:
             known[p.experts] = _routed_report(work, pool, p.experts, answers)
         items = known[p.experts]
         m, g = mean_interval(items), paired_gain(items, answers[best_single])
-        rows.append(dict(budget=p.budget, stored=p.stored, active=_active_params(pool, p.experts),
+        rows.append(dict(budget=p.budget, stored=p.stored, active=active(p.experts),
                          n_experts=len(p.experts), search=p.search, report=m.mean, low=m.low, high=m.high,
                          gain=g.mean, gain_low=g.low, gain_high=g.high, experts="; ".join(p.experts)))
         by_task += [(p.budget / one.n_params, t, float(np.mean(v)), len(v)) for t, v in items.items()]
@@ -277,7 +296,7 @@ def keep_frontier(
     budget = params_within(work.recipe.budget, work.zoo[best])
     fits = [p for p in points if p.stored <= budget]
     if not fits:
-        least = min(p.stored for p in points) / work.zoo[best].n_params
+        least = np.ceil(100 * min(p.stored for p in points) / work.zoo[best].n_params) / 100
         raise InputError(f"The budget is {work.recipe.budget}, the smallest system takes {least:.2f}x. "
                          "Give more.")
     for name in fits[-1].experts: work.add(pool.models[name])

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from ..core import InputError, Run
 from ..gluing.points import (budget_for, frontier_steps, made_of, models_within, position_within,
                                          writing_command)
+from ..gluing.recipe import budgets_of
 from .explorer import Explorer, table_html
 from .figures import points as in_points
 from .plots_performance import plot_frontier, plot_point
@@ -103,8 +104,8 @@ class FrontierExplorer(Explorer):
     def first(self)->int: # Position of a point
         "The one at the run's own budget."
         said, last = self.data["recipe"].get("budget"), max(len(self.rows()) - 1, 0)
-        if not last or not isinstance(said, str): return last
-        try: i = position_within(self.points, models_within(said, self.points))
+        if not last or said is None: return last
+        try: i = position_within(self.points, models_within(budgets_of(said)["stored"], self.points))
         except InputError: return last
         return last if i is None else i
 
