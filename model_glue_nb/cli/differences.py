@@ -18,7 +18,7 @@ _RANK = typer.Option(None, help="Mean rank of the linear weights; 16 where nothi
 _SIZE = typer.Option(None, help="Bytes of a difference instead: 4% of the model, or 12MB.")
 _ERROR = typer.Option(None, help="Part of the change that may be missing instead, 0 to 1.")
 _EMBEDDINGS = typer.Option(True, help="Do embeddings and the head take part?")
-_LINEAR = typer.Option(False, "--linear", help="Linear layers alone, as engines for many adapters serve them.")
+_LINEAR = typer.Option(False, "--linear", help="Linear layers alone: what engines for many adapters serve.")
 _DEVICE = typer.Option("auto", help="Where to compute: auto, cpu, cuda, …")
 _OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing folder.")
 

@@ -109,13 +109,13 @@ def report(
     from model_glue_nb.reporting.dashboard import write_report
     say(f"report: {write_report(Run(run))}")
 
-# %% ../../nbs/13_cli/06_glue.ipynb #7ded3ec2
+# %% ../../nbs/13_cli/06_glue.ipynb #9c922ffa
 @app.command()
 def frontier(
     run:Path=typer.Argument(help="The folder of a run whose recipe has a budget."),
     budget:str=typer.Option(None, help="What may be stored: 1.25x (best single models), 400MB, all."),
     out:Path=typer.Option(None, help="Folder for the best system that fits."),
-    copy:bool=typer.Option(False, "--copy", help="Copy whole experts and bases, instead of referring to them."),
+    copy:bool=typer.Option(False, "--copy", help="Copy whole experts and bases into the folder."),
     overwrite:bool=typer.Option(False, "--overwrite", help="Replace an existing folder."),
     as_json:bool=AS_JSON,
 ):
@@ -123,7 +123,7 @@ def frontier(
     from model_glue_nb.core import InputError, Run
     from model_glue_nb.gluing.points import read_points, write_point
     if (budget is None) != (out is None):
-        raise InputError("A system is written where --budget and --out are given. Give both, or none to list them.")
+        raise InputError("A system is written where --budget and --out are given. Give both, or neither.")
     if out is None:
         points = read_points(Run(run))
         show(points if as_json else _point_rows(points), f"{run}: the best system at each size", as_json)

@@ -233,7 +233,8 @@ def _differences(seen:Seen, clusters:list[Cluster], speed)->list[RunStep]:
     what = f"{len(members)} members as differences of up to {len(RANKS)} ranks, on search"
     trying = RunStep("mix", what, n, seconds)
     n, seconds = _cost(work.report, members, speed)
-    said = " and ".join(f"{x} {of}" for of, x in budgets_of(work.recipe.budget).items() if x != "all")
+    limits = budgets_of(work.recipe.budget)
+    said = " and ".join(f"{x} {of}" for of, x in limits.items() if x != "all")
     what = f"the best system at each size and {said or 'all'}: a difference of each member on report"
     return [trying, RunStep("mix", what, n, seconds)]
 

@@ -66,7 +66,8 @@ def _readable(work, pool)->Pool:
     "Who is no larger than the recipe's budget of active parameters."
     most = _most_active(work, pool)
     fits = [n for n, size in pool.stored.items() if int(size) <= most]
-    return Pool(*({n: known[n] for n in fits} for known in (pool.models, pool.stored, pool.items)))
+    def some(known): return {n: known[n] for n in fits}
+    return Pool(some(pool.models), some(pool.stored), some(pool.items))
 
 def _most_active(work, pool)->float:
     "The parameters that may be read for one question."
@@ -277,7 +278,8 @@ def _frontier_of(
         rows.append(dict(budget=p.budget, stored=p.stored, active=active(p.experts),
                          n_experts=len(p.experts), search=p.search, report=m.mean, low=m.low, high=m.high,
                          gain=g.mean, gain_low=g.low, gain_high=g.high, experts="; ".join(p.experts)))
-        by_task += [(p.budget / one.n_params, t, float(np.mean(v)), len(v)) for t, v in items.items()]
+        times = p.budget / one.n_params
+        by_task += [(times, t, float(v.mean()), len(v)) for t, v in items.items()]
     table = pd.DataFrame(rows)
     for k in ("budget", "stored", "active"): table[k] /= one.n_params
     table["megabytes"] = table.stored * one.n_bytes / 1e6
@@ -296,7 +298,8 @@ def keep_frontier(
     budget = params_within(work.recipe.budget, work.zoo[best])
     fits = [p for p in points if p.stored <= budget]
     if not fits:
-        least = np.ceil(100 * min(p.stored for p in points) / work.zoo[best].n_params) / 100
+        smallest = min(p.stored for p in points)
+        least = np.ceil(100 * smallest / work.zoo[best].n_params) / 100
         raise InputError(f"The budget is {work.recipe.budget}, the smallest system takes {least:.2f}x. "
                          "Give more.")
     for name in fits[-1].experts: work.add(pool.models[name])

@@ -78,8 +78,9 @@ def _chosen_point(points, said):
     models = models_within(said, points)
     i = position_within(points, models)
     if i is not None: return i
-    raise InputError(f"The budget is {said}, that is {models:.3g} of the best single model. The smallest system "
-                     f"of this run takes {_size_of(points, 0)}. Give at least {budget_for(points, 0)}.")
+    raise InputError(f"The budget is {said}, that is {models:.3g} of the best single model. The smallest "
+                     f"system of this run takes {_size_of(points, 0)}. "
+                     f"Give at least {budget_for(points, 0)}.")
 
 def _size_of(points, i)->str:
     "What a point stores, as a person reads it."
@@ -103,10 +104,11 @@ def made_of(
     "The experts of a point; names may hold the signs that part them."
     parts, out = str(experts).split("; "), []
     while parts:
-        tried = (_as_expert("; ".join(parts[:n]), is_model) for n in range(1, len(parts) + 1))
+        starts = ["; ".join(parts[:n + 1]) for n in range(len(parts))]
+        tried = (_as_expert(name, is_model) for name in starts)
         found = next(filter(None, tried), None)
         if found is None:
-            raise MissingFile(f"The run has no model '{'; '.join(parts)}' any more. Run the command of the run "
+            raise MissingFile(f"The run has no model '{starts[-1]}' any more. Run the command of the run "
                               "again; what is there is not made twice.")
         out.append(found)
         parts = parts[found.name.count("; ") + 1:]
@@ -136,7 +138,8 @@ def write_point(
     run = run if isinstance(run, Run) else Run(run)
     points = read_points(run)
     i = _chosen_point(points, budget)
-    if Path(out).exists() and not overwrite: refuse([taken(Path(out))], "Cannot write the system")
+    if Path(out).exists() and not overwrite:
+        refuse([taken(out)], "Cannot write the system")
     given = read_recipe(run.place("recipe.yaml"))
     work = begin(given, run.path, progress)
     with work.run.lock(), compute_dtype(given.dtype):
@@ -144,15 +147,16 @@ def write_point(
         if len(names) == 1:
             return merge(recipe("passthrough", names), work.zoo, out, overwrite=overwrite)
         spec, items = mixture_parts(work, names)
-        return mix(replace(spec, copy=copy), work.zoo, out, work.search, items=items, overwrite=overwrite)
+        how = dict(items=items, overwrite=overwrite)
+        return mix(replace(spec, copy=copy), work.zoo, out, work.search, **how)
 
 def read_points(
     run:Run, # With a frontier
 ): # DataFrame, as `frontier_steps` gives it
     "The points of a run's frontier."
     if not (run.path/"frontier.csv").exists():
-        raise MissingFile(f"The run '{run.path}' has no frontier: its recipe gives no budget. Add `budget: all` to "
-                          "a copy of its recipe.yaml, and run that with another --out.")
+        raise MissingFile(f"The run '{run.path}' has no frontier: its recipe gives no budget. Add "
+                          "`budget: all` to a copy of its recipe.yaml, and run that with another --out.")
     return frontier_steps(run.read_table("frontier"))
 
 def _add_experts(
@@ -162,7 +166,8 @@ def _add_experts(
     "Open the experts of a point."
     def path(name): return work.run.path/"models"/name
     def is_model(name):
-        return name in work.zoo.names or file_name(name) == name and (path(name)/"config.json").exists()
+        if name in work.zoo.names: return True
+        return file_name(name) == name and (path(name)/"config.json").exists()
     found = made_of(experts, is_model)
     for e in found:
         for name in filter(None, (e.model, e.base)):

@@ -127,7 +127,8 @@ def budget_problems(
     if said == {}: return ["The budget is empty. Write stored, active, or both: {stored: 2x, active: 1.1x}."]
     given = budgets_of(said)
     if strange := set(given) - {"stored", "active"}:
-        return [str(unknown("budget", str(min(strange, key=str)), ("stored", "active")))]
+        odd = min(map(str, strange))
+        return [str(unknown("budget", odd, ("stored", "active")))]
     return [f"The budget is '{x}'. Write a multiple of the best single model, bytes, or all: "
             "1.25x, 400MB, all." for x in given.values() if not _is_budget(x)]
 
@@ -148,7 +149,7 @@ def params_within(
     if unit.lower() == "x": return float(number) * one.n_params
     return float(number) * _UNITS[unit.lower()] * one.n_params / one.n_bytes
 
-# %% ../../nbs/09_gluing/01_recipe.ipynb #9da62719
+# %% ../../nbs/09_gluing/01_recipe.ipynb #74a28a0e
 def check_reach(
     budget:str|dict|None, # As read
     zoo:Zoo, # The single models
@@ -164,8 +165,10 @@ def check_reach(
 def _too_small(of, said, smallest, ones)->str:
     "What a budget under the smallest system is told."
     n = smallest.n_params
-    megabytes = math.ceil(max(n * one.n_bytes / one.n_params for one in ones) / 1e4) / 100
-    times = math.ceil(round(max(n / one.n_params for one in ones) * 100, 6)) / 100
+    n_bytes = max(n * one.n_bytes / one.n_params for one in ones)
+    megabytes = math.ceil(n_bytes / 1e4) / 100
+    percent = 100 * max(n / one.n_params for one in ones)
+    times = math.ceil(round(percent, 6)) / 100
     return (f"The budget of {of} parameters is {said}. The smallest system is one model, '{smallest.name}': "
             f"{n:,} parameters, {megabytes:g} MB, {times:g} of the best single model. "
             f"Give at least {times:g}x or {megabytes:g}MB.")

@@ -383,7 +383,7 @@ def extract(
     error:float|None=None, # Or the part of the change that may be missing
     called:str|None=None, # How the adapter names its base; None: by its folder
     embeddings:bool=True, # Do embeddings and head take part?
-    linear:bool=False, # Only weights of linear layers, as engines for many adapters serve them: no norms either
+    linear:bool=False, # Only weights of linear layers, which engines for many adapters serve?
     device:str="auto", # Where products are computed
     seed:int=0, # Of the random vectors
     overwrite:bool=False, # Replace an existing folder?

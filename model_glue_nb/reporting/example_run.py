@@ -192,7 +192,7 @@ def _comparison(tasks, best, rng):
                          mixture | dict(system="chosen"), system("oracle_task", "", .93, 5.5e6, 5e5),
                          system("oracle_question", "", .98, 5.5e6, 5.5e6)])
 
-# %% ../../nbs/10_reporting/07_example_run.ipynb #1379b1b3
+# %% ../../nbs/10_reporting/07_example_run.ipynb #ec7cee78
 def _frontier(tasks, mean):
     "A frontier, and what its systems score per task."
     import pandas as pd
@@ -202,12 +202,14 @@ def _frontier(tasks, mean):
     budgets, stored = (1, 1.25, 3, math.inf), (1, 1.11, 2.11, 3.9)
     rows, by_task = [], []
     for i, names in enumerate(experts):
-        each = np.clip(mean + .08 * i + rng.normal(0, .05, len(tasks)), 0, 1)
+        level = mean + .08 * i
+        each = np.clip(level + rng.normal(0, .05, len(tasks)), 0, 1)
         m, n = each.mean(), len(names.split("; "))
-        score = dict(search=m + .01, report=m, low=m - .017, high=m + .016)
-        gain = dict(gain=m - .58, gain_low=m - .6, gain_high=m - .56)
-        size = dict(budget=budgets[i], stored=stored[i], active=1.05, n_experts=n)
-        rows.append(size | score | gain | dict(experts=names, megabytes=2 * stored[i]))
+        size = dict(budget=budgets[i], stored=stored[i], active=1.05)
+        score = dict(search=m + .01, report=m, low=m - .017)
+        gain = dict(high=m + .016, gain=m - .58, gain_low=m - .6)
+        made = dict(gain_high=m - .56, n_experts=n, experts=names)
+        rows.append(size | score | gain | made | dict(megabytes=2 * stored[i]))
         by_task += [(budgets[i], t, x, 500) for t, x in zip(tasks, each)]
     return dict(frontier=pd.DataFrame(rows),
                 frontier_tasks=pd.DataFrame(by_task, columns="budget task score n".split()))

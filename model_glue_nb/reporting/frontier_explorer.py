@@ -56,7 +56,8 @@ def _how_to(data, points, i)->str: # HTML
     "The command that writes a point, and the line of a recipe."
     recipe = f"budget: {budget_for(points, i)}"
     line = f"In a recipe: <code>{html.escape(recipe)}</code>"
-    if data["run"] is None: return f"{line}. Open a run's folder here to see the command that writes this system."
+    if data["run"] is None:
+        return f"{line}. Open a run's folder here to see the command that writes this system."
     command = html.escape(writing_command(points, i, data["run"].path))
     return f"To write it:<pre tabindex='0' style='{_BOX}'>{command}</pre>{line}"
 
@@ -69,13 +70,15 @@ def points_html(
     heads = "stored", "mean over tasks", "experts", "how to get it"
     rows = []
     for i, row in enumerate(points.to_dict("records")):
-        kinds = "<br>".join(f"{html.escape(e)}: {html.escape(k)}" for e, k in _kinds(row).itertuples(index=False))
+        parts = [f"{e}: {k}" for e, k in _kinds(row).itertuples(index=False)]
+        kinds = "<br>".join(map(html.escape, parts))
         cells = _size(row), _score(row), kinds, _how_to(data, points, i)
         style = "text-align:left;white-space:normal"
         rows.append("".join(f"<td style='{style}'>{c}</td>" for c in cells))
     body = "".join(f"<tr>{r}</tr>" for r in rows)
     head = "".join(f"<th scope='col' style='text-align:left'>{h}</th>" for h in heads)
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll" tabindex="0">{table}</div>'
 
 # %% ../../nbs/10_reporting/14_frontier_explorer.ipynb #13650045
 class FrontierExplorer(Explorer):
@@ -91,11 +94,13 @@ class FrontierExplorer(Explorer):
         self.points = None if frontier is None or not len(frontier) else frontier_steps(frontier)
         n = 0 if self.points is None else len(self.points)
         labels = [f"{i + 1}: {_size(row)}" for i, row in enumerate(self.rows())] or ["nothing"]
-        self.size = w.SelectionSlider(options=[(t, i) for i, t in enumerate(labels)], value=self.first(),
-                                      description="stored", layout=dict(width="min(48rem, 100%)"))
+        options = [(t, i) for i, t in enumerate(labels)]
+        wide = dict(width="min(48rem, 100%)")
+        self.size = w.SelectionSlider(options=options, value=self.first(), description="stored", layout=wide)
         if not n: self.size.layout.display = "none"
         self.words = w.HTML(layout=dict(width="100%", overflow="auto"))
-        super().__init__([self.size], {"sizes": self.sizes, "tasks": self.tasks}, [self.words])
+        views = {"sizes": self.sizes, "tasks": self.tasks}
+        super().__init__([self.size], views, [self.words])
 
     def rows(self)->list[dict]:
         "The points, a dict each."
@@ -103,7 +108,8 @@ class FrontierExplorer(Explorer):
 
     def first(self)->int: # Position of a point
         "The one at the run's own budget."
-        said, last = self.data["recipe"].get("budget"), max(len(self.rows()) - 1, 0)
+        said = self.data["recipe"].get("budget")
+        last = max(len(self.rows()) - 1, 0)
         if not last or said is None: return last
         try: i = position_within(self.points, models_within(budgets_of(said)["stored"], self.points))
         except InputError: return last
@@ -125,7 +131,7 @@ def described(self:FrontierExplorer)->str: # HTML
     read = "" if math.isnan(active) else f" {active:.2f} are read for one question."
     router = self.data["recipe"].get("mixture", {}).get("router", "a router")
     router = router.get("name", "a router") if isinstance(router, dict) else router
-    who = "One model." if n == 1 else f"{n} experts behind the router <code>{html.escape(str(router))}</code>."
+    who = f"{n} experts behind the router <code>{html.escape(str(router))}</code>." if n > 1 else "One model."
     head = f"<b>{_score(row)}</b><br>{_size(row)} stored.{read} {who}"
     return f"<div>{head}{table_html(_kinds(row))}</div><p>{_how_to(self.data, self.points, i)}</p>"
 

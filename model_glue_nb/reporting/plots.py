@@ -18,5 +18,6 @@ from .plots_search import *
 # %% ../../nbs/10_reporting/06_plots.ipynb #55a2a294
 _all_ = ["PALETTE", "model_colours", "plot_attribution", "plot_barrier", "plot_best", "plot_calibration",
          "plot_coefficients", "plot_comparison", "plot_confusion", "plot_cost", "plot_duel", "plot_front",
-         "plot_frontier", "plot_gains", "plot_importance", "plot_layers", "plot_pair", "plot_parallel", "plot_point",
+         "plot_frontier", "plot_gains", "plot_importance", "plot_layers", "plot_pair", "plot_parallel",
+         "plot_point",
          "plot_radar", "plot_route", "plot_routing", "plot_scores", "plot_similarity", "plot_trials"]

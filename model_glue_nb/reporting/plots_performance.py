@@ -70,7 +70,8 @@ def plot_frontier(
     import plotly.graph_objects as go
     title = "What each size buys"
     if missing(frontier, "stored n_experts report low high experts", "frontier"):
-        return empty_figure(title, "This run has no frontier. Add `budget: all` to a copy of its recipe, and run that.")
+        why = "This run has no frontier. Add `budget: all` to a copy of its recipe, and run that."
+        return empty_figure(title, why)
     t = frontier.drop_duplicates("experts").sort_values("stored")
     fig, own = go.Figure(), SYSTEMS["model_glue"]
     band = [*t.low, *t.high[::-1]]
@@ -92,8 +93,8 @@ def plot_frontier(
 def _mark(fig, r):
     "A ring around a point."
     ring = dict(size=18, symbol="circle-open", color=INK, line_width=3)
-    fig.add_scatter(x=[r.stored], y=[100 * r.report], mode="markers", marker=ring, showlegend=False,
-                    hoverinfo="skip")
+    look = dict(mode="markers", marker=ring, showlegend=False, hoverinfo="skip")
+    fig.add_scatter(x=[r.stored], y=[100 * r.report], **look)
 
 def _of_point(r): # A row
     "Hover text of one system."
@@ -127,7 +128,7 @@ def _farthest(fig)->float: # In data units
     "How far to the right a figure's points go."
     return max(x for trace in fig.data for x in trace.x)
 
-# %% ../../nbs/10_reporting/03_plots_performance.ipynb #1fa392d4
+# %% ../../nbs/10_reporting/03_plots_performance.ipynb #14641952
 _RIVALS = "best_single", "full_merge", "full_mixture"
 
 def plot_point(
@@ -150,16 +151,17 @@ def plot_point(
         fig.add_trace(_task_bars(tasks, of(system), NAMES[system], SYSTEMS[system]))
     if "oracle_task" in rows:
         dash = dict(symbol="line-ew", size=26, line=dict(width=3, color=INK))
-        fig.add_scatter(x=tasks, y=[100 * y for y in of("oracle_task")], mode="markers",
-                        name=NAMES["oracle_task"], marker=dash, hovertemplate="%{x}: %{y:.1f} %")
-    return finish(fig, title, facts(suite, "report", None, seed), 440, xaxis=dict(title="task"),
-                  yaxis=dict(title="% right", range=[0, 103]), bargap=.25)
+        look = dict(mode="markers", marker=dash, hovertemplate="%{x}: %{y:.1f} %")
+        y = [100 * x for x in of("oracle_task")]
+        fig.add_scatter(x=tasks, y=y, name=NAMES["oracle_task"], **look)
+    axes = dict(xaxis=dict(title="task"), yaxis=dict(title="% right", range=[0, 103]))
+    return finish(fig, title, facts(suite, "report", None, seed), 440, **axes, bargap=.25)
 
 def _task_bars(tasks, scores, name, color):
     "A bar per task."
     import plotly.graph_objects as go
-    return go.Bar(x=tasks, y=[100 * y for y in scores], name=name, marker_color=color,
-                  hovertemplate="%{x}: %{y:.1f} %")
+    look = dict(marker_color=color, hovertemplate="%{x}: %{y:.1f} %")
+    return go.Bar(x=tasks, y=[100 * y for y in scores], name=name, **look)
 
 # %% ../../nbs/10_reporting/03_plots_performance.ipynb #6c4888e1
 def _split(scores, split):

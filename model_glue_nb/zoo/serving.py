@@ -36,10 +36,12 @@ def _scales(config)->list[float]:
     "α / r of the modules."
     ranks, alphas = (config.get(f"{k}_pattern") or {} for k in ("rank", "alpha"))
     r, alpha = config["r"], config["lora_alpha"]
-    return [alpha / r, *(alphas.get(m, alpha) / ranks.get(m, r) for m in {*ranks, *alphas})]
+    def scale(m): return alphas.get(m, alpha) / ranks.get(m, r)
+    return [scale(None), *map(scale, {*ranks, *alphas})]
 
 def _highest_rank(config)->int:
-    return max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    ranks = config.get("rank_pattern") or {}
+    return max(config["r"], *ranks.values(), 0)
 
 # %% ../../nbs/03_zoo/14_serving.ipynb #929fe3bf
 class Server(NamedTuple):
@@ -52,11 +54,12 @@ class Server(NamedTuple):
 
     def words(self)->list[str]:
         "The command."
-        out = ["vllm", "serve", self.path, "--served-model-name", self.name, "--port", str(self.port)]
+        out = ["vllm", "serve", self.path, "--served-model-name", self.name]
+        out += ["--port", str(self.port)]
         if not self.adapters: return out
         modules = [f"{name}={path}" for name, path in self.adapters.items()]
-        return [*out, "--enable-lora", "--max-lora-rank", str(self.reserved), "--max-loras", str(len(modules)),
-                "--lora-modules", *modules]
+        out += ["--enable-lora", "--max-lora-rank", str(self.reserved)]
+        return [*out, "--max-loras", str(len(modules)), "--lora-modules", *modules]
 
     @property
     def reserved(self)->int: # What `--max-lora-rank` says
@@ -82,12 +85,14 @@ def serve_experts(
         if why := _expert_problems(row, folder, (root or folder)/path):
             left_out[row["name"]] = why
             continue
-        known = servers.get(path) or Server(path, row.get("base") or row["name"], port + len(servers), {}, 0)
+        name = row.get("base") or row["name"]
+        known = servers.get(path) or Server(path, name, port + len(servers), {}, 0)
         model = known.name
         if adapter:
             model = _free_name(Path(adapter).name, known)
             rank = _highest_rank(read_json(inside(folder, f"{adapter}/adapter_config.json")))
-            known = known._replace(adapters=known.adapters | {model: adapter}, rank=max(rank, known.rank))
+            adapters = known.adapters | {model: adapter}
+            known = known._replace(adapters=adapters, rank=max(rank, known.rank))
         servers[path] = known
         experts[row["name"]] = f"http://localhost:{known.port}", model
     return Serving(list(servers.values()), experts, left_out)
@@ -121,21 +126,33 @@ def serving_section(
     serving:Serving, # As `serve_experts` gives it
 )->str: # Markdown
     "How a mixture is served, for its card."
-    lines = ["## Served by vLLM", "", "The same experts without our code but for the router. In this folder:", "",
-             "```sh", *(shlex.join(s.words()) for s in serving.servers), "```", ""]
-    padded = [s for s in serving.servers if s.adapters and s.reserved > s.rank]
+    parts = ["## Served by vLLM"]
+    if serving.experts: parts += _commands(serving)
+    parts += [f"**Not served: {name}.** {'; '.join(why).capitalize()}. {_WAY_OUT}"
+              for name, why in serving.left_out.items()]
+    if serving.experts: parts += _how_to_ask(serving)
+    return "\n\n".join(parts) + "\n"
+
+_WAY_OUT = ("Mix again with `level: adapter` and `difference: {rank: 16, linear: true}`, which changes "
+            "linear layers alone; that is another expert, so look at its score.")
+
+def _commands(serving)->list[str]:
+    "The commands, and a word on ranks."
+    lines = [shlex.join(s.words()) for s in serving.servers]
+    out = ["The same experts without our code but for the router. In this folder:",
+           "\n".join(["```sh", *lines, "```"])]
+    padded = [s.rank for s in serving.servers if s.adapters and s.reserved > s.rank]
     if padded:
-        lines += [f"The highest rank is {max(s.rank for s in padded)}; `--max-lora-rank` is the next value that "
-                  "vLLM allows. Factors are filled up with zeros, answers stay the same.", ""]
-    for name, why in serving.left_out.items():
-        lines += [f"**Not served: {name}.** {'; '.join(why).capitalize()}. Mix again with `level: adapter` and "
-                  "`difference: {rank: 16, linear: true}`, which changes linear layers alone; that is another "
-                  "expert, so look at its score.", ""]
-    if not serving.experts: return "\n".join(lines[:2] + lines[7 if not serving.servers else 6:])
-    lines += ["| expert | address | `model=` |", "|---|---|---|",
-              *(f"| {e} | {address} | `{model}` |" for e, (address, model) in serving.experts.items()), "",
-              "The router says who answers:", "", "```python", _ASK.format(served=_literal(serving.experts)), "```", ""]
-    return "\n".join(lines)
+        out.append(f"The highest rank is {max(padded)}; `--max-lora-rank` is the next value that vLLM "
+                   "allows. Factors are filled up with zeros, answers stay the same.")
+    return out
+
+def _how_to_ask(serving)->list[str]:
+    "The names, and Python that uses them."
+    rows = [f"| {e} | {address} | `{model}` |" for e, (address, model) in serving.experts.items()]
+    table = "\n".join(["| expert | address | `model=` |", "|---|---|---|", *rows])
+    code = _ASK.format(served=_literal(serving.experts))
+    return [table, "The router says who answers:", f"```python\n{code}```"]
 
 def _literal(experts)->str:
     "A dict as Python writes it, a line per entry."
