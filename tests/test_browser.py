@@ -90,6 +90,10 @@ spec = MixtureSpec(("a-reverse", "b-swap"), dict(name="linear"), prompt_encoder=
 mixed = mix(spec, zoo, mkdtemp() + "/mixed", part).load()
 tables = invented_tables(); more = {k: tables[k] for k in "items routes coefficients".split()}""",
             "explore(invented_run(mkdtemp()), mixture=mixed, **more)", DONE]
+    write_notebook(target, code)
+
+def write_notebook(target, code):
+    "A notebook of some cells."
     cells = [dict(cell_type="code", id=f"c{i}", metadata={}, source=s, outputs=[], execution_count=None)
              for i, s in enumerate(code)]
     kernel = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
@@ -176,6 +180,17 @@ def test_explorers_in_jupyterlab(chromium, lab):
         until(page, SEEN, "b-swap answers")
         box.fill("turn SJHBC around =")
         until(page, SEEN, "a-reverse answers")
+        page.get_by_role("tab", name="frontier").click() # frontier: arrow keys go from point to point, and the command follows
+        until(page, SEEN, "What each size buys")
+        command = page.locator(".widget-html-content:visible pre")
+        command.filter(has_text="--budget 1.11x").wait_for()
+        handle = page.locator(".noUi-handle:visible").first
+        handle.focus()
+        handle.press("ArrowRight")
+        command.filter(has_text="--budget 2.11x").wait_for()
+        button("tasks")
+        until(page, SEEN, "What this size is good at")
+        until(page, TRACES, "2.11 models,best single model")
 
 def test_walkthrough_in_jupyterlab(chromium, lab):
     with watched(chromium, lab) as page:
@@ -190,6 +205,6 @@ def test_report(chromium, tmp_path, scheme, width):
         page.set_viewport_size(dict(width=width, height=900))
         page.goto(file.as_uri())
         page.wait_for_function("() => [...document.querySelectorAll('.plot')].every(p => p.querySelector('.main-svg'))")
-        assert page.locator(".plot").count() == 9
+        assert page.locator(".plot").count() == 10
         assert "points" in page.locator("h1").inner_text()
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width, "wider than the screen"

@@ -1,14 +1,19 @@
 "The frontier: what fits is chosen on *search*, what is written scores what the table says, and bad budgets are refused."
-import json
+import json, shlex
+from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
 from model_glue_nb.benchmarking.intervals import ItemScores
+from model_glue_nb.benchmarking.intervals import mean_score
+from model_glue_nb.benchmarking.scores import ask_model
 from model_glue_nb.core import InputError, file_name
 from model_glue_nb.experiments.difference_controls import difference_controls, random_difference
-from model_glue_nb.gluing.frontier import RANKS, Pool, best_point, ladder_points
+from model_glue_nb.gluing.dry_run import estimate_run
+from model_glue_nb.gluing.frontier import RANKS, Pool, _readable, best_point, ladder_points
 from model_glue_nb.gluing.pipeline import glue
-from model_glue_nb.gluing.recipe import params_within, read_recipe
+from model_glue_nb.gluing.points import read_points, write_point, writing_command
+from model_glue_nb.gluing.recipe import check_reach, open_work, params_within, read_recipe
 from model_glue_nb.merging.differences import extract
 from model_glue_nb.mixing.difference_experts import values_with
 from model_glue_nb.mixing.residents import difference_model
@@ -18,11 +23,12 @@ from model_glue_nb.zoo.zoo import open_model, read_zoo
 RECIPE = dict(suite="demo", tasks=["sort", "reverse", "double", "swap"], search_questions=16, evidence=0, budget="2.5x",
               merge=dict(methods=["linear"], strategy="average", budget=3), mixture=dict(router="linear"))
 
+NAMES = "a-base", "a-hot-sort", "a-reverse", "a-hot-double", "b-swap"
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     zoo = read_zoo("demo")
-    names = ("a-base", "a-hot-sort", "a-reverse", "a-hot-double", "b-swap")
-    return glue(RECIPE | dict(zoo=[str(zoo[n].path) for n in names]), tmp_path_factory.mktemp("frontier")/"run")
+    return glue(RECIPE | dict(zoo=[str(zoo[n].path) for n in NAMES]), tmp_path_factory.mktemp("frontier")/"run")
 
 def test_what_is_written_scores_what_the_frontier_says(run):
     frontier, comparison = run.read_table("frontier"), run.read_table("comparison").set_index("system")
@@ -56,16 +62,100 @@ def test_a_second_run_finds_everything_done(run, monkeypatch):
     again = glue(read_recipe(run.path/"recipe.yaml"), run.path)
     assert again.read_table("frontier").equals(before)
 
+def stored_by(m):
+    "Parameters that a written system takes, from its own files."
+    if m.kind == "checkpoint": return m.n_params
+    experts = json.loads((m.path/"mixture.json").read_text())["experts"]
+    return sum({e["path"]: e["n_params"] for e in experts}.values()) + sum(e.get("n_added", 0) for e in experts)
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_the_shown_command_writes_what_the_row_says(run, which, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+    from model_glue_nb.cli.program import app
+    points = read_points(run)
+    i, asked = which % len(points), run.store.db.execute("select count(*) from results").fetchone()
+    program, *words = shlex.split(writing_command(points, i, run.path))
+    monkeypatch.chdir(tmp_path)
+    said = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert program == "model-glue" and said.exit_code == 0
+    assert run.store.db.execute("select count(*) from results").fetchone() == asked # nothing was asked again
+    m, report = open_model(words[-1]), open_work(read_recipe(run.path/"recipe.yaml")).report
+    row, one = points.loc[i], read_zoo("demo")["a-base"] # all of one size
+    assert mean_score(ask_model(m, report)) == pytest.approx(row.report, abs=1e-5)
+    assert stored_by(m) / one.n_params == pytest.approx(row.stored, abs=1e-5)
+    assert sum(f.stat().st_size for f in m.path.glob("*.safetensors")) / 1e6 == pytest.approx(row.megabytes, rel=.01) or m.kind == "mixture"
+
+def test_a_point_that_is_copied_stands_alone(run, tmp_path):
+    m = write_point(run, "all", tmp_path/"whole", copy=True)
+    moved = (tmp_path/"whole").rename(tmp_path/"moved")
+    assert all((moved/e["path"]).resolve().is_relative_to(moved) for e in json.loads((moved/"mixture.json").read_text())["experts"])
+    assert len(open_model(moved).load("cpu").generate(["reverse ABCD ="], 4)) == 1
+
+def test_a_point_whose_parts_are_gone_is_refused(run, tmp_path):
+    parts = run.path/"models"/"differences"
+    parts.rename(run.path/"models"/"elsewhere")
+    try:
+        with pytest.raises(InputError, match="is not there any more. Run the command of the run again"): write_point(run, "all", tmp_path/"out")
+    finally: (run.path/"models"/"elsewhere").rename(parts)
+    assert not (tmp_path/"out").exists()
+
+def test_scores_per_task_are_those_of_the_points(run):
+    frontier, tasks = run.read_table("frontier"), run.read_table("frontier_tasks")
+    assert np.allclose(tasks.groupby("budget").score.mean(), frontier.set_index("budget").report, atol=1e-5)
+    comparison = run.read_table("comparison").set_index("system")
+    ours = tasks[np.isclose(tasks.budget, 2.5)].set_index("task").score
+    assert np.allclose(ours, [comparison.loc["model_glue", t] for t in ours.index], atol=1e-5)
+
+def test_an_active_budget_holds_for_every_point_and_for_what_is_chosen(run, tmp_path):
+    zoo = read_zoo("demo")
+    recipe = RECIPE | dict(zoo=[str(zoo[n].path) for n in NAMES], budget=dict(stored="2x", active="1x"))
+    strict = glue(recipe, tmp_path/"run", store=run.store)
+    free, frontier = run.read_table("frontier"), strict.read_table("frontier")
+    assert free.active.max() > 1.001 and frontier.active.max() <= 1 and not frontier.experts.str.contains("rank").any()
+    systems = strict.read_table("comparison").set_index("system")
+    one, chosen = systems.loc["best_single"], systems.loc["chosen"]
+    assert chosen.params_total <= 2.0001 * one.params_total and chosen.params_active <= one.params_active
+    compared = set(strict.read_table("choice").system)
+    assert "model_glue" in compared and "full_mixture" not in compared and systems.params_total["full_mixture"] > 2 * one.params_total
+
 @pytest.mark.parametrize("budget, more, says", [
-    ("2", {}, "1.25x, 400MB, all"), ("much", {}, "1.25x, 400MB, all"), ("0x", {}, "1.25x, 400MB, all"),
+    ("2", {}, "1.25x, 400MB, all"), ("much", {}, "1.25x, 400MB, all"), ("0x", {}, "1.25x, 400MB, all"), ({}, {}, "is empty"), (["2x"], {}, "budget"),
+    (dict(stord="2x"), {}, "Did you mean 'stored'"), (dict(stored="2x", active=2), {}, "1.25x, 400MB, all"), (dict(active=None), {}, "1.25x, 400MB, all"),
     ("2x", dict(mixture=dict(level="ffn")), "stay apart"), ("2x", dict(mixture=dict(dense_layers=1)), "stay apart")])
 def test_bad_budgets_are_refused_before_anything_is_opened(budget, more, says):
     with pytest.raises(InputError, match=says): read_recipe(dict(zoo="nowhere", budget=budget, **more))
 
-def test_a_budget_under_the_smallest_system_is_refused(tmp_path):
+@pytest.mark.parametrize("budget", ["0.5x", "100KB", dict(stored="0.99x"), dict(active="0.99x"), dict(stored="all", active="200KB")])
+def test_a_budget_under_the_smallest_system_is_refused_before_anything_is_asked(budget, tmp_path):
     zoo = read_zoo("demo")
-    small = RECIPE | dict(zoo=[str(zoo[n].path) for n in ("a-base", "a-sort")], tasks=["sort", "reverse"], search_questions=4, budget="0.5x")
-    with pytest.raises(InputError, match="the smallest system takes 1.00x"): glue(small, tmp_path/"run")
+    small = RECIPE | dict(zoo=[str(zoo[n].path) for n in ("a-base", "a-sort")], tasks=["sort", "reverse"], search_questions=4, budget=budget)
+    for call in (lambda: glue(small, tmp_path/"run"), lambda: estimate_run(read_recipe(small))):
+        with pytest.raises(InputError, match="The smallest system is one model, 'a-base'.*Give at least 1x or 1.14MB"): call()
+    assert not (tmp_path/"run").exists()
+
+def test_what_is_named_as_the_least_is_enough():
+    "Sizes that two digits can't say are rounded up, and the worst of the models that may be the best one counts."
+    def model(name, n, width): return SimpleNamespace(name=name, n_params=n, n_bytes=width * n)
+    zoo = [model("small", 100_001, 2), model("large", 300_000, 4)]
+    class Known(list): __getitem__ = lambda self, n: next(m for m in self if m.name == n)
+    assert not check_reach("0.5x", Known(zoo)) and "small" in check_reach("0.5x", Known(zoo), "small")[0] and not check_reach("0.5x", Known(zoo), "large")
+    for best, budget in (("large", "0.33x"), ("large", "0.4MB"), ("small", "0.2MB"), (None, "0.2MB")):
+        for form in (budget, dict(active=budget)):
+            (said,) = check_reach(form, Known(zoo), best)
+            assert not any(check_reach(x, Known(zoo), best) for x in said.split("at least ")[1].rstrip(".").split(" or ")), said
+
+def work_of(budget):
+    "A run's recipe and best model, without the run."
+    one = SimpleNamespace(name="a", n_params=100, n_bytes=400)
+    return SimpleNamespace(recipe=read_recipe(dict(budget=budget)), singles=["a"], zoo=dict(a=one))
+
+def test_candidates_that_are_too_active_are_left_out():
+    rng = np.random.default_rng(3)
+    pool = Pool(dict.fromkeys(("a", "large", "d")), dict(a=100, large=160, d=OnTop("a", 100, 8)),
+                {n: noisy(rng, 20, .5, .5) for n in ("a", "large", "d")})
+    for budget, names in ((dict(active="1x"), ["a"]), (dict(active="1.08x"), ["a", "d"]), (dict(stored="1x"), ["a", "large", "d"]), (dict(active="1KB"), ["a", "large", "d"])):
+        found = _readable(work_of(budget), pool)
+        assert list(found.stored) == list(found.models) == list(found.items) == names
 
 def test_budgets_in_bytes_are_those_of_the_best_single_model():
     one = read_zoo("demo")["a-base"]

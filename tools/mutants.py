@@ -569,6 +569,28 @@ MUTANTS = {
         ("table[k] /= one.n_params", "pass"),
         ("if not out.is_dir() or work.run.read_json", "if True or work.run.read_json"),
         ("fits = [p for p in points if p.stored <= budget]", "fits = points"),
+        ("return largest + int(pool.stored[prompt_encoder(experts, pool.items)])", "return largest"),
+        ("fits = [n for n, size in pool.stored.items() if int(size) <= most]", "fits = list(pool.stored)"),
+    ]),
+    "gluing.points": (["nbs/09_gluing/11_points.ipynb"], [
+        ("return t[t.search > before]", "return t"),
+        ("order = dict(ascending=[True, False], kind=\"stable\")", "order = dict(ascending=[True, True], kind=\"stable\")"),
+        ("if position_within(points, up) == i: break", "break"),
+        ("parts = parts[found.name.count(\"; \") + 1:]", "parts = parts[1:]"),
+        ("known = is_model is None or is_model(model) and is_model(base)", "known = True"),
+    ]),
+    "zoo.serving": (["nbs/03_zoo/14_serving.ipynb"], [
+        ("return min(r for r in _RANKS if r >= self.rank)", "return self.rank"),
+        ("while name == server.name or name in server.adapters", "while name in server.adapters"),
+        ("servers.get(path) or Server(path,", "Server(path,"),
+        ("if len({*_scales(config)}) > 1:", "if False:"),
+        ("return max([config[\"r\"], *", "return min([config[\"r\"], *"),
+    ]),
+    "reporting.frontier_explorer": (["nbs/10_reporting/14_frontier_explorer.ipynb"], [
+        ("scores = scores[scores.budget == row[\"budget\"]]", "pass"),
+        ("marked = self.size.value if self.rows() else None", "marked = None"),
+        ("command = html.escape(writing_command", "command = str(writing_command"),
+        ("return last if i is None else i", "return last"),
     ]),
     "merging.packing": (["nbs/06_merging/16_packing.ipynb", "tests/test_differences.py"], [
         ("return -len(near), -named, sum", "return -len(near), sum"),

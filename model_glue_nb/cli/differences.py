@@ -18,6 +18,7 @@ _RANK = typer.Option(None, help="Mean rank of the linear weights; 16 where nothi
 _SIZE = typer.Option(None, help="Bytes of a difference instead: 4% of the model, or 12MB.")
 _ERROR = typer.Option(None, help="Part of the change that may be missing instead, 0 to 1.")
 _EMBEDDINGS = typer.Option(True, help="Do embeddings and the head take part?")
+_LINEAR = typer.Option(False, "--linear", help="Linear layers alone: what engines for many adapters serve.")
 _DEVICE = typer.Option("auto", help="Where to compute: auto, cpu, cuda, …")
 _OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing folder.")
 
@@ -27,18 +28,20 @@ def extract(
     base:Path=typer.Argument(help="Folder of the model it was tuned from."),
     out:Path=typer.Argument(help="Folder for the adapter."),
     rank:int=_RANK, size:str=_SIZE, error:float=_ERROR, embeddings:bool=_EMBEDDINGS,
+    linear:bool=_LINEAR,
     device:str=_DEVICE, overwrite:bool=_OVERWRITE, as_json:bool=AS_JSON,
 ):
     "A fine-tune as a LoRA adapter of its base, in PEFT's format."
     from model_glue_nb.merging.differences import extract
-    how = dict(rank=rank, size=size, error=error, embeddings=embeddings, device=device, overwrite=overwrite)
+    how = dict(rank=rank, size=size, error=error, embeddings=embeddings, linear=linear, device=device,
+               overwrite=overwrite)
     with progress_bar() as progress: made = extract(model, base, out, progress=progress, **how)
     about = {k: getattr(made, k) for k in ("n_bytes", "share", "error", "unsaid")}
     if as_json: return typer.echo(json.dumps(dict(path=str(made.path)) | about, indent=1))
     say(f"{out}: {made.n_bytes:,} bytes, {made.share:.1%} of the model; its factors lack {made.error:.0%} "
         "of the change.")
     if made.unsaid > .005:
-        say(f"note: {made.unsaid:.0%} of the change lies in embeddings that the adapter "
+        say(f"note: {made.unsaid:.0%} of the change lies in embeddings and norms that the adapter "
             "leaves as in the base.", err=True)
     say(f"Load it with PeftModel.from_pretrained(base, '{out}').")
     if any(p.tied and p.rank for p in made.parts):
@@ -51,12 +54,13 @@ def pack(
     out:Path=typer.Argument(help="Folder for the packed zoo."),
     base:list[str]=typer.Option([], help="Name of a base, repeatable; default: who is nearest to most."),
     rank:int=_RANK, size:str=_SIZE, error:float=_ERROR, embeddings:bool=_EMBEDDINGS,
+    linear:bool=_LINEAR,
     device:str=_DEVICE, overwrite:bool=_OVERWRITE, as_json:bool=AS_JSON,
 ):
     "A zoo as bases and small differences; the folder is a zoo too."
     from model_glue_nb.merging.packing import pack
     budget = {k: v for k, v in dict(rank=rank, size=size, error=error).items() if v is not None}
-    how = dict(bases=base, embeddings=embeddings, device=device, overwrite=overwrite)
+    how = dict(bases=base, embeddings=embeddings, linear=linear, device=device, overwrite=overwrite)
     with progress_bar() as progress: made = pack(zoo, out, progress=progress, **how, **budget)
     size, whole = made.n_bytes / 1e6, made.rows[0]["bytes"]
     title = f"{out}: {len(made.rows)} models in {size:.1f} MB, {made.n_bytes / whole:.2f} times the first"

@@ -14,5 +14,6 @@ FACE = {
     "choice": "simplest",
     "chosen": "choose_system",
     "comparison": "compare_systems",
+    "points": "write_point",
 }
 __getattr__, __dir__, __all__ = _face("gluing", FACE)

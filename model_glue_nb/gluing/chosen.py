@@ -203,7 +203,7 @@ def choose_system(
     "The simplest system that is no worse than any other on *search*."
     seed, like = work.recipe.seed, tried.items[tried.singles[0]]
     if min(len(v) for v in like.values()) < 2:
-        return _tell_choice(work, systems, _alone(tried))
+        return _tell_choice(work, systems, _alone(tried, next(iter(systems))))
     folds = 2 if dense else 5
     def compute():
         held = cross_fitted(procedures_of(work, tried, experts, dense), like, folds, seed)
@@ -224,14 +224,15 @@ def choose_system(
 
 def _alone(
     tried:Tried, # What is known
+    system:str="best_single", # The first that keeps to the budget
 )->Choice:
-    "The best single model, where there are too few questions to compare it with anything."
+    "The simplest system, where there are too few questions to compare it with anything."
     import pandas as pd
     score = max(mean_score(tried.items[n]) for n in tried.singles)
-    row = dict(system="best_single", search=score, gain=0.0,
+    row = dict(system=system, search=score, gain=0.0,
                p=np.nan, p_leader=np.nan, chosen=True)
     why = "A task has one search question: nothing is left to compare systems on."
-    return Choice("best_single", why, pd.DataFrame([row]))
+    return Choice(system, why, pd.DataFrame([row]))
 
 def _tell_choice(
     work:Work, # As `begin` gives it

@@ -17,7 +17,8 @@ from ..benchmarking.scores import open_questions, work_of
 from ..benchmarking.suites import Suite
 from ..core import refuse
 from .frontier import RANKS
-from .recipe import GlueRecipe, Work, check_shared, router_of, shares_checkpoint
+from .recipe import GlueRecipe, Work, budgets_of, check_reach, check_shared, router_of
+from .recipe import shares_checkpoint
 from .steps import full_groups, vocabularies_of
 from ..mergeability.clusters import Cluster
 from ..reading import plain
@@ -65,6 +66,7 @@ def _planned(
     if not here and not missing: read_zoo(recipe.zoo) # it says what is wrong
     zoo = read_zoo(here, check_weights=True) if here else Zoo(())
     if here and not missing: refuse(check_shared(recipe, zoo), "Cannot mix this zoo") # as the run would
+    if here and not missing: refuse(check_reach(recipe.budget, zoo), "Cannot keep to the budget")
     search = suite.part("search", recipe.search_questions)
     work = Work(None, recipe, zoo, zoo.names, suite, search, suite.part("report"))
     unseen, sizes = unseen_models(missing, [m.n_params for m in zoo])
@@ -231,7 +233,9 @@ def _differences(seen:Seen, clusters:list[Cluster], speed)->list[RunStep]:
     what = f"{len(members)} members as differences of up to {len(RANKS)} ranks, on search"
     trying = RunStep("mix", what, n, seconds)
     n, seconds = _cost(work.report, members, speed)
-    what = f"the best system at each size and {work.recipe.budget}: a difference of each member on report"
+    limits = budgets_of(work.recipe.budget)
+    said = " and ".join(f"{x} {of}" for of, x in limits.items() if x != "all")
+    what = f"the best system at each size and {said or 'all'}: a difference of each member on report"
     return [trying, RunStep("mix", what, n, seconds)]
 
 def reporting(seen:Seen, store, speed, sample:int=8)->list[RunStep]:

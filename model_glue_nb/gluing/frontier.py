@@ -6,7 +6,9 @@
 __all__ = ['RANKS', 'Made', 'Pool', 'expert_pool', 'Point', 'best_point', 'ladder_points', 'prompt_encoder', 'keep_frontier']
 
 # %% ../../nbs/09_gluing/04_frontier.ipynb #bd8c89a6
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +20,7 @@ from ..core import InputError, digest, file_name
 from .recipe import Work, executor_of, mixture_spec, params_within
 from .steps import Glued
 from ..mergeability.clusters import Cluster
-from ..merging.differences import extract, how_far_tuned
+from ..merging.differences import extract
 from ..mixing.learners import question_weights
 from ..mixing.mixture import fit_apart
 from ..mixing.residents import difference_model
@@ -51,6 +53,10 @@ class Pool:
         self.models[name], self.stored[name] = model, stored
         self.items[name] = items
 
+    def copy(self)->"Pool":
+        "The same candidates; further ones leave this pool as it is."
+        return Pool(*(dict(x) for x in (self.models, self.stored, self.items, self.made)))
+
     def wholes(self)->dict[str,int]: # Name → parameters
         "Those that are no differences."
         return {n: size for n, size in self.stored.items() if not isinstance(size, OnTop)}
@@ -67,7 +73,20 @@ def expert_pool(
     for n in dict.fromkeys([*work.singles, *merged]): _add_whole(work, pool, n)
     for cluster, g in zip(clusters, glued):
         if len(cluster.members) > 1: _add_differences(work, pool, cluster, g.model, ranks)
-    return pool
+    return _readable(work, pool)
+
+def _readable(work, pool)->Pool:
+    "Who is no larger than the recipe's budget of active parameters."
+    most = _most_active(work, pool)
+    fits = [n for n, size in pool.stored.items() if int(size) <= most]
+    def some(known): return {n: known[n] for n in fits}
+    made = {n: pool.made[n] for n in fits if n in pool.made}
+    return Pool(some(pool.models), some(pool.stored), some(pool.items), made)
+
+def _most_active(work, pool)->float:
+    "The parameters that may be read for one question."
+    best = max(work.singles, key=lambda n: mean_score(pool.items[n]))
+    return params_within(work.recipe.budget, work.zoo[best], "active")
 
 # %% ../../nbs/09_gluing/04_frontier.ipynb #13e6abb3
 def _add_whole(work, pool, name):
@@ -76,24 +95,18 @@ def _add_whole(work, pool, name):
     pool.add(model, model.n_params, ask_model(model, work.search, work.run.store))
 
 def _add_differences(work, pool, cluster, merged, ranks):
-    "The members of a cluster as differences of its merge or its base, and of members that are needed whole."
-    members = [work.zoo[m] for m in cluster.members]
-    known = work.zoo.names
-    centers = [n for n in (merged, cluster.base) if n in known]
-    left = {n: _left_to_store(members, work.zoo[n]) for n in centers} # reads every weight
-    base = min(centers, key=left.get)
-    if not np.isfinite(left[base]): return
-    if base not in pool.models: _add_whole(work, pool, base)
+    "The members of a cluster as differences of its merge, of its base, and of members that are needed whole."
+    members, known = [work.zoo[m] for m in cluster.members], work.zoo.names
+    centers = dict.fromkeys(n for n in (merged, cluster.base) if n in known)
+    for n in centers:
+        if n not in pool.models: _add_whole(work, pool, n)
     wholes = {n: pool.items[n] for n in pool.wholes()}
-    others = [m for m in members if m.name != base]
-    skills = {m.name: _own_tasks(m.name, wholes) for m in others}
-    skilled = [m for m in others if skills[m.name]]
-    def smallest(m, base): return _smallest(work, pool, m, base, skills[m.name], ranks)
-    found = {m.name: smallest(m, work.zoo[base]) for m in skilled}
-    needed = [m for m in skilled if found[m.name] not in ranks[:-1]]
-    for whole in needed:
-        for m in skilled:
-            if m.name != whole.name: smallest(m, whole)
+    skills = {m.name: _own_tasks(m.name, wholes) for m in members}
+    skilled = [m for m in members if skills[m.name]]
+    def on(bases): return [(m, work.zoo[b]) for b in bases for m in skilled if m.name != b]
+    found, top = _add_smallest(work, pool, on(centers), skills, ranks), ranks[-1]
+    needed = [m.name for m in skilled if found.get(m.name, top) == top]
+    _add_smallest(work, pool, on(n for n in needed if n not in centers), skills, ranks)
 
 _NEAR = .05 # Behind the best model on a task, a model may still be for it
 
@@ -120,23 +133,44 @@ def _keeps_skill(
         return lost.mean() <= max(lost.std() / len(lost) ** .5, 1e-9)
     return all(map(keeps, tasks))
 
-def _smallest(work, pool, model, base, tasks, ranks)->int|None: # Its rank; None: there is none
-    "The smallest difference that keeps a member's skill, as a candidate."
+def _add_smallest(
+    work:Work, # As `begin` gives it
+    pool:Pool, # Gets the differences
+    pairs:list[tuple], # Members, each with a base
+    skills:dict[str,list[str]], # Member → tasks that it is for
+    ranks:tuple[int,...], # To be tried, rising
+)->dict[str,int]: # Member → smallest rank on any base; not there: none will do
+    "The smallest difference of each pair that keeps the member's skill, as a candidate."
+    found = {}
     for rank in ranks:
-        work.progress(None, None, f"differences: {model.name}, rank {rank}")
-        d = _difference(work, model, base, rank)
-        if d is None: return None
-        items = ask_model(d, work.search, work.run.store)
-        if _keeps_skill(items, pool.items[model.name], tasks):
-            pool.add(d, OnTop(base.name, base.n_params, d.n_added), items)
-            pool.made[d.name] = Made(model.name, base.name, rank)
-            return rank
-    return None
+        work.progress(None, None, f"differences of rank {rank}")
+        drawn = [(m, b, _difference(work, m, b, rank)) for m, b in pairs]
+        made = [x for x in drawn if x[-1] is not None]
+        items = _asked(work, [d for *_, d in made], work.search)
+        pairs = []
+        for m, b, d in made:
+            if not _keeps_skill(items[d.name], pool.items[m.name], skills[m.name]):
+                pairs.append((m, b))
+                continue
+            pool.add(d, OnTop(b.name, b.n_params, d.n_added), items[d.name])
+            pool.made[d.name] = Made(m.name, b.name, rank)
+            found.setdefault(m.name, rank)
+    return found
 
-def _left_to_store(members, base)->float: # Infinite where somebody was not tuned from it
-    "How far a cluster's members are from one of its models."
-    far = [how_far_tuned(m, base) for m in members if m.name != base.name]
-    return np.inf if None in far else sum(far)
+def _asked(
+    work:Work, # As `begin` gives it
+    models:list[ZooModel], # Whole models and differences
+    suite:Suite, # Questions
+)->dict[str,ItemScores]: # By name
+    "Models, asked together where the recipe's executor can."
+    if not models: return {}
+    zoo = Zoo(tuple(models), {})
+    ask_together(CandidateScorer(zoo, suite, work.run.store), zoo.names, executor_of(work.recipe))
+    out = {}
+    for i, m in enumerate(models):
+        work.progress(i, len(models), f"frontier: {m.name}")
+        out[m.name] = ask_model(m, suite, work.run.store)
+    return out
 
 def _difference(work, model, base, rank)->ZooModel|None: # None: it can't be said
     "A member as a difference, written once per run."
@@ -203,6 +237,7 @@ def _raise_ranks(
     work:Work, # As `begin` gives it
     pool:Pool, # With the experts; gets those of higher rank
     point:Point, # A system
+    may_be:Callable, # Experts → do they keep to the budget of active parameters?
     ranks:tuple[int,...]=RANKS, # Of differences
 )->Point: # Within the same budget
     "The same experts, their differences as exact as the budget allows."
@@ -213,7 +248,7 @@ def _raise_ranks(
         higher = {e: _with_rank(work, pool, e, rank) for e in low}
         if None in higher.values(): break
         raised = tuple(higher.get(e, e) for e in experts)
-        if stored_params(raised, pool.stored) > point.budget: break
+        if stored_params(raised, pool.stored) > point.budget or not may_be(raised): break
         experts = raised
     for name in set(experts) - set(pool.items):
         d = pool.models[name]
@@ -268,43 +303,48 @@ def _routed_report(
 def _active_params(
     pool:Pool, # Of candidates
     experts:tuple[str,...], # Of one system
-)->int: # Of the largest expert
+    reads:str="", # What its router reads: for "hidden", a whole expert computes, too
+)->int: # Of the largest expert, and of the one that reads
     "Parameters that are read for one question."
-    return max(int(pool.stored[e]) for e in experts)
+    largest = max(int(pool.stored[e]) for e in experts)
+    if reads != "hidden" or len(experts) == 1: return largest
+    return largest + int(pool.stored[prompt_encoder(experts, pool.items)])
 
 # %% ../../nbs/09_gluing/04_frontier.ipynb #6a47831f
 def _frontier_of(
     work:Work, # As `begin` gives it
     pool:Pool, # As `expert_pool` gives it
     best_single:str, # Name of a model
-)->tuple[list[Point],object]: # Points; DataFrame, sizes in best single models
+)->tuple: # Points; two DataFrames, sizes in best single models: all tasks together, and each
     "The best system at each budget, with its scores."
     import pandas as pd
     one = work.zoo[best_single]
-    router = mixture_spec(work.recipe, list(pool.models)).router
+    spec = mixture_spec(work.recipe, list(pool.models))
+    router = spec.router
     vectors, asked = _search_vectors(work, pool), _asked_budget(work, one)
-    points = [_raise_ranks(work, pool, p)
-              for p in ladder_points(pool, vectors, router, one.n_params, asked, work.recipe.seed)]
+    ladder = ladder_points(pool, vectors, router, one.n_params, asked, work.recipe.seed)
+    most = params_within(work.recipe.budget, one, "active")
+    active = partial(_active_params, pool, reads=feature_kind(router["name"], spec.features))
+    def is_read(experts): return active(experts) <= most
+    points = [_raise_ranks(work, pool, p, is_read) for p in ladder if is_read(p.experts)]
+    models = pool.models | {best_single: one}
     used = dict.fromkeys([best_single, *(e for p in points for e in p.experts)])
-    zoo = Zoo(tuple(pool.models[n] for n in used), {})
-    scorer = CandidateScorer(zoo, work.report, work.run.store)
-    ask_together(scorer, list(used), executor_of(work.recipe))
-    answers = {}
-    for i, name in enumerate(used):
-        work.progress(i, len(used), f"frontier: {name}")
-        answers[name] = ask_model(pool.models[name], work.report, work.run.store)
-    rows, known = [], {}
+    answers = _asked(work, [models[n] for n in used], work.report)
+    rows, by_task, known = [], [], {}
     for p in points:
         if p.experts not in known:
             known[p.experts] = _routed_report(work, pool, p.experts, answers)
         items = known[p.experts]
         m, g = mean_interval(items), paired_gain(items, answers[best_single])
-        rows.append(dict(budget=p.budget, stored=p.stored, active=_active_params(pool, p.experts),
+        rows.append(dict(budget=p.budget, stored=p.stored, active=active(p.experts),
                          n_experts=len(p.experts), search=p.search, report=m.mean, low=m.low, high=m.high,
                          gain=g.mean, gain_low=g.low, gain_high=g.high, experts="; ".join(p.experts)))
+        times = p.budget / one.n_params
+        by_task += [(times, t, float(v.mean()), len(v)) for t, v in items.items()]
     table = pd.DataFrame(rows)
     for k in ("budget", "stored", "active"): table[k] /= one.n_params
-    return points, table
+    table["megabytes"] = table.stored * one.n_bytes / 1e6
+    return points, table, pd.DataFrame(by_task, columns="budget task score n".split())
 
 def keep_frontier(
     work:Work, # As `begin` gives it
@@ -313,12 +353,15 @@ def keep_frontier(
 )->list[str]: # Names of the experts at the recipe's budget, which later steps know
     "Write the frontier, and keep its system at the recipe's budget."
     best = max(searched, key=lambda m: mean_score(searched[m]))
-    points, table = _frontier_of(work, pool, best)
+    pool = pool.copy() # later steps choose among the candidates as they were
+    points, table, by_task = _frontier_of(work, pool, best)
     work.run.write_table("frontier", table)
+    work.run.write_table("frontier_tasks", by_task)
     budget = params_within(work.recipe.budget, work.zoo[best])
     fits = [p for p in points if p.stored <= budget]
     if not fits:
-        least = min(p.stored for p in points) / work.zoo[best].n_params
+        smallest = min(p.stored for p in points)
+        least = np.ceil(100 * smallest / work.zoo[best].n_params) / 100
         raise InputError(f"The budget is {work.recipe.budget}, the smallest system takes {least:.2f}x. "
                          "Give more.")
     for name in fits[-1].experts: work.add(pool.models[name])

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from ..benchmarking.intervals import ItemScores, mean_score
 from ..benchmarking.scores import ask_model
-from ..core import Progress, Run, silent
+from ..core import Progress, Run, refuse, silent
 from .chosen import choose_system, tried_in
-from .comparison import write_findings
+from .comparison import size, write_findings
 from .frontier import expert_pool, keep_frontier
-from .recipe import GlueRecipe, Work, begin, describe_run, read_recipe
+from .recipe import (GlueRecipe, Work, begin, check_reach, describe_run, params_within,
+                                         read_recipe)
 from .steps import (choose_experts, dense_model, find_clusters, full_merges, glue_cluster,
                                         mixture_of, score_members, tell_search)
 from ..store import Store
@@ -63,6 +64,8 @@ def glue(
     with work.run.lock(), compute_dtype(r.dtype):
         describe_run(work)
         with clock.stage("score"): searched = score_members(work)
+        best = max(searched, key=lambda m: mean_score(searched[m]))
+        refuse(check_reach(r.budget, work.zoo, best), "Cannot keep to the budget")
         with clock.stage("cluster"): clusters = find_clusters(work)
         with clock.stage("search"): glued = [glue_cluster(work, c) for c in clusters]
         with clock.stage("evidence"): tell_search(work, clusters, glued)
@@ -76,7 +79,8 @@ def glue(
             if full: systems["full_merge"] = full[0]
         with clock.stage("choose"):
             tried = tried_in(work, clusters, glued, full, searched, pool)
-            systems["chosen"] = systems[choose_system(work, systems, tried, experts, dense).system]
+            fitting = _within_budget(work, systems)
+            systems["chosen"] = systems[choose_system(work, fitting, tried, experts, dense).system]
         with clock.stage("report"): write_findings(work, systems, searched)
         clock.write(work.run)
     return work.run
@@ -98,3 +102,15 @@ def _systems_of(
     return (out
             | {s: mixture_of(work, experts[s], name, dense)
                for s, name in names.items()})
+
+# %% ../../nbs/09_gluing/10_pipeline.ipynb #8f4465bc
+def _within_budget(
+    work:Work, # With a model or a mixture per system
+    systems:dict[str,str], # System → name of its model
+)->dict[str,str]: # Some of them; the best within the budget is always there
+    "The systems that keep to the recipe's budget."
+    if not work.recipe.budget: return systems
+    one = work.zoo[systems["best_single"]]
+    most = [params_within(work.recipe.budget, one, of) for of in ("stored", "active")]
+    def fits(name): return all(n <= limit for n, limit in zip(size(work, name), most))
+    return {s: name for s, name in systems.items() if s == "model_glue" or fits(name)}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['free_name', 'merged_model', 'score_members', 'RunScorer', 'scorer_of', 'find_clusters', 'vocabularies_of', 'Glued',
            'glue_cluster', 'tell_search', 'tell_aside', 'search_clusters', 'full_groups', 'full_merges',
-           'choose_experts', 'dense_model', 'mixture_of']
+           'choose_experts', 'dense_model', 'mixture_parts', 'mixture_of']
 
 # %% ../../nbs/09_gluing/03_steps.ipynb #d2b03
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from ..merging.merge import merge
 from ..merging.recipes import MergeRecipe, recipe
 from ..mixing.mixture import mix
 from ..mixing.selection import experts_for
-from ..mixing.spec import as_written
+from ..mixing.spec import MixtureSpec, as_written
 from ..searching.candidates import CandidateScorer
 from ..searching.evidence import (TRIAL_COLUMNS, asked_for_attribution, asked_for_honesty,
                                               attribution, honest_table, trial_row)
@@ -371,6 +371,18 @@ def dense_model(
         return mean_score(ask_model(work.zoo[n], work.search, work.run.store))
     return work.recipe.mixture.get("base") or max(clustered, key=score)
 
+def mixture_parts(
+    work:Work, # As `begin` gives it
+    experts:list[str], # Names of models, in a fixed order
+    dense:str|None=None, # As `dense_model` gives it
+)->tuple[MixtureSpec,dict[str,ItemScores]]: # What to mix; expert → scores on *search*
+    "What a mixture of some models is made from."
+    items = {e: ask_model(work.zoo[e], work.search, work.run.store)
+             for e in experts}
+    best = max(experts, key=lambda e: mean_score(items[e]))
+    spec = mixture_spec(work.recipe, experts, **dict(base=dense) if dense else dict(prompt_encoder=best))
+    return replace(spec, top_k=min(spec.top_k, len(experts))), items # fewer than asked for may be worth it
+
 def mixture_of(
     work:Work, # As `begin` gives it
     experts:list[str], # Names of models, in a fixed order
@@ -379,11 +391,7 @@ def mixture_of(
 )->str: # Name of the mixture, or of its only expert
     "A mixture of models, its router fitted on the search split."
     if len(experts) == 1: return experts[0]
-    items = {e: ask_model(work.zoo[e], work.search, work.run.store)
-             for e in experts}
-    best = max(experts, key=lambda e: mean_score(items[e]))
-    spec = mixture_spec(work.recipe, experts, **dict(base=dense) if dense else dict(prompt_encoder=best))
-    spec = replace(spec, top_k=min(spec.top_k, len(experts))) # fewer experts than asked for may be worth it
+    spec, items = mixture_parts(work, experts, dense)
     models = [work.zoo[n].fingerprint()
               for n in (*experts, *([dense] if dense else []))]
     questions = [q.key for t in work.search.tasks for q in t.questions]

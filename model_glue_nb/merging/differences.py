@@ -262,7 +262,7 @@ class Difference:
         return math.sqrt(lacking / total) if low else 0.0
     @property
     def unsaid(self)->float: # Part of ‖δ‖² over all tensors
-        "How much of the change lies in embeddings that stay as in the base."
+        "How much of the change lies in embeddings and norms that stay as in the base."
         total = sum(p.energy for p in self.parts)
         return sum(p.energy for p in self.parts if p.kind == "fixed") / total if total else 0.0
     @property
@@ -363,6 +363,12 @@ def _write(folder, model, parts, found, called):
         copy(model.path/f, folder/f)
 
 # %% ../../nbs/06_merging/15_differences.ipynb #566457d9
+def _kept_kind(part, embeddings, linear)->str:
+    "How a part takes part: what is left out stays as in the base."
+    is_out = part.is_end and not (embeddings and not linear)
+    is_odd = linear and part.kind not in ("linear", "turned", "none")
+    return "fixed" if is_out or is_odd else part.kind
+
 def _opened(m)->ZooModel: # Of a folder or a model
     "A model that may be given by its folder."
     return m if isinstance(m, ZooModel) else open_model(m)
@@ -376,7 +382,8 @@ def extract(
     size:str|int|None=None, # Or bytes: "4%" of the model, "12MB"
     error:float|None=None, # Or the part of the change that may be missing
     called:str|None=None, # How the adapter names its base; None: by its folder
-    embeddings:bool=True, # Do embeddings and head take part? Some engines serve linear layers only
+    embeddings:bool=True, # Do embeddings and head take part?
+    linear:bool=False, # Only weights of linear layers, which engines for many adapters serve?
     device:str="auto", # Where products are computed
     seed:int=0, # Of the random vectors
     overwrite:bool=False, # Replace an existing folder?
@@ -387,8 +394,7 @@ def extract(
     budget = DifferenceBudget(16 if rank is size is error is None else rank, size, error)
     refuse([*budget.problems(), *_pair_problems(model, base)], f"Cannot extract '{model.name}'")
     parts, device = parts_of(base), pick_device(device)
-    if not embeddings:
-        for p in parts: p.kind = "fixed" if p.is_end else p.kind
+    for p in parts: p.kind = _kept_kind(p, embeddings, linear)
     with atomic_path(out, overwrite) as folder, Files() as files:
         folder.mkdir()
         change = partial(_change, new=model.tensors, old=base.tensors, files=files, device=device)

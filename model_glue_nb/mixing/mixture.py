@@ -32,6 +32,7 @@ from ..outputs import disk_problems, taken
 from ..reading import read_json, read_yaml
 from ..schemas import either, flag, listed, mapping, maybe, name, path, require, short, integer
 from ..zoo.decoding import batches_by_length
+from ..zoo.serving import serve_experts, serving_section
 from ..zoo.zoo import (LanguageModel, Zoo, ZooModel, loaders, open_model,
                                    read_zoo)
 
@@ -101,7 +102,8 @@ def _mix_apart(
             if spec.copy: k["fingerprint"] = _copied(tmp, k).fingerprint()
         write_router(tmp, router, known, about=about)
         (tmp/"mixture.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        (tmp/"README.md").write_text(_mixture_card(out.name, spec), encoding="utf-8")
+        card = _mixture_card(out.name, spec) + _how_served(known, tmp, out)
+        (tmp/"README.md").write_text(card, encoding="utf-8")
         if verify: _verify_apart(tmp, tmp if spec.copy else out)
     return open_model(out)
 
@@ -158,6 +160,16 @@ def _mixture_card(
             f"A mixture of {len(spec.experts)} experts behind the router `{router}`. Open it with `model_glue_nb`:\n"
             "`open_model(folder).load().generate([\"…\"])`.\n\n"
             "The router was fitted on the *search* split only and reads the prompt alone.\n")
+
+def _how_served(
+    rows:list[dict], # Of mixture.json
+    folder:Path, # The mixture so far
+    out:Path, # Where it will be
+)->str: # Markdown; empty where no expert is a difference
+    "How an engine for LoRA adapters serves a mixture."
+    if not any(r.get("adapter") for r in rows): return ""
+    copied = (folder/rows[0]["path"]).is_dir()
+    return "\n" + serving_section(serve_experts(rows, folder, folder if copied else out))
 
 def mix(
     spec:MixtureSpec, # What to mix
@@ -281,7 +293,7 @@ _MIXTURE_FORM = mapping(dict(
     experts=listed(path, 1), router=_ROUTER_FORM, level=name, base=maybe(path), dense_layers=_COUNT_FORM,
     top_k=_COUNT_FORM, input=name, pooling=name, ends=name, format=name, features=name,
     prompt_encoder=maybe(path),
-    max_resident=_COUNT_FORM, copy=flag,
+    max_resident=_COUNT_FORM, copy=flag, bases=listed(path), difference=mapping(more=True),
     zoo=maybe(either(path, listed(path, 1))), suite=maybe(path),
     search_questions=maybe(integer(1, 10**9))))
 
@@ -299,7 +311,7 @@ def read_mixture(
     if "experts" not in given:
         given["experts"] = [n for n in zoo.names if n != given.get("base")]
     if isinstance(given.get("router"), str): given["router"] = dict(name=given["router"])
-    spec = MixtureSpec(**{k: tuple(v) if k == "experts" else v
+    spec = MixtureSpec(**{k: tuple(v) if k in ("experts", "bases") else v
                           for k, v in given.items()
                           if k not in _MORE_KEYS})
     refuse(check_mixture_spec(spec), f"Cannot use {where}")

@@ -49,7 +49,7 @@ class MixtureSpec:
     max_resident: int = 16 # Without a base: most experts in memory at once; the least recently used leaves
     copy: bool = False # Without a base: copy the experts into the folder, or refer to them?
     bases: tuple[str, ...] = () # Adapter level without a base: whom experts are tuned from; none: found
-    difference: dict = field(default_factory=lambda: dict(rank=16)) # Adapter level: or size, or error
+    difference: dict = field(default_factory=lambda: dict(rank=16)) # Adapter level: or size, error; linear
 
     @property
     def one_checkpoint(self)->bool: return self.level in ("block", "ffn") or self.base is not None
@@ -170,9 +170,13 @@ def _budget_problems(
     difference:dict, # Of a spec
 )->list[str]: # One problem per line
     "What is wrong with the size of the experts' differences."
-    strange = set(difference) - set(vars(DifferenceBudget()))
-    if strange: return [str(unknown("budget of a difference", min(strange), vars(DifferenceBudget())))]
-    return DifferenceBudget(**difference).problems()
+    known = {**vars(DifferenceBudget()), "linear": None}
+    if strange := set(difference) - set(known):
+        return [str(unknown("budget of a difference", min(strange), known))]
+    if not isinstance(difference.get("linear", False), bool):
+        return [f"linear is {difference['linear']!r}. Give true or false."]
+    budget = {k: v for k, v in difference.items() if k != "linear"}
+    return DifferenceBudget(**budget).problems()
 
 # %% ../../nbs/08_mixing/08_spec.ipynb #062988fb
 _ENDS = ("model.embed_tokens", "model.norm", "lm_head") # modules; some have a bias too

@@ -12,7 +12,7 @@ from .. import _face
 FACE = {
     "figures": "finish model_colours",
     "plots_clusters": "plot_layers plot_pair plot_barrier plot_calibration",
-    "plots_performance": "plot_gains plot_parallel plot_radar plot_best plot_duel",
+    "plots_performance": "plot_frontier plot_point plot_gains plot_parallel plot_radar plot_best plot_duel",
     "plots_routing": "plot_routing plot_confusion plot_cost",
     "plots_search": "plot_trials plot_coefficients plot_importance plot_front plot_attribution",
     "example_run": "invented_run",
@@ -21,5 +21,6 @@ FACE = {
     "performance_explorer": "PerformanceExplorer",
     "search_explorer": "SearchExplorer",
     "routing_explorer": "RoutingExplorer",
+    "frontier_explorer": "FrontierExplorer",
 }
 __getattr__, __dir__, __all__ = _face("reporting", FACE)

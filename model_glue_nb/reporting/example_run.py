@@ -192,6 +192,28 @@ def _comparison(tasks, best, rng):
                          mixture | dict(system="chosen"), system("oracle_task", "", .93, 5.5e6, 5e5),
                          system("oracle_question", "", .98, 5.5e6, 5.5e6)])
 
+# %% ../../nbs/10_reporting/07_example_run.ipynb #ec7cee78
+def _frontier(tasks, mean):
+    "A frontier, and what its systems score per task."
+    import pandas as pd
+    rng = np.random.default_rng(7)
+    a, b = EXPERTS[:2]
+    experts = [a, f"{a}; a-rev on {a} (rank 4)", f"{a}; {b}; a-rev on {a} (rank 4)", "; ".join(EXPERTS)]
+    budgets, stored = (1, 1.25, 3, math.inf), (1, 1.11, 2.11, 3.9)
+    rows, by_task = [], []
+    for i, names in enumerate(experts):
+        level = mean + .08 * i
+        each = np.clip(level + rng.normal(0, .05, len(tasks)), 0, 1)
+        m, n = each.mean(), len(names.split("; "))
+        size = dict(budget=budgets[i], stored=stored[i], active=1.05)
+        score = dict(search=m + .01, report=m, low=m - .017)
+        gain = dict(high=m + .016, gain=m - .58, gain_low=m - .6)
+        made = dict(gain_high=m - .56, n_experts=n, experts=names)
+        rows.append(size | score | gain | made | dict(megabytes=2 * stored[i]))
+        by_task += [(budgets[i], t, x, 500) for t, x in zip(tasks, each)]
+    return dict(frontier=pd.DataFrame(rows),
+                frontier_tasks=pd.DataFrame(by_task, columns="budget task score n".split()))
+
 # %% ../../nbs/10_reporting/07_example_run.ipynb #b147c250
 def invented_tables(
     n_models:int=11, # Models, at most 16 with families
@@ -210,6 +232,7 @@ def invented_tables(
     return dict(scores=scores, similarity=square, similarity_by_layer=_by_layer(square, 4),
                 clusters=clusters, pairs=_pairs(square, rng),
                 comparison=_comparison(tasks, models[3], rng), **_search(clusters, tasks, rng),
+                **_frontier(tasks, .6),
                 **_answers(scores, tasks, n, rng))
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #226d4665
@@ -220,7 +243,7 @@ def invented_run(
     "A run folder for examples and tests of reports; nothing in it was measured."
     merge = dict(methods=["linear", "ties"], strategy="coefficient", budget=60)
     recipe = dict(zoo="demo", suite="invented", clusters=dict(threshold=.95, linkage="average"),
-                  merge=merge, mixture=dict(router="knn"), seed=0)
+                  merge=merge, mixture=dict(router="knn"), budget="1.25x", seed=0)
     run = Run.start(path, recipe)
     t = invented_tables(**more)
     for name in _FILES_WRITTEN: run.write_table(name, t[name], index=name == "similarity")
@@ -232,4 +255,4 @@ def invented_run(
     return run
 
 _FILES_WRITTEN = ("scores similarity similarity_by_layer pairs comparison trials search attribution "
-                  "routing").split()
+                  "routing frontier frontier_tasks").split()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PALETTE', 'model_colours', 'plot_attribution', 'plot_barrier', 'plot_best', 'plot_calibration', 'plot_coefficients',
            'plot_comparison', 'plot_confusion', 'plot_cost', 'plot_duel', 'plot_front', 'plot_frontier', 'plot_gains',
-           'plot_importance', 'plot_layers', 'plot_pair', 'plot_parallel', 'plot_radar', 'plot_route', 'plot_routing',
-           'plot_scores', 'plot_similarity', 'plot_trials']
+           'plot_importance', 'plot_layers', 'plot_pair', 'plot_parallel', 'plot_point', 'plot_radar', 'plot_route',
+           'plot_routing', 'plot_scores', 'plot_similarity', 'plot_trials']
 
 # %% ../../nbs/10_reporting/06_plots.ipynb #4632d80d
 from .figures import *
@@ -19,4 +19,5 @@ from .plots_search import *
 _all_ = ["PALETTE", "model_colours", "plot_attribution", "plot_barrier", "plot_best", "plot_calibration",
          "plot_coefficients", "plot_comparison", "plot_confusion", "plot_cost", "plot_duel", "plot_front",
          "plot_frontier", "plot_gains", "plot_importance", "plot_layers", "plot_pair", "plot_parallel",
+         "plot_point",
          "plot_radar", "plot_route", "plot_routing", "plot_scores", "plot_similarity", "plot_trials"]

@@ -24,7 +24,7 @@ from ..zoo.zoo import open_model
 
 # %% ../../nbs/10_reporting/08_run_tables.ipynb #78502607
 FILES = ("comparison frontier scores trials search attribution routing similarity_by_layer "
-         "similarity_by_role pairs forecast").split()
+         "similarity_by_role pairs forecast frontier_tasks").split()
 MORE = "similarity clusters items routes coefficients importance gains".split()
 
 def read_run(

@@ -16,6 +16,7 @@ FACE = {
     "writer": "CheckpointWriter",
     "adapters": "adapted",
     "stored": "Files Mapped",
+    "serving": "serve_experts",
     "vocabulary_choice": "TokenizerChoice",
 }
 __getattr__, __dir__, __all__ = _face("zoo", FACE)
