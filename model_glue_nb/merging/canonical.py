@@ -22,7 +22,7 @@ from ..zoo.zoo import ZooModel
 # %% ../../nbs/06_merging/07_canonical.ipynb #fe4cdb92
 _SUMS = {"linear", "task_arithmetic"} # Nothing but a sum: only the coefficients count
 VOTES = set("ties breadcrumbs breadcrumbs_ties dare_linear dare_ties della della_linear".split())
-SYMMETRIC = _SUMS | VOTES | {"nuslerp", "model_stock", "sce"} # Any order of the models
+SYMMETRIC = _SUMS | VOTES | {"nuslerp", "model_stock", "sce", "ram", "ramplus_tl"} # Any order of the models
 ALWAYS_NORMALIZED = dict(nuslerp=None,
                          karcher=None) # They divide by the sum of the weights whatever the recipe says
 DIVIDES = dict.fromkeys(_SUMS | VOTES, "normalize") | dict(multislerp="normalize_weights") | ALWAYS_NORMALIZED
@@ -175,7 +175,7 @@ class _Forms:
         shared = {k: _chain([r.parameters.get(k)], d)
                   for k, d in info.parameters.items()
                   if k not in info.per_model}
-        random = "rescale" in info.parameters
+        random = info.draws
         if random and all(_constant(v["density"]) == 1 for v in values): # everything is kept
             random = shared.pop("rescale") is None
             for v in values: v.pop("epsilon", None)

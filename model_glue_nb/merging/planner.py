@@ -190,7 +190,7 @@ def task(self:MergePlan,
     dtype = STORED.get(r.out_dtype or r.dtype) or (home.dtype if home.dtype in CODES else "F32")
     names = (tuple(v.name for v in views)
              + ((lead.name,) if base is not None else ()))
-    keys = self.keys(name, sources) if "rescale" in info.parameters else ()
+    keys = self.keys(name, sources) if info.draws else ()
     return TensorTask(name, home.shape, dtype, tuple(parts), names, info.name, p, base, keys)
 
 # %% ../../nbs/06_merging/06_planner.ipynb #f0f48e6c
