@@ -13,7 +13,8 @@ from fastcore.basics import patch
 from ..core import digest
 from .methods import MethodInfo, method_info
 from .planner import find_model, is_buffer, recipe_fingerprint
-from .recipes import MergeRecipe, MergeSource, check_recipe_form, is_filtered
+from .recipe_files import is_filtered
+from .recipes import MergeRecipe, MergeSource, check_recipe_form
 from ..reading import read_json
 from ..zoo.compatibility import chat_template
 from ..zoo.views import View
@@ -167,7 +168,7 @@ class _Forms:
         r:MergeRecipe, # Any recipe
     ): # What JSON can hold; equal for equal merges
         "A recipe reduced to what affects the result."
-        if r.slices or check_recipe_form(r): return self.as_written(r)
+        if r.slices or r.tokens or check_recipe_form(r): return self.as_written(r)
         info, moved = method_info(r.method), r.tokenizer is not None or r.pad_to_multiple_of is not None
         sources = ([s for s in r.models if not info.needs_base or s.model != r.base]
                    or list(r.models))
