@@ -115,7 +115,7 @@ def _whole(v): # As a whole number, where it is one
     v = _read_number(v)
     return int(v) if isinstance(v, float) and is_number(v) and v == int(v) else v
 
-# %% ../../nbs/06_merging/03_recipe_files.ipynb #d6478d27
+# %% ../../nbs/06_merging/03_recipe_files.ipynb #de48e9db
 _LABELS = "name", "metadata" # They change nothing in a merge
 _OTHERS = dict(experts=("mergekit-moe",
                         "Describe a mixture (level: ffn, experts, router: prompt) and call mix"),
@@ -155,7 +155,7 @@ def check_tool(
         if key not in given: continue
         raise InputError(f"{where} has '{key}': it is for {tool}, not for a merge. {instead}.")
 
-# %% ../../nbs/06_merging/03_recipe_files.ipynb #5123bf10
+# %% ../../nbs/06_merging/03_recipe_files.ipynb #70354f34
 def token_row(
     token:str, # Its text
     given:dict, # What a file says about it, after `loosely`
@@ -183,7 +183,7 @@ def plain_token(
     key = "token_id" if isinstance(row["token"], int) else "token"
     return dict(source=dict(kind="model_token", model=row["model"]) | {key: row["token"]}) | force
 
-# %% ../../nbs/06_merging/03_recipe_files.ipynb #4c176b72
+# %% ../../nbs/06_merging/03_recipe_files.ipynb #bbbd028d
 LENIENT = "mergekit reads over it; --lenient (in Python: lenient=True) leaves it out and says so."
 _NO_EFFECT = {"int8_mask", "eps"} # One saves memory there, the other guards multislerp's divisions
 
@@ -191,7 +191,9 @@ def _parameters_of(method)->tuple[set,set]|None: # mergekit's names: at any leve
     if not isinstance(method, str) or method not in merge_methods: return None
     info = method_info(method)
     silent = _NO_EFFECT if method == "multislerp" else _NO_EFFECT - {"eps"}
-    def theirs(names): return {*names, *silent} | ({"lambda"} if "scale" in names else set())
+    def theirs(names):
+        more = {"lambda"} if "scale" in names else set()
+        return {*names, *silent, *more}
     return theirs([*info.parameters, *info.per_model]), theirs(info.per_model)
 
 def without_ignored(
@@ -224,7 +226,7 @@ def without_ignored(
     found = [a_slice(x, f"{where}, slice {i}") for i, x in enumerate(given["slices"], 1)]
     return given | dict(slices=found)
 
-# %% ../../nbs/06_merging/03_recipe_files.ipynb #0f47187e
+# %% ../../nbs/06_merging/03_recipe_files.ipynb #c17a6d64
 def _numbered(documents:list, where:str)->dict: # Name → document; the one without a name under None
     out = {}
     for d in documents:
@@ -255,7 +257,8 @@ def join_documents(
         return whole(known[label], (*around, label))
     def member(x, around):
         if not isinstance(x, dict): return resolved(x, around)
-        for k in {"model", "base_model"} & set(x): x = x | {k: resolved(x[k], around)}
+        x = dict(x)
+        for k in {"model", "base_model"} & set(x): x[k] = resolved(x[k], around)
         return listed_in(x, "sources", around)
     def listed_in(x, key, around):
         if not isinstance(x.get(key), list): return x
@@ -271,7 +274,7 @@ def join_documents(
                          "Put each result into a file of its own.")
     return made[ends[0]]
 
-# %% ../../nbs/06_merging/03_recipe_files.ipynb #8ba4a924
+# %% ../../nbs/06_merging/03_recipe_files.ipynb #8441ba52
 def value_at(
     value, # Number, text, list of numbers, or list of {filter, value}
     name:str, # Tensor name
@@ -302,7 +305,7 @@ def first_value(
             return v
     return default
 
-# %% ../../nbs/06_merging/03_recipe_files.ipynb #5a934ed8
+# %% ../../nbs/06_merging/03_recipe_files.ipynb #a7fa07cd
 def _is_single(value)->bool:
     "One value: a number, a truth value or a name."
     return is_number(value) or isinstance(value, (bool, str)) # a number of over 1e300 is none

@@ -320,7 +320,8 @@ def _arrange(method, base, sources): # Sources in order, and the base among them
 
 def _joins(method, base, models, p): # Is a base that is not listed averaged, too?
     if base is None or any(s.model == base for s in models): return False
-    return dict(slerp=len(models) == 1, karcher=True, linear=p.get("weight") is not None).get(method, False)
+    if method == "linear": return p.get("weight") is not None # mergekit wants one for the base
+    return method == "karcher" or method == "slerp" and len(models) == 1
 
 def _with_base(method, base, models, p): # As mergekit lists them
     return [MergeSource(base, None), *models] if _joins(method, base, models, p) else models
@@ -357,7 +358,8 @@ def _recipe_to_mapping(
     p = _own_defaults(r.method) | p
     def more(x): return dict(parameters=x.parameters) if x.parameters else {}
     def part(x):
-        sources = [_plain(s) for s in ([x.base] if x.base else []) + list(x.sources)]
+        members = (x.base, *x.sources) if x.base else x.sources
+        sources = [_plain(s) for s in members]
         own = x.base and x.base.model != r.base
         own = dict(base_model=sources[0]["model"]) if own else {}
         return dict(sources=sources) | own | more(x)

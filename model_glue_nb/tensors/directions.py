@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cosines', 'arc', 'tangent_step', 'start_point']
 
-# %% ../../nbs/01_tensors/08_directions.ipynb #2d9fd301
+# %% ../../nbs/01_tensors/08_directions.ipynb #ebc613bf
 import copy, math
 from collections.abc import Callable
 
@@ -14,10 +14,10 @@ from fastcore.basics import patch
 
 from .streams import Kernel, Stream, to_host
 
-# %% ../../nbs/01_tensors/08_directions.ipynb #b81757b0
+# %% ../../nbs/01_tensors/08_directions.ipynb #dd0e5c68
 def cosines(
     gram:np.ndarray, # float64 of shape (k, k), or (k, k, lines)
-)->tuple[np.ndarray,np.ndarray]: # Norms of shape (k,) or (k, lines); cosines of the shape of `gram`, 0 for a zero vector
+)->tuple[np.ndarray,np.ndarray]: # Norms, (k,) or (k, lines); cosines, as `gram`, 0 for a zero vector
     "Norms and cosines from inner products."
     norms = np.sqrt(np.maximum(np.einsum("ii...->i...", gram), 0))
     scale = np.where(norms > 0, norms, 1)
@@ -35,7 +35,7 @@ def arc(
     bent = np.sin(omega)
     return tuple(np.where(line, p, np.sin(p * omega) / bent) for p in parts)
 
-# %% ../../nbs/01_tensors/08_directions.ipynb #a40c879a
+# %% ../../nbs/01_tensors/08_directions.ipynb #11f12257
 def tangent_step(
     at:np.ndarray, # Unit point as coefficients over the unit inputs, shape (k,)
     cos:np.ndarray, # Cosines between the inputs, shape (k, k)
@@ -58,7 +58,7 @@ def start_point(
     length = np.sqrt(max(weights @ cos @ weights, 0))
     return weights / length if length > 1e-8 else np.eye(len(weights))[0]
 
-# %% ../../nbs/01_tensors/08_directions.ipynb #1011e7fb
+# %% ../../nbs/01_tensors/08_directions.ipynb #c1c7937b
 def _width(
     shape:tuple[int,...], # Of a tensor
     first:bool, # Do lines run along the first dimension?
@@ -102,7 +102,7 @@ def row_divergence(self:Stream)->np.ndarray: # float64, one per row, ≥ 0
         return (xp.exp(new) * (new - old)).sum(1).clip(0)
     return self.by_rows(measure)
 
-# %% ../../nbs/01_tensors/08_directions.ipynb #8774a288
+# %% ../../nbs/01_tensors/08_directions.ipynb #60b276e5
 @patch
 def line_grams(self:Stream,
     first:bool, # Do lines run along the first dimension?

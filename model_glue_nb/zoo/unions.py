@@ -144,7 +144,7 @@ def save_tokenizer(
         folders = [vocabulary.source.model.path]
         copy_tokenizer(folders[0], out)
     if vocabulary.source == "union":
-        if vocabulary.tokens == _view_tokens(vocabulary.views[0]): return # the leading model knows all of them
+        if vocabulary.tokens == _view_tokens(vocabulary.views[0]): return # it knows all of them
         folders = dict.fromkeys(v.model.path for v in (*vocabulary.views, *leaves))
     elif not vocabulary.added: return
     more = dict(model=dict(merges=[]), added_tokens=[dict(content=t) for t in vocabulary.added])
