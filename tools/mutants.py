@@ -187,7 +187,6 @@ MUTANTS = {
         ("def count(f): return int(f * n + 1e-6) # whole entries", "def count(f): return int(np.ceil(f * n)) # whole entries"),
         ("both = [min(g + count(d) / n, 1.0) for g, d in zip(top, density)]", "both = [count(d) / n for g, d in zip(top, density)]"),
         ("cuts = list(zip(deltas.cuts(both), deltas.cuts(top)))", "cuts = [(c, NOTHING) for c in deltas.cuts(both)]"),
-        ("if rescale == \"none\": return deltas.consensus(weights, elect, normalize, scale, cuts)", "if rescale == \"none\": return deltas.consensus(weights, elect, normalize, 1.0, cuts)"),
         ("return _crumbs(deltas, weights, density, gamma, rescale, False, normalize, scale)", "return _crumbs(deltas, weights, density, gamma, rescale, True, normalize, scale)"),
         ("return _crumbs(deltas, weights, density, gamma, rescale, True, normalize, scale)", "return _crumbs(deltas, weights, density, gamma, rescale, False, normalize, scale)"),
         ("spread = np.where(keep == 1, 0.0, spread) if ranked", "spread = np.asarray(spread) if ranked"),
