@@ -151,27 +151,29 @@ def read_yaml(
     kind:str="YAML file", # What it is called in messages: "recipe", "suite", …
     tags:tuple[str,...]=(), # As for `parse_yaml`
     only_utf8:bool=False, # Refuse other encodings, which another program that reads the file would not know
+    several:bool=False, # As for `parse_yaml`
 ):
     "The content of a YAML file written by hand; anything wrong with it is one `InputError`."
     if not os.path.isfile(path) and not os.path.exists(path):
         raise MissingFile(f"There is no {kind} '{plain(path)}'. Give a YAML file.")
     raw = read_bytes(path, _YAML_BYTES)
-    if not only_utf8: return parse_yaml(as_text(raw), path, tags)
+    if not only_utf8: return parse_yaml(as_text(raw), path, tags, several)
     try: text = raw.decode("utf-8")
     except UnicodeDecodeError as e: raise _not_yaml(path, e) from None
-    return parse_yaml(text, path, tags)
+    return parse_yaml(text, path, tags, several)
 
 def parse_yaml(
     text:str, # YAML
     where, # What it is called in messages, usually a path
     tags:tuple[str,...]=(), # Tags that may stand before a value: both are kept as one text
+    several:bool=False, # Give a list of the documents, which `---` parts?
 ):
     "YAML from strangers; anything wrong with it is one `InputError`."
     if len(text) > _YAML_BYTES: raise _too_large(where, len(text), _YAML_BYTES)
     loader = None
     try:
         loader = _yaml_loader(tags)(text) # looks at the first characters already
-        node = loader.get_single_node()
+        node = _documents(loader) if several else loader.get_single_node()
         if node is None: return None
         if _written_out(node, {}) > _YAML_NODES:
             raise InputError(f"'{plain(where)}' has aliases that stand for more than {_YAML_NODES:,} values. "
@@ -184,6 +186,12 @@ def parse_yaml(
         raise _not_yaml(where, e) from None
     finally:
         if loader: loader.dispose()
+
+def _documents(loader): # As one list, so that its limits are for all of them together
+    import yaml
+    nodes = []
+    while loader.check_node(): nodes.append(loader.get_node())
+    return yaml.SequenceNode("tag:yaml.org,2002:seq", nodes)
 
 def _not_yaml(where, why)->InputError:
     "Error for a text that is not YAML."

@@ -156,6 +156,90 @@ def test_arcs_follow_their_formulas(zoo, device, read):
     assert (np.abs(near - base - np.clip(a - base, -.05, .05)).max() < 1e-6
             and (near < base).any() and (near > base).any())
 
+def on_arcs(x, y, t, axis):
+    "The arc of every line of two tensors along an axis."
+    x, y = np.moveaxis(x, axis, -1), np.moveaxis(y, axis, -1)
+    lines = [on_arc(a, b, t) for a, b in zip(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]))]
+    return np.moveaxis(np.reshape(lines, x.shape), -1, axis)
+
+@pytest.mark.parametrize("device, read", BACKENDS, ids=["mapped", "read", "torch"])
+@pytest.mark.parametrize("shape", [SHAPE, (7, 29, 443)], ids=str)
+def test_arcs_line_by_line(zoo, device, read, shape):
+    base, a, b = (np.resize(x, shape) for x in (zoo[0], *zoo[1][:2]))
+    b = .5 * b + np.roll(a, 1)
+    weights = np.array([.6, 1.8])
+    for row_wise, axis in ((False, -1), (True, 0)):
+        p = dict(weight=weights, nuslerp_flatten=False, nuslerp_row_wise=row_wise)
+        got = made("nuslerp", stream([a, b], device=device, read=read, shape=shape), **p)
+        assert np.abs(got - on_arcs(a, b, .75, axis)).max() < 2e-5
+        got = made("nuslerp", stream([a, b], base, device=device, read=read, shape=shape), **p)
+        assert np.abs(got - base - on_arcs(a - base, b - base, .75, axis)).max() < 2e-5
+
+@pytest.mark.parametrize("device, read", BACKENDS, ids=["mapped", "read", "torch"])
+def test_model_stock_row_by_row(zoo, device, read):
+    base, models = zoo
+    want = np.stack([stock(x, [r - x for r in rows]) for x, *rows in zip(base, *models)])
+    got = made("model_stock", stream(models, base, device=device, read=read), filter_wise=True)
+    assert np.abs(got - want).max() < 2e-5 < np.abs(want - stock(base, [m - base for m in models])).max()
+
+def ram(base, d, epsilon, gain=lambda shared, unique: 1.):
+    changed = np.abs(d) > epsilon
+    n = changed.sum(0)
+    alone = [c & (n == 1) for c in changed]
+    gains = [gain((c & (n > 1)).sum(), a.sum()) for c, a in zip(changed, alone)]
+    parts = sum(np.where(a, g, 1) * c * x for a, g, c, x in zip(alone, gains, changed, d))
+    return base + parts / np.maximum(n, 1)
+
+@pytest.mark.parametrize("device, read", BACKENDS, ids=["mapped", "read", "torch"])
+def test_ram_follows_its_formula(zoo, device, read):
+    base, models = zoo
+    d = [m - base for m in models]
+    def opened(): return stream(models, base, device=device, read=read)
+    for epsilon in (1e-5, 5 / 64): # many differences are exactly five steps
+        assert np.abs(made("ram", opened(), epsilon=epsilon) - ram(base, d, epsilon)).max() < 2e-6
+    for r, alpha in ((.1, .2), (.3, 1e6)):
+        def gain(shared, unique): return 1 + r * min(shared / unique, alpha)
+        got = made("ramplus_tl", opened(), epsilon=5 / 64, r=r, alpha=alpha)
+        assert np.abs(got - ram(base, d, 5 / 64, gain)).max() < 2e-5
+
+def fusion(base, model):
+    def log_softmax(x): return x - np.log(np.exp(x).sum(1, keepdims=True))
+    new, old = log_softmax(model), log_softmax(base)
+    divergence = (np.exp(new) * (new - old)).sum(1, keepdims=True)
+    importance = np.float32(np.abs(model - base)) * np.float32(divergence)
+    low, middle, high = np.quantile(importance, (.25, .5, .75), method="lower").astype(float)
+    return np.where(importance >= middle + 1.5 * (high - low), model, base)
+
+@pytest.mark.parametrize("device, read", BACKENDS, ids=["mapped", "read", "torch"])
+def test_arcee_fusion_takes_what_stands_out(zoo, device, read):
+    base, models = zoo
+    models = [m.copy() for m in models]
+    for m in models:
+        m[::9] = base[::9] + 4 * (m - base)[::9] # rows that changed more
+        want = fusion(base, m)
+        got = made("arcee_fusion", stream([m], base, device=device, read=read))
+        wrong = np.abs(got - want) > 2e-6
+        assert wrong.mean() < 1e-4 and .01 < (want != base).mean() < .4
+    a = np.float32([[3, 1, 2, 9]]) # of four differences the largest is just three quarters of the way out
+    assert np.array_equal(made("arcee_fusion", stream([a], 0 * a, device=device, shape=(1, 4))), [[0, 0, 0, 9]])
+
+def regain(x, kept, density, rescale):
+    return kept * dict(none=1, density=1 / density, l1=np.abs(x).sum() / np.abs(kept).sum())[rescale]
+
+@pytest.mark.parametrize("device, read", BACKENDS, ids=["mapped", "read", "torch"])
+@pytest.mark.parametrize("rescale", ["density", "l1"])
+def test_what_trimming_took_can_be_given_back(zoo, device, read, rescale):
+    base, models = zoo
+    d, w = [m - base for m in models], np.array(WEIGHTS)
+    n = base.size
+    for method, gamma in (("ties", (0, 0, 0)), ("breadcrumbs", GAMMA), ("breadcrumbs_ties", GAMMA)):
+        kept = [keep(x, whole(g, n) + whole(f, n), whole(g, n)) for x, f, g in zip(d, DENSITY, gamma)]
+        back = [regain(*x, rescale) for x in zip(d, kept, DENSITY)]
+        elect = method != "breadcrumbs"
+        p = dict(weight=w, density=DENSITY, rescale=rescale, normalize=elect, scale=.7) | (dict(gamma=gamma) if any(gamma) else {})
+        got = made(method, stream(models, base, device=device, read=read), **p)
+        assert np.abs(got - combined(base, back, w, elect, elect, .7)).max() < 3e-5, method
+
 def test_straight_lines_are_only_for_what_is_nearly_colinear():
     for c in (.9996, -.9996): assert arc(c, .3) == (.7, .3)
     for c in (.9994, .95, -.95, 0., -.9994):

@@ -36,7 +36,7 @@ def whole(method):
 def run(method, models, base, **more):
     return try_method(method, models, base if method_info(method).reads != "models" else None, **whole(method) | more)
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in SPECTRAL])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in SPECTRAL | {"arcee_fusion"}]) # it takes what stands out
 def test_merging_twins_gives_the_twin(method):
     base, (a, *_) = arrays()
     n = method_info(method).n_models or 2
@@ -134,7 +134,7 @@ def of_device(method, models, device, out, dtype):
                            for k in m.tensors])
 
 NORMED = {"della", "della_linear"} # divided by L1 norms, which torch adds up in another order
-GEOMETRIC = {"slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce", *SPECTRAL} # inner products come first; torch adds them up in another order
+GEOMETRIC = {"slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce", "ramplus_tl", "arcee_fusion", *SPECTRAL} # inner products come first; torch adds them up in another order
 
 def agree(ours, twins, method):
     "Equal bits where the order of additions is the same; else a unit in the last place on at least 99.99 %, float32 to six digits."

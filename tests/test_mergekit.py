@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from model_glue_nb.merging.merge import merge
-from model_glue_nb.merging.methods import merge_methods
 from model_glue_nb.merging.recipes import MergeRecipe
 from model_glue_nb.zoo.sources import tokens_of
 from model_glue_nb.zoo.zoo import open_model, tiny_zoo
@@ -349,8 +348,3 @@ def test_breadcrumbs_drop_the_largest_at_density_1_too(room):
     k = "model.layers.1.mlp.up_proj.weight"
     def share(m): return (m.raw(k) != base.raw(k)).mean()
     assert share(theirs) > .98 and abs(share(ours) - share(theirs) + .05) < .01
-
-def test_methods_that_only_mergekit_has():
-    "Known and not built: the list is checked, so a new version is noticed."
-    from mergekit.merge_methods.registry import registered_methods
-    assert {m.spec.name for m in registered_methods() if hasattr(m, "spec")} - set(merge_methods) <= {"arcee_fusion", "ram", "ramplus_tl"}

@@ -18,8 +18,8 @@ def test_every_change_is_of_a_line_that_is_there_once():
 
 @pytest.mark.parametrize("old, new, tests, says", [
     ("no such text", "x", ("tests/test_mutants.py",), "occurs 0 times"), ("def ", "x", ("tests/test_mutants.py",), "times"),
-    ("return 1 - t, t", "return 1 - t, t", ("tests/test_mutants.py",), "isn't a change"), ("return 1 - t, t", "x", ("tests/none.py",), "there is no tests/none.py"),
-    ("return 1 - t, t", "x", ("tests/test_mutants.py::test_none",), "there is no tests/test_mutants.py::test_none")])
+    ("changed = abs(d) > epsilon", "changed = abs(d) > epsilon", ("tests/test_mutants.py",), "isn't a change"), ("changed = abs(d) > epsilon", "x", ("tests/none.py",), "there is no tests/none.py"),
+    ("changed = abs(d) > epsilon", "x", ("tests/test_mutants.py::test_none",), "there is no tests/test_mutants.py::test_none")])
 def test_a_list_out_of_step_is_said(old, new, tests, says):
     assert any(says in text for text in mutate.out_of_step([mutate.Mutant("merging.methods", old, new, tests)]))
 

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from model_glue_nb.core import InputError
-from model_glue_nb.merging.recipes import MergeRecipe, check_recipe_form, check_value, first_value, recipe, stack, value_at, varies_with_depth
+from model_glue_nb.merging.recipe_files import first_value, value_at, varies_with_depth
+from model_glue_nb.merging.recipes import MergeRecipe, check_recipe_form, check_value, recipe, stack
 
 def test_values_over_depth_and_by_name():
     assert ([value_at([0, 1, 5], "w", d) for d in (0, .25, .75, 1)] == [0, .5, 3, 5]

@@ -29,6 +29,8 @@ def merge(
     allow_nan:bool=typer.Option(False, "--allow-nan", help="Merge models with NaN or infinite weights."),
     shard_size:str=typer.Option("5GB", help="Most bytes per file of weights."),
     device:str=typer.Option("auto", help="Where to compute: auto, cpu, cpu-torch, cuda, …"),
+    lenient:bool=typer.Option(False, "--lenient",
+                              help="Leave out what mergekit reads over, instead of refusing it."),
     dry_run:bool=typer.Option(False, "--dry-run", help="Check everything and say what it would cost."),
     verify:bool=typer.Option(False, "--verify/--no-verify",
                              help="Load the result with transformers before it gets its name."),
@@ -40,7 +42,7 @@ def merge(
     from model_glue_nb.merging.estimate import plan
     from model_glue_nb.merging.merge import merge
     from model_glue_nb.merging.recipes import MergeRecipe
-    r, limit = MergeRecipe.from_yaml(recipe), n_bytes(shard_size)
+    r, limit = MergeRecipe.from_yaml(recipe, lenient), n_bytes(shard_size)
     if dry_run: return _show_plan(plan(r, None, out, overwrite, device), as_json)
     options = dict(overwrite=overwrite, allow_nan=allow_nan, device=device, shard_bytes=limit, verify=verify)
     with byte_bar() as progress: model = merge(r, None, out, progress=progress, note=_tell_note, **options)

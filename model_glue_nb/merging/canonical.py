@@ -13,7 +13,8 @@ from fastcore.basics import patch
 from ..core import digest
 from .methods import MethodInfo, method_info
 from .planner import find_model, is_buffer, recipe_fingerprint
-from .recipes import MergeRecipe, MergeSource, check_recipe_form, is_filtered
+from .recipe_files import is_filtered
+from .recipes import MergeRecipe, MergeSource, check_recipe_form
 from ..reading import read_json
 from ..zoo.compatibility import chat_template
 from ..zoo.views import View
@@ -22,7 +23,7 @@ from ..zoo.zoo import ZooModel
 # %% ../../nbs/06_merging/07_canonical.ipynb #fe4cdb92
 _SUMS = {"linear", "task_arithmetic"} # Nothing but a sum: only the coefficients count
 VOTES = set("ties breadcrumbs breadcrumbs_ties dare_linear dare_ties della della_linear".split())
-SYMMETRIC = _SUMS | VOTES | {"nuslerp", "model_stock", "sce"} # Any order of the models
+SYMMETRIC = _SUMS | VOTES | {"nuslerp", "model_stock", "sce", "ram", "ramplus_tl"} # Any order of the models
 ALWAYS_NORMALIZED = dict(nuslerp=None,
                          karcher=None) # They divide by the sum of the weights whatever the recipe says
 DIVIDES = dict.fromkeys(_SUMS | VOTES, "normalize") | dict(multislerp="normalize_weights") | ALWAYS_NORMALIZED
@@ -167,7 +168,7 @@ class _Forms:
         r:MergeRecipe, # Any recipe
     ): # What JSON can hold; equal for equal merges
         "A recipe reduced to what affects the result."
-        if r.slices or check_recipe_form(r): return self.as_written(r)
+        if r.slices or r.tokens or check_recipe_form(r): return self.as_written(r)
         info, moved = method_info(r.method), r.tokenizer is not None or r.pad_to_multiple_of is not None
         sources = ([s for s in r.models if not info.needs_base or s.model != r.base]
                    or list(r.models))
@@ -175,7 +176,7 @@ class _Forms:
         shared = {k: _chain([r.parameters.get(k)], d)
                   for k, d in info.parameters.items()
                   if k not in info.per_model}
-        random = "rescale" in info.parameters
+        random = info.draws
         if random and all(_constant(v["density"]) == 1 for v in values): # everything is kept
             random = shared.pop("rescale") is None
             for v in values: v.pop("epsilon", None)

@@ -189,7 +189,9 @@ def find_model(
     if Path(name).is_dir(): return open_model(name)
     if is_hub_id(name): return open_model(local_folder(name), name.split("/")[-1]) # members have no slash
     if known: raise unknown("model", name, known)
-    raise InputError(f"There is no model folder '{name}'. Correct the path in the recipe.")
+    revised = "@" in name and Path(name.rpartition("@")[0]).is_dir()
+    hint = "A revision is not read here: fetch it into a folder of its own. " if revised else ""
+    raise InputError(f"There is no model folder '{name}'. {hint}Correct the path in the recipe.")
 
 def _view_with_adapter(
     base:ZooModel, # Model that the adapter was trained on

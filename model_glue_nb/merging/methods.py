@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['merge_methods', 'PerModel', 'MethodInfo', 'method_info', 'run_method', 'try_method', 'linear', 'task_arithmetic',
-           'arc', 'slerp', 'nuslerp', 'multislerp', 'karcher', 'model_stock', 'nearswap', 'passthrough', 'ties',
-           'breadcrumbs', 'breadcrumbs_ties', 'dare_linear', 'dare_ties', 'della', 'della_linear', 'sce']
+           'slerp', 'nuslerp', 'multislerp', 'karcher', 'model_stock', 'nearswap', 'passthrough', 'ties', 'breadcrumbs',
+           'breadcrumbs_ties', 'dare_linear', 'dare_ties', 'della', 'della_linear', 'sce', 'ram', 'ramplus_tl',
+           'arcee_fusion']
 
 # %% ../../nbs/06_merging/01_methods.ipynb #01c6730f
 import inspect, re, warnings
@@ -16,6 +17,7 @@ import numpy as np
 
 from ..core import InputError, Registry
 from ..errors import Note
+from ..tensors.directions import arc, cosines, start_point, tangent_step
 from ..tensors.dtypes import CODES
 from ..tensors.kernels import EVERYTHING, NOTHING
 from ..tensors.streams import ArrayBlocks, Kernel, Marks, Stream, to_host
@@ -55,6 +57,8 @@ class MethodInfo:
     def needs_base(self)->bool: return self.reads == "deltas"
     @property
     def has_weights(self)->bool: return "weight" in self.per_model
+    @property
+    def draws(self)->bool: return self.parameters.get("rescale") == "density" # Does it need random keys?
     @property
     def source(self)->str: # "" when its docstring names none
         return m[1] if (m := re.search(r"\(([^()]*\b\d{4}\b[^()]*)\)\.?$", self.summary)) else ""
@@ -131,25 +135,6 @@ def task_arithmetic(
     "Base plus the weighted sum of the task vectors (Ilharco et al. 2023, arXiv 2212.04089)."
     return deltas.weighted(scale * np.asarray(weights), sum(weights) if normalize else 1)
 
-# %% ../../nbs/06_merging/01_methods.ipynb #e94d1581
-def _cosines(
-    gram:np.ndarray, # float64 of shape (k, k)
-)->tuple[np.ndarray,np.ndarray]: # Norms of shape (k,); cosines of shape (k, k), 0 for a zero vector
-    "Norms and cosines from inner products."
-    norms = np.sqrt(np.maximum(np.diag(gram), 0))
-    scale = np.where(norms > 0, norms, 1)
-    return norms, np.clip(gram / scale[:, None] / scale, -1, 1)
-
-def arc(
-    cosine:float, # Of the angle between two vectors
-    t:float, # Where on the arc, 0 … 1
-)->tuple[float,float]: # Coefficients of the two
-    "Slerp coefficients; a straight line where the vectors are nearly colinear (|cos| > 0.9995)."
-    if abs(cosine) > 0.9995: return 1 - t, t
-    omega = np.arccos(cosine)
-    return (np.sin((1 - t) * omega) / np.sin(omega),
-            np.sin(t * omega) / np.sin(omega))
-
 # %% ../../nbs/06_merging/01_methods.ipynb #25f16d27
 @merge_methods
 @_exactly(2)
@@ -158,40 +143,22 @@ def slerp(
     t:float=0.5, # 0 is the first, 1 the second
 )->Kernel:
     "A point on the arc between two models (Shoemake 1985, doi 10.1145/325165.325242)."
-    return models.weighted(arc(_cosines(models.gram())[1][0, 1], t))
+    return models.weighted(arc(cosines(models.gram())[1][0, 1], t))
 
 @merge_methods
 @_exactly(2)
 def nuslerp(
     vectors:Stream, # Two models, or their task vectors when a base is given
     weights:PerModel=1.0, # t is the second's share of the sum
+    nuslerp_flatten:bool=True, # One angle for the whole tensor? Else one per line
+    nuslerp_row_wise:bool=False, # Lines along the first dimension instead of the last?
 )->Kernel:
     "Slerp by weights; of task vectors when there is a base (Shoemake 1985)."
-    return vectors.weighted(arc(_cosines(vectors.gram())[1][0, 1],
-                                weights[1] / sum(weights)))
-
-# %% ../../nbs/06_merging/01_methods.ipynb #2a12beea
-def _tangent_step(
-    at:np.ndarray, # Unit point as coefficients over the unit inputs, shape (k,)
-    cos:np.ndarray, # Cosines between the inputs, shape (k, k)
-    weights:np.ndarray, # Sum 1, shape (k,)
-)->tuple[np.ndarray,float]: # The next point, and the length of the step in radians
-    "Average the inputs in the tangent space at a point and step there."
-    c = np.clip(cos @ at, -1, 1)
-    angle = np.arccos(c)
-    factor = np.where(angle > 1e-9, angle / np.maximum(np.sin(angle), 1e-12), 1.0)
-    step = weights * factor - (weights * factor * c).sum() * at
-    length = float(np.sqrt(max(step @ cos @ step, 0)))
-    if length < 1e-12: return at, 0.0
-    return np.cos(length) * at + np.sin(length) / length * step, length
-
-def _start_point(
-    cos:np.ndarray, # Cosines between the inputs
-    weights:np.ndarray, # Sum 1
-)->np.ndarray: # Coefficients over the unit inputs
-    "Weighted mean of the directions, at unit length; the first direction where they cancel."
-    length = np.sqrt(max(weights @ cos @ weights, 0))
-    return weights / length if length > 1e-8 else np.eye(len(weights))[0]
+    t = weights[1] / sum(weights)
+    def parts(gram): return arc(cosines(gram)[1][0, 1], t, 1 - 1e-7)
+    if nuslerp_flatten: return vectors.weighted(parts(vectors.gram()))
+    first = bool(nuslerp_row_wise)
+    return vectors.weighted_lines(parts(vectors.line_grams(first)), first)
 
 # %% ../../nbs/06_merging/01_methods.ipynb #152ee379
 @merge_methods
@@ -202,9 +169,9 @@ def multislerp(
 )->Kernel:
     "Weighted mean of directions, at the weighted mean length (after Buss & Fillmore 2001)."
     w = np.array(weights, float) / (sum(weights) if normalize_weights else 1)
-    norms, cos = _cosines(vectors.gram())
+    norms, cos = cosines(vectors.gram())
     if min(norms) == 0: return vectors.weighted(w)
-    return vectors.weighted(_start_point(cos, w) / norms * (w @ norms))
+    return vectors.weighted(start_point(cos, w) / norms * (w @ norms))
 
 @merge_methods
 def karcher(
@@ -215,14 +182,14 @@ def karcher(
 )->Kernel:
     "Riemannian mean of directions, at the mean length (Karcher 1977, doi 10.1002/cpa.3160300502)."
     w = np.array(weights, float) / sum(weights)
-    norms, cos = _cosines(models.gram())
+    norms, cos = cosines(models.gram())
     if min(norms) == 0: return models.weighted(w)
-    point = _start_point(cos, w)
+    point = start_point(cos, w)
     for _ in range(int(max_iter)): # in a recipe it may vary with depth
-        further, length = _tangent_step(point, cos, w)
+        further, length = tangent_step(point, cos, w)
         if length < tol: break
         point = further
-    else: _not_converged(_tangent_step(point, cos, w)[1], max_iter, tol)
+    else: _not_converged(tangent_step(point, cos, w)[1], max_iter, tol)
     return models.weighted(point / norms * (w @ norms))
 
 class _NotConverged(Note): "An iteration ended before its last step was short enough."
@@ -238,14 +205,16 @@ def _not_converged(length:float, max_iter:int, tol:float):
 @merge_methods
 def model_stock(
     deltas:Stream, # Task vectors, at least two
+    filter_wise:bool=False, # An own length for every row?
 )->Kernel:
     "Base plus the mean task vector, shorter where they disagree (Jang et al. 2024, arXiv 2403.19522)."
     k = deltas.k
-    cos = _cosines(deltas.gram())[1]
-    mean = ((cos.sum() - np.trace(cos)) / max(k * (k - 1), 1)
-            if k > 1 else 1.0)
-    t = k * mean / (1 + (k - 1) * mean)
-    return deltas.weighted(np.full(k, t / k))
+    cos = cosines(deltas.line_grams(False) if filter_wise else deltas.gram())[1]
+    others = cos.sum((0, 1)) - np.einsum("ii...->...", cos)
+    mean = others / (k * (k - 1)) if k > 1 else np.ones(cos.shape[2:])
+    part = mean / (1 + (k - 1) * mean) # of each task vector
+    each = np.broadcast_to(part, (k, *part.shape))
+    return deltas.weighted_lines(each, False) if filter_wise else deltas.weighted(each)
 
 @merge_methods
 @_exactly(1)
@@ -288,25 +257,46 @@ def _consensus(
     return deltas.elementwise(f, whole_rows)
 
 # %% ../../nbs/06_merging/01_methods.ipynb #a29879b5
+def _restored(before, after): # What gives sums of magnitudes back what they lost
+    return np.divide(before, after, out=np.ones(len(before)), where=after > 0)
+
+def _trimmed(deltas, weights, density, cuts, rescale, elect, normalize, scale):
+    "Keep what lies between cuts, and restore what that took away, if asked to."
+    if rescale == "none": return deltas.consensus(weights, elect, normalize, scale, cuts)
+    keep, size = deltas.kernels.keep_between, deltas.kernels.magnitudes
+    def trim(d, start):
+        for x, cut in zip(d, cuts): keep(x, start, *cut)
+    def sizes(d, start):
+        before = size(d)
+        trim(d, start)
+        return np.stack([before, size(d)])
+    gains = 1 / np.float64(density)
+    if rescale == "l1": gains = _restored(*deltas.total(sizes))
+    def sparsify(d, start):
+        trim(d, start)
+        for x, gain in zip(d, gains): x *= float(gain)
+    return _consensus(deltas, weights, sparsify, elect, normalize, scale)
+
 @merge_methods
 def ties(
     deltas:Stream, # Task vectors
     weights:PerModel=1.0, # One per task vector
     density:PerModel=0.5, # Fraction of entries kept, in (0, 1]
+    rescale:str="none", # "density", "l1" or "none"
     normalize:bool=True, # Divide by the weights that remain?
     scale:float=1.0, # λ
 )->Kernel:
     "Keep the largest entries, elect signs, average what agrees (Yadav et al. 2023, arXiv 2306.01708)."
     cuts = [(low, NOTHING) for low in deltas.cuts(density)]
-    return deltas.consensus(weights, True, normalize, scale, cuts)
+    return _trimmed(deltas, weights, density, cuts, rescale, True, normalize, scale)
 
-def _crumbs(deltas, weights, density, gamma, elect, normalize, scale):
+def _crumbs(deltas, weights, density, gamma, rescale, elect, normalize, scale):
     n = deltas.n
     def count(f): return int(f * n + 1e-6) # whole entries
     top = [count(g) / n for g in gamma]
     both = [min(g + count(d) / n, 1.0) for g, d in zip(top, density)]
     cuts = list(zip(deltas.cuts(both), deltas.cuts(top)))
-    return deltas.consensus(weights, elect, normalize, scale, cuts)
+    return _trimmed(deltas, weights, density, cuts, rescale, elect, normalize, scale)
 
 @merge_methods
 def breadcrumbs(
@@ -314,17 +304,18 @@ def breadcrumbs(
     weights:PerModel=1.0, # One per task vector
     density:PerModel=0.5, # Fraction of entries kept, in (0, 1]
     gamma:PerModel=0.01, # Fraction of the largest entries dropped, in [0, 1)
+    rescale:str="none", # "density", "l1" or "none"
     normalize:bool=False, # Divide by the sum of the weights?
     scale:float=1.0, # λ
 )->Kernel:
     "Drop the largest and the smallest entries, sum (Davari & Belilovsky 2024, arXiv 2312.06795)."
-    return _crumbs(deltas, weights, density, gamma, False, normalize, scale)
+    return _crumbs(deltas, weights, density, gamma, rescale, False, normalize, scale)
 
 @merge_methods
 def breadcrumbs_ties(deltas:Stream, weights:PerModel=1.0, density:PerModel=0.5, gamma:PerModel=0.01,
-                     normalize:bool=False, scale:float=1.0)->Kernel:
+                     rescale:str="none", normalize:bool=False, scale:float=1.0)->Kernel:
     "Breadcrumbs with sign election (Davari & Belilovsky 2024; Yadav et al. 2023)."
-    return _crumbs(deltas, weights, density, gamma, True, normalize, scale)
+    return _crumbs(deltas, weights, density, gamma, rescale, True, normalize, scale)
 
 # %% ../../nbs/06_merging/01_methods.ipynb #04b4f790
 def _random(deltas, weights, density, spread, rescale, elect, normalize, scale):
@@ -334,9 +325,7 @@ def _random(deltas, weights, density, spread, rescale, elect, normalize, scale):
         return _by_chance(deltas, weights, keep, spread, elect, normalize, scale)
     marks, gains = Marks(deltas, keep, spread), np.ones(deltas.k)
     if rescale == "density": gains = 1 / keep
-    if rescale == "l1":
-        before, after = marks.norms().T
-        gains = np.where(after > 0, before / np.where(after > 0, after, 1), 1)
+    if rescale == "l1": gains = _restored(*marks.norms().T)
     return deltas.consensus(weights, elect, normalize, scale, marks=marks, gains=gains)
 
 def _by_chance(deltas, weights, keep, spread, elect, normalize, scale): # each divided by its own probability
@@ -393,7 +382,7 @@ def sce(
     select_topk:float=1.0, # Fraction of entries kept, those of the highest variance across models, in (0, 1]
 )->Kernel:
     "Keep what varies, weigh by energy, elect signs, average what agrees (Wan et al. 2024, arXiv 2408.07990)."
-    def variance(d):
+    def variance(d, _=0):
         mean = sum(d) / len(d)
         return (sum((v - mean) ** 2 for v in d) / len(d))[None]
     if select_topk < 1: # of what varies at all
@@ -412,3 +401,60 @@ def sce(
     w = (e / e.sum() if e.sum() > 0
          else np.full(deltas.k, 1 / deltas.k))
     return _consensus(deltas, w, select, True, True, 1.0, votes=np.ones(deltas.k))
+
+# %% ../../nbs/06_merging/01_methods.ipynb #05563270
+def _changed(d, epsilon): # Which entries each model changed, and how many models changed each
+    changed = abs(d) > epsilon
+    return changed, changed.sum(0)
+
+def _regions(deltas, epsilon, factors):
+    gains = deltas.kernels.upload(np.float32(factors), deltas.device)[:, None]
+    def f(d, base, start, out):
+        changed, count = _changed(d, epsilon)
+        alone = changed & (count == 1)
+        total = (d * changed).sum(0)
+        total = total + (d * alone * (gains - 1)).sum(0)
+        deltas.kernels.xp.add(base, total / count.clip(1), out=out)
+    return deltas.elementwise(f)
+
+@merge_methods
+def ram(
+    deltas:Stream, # Task vectors
+    epsilon:float=1e-5, # Largest magnitude that is no change, ≥ 0
+)->Kernel:
+    "Average every entry over the models that changed it (Yuan et al. 2026, arXiv 2601.13572)."
+    return _regions(deltas, epsilon, np.ones(deltas.k))
+
+@merge_methods
+def ramplus_tl(
+    deltas:Stream, # Task vectors
+    epsilon:float=1e-5, # Largest magnitude that is no change, ≥ 0
+    r:float=0.1, # How much a unique entry grows per shared one
+    alpha:float=0.2, # Most shared entries per unique one that count, ≥ 0
+)->Kernel:
+    "RAM with larger unique entries where much is shared (Yuan et al. 2026, arXiv 2601.13572)."
+    def count(d, _):
+        changed, n = _changed(d, epsilon)
+        parts = changed & (n > 1), changed & (n == 1)
+        return np.stack([to_host(p.sum(1)) for p in parts])
+    shared, unique = deltas.total(count)
+    ratio = shared / np.maximum(unique, 1)
+    return _regions(deltas, epsilon, 1 + r * np.minimum(ratio, alpha))
+
+# %% ../../nbs/06_merging/01_methods.ipynb #e3ceb1ca
+@merge_methods
+@_exactly(1)
+def arcee_fusion(
+    deltas:Stream, # Task vector of one model
+)->Kernel:
+    "Base, with the model's entries where they stand out (Arcee AI 2025, mergekit 0.1)."
+    weights = deltas.kernels.upload(np.float32(deltas.row_divergence()), deltas.device)
+    def importance(d, start):
+        rows = deltas.line_of(start, d.shape[1])
+        return abs(d[0]) * weights[rows]
+    low, middle, high = deltas.quantiles((.25, .5, .75), importance)
+    cut = middle + 1.5 * (high - low)
+    def take(d, base, start, out):
+        chosen = importance(d, start) >= cut
+        deltas.kernels.xp.add(base, d[0] * chosen, out=out)
+    return deltas.elementwise(take)

@@ -17,11 +17,11 @@ from ..core import InputError, digest, refuse
 from .members import (find_model, is_buffer, is_float, quantised_problems,
                                            same_bytes, says_tied, told_apart, unset_alike, view_of)
 from ..tensors.dtypes import CODES
-from ..zoo.sources import View, embedding_names, remap_vocabulary
+from ..zoo.sources import TokenRow, View, embedding_names, remap_vocabulary
 from ..checkpoints.tensor_names import LAYER, layer_stacks
 from .methods import method_info
-from .recipes import (MergeRecipe, MergeSource, check_recipe_form, first_value,
-                                           varies_with_depth)
+from .recipe_files import first_value, varies_with_depth
+from .recipes import MergeRecipe, MergeSource, check_recipe_form
 from ..zoo.zoo import NUMPY_DTYPES, TensorInfo
 
 # %% ../../nbs/06_merging/06_planner.ipynb #5a0d94da
@@ -110,7 +110,8 @@ def build(self:MergePlan)->dict[str,TensorTask]: # By name, in file order; empty
     wrong = check_recipe_form(r)
     self.problems += [p for p in wrong if p not in self.problems]
     if wrong: return self.tasks
-    found = {id(s): self.view(s.model) for s in r.sources}
+    bases = tuple(x.base for x in r.slices if x.base)
+    found = {id(s): self.view(s.model) for s in r.sources + bases}
     if self.lead is None or None in found.values(): return self.tasks
     self.view_of, self.info = found, method_info(r.method)
     self.align()
@@ -167,6 +168,7 @@ def task(self:MergePlan,
     rename:Callable, # Source → the tensor's name there
     depth:float, # 0 … 1
     method:str|None=None, # Instead of the recipe's
+    own_base:MergeSource|None=None, # The slice's base, where it has one
 )->TensorTask|None: # None when it cannot be made; the reason is in `problems`
     "The task of one tensor."
     r, lead = self.recipe, self.lead
@@ -182,15 +184,19 @@ def task(self:MergePlan,
         return _copied(name, home, lead)
     if home is not None and not is_float(home):
         return _copied(name, home, lead) if self.agree(name, views, parts, home) else None
-    base = lead.inputs.get(name) if r.base is not None and info.reads != "models" and not method else None
-    if not self.matches(name, views, parts, home): return None
+    based = info.reads != "models" and not method
+    base_view = self.view_of[id(own_base)] if own_base else lead
+    base = base_view.inputs.get(rename(own_base) if own_base else name) if based else None
+    if own_base is None and r.base is None: base = None
+    also = ([base_view], [base]) if base is not None else ([], [])
+    if not self.matches(name, views + also[0], parts + also[1], home): return None
     p = (self.numbers(name, sources, level, depth) if not method
          else dict(weight=np.ones(len(sources)), normalize=True))
     self.check_numbers(name, info, p)
     dtype = STORED.get(r.out_dtype or r.dtype) or (home.dtype if home.dtype in CODES else "F32")
     names = (tuple(v.name for v in views)
-             + ((lead.name,) if base is not None else ()))
-    keys = self.keys(name, sources) if "rescale" in info.parameters else ()
+             + ((base_view.name,) if base is not None else ()))
+    keys = self.keys(name, sources) if info.draws else ()
     return TensorTask(name, home.shape, dtype, tuple(parts), names, info.name, p, base, keys)
 
 # %% ../../nbs/06_merging/06_planner.ipynb #f0f48e6c
@@ -310,8 +316,19 @@ def align(self:MergePlan):
         self.problems += bad
         self.notes += notes
     if r.tokenizer is None and r.pad_to_multiple_of is None: return self.same_tokenizers(views)
-    try: remap_vocabulary(self.views.get(r.tokenizer) or r.tokenizer or "base", r.pad_to_multiple_of, views)
+    try: rows = {t: self.row(x) for t, x in r.tokens.items()}
+    except InputError as e: return self.problems.append(str(e))
+    source = self.views.get(r.tokenizer) or r.tokenizer or "base"
+    try: remap_vocabulary(source, r.pad_to_multiple_of, views, rows)
     except InputError as e: self.problems.append(str(e))
+
+@patch
+def row(self:MergePlan, said)->TokenRow: # As `MergeRecipe.tokens` has it
+    "Whose row a token has."
+    if said["model"] is None: return TokenRow(None, said["token"], said["force"])
+    view = self.view(said["model"])
+    if view is None: raise InputError(f"'{said['model']}', whose row a token should have, cannot be used.")
+    return TokenRow(view, said["token"], said["force"])
 
 @patch
 def ties(self:MergePlan, v, table, head)->bool: # By what is stored, before anything is derived from it
@@ -346,8 +363,8 @@ def sliced(self:MergePlan)->dict[str,TensorTask]:
                 a, _, b = LAYER.match(name).groups()
                 new = f"{a}{at + i}{b}"
                 def rename(s, a=a, b=b, i=i): return f"{a}{s.layers[0] + i}{b}"
-                out[new] = self.task(new, sl.sources,
-                                     sl.parameters, rename, i / max(n - 1, 1))
+                out[new] = self.task(new, sl.sources, sl.parameters, rename,
+                                     i / max(n - 1, 1), own_base=sl.base)
         at += n
     self.n_out = at
     return self.outer() | out
@@ -356,7 +373,8 @@ def sliced(self:MergePlan)->dict[str,TensorTask]:
 def check_spans(self:MergePlan, sl)->bool: # Can the layers be taken?
     "Whether the layer ranges of a slice exist and are equally long."
     bad = []
-    for s in sl.sources:
+    layered = sl.sources + ((sl.base,) if sl.base else ())
+    for s in layered:
         v = self.view_of[id(s)]
         n = max(layer_stacks(v.inputs).values(), default=0)
         most = f"at most [0, {n}]."
@@ -364,7 +382,7 @@ def check_spans(self:MergePlan, sl)->bool: # Can the layers be taken?
             bad.append(f"A slice of '{v.name}' has no layer_range. Give [first, end], {most}")
         elif not 0 <= s.layers[0] < s.layers[1] <= n:
             bad.append(f"layer_range {list(s.layers)} of '{v.name}' is outside its {n} layers. Give {most}")
-    lengths = {s.layers[1] - s.layers[0] for s in sl.sources if s.layers}
+    lengths = {s.layers[1] - s.layers[0] for s in layered if s.layers}
     if len(lengths) > 1:
         bad.append(f"A slice has layer ranges of different lengths {sorted(lengths)}. Make them equal.")
     self.problems += bad
@@ -379,8 +397,8 @@ def outer(self:MergePlan)->dict[str,TensorTask]:
     for name in self.lead.inputs:
         if LAYER.match(name): continue
         sl = r.slices[0 if name in embedding_names(self.lead)[:1] else -1]
-        out[name] = self.task(name, everyone or sl.sources,
-                              sl.parameters, lambda s: name, 0.0, r.outside)
+        out[name] = self.task(name, everyone or sl.sources, sl.parameters,
+                              lambda s: name, 0.0, r.outside, sl.base)
     return out
 
 # %% ../../nbs/06_merging/06_planner.ipynb #a032c95d

@@ -15,7 +15,8 @@ from ..benchmarking.scores import asked_through
 from ..benchmarking.suites import Suite, load_suite
 from ..core import InputError, Run, file_name, unknown
 from ..gluing.comparison import route_key
-from ..merging.recipes import MergeRecipe, coefficients, numbers_in
+from ..merging.recipe_files import numbers_in
+from ..merging.recipes import MergeRecipe, coefficients
 from ..reading import plain, read_json, read_text, read_yaml
 from .figures import model_colours
 from ..schemas import is_number

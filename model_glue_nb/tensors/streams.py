@@ -104,7 +104,6 @@ def to_host(
     "A block of bytes as numpy sees it."
     return block if isinstance(block, np.ndarray) else block.cpu().numpy()
 
-
 # %% ../../nbs/01_tensors/07_streams.ipynb #972af1a3
 HOLD = 2**24 # Most bytes of a tensor, over all inputs, that stay in memory between passes
 
@@ -143,7 +142,6 @@ class Stream:
                  or max(4 * BLOCK, self.kernels.CHUNK // len(self.inputs))) // row * row or row)
         return [(s, min(step, self.n - s))
                 for s in range(0, self.n, step)]
-
 
 # %% ../../nbs/01_tensors/07_streams.ipynb #0c55fe6f
 @patch
@@ -196,11 +194,11 @@ def total(self:Stream,
 @patch
 def stored(self:Stream,
     start:int, n:int, # As for `read`
-    of:Callable|None=None, # Makes other vectors of a block of shape (k, n)
+    of:Callable|None=None, # Makes other vectors of a block of shape (k, n) and its first position
 )->tuple: # (stored bytes, their codes, is row 0 a base?), as the loops take them
     "One chunk of what a reduction goes through; it will be read again."
     if of is None: return self.read(start, n, again=True), self.codes, self.has_base
-    x = of(self.vectors(start, n))
+    x = of(self.vectors(start, n), start)
     return self.kernels.as_bytes(x), np.full(len(x), CODES["F32"]), False
 
 @patch
@@ -235,7 +233,16 @@ def cuts(self:Stream,
     n_kept = [int(f * self.n + 1e-6) for f in fractions]
     if all(k in (0, self.n) for k in n_kept):
         return [EVERYTHING if k else NOTHING for k in n_kept]
-    rank = [min(max(k, 1), self.n) for k in n_kept]
+    out = self.ranked([min(max(k, 1), self.n) for k in n_kept], of)
+    return [NOTHING if k == 0 else EVERYTHING if k == self.n else c
+            for c, k in zip(out, n_kept)]
+
+@patch
+def ranked(self:Stream,
+    rank:list[int], # Per vector, a rank by magnitude; the largest has rank 1
+    of:Callable|None=None, # As for `stored`: the vectors whose magnitudes count
+)->list[tuple[int,int]]: # Per vector (magnitude bits, position); the bits of a zero are 0
+    "The entry of a rank, exactly; two passes."
     low = np.ones(len(rank), np.int64)
     high = np.full(len(rank), NOTHING[0])
     if self.device is not None or len(self.chunks()) > 1: # else no table is needed
@@ -244,10 +251,21 @@ def cuts(self:Stream,
         low = np.array(bins) << int(SHIFT)
         high = low + (1 << int(SHIFT)) - 1
         low = np.maximum(low, 1)
-    out = [cut_of(f, k)
-           for f, k in zip(self.collected(low, high, of), rank)]
-    return [NOTHING if k == 0 else EVERYTHING if k == self.n else c
-            for c, k in zip(out, n_kept)]
+    return [cut_of(f, k)
+            for f, k in zip(self.collected(low, high, of), rank)]
+
+@patch
+def quantiles(self:Stream,
+    fractions:tuple[float,...], # Each in [0, 1]
+    of:Callable, # (vectors of shape (k, n), first position) → float32 of shape (n,)
+)->list[float]:
+    "The magnitudes that fractions of one vector do not exceed, of two neighbors the lower; two passes."
+    last = self.n - 1
+    ranks = [self.n - int(f * last) for f in fractions]
+    stack = self.kernels.xp.stack
+    def repeated(x, start): return stack([of(x, start)] * len(ranks))
+    bits = [b for b, _ in self.ranked(ranks, repeated)]
+    return np.uint32(bits).view(np.float32).tolist()
 
 @patch
 def collected(self:Stream,
@@ -337,7 +355,6 @@ def elementwise(self:Stream,
         self.kernels.narrow(y, code, out)
     return Kernel(run, whole_rows)
 
-
 # %% ../../nbs/01_tensors/07_streams.ipynb #ec9df3e7
 @patch
 def consensus(self:Stream,
@@ -392,7 +409,6 @@ def make(self:Stream,
         kernel.run(start, n, out, code)
         put(out, start)
     for _ in self.each(one, self.chunks(kernel.whole_rows, kernel.most)): pass
-
 
 # %% ../../nbs/01_tensors/07_streams.ipynb #3d40bc9c
 def n_workers()->int: # Threads worth starting

@@ -138,11 +138,17 @@ def save_tokenizer(
 ):
     "Write the tokenizer of the result, where it is not the leading model's own."
     vocabulary = view.vocabulary
-    if not vocabulary or vocabulary.source == "base": return
-    if vocabulary.source != "union": return copy_tokenizer(vocabulary.source.model.path, out)
-    if vocabulary.tokens == _view_tokens(vocabulary.views[0]): return # the leading model knows all of them
-    folders = dict.fromkeys(v.model.path for v in (*vocabulary.views, *leaves))
-    joined = join_tokenizers(vocabulary.tokens, [read_parts(f) for f in folders])
+    if not vocabulary: return
+    folders = [vocabulary.views[0].model.path]
+    if vocabulary.source not in ("base", "union"):
+        folders = [vocabulary.source.model.path]
+        copy_tokenizer(folders[0], out)
+    if vocabulary.source == "union":
+        if vocabulary.tokens == _view_tokens(vocabulary.views[0]): return # it knows all of them
+        folders = dict.fromkeys(v.model.path for v in (*vocabulary.views, *leaves))
+    elif not vocabulary.added: return
+    more = dict(model=dict(merges=[]), added_tokens=[dict(content=t) for t in vocabulary.added])
+    joined = join_tokenizers(vocabulary.tokens, [*map(read_parts, folders), more])
     settings = read_json(out/"tokenizer_config.json") if (out/"tokenizer_config.json").exists() else {}
     for f in tokenizer_files(out): # of the slow tokenizer, and ids that are out of date
         speaks = f.suffix == ".jinja" or f.name.startswith(("chat_template", "special_tokens_map"))
