@@ -574,7 +574,7 @@ MUTANTS = {
         ("for i in todo: wanted[i] = min(2 * wanted[i], most[i])", "todo = []"),
         ("return dict(n_bytes=wanted - fixed)", "return dict(n_bytes=wanted)"),
         ("_STRANGER = .5 #", "_STRANGER = 5. #"),
-        ("if not embeddings:", "if False:"),
+        ("is_out = part.is_end and not (embeddings and not linear)", "is_out = False"),
         ("rank_pattern=ranks, alpha_pattern=ranks", "rank_pattern=ranks, alpha_pattern={}"),
     ]),
     "mixing.per_sample": (["nbs/08_mixing/02_per_sample.ipynb", "tests/test_per_sample.py"], [
@@ -609,7 +609,7 @@ MUTANTS = {
         ("while name == server.name or name in server.adapters", "while name in server.adapters"),
         ("servers.get(path) or Server(path,", "Server(path,"),
         ("if len({*_scales(config)}) > 1:", "if False:"),
-        ("return max([config[\"r\"], *", "return min([config[\"r\"], *"),
+        ("return max(config[\"r\"], *ranks.values(), 0)", "return config[\"r\"]"),
     ]),
     "reporting.frontier_explorer": (["nbs/10_reporting/14_frontier_explorer.ipynb"], [
         ("scores = scores[scores.budget == row[\"budget\"]]", "pass"),
