@@ -276,6 +276,11 @@ MUTANTS = {
         ("lacking = [m for m in _saved_whole(config) if not any(s.endswith(f\".{m}\") for s in stems)]", "lacking = []"),
         ("if config.get(\"bias\", \"none\") not in (\"none\", \"all\", \"lora_only\"): odd.append(\"bias\")", "pass"),
     ]),
+    "zoo.places": (["nbs/03_zoo/14_places.ipynb", "tests/test_live.py"], [
+        ("at = at + shapes[n][0]", "at = at"),
+        ("if stacked: at += rows", "pass"),
+        ("if place not in state: continue", "if False: continue"),
+    ]),
     "merging.live": (["nbs/06_merging/10_live.ipynb", "tests/test_comparisons.py", "tests/test_live.py"], [
         ("at = start * parameter.itemsize", "at = start"),
         ("return (len(tied) > 1 and bool(", "return (bool("),
@@ -283,8 +288,6 @@ MUTANTS = {
         ("if apart and len(hit) > 1:", "if len(hit) > 2:"),
         ("if not hit and not set(same) <= buffers:", "if False:"),
         ("if tuple(p.shape) != tuple(task.shape): raise self.other_shape(task.name, p.shape, task.shape)", "pass"),
-        ("at = at + shapes[n][0]", "at = at"),
-        ("if stacked: at += rows", "pass"),
         ("for pattern, n in self.members: step.add_tensor", "for pattern, n in self.members[::-1]: step.add_tensor"),
     ]),
     "benchmarking.intervals": (["nbs/04_benchmarking/01_intervals.ipynb", "tests/test_weights.py"], [

@@ -17,10 +17,12 @@ from ..core import InputError, digest, refuse
 from .members import (find_model, is_buffer, is_float, quantised_problems,
                                            same_bytes, says_tied, told_apart, unset_alike, view_of)
 from ..tensors.dtypes import CODES
+from ..zoo.inner_products import prompts_of, read_prompts
+from ..zoo.layer_inputs import LayerInputs, Reading
 from ..zoo.sources import View, embedding_names, remap_vocabulary
 from ..checkpoints.tensor_names import LAYER, layer_stacks
 from .methods import method_info
-from .recipes import (MergeRecipe, MergeSource, check_recipe_form, first_value,
+from .recipes import (MergeRecipe, MergeSource, check_recipe_form, coefficients, first_value,
                                            varies_with_depth)
 from ..zoo.zoo import NUMPY_DTYPES, TensorInfo
 
@@ -37,6 +39,7 @@ class TensorTask:
     parameters: dict = field(default_factory=dict) # Numbers for this tensor; arrays for per-model ones
     base: object = None # The base's input, when the method sees task vectors
     keys: tuple[int, ...] = () # Random key per model
+    reads: Callable|None = None # `Reading`, when the method is told what the layers read
 
     @property
     def n_values(self)->int: return math.prod(self.shape)
@@ -118,7 +121,7 @@ def build(self:MergePlan)->dict[str,TensorTask]: # By name, in file order; empty
     def whole(n):
         return self.task(n, r.models, {}, lambda s: n, self.depth(n))
     out = self.sliced() if r.slices else {n: whole(n) for n in self.lead.inputs}
-    self.tasks = {n: task for n, task in out.items() if task is not None}
+    self.tasks |= {n: task for n, task in out.items() if task is not None} # the same dictionary: readings know it
     return self.tasks
 
 # %% ../../nbs/06_merging/06_planner.ipynb #6e7a727d
@@ -191,7 +194,8 @@ def task(self:MergePlan,
     names = (tuple(v.name for v in views)
              + ((lead.name,) if base is not None else ()))
     keys = self.keys(name, sources) if "rescale" in info.parameters else ()
-    return TensorTask(name, home.shape, dtype, tuple(parts), names, info.name, p, base, keys)
+    reads = self.reading(name, sources, rename) if info.inputs else None
+    return TensorTask(name, home.shape, dtype, tuple(parts), names, info.name, p, base, keys, reads)
 
 # %% ../../nbs/06_merging/06_planner.ipynb #f0f48e6c
 def _stored_of(x): # `TensorInfo` or `Derived`
@@ -218,6 +222,29 @@ def agree(self:MergePlan, name, views, parts, home)->bool:
         self.problems.append(f"'{name}' holds whole numbers ({home.dtype}) that differ between '{self.lead.name}' "
                              f"and '{bad[0]}'. If they are weights, give the unquantized checkpoints.")
     return not bad
+
+# %% ../../nbs/06_merging/06_planner.ipynb #075b5612
+@patch
+def reading(self:MergePlan, name, sources, rename)->Reading: # As for `task`
+    "Whom to ask what a tensor reads; a nested recipe reads what its models read."
+    r = self.recipe
+    if not hasattr(self, "_inputs"):
+        self._inputs = LayerInputs(self.info.inputs, self.lead, self.leaves, self.tasks, r.prompts, r.seed)
+    parts = tuple((rename(s), coefficients(s.model)) for s in sources)
+    return Reading(self._inputs, name, parts)
+
+@patch
+def check_reading(self:MergePlan):
+    "What a merge behind merged layers cannot follow."
+    r = self.recipe
+    nested = any(isinstance(s.model, MergeRecipe) for s in r.sources)
+    if self.info.inputs == "merged" and (nested or r.slices or r.tokenizer or r.pad_to_multiple_of):
+        self.problems.append(f"{r.method} merges whole models of one vocabulary. Use regmean for nested merges, "
+                             "slices or another tokenizer.")
+    for name in self.leaves if self.info.needs_prompts else ():
+        if name == r.base and all(s.model != name for s in r.sources): continue
+        try: read_prompts(prompts_of(r.prompts, name))
+        except InputError as e: self.problems.append(str(e))
 
 # %% ../../nbs/06_merging/06_planner.ipynb #bb161e90
 @patch
@@ -248,6 +275,7 @@ def check_layout(self:MergePlan):
         self.notes.append(f"The embeddings of '{lead.name}' are not recognized by name, so tokenizer and "
                           "pad_to_multiple_of are not available.")
     if not r.slices: self.check_extra()
+    if self.info.inputs: self.check_reading()
 
 @patch
 def check_extra(self:MergePlan):
@@ -417,6 +445,13 @@ def unties(self:MergePlan)->bool:
     return bool(self.apart & set(self.tasks)) and says_tied(self.lead.model) is not False
 
 # %% ../../nbs/06_merging/06_planner.ipynb #540387e4
+def _with_texts(d:dict)->dict: # Of a recipe
+    "A recipe with the texts themselves in place of the files that hold them; without a word where it has none."
+    texts, rest = d["prompts"], {k: v for k, v in d.items() if k != "prompts"}
+    if texts is None: return rest
+    if not isinstance(texts, dict): return rest | dict(prompts=read_prompts(texts))
+    return rest | dict(prompts=sorted((of_model, read_prompts(t)) for of_model, t in texts.items()))
+
 def recipe_fingerprint(
     recipe:MergeRecipe, # Any recipe
     of:Callable, # Name of a model → fingerprint of its content
@@ -425,6 +460,7 @@ def recipe_fingerprint(
     def content(x):
         if isinstance(x, list | tuple): return [content(y) for y in x]
         if not isinstance(x, dict): return x
+        x = _with_texts(x) if "prompts" in x else x
         return {k: of(v) if k in ("model", "base") and isinstance(v, str) else content(v)
                 for k, v in x.items()}
     return digest("merge", content(recipe.to_dict()))

@@ -61,6 +61,7 @@ class MergeRecipe:
     chat_template: str|None = None # "auto" or Jinja text; None keeps the base's
     pad_to_multiple_of: int|None = None # Vocabulary rows are padded to a multiple of this
     seed: int = 0 # Of methods that drop entries at random
+    prompts: object = None # Texts for methods that need them: a list, a file, "random", or {model: one of these}
 
     def __post_init__(self): # where mergekit means something else by silence, our values go without saying
         own = _own_defaults(self.method)
@@ -172,7 +173,7 @@ _PART, _LESS = (("(0, 1]", lambda v: 0 < v <= 1),
 _UNIT, _ITERATIONS = (("[0, 1]", lambda v: 0 <= v <= 1),
                       ("[1, 10000], whole", lambda v: v in range(1, 10_001)))
 _RANGES = dict(density=_PART, select_topk=_PART, gamma=_LESS,
-               epsilon=_LESS, max_iter=_ITERATIONS, tol=_UNIT, common=_UNIT)
+               epsilon=_LESS, max_iter=_ITERATIONS, tol=_UNIT, common=_UNIT, alpha=_UNIT)
 
 def check_value(
     method:str, # Name of the method
@@ -259,6 +260,9 @@ def check_recipe_form(
     if isinstance(r.chat_template, str) and r.chat_template != "auto" and "{" not in r.chat_template:
         out.append(f"chat_template is '{short(r.chat_template)}', expected auto or the text of a Jinja template. "
                    "Templates by name are not known here.")
+    if info.needs_prompts and not r.prompts:
+        out.append(f"{r.method} looks at what the layers read on some texts. Give prompts: a list of texts, "
+                   "a file, random, or a mapping from each model to one of these.")
     return out + _check_parameters(r)
 
 def _check_weights(r, info, sources): # Do constant weights that are divided by their sum sum to zero?
@@ -315,7 +319,7 @@ def _recipe_from_mapping(
     t = t if isinstance(t, dict) else dict(source=t)
     p = _defaults(method, _parameters(given.get("parameters")))
     slices = tuple(a_slice(x) for x in given.get("slices") or [])
-    rest = {k: given.get(k) for k in ("outside", "dtype", "out_dtype", "chat_template")}
+    rest = {k: given.get(k) for k in ("outside", "dtype", "out_dtype", "chat_template", "prompts")}
     return MergeRecipe(method, sources(given.get("models")), base,
                        p, slices, seed=given.get("seed") or 0,
                        tokenizer=t.get("source"), pad_to_multiple_of=t.get("pad_to_multiple_of"), **rest)
@@ -362,7 +366,7 @@ def _recipe_to_mapping(
     d = dict(merge_method=r.method, models=[_plain(s) for s in r.models],
              slices=[part(x) for x in r.slices])
     d |= dict(base_model=r.base, parameters=p, dtype=r.dtype, out_dtype=r.out_dtype)
-    d |= dict(chat_template=r.chat_template, outside=r.outside, seed=r.seed)
+    d |= dict(chat_template=r.chat_template, outside=r.outside, seed=r.seed, prompts=r.prompts)
     t = {k: v
          for k, v in dict(source=r.tokenizer, pad_to_multiple_of=r.pad_to_multiple_of).items() if v}
     if t: t = dict(source=None) | t # without it mergekit would make a union

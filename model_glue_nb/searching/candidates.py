@@ -277,6 +277,20 @@ def vocabulary(self:CandidateScorer,
     strangers = {m.name for m in others if m not in same} # these are reported by `problems`
     return replace(choice, members=tuple(m for m in members if m in choice.members or m in strangers))
 
+_TEXTS = 24 # Per task
+
+@patch
+def prompts(self:CandidateScorer,
+    members:list[str], # Of one cluster
+)->dict[str,list[str]]: # As in a recipe
+    "For each member, questions with answers that it gives rightly: the nearest to what it was trained on."
+    def text(q): return f"{q.prompt} {q.answer}" if isinstance(getattr(q, "answer", None), str) else q.prompt
+    def texts(items, least):
+        return [text(q) for t in self.suite.tasks
+                for q in [q for q, x in zip(t.questions, items[t.name]) if x >= least][:_TEXTS]]
+    own = {m: self.items(m) for m in members}
+    return {m: texts(items, .5) or texts(items, -np.inf) for m, items in own.items()}
+
 @patch
 def identity(self:CandidateScorer)->dict: # What JSON can hold
     "What the results of a search depend on: the zoo's content and the questions."
