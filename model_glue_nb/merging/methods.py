@@ -41,7 +41,7 @@ def _exactly(
     return mark
 
 def reads_inputs(
-    kind:str, # As in `READINGS`
+    kind:str, # "side", "own" or "merged", as in `LayerInputs`
 )->Callable: # Decorator
     "Declare that a method is told what the layers read, as its parameter `inputs`."
     def mark(f):
@@ -60,7 +60,7 @@ class MethodInfo:
     parameters: dict # Name → default, `weights` aside
     per_model: tuple[str, ...] # Parameters that may differ between models
     summary: str # Its docstring
-    inputs: str = "" # What it is told of the layers' inputs, as in `READINGS`; "": nothing
+    inputs: str = "" # What it is told of the layers' inputs, as in `LayerInputs`; "": nothing
 
     @property
     def needs_base(self)->bool: return self.reads == "deltas"

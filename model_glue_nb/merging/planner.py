@@ -14,16 +14,17 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import InputError, digest, refuse
-from .members import (find_model, is_buffer, is_float, quantised_problems,
-                                           same_bytes, says_tied, told_apart, unset_alike, view_of)
+from .members import (find_model, is_buffer, is_float, prompts_problems,
+                                           quantised_problems, same_bytes, says_tied, told_apart,
+                                           unset_alike, view_of)
 from ..tensors.dtypes import CODES
-from ..zoo.inner_products import prompts_of, read_prompts
+from ..zoo.inner_products import with_texts
 from ..zoo.layer_inputs import LayerInputs, Reading
 from ..zoo.sources import View, embedding_names, remap_vocabulary
 from ..checkpoints.tensor_names import LAYER, layer_stacks
 from .methods import method_info
-from .recipes import (MergeRecipe, MergeSource, check_recipe_form, coefficients, first_value,
-                                           varies_with_depth)
+from .recipes import (MergeRecipe, MergeSource, check_recipe_form,
+                                           coefficients, first_value, varies_with_depth)
 from ..zoo.zoo import NUMPY_DTYPES, TensorInfo
 
 # %% ../../nbs/06_merging/06_planner.ipynb #5a0d94da
@@ -121,7 +122,7 @@ def build(self:MergePlan)->dict[str,TensorTask]: # By name, in file order; empty
     def whole(n):
         return self.task(n, r.models, {}, lambda s: n, self.depth(n))
     out = self.sliced() if r.slices else {n: whole(n) for n in self.lead.inputs}
-    self.tasks |= {n: task for n, task in out.items() if task is not None} # the same dictionary: readings know it
+    self.tasks |= {n: task for n, task in out.items() if task is not None} # not another: readings hold it
     return self.tasks
 
 # %% ../../nbs/06_merging/06_planner.ipynb #6e7a727d
@@ -230,21 +231,8 @@ def reading(self:MergePlan, name, sources, rename)->Reading: # As for `task`
     r = self.recipe
     if not hasattr(self, "_inputs"):
         self._inputs = LayerInputs(self.info.inputs, self.lead, self.leaves, self.tasks, r.prompts, r.seed)
-    parts = tuple((rename(s), coefficients(s.model)) for s in sources)
-    return Reading(self._inputs, name, parts)
-
-@patch
-def check_reading(self:MergePlan):
-    "What a merge behind merged layers cannot follow."
-    r = self.recipe
-    nested = any(isinstance(s.model, MergeRecipe) for s in r.sources)
-    if self.info.inputs == "merged" and (nested or r.slices or r.tokenizer or r.pad_to_multiple_of):
-        self.problems.append(f"{r.method} merges whole models of one vocabulary. Use regmean for nested merges, "
-                             "slices or another tokenizer.")
-    for name in self.leaves if self.info.needs_prompts else ():
-        if name == r.base and all(s.model != name for s in r.sources): continue
-        try: read_prompts(prompts_of(r.prompts, name))
-        except InputError as e: self.problems.append(str(e))
+    parts = [(rename(s), coefficients(s.model)) for s in sources]
+    return Reading(self._inputs, name, tuple(parts))
 
 # %% ../../nbs/06_merging/06_planner.ipynb #bb161e90
 @patch
@@ -275,7 +263,7 @@ def check_layout(self:MergePlan):
         self.notes.append(f"The embeddings of '{lead.name}' are not recognized by name, so tokenizer and "
                           "pad_to_multiple_of are not available.")
     if not r.slices: self.check_extra()
-    if self.info.inputs: self.check_reading()
+    self.problems += prompts_problems(r, self.info, self.leaves)
 
 @patch
 def check_extra(self:MergePlan):
@@ -445,13 +433,6 @@ def unties(self:MergePlan)->bool:
     return bool(self.apart & set(self.tasks)) and says_tied(self.lead.model) is not False
 
 # %% ../../nbs/06_merging/06_planner.ipynb #540387e4
-def _with_texts(d:dict)->dict: # Of a recipe
-    "A recipe with the texts themselves in place of the files that hold them; without a word where it has none."
-    texts, rest = d["prompts"], {k: v for k, v in d.items() if k != "prompts"}
-    if texts is None: return rest
-    if not isinstance(texts, dict): return rest | dict(prompts=read_prompts(texts))
-    return rest | dict(prompts=sorted((of_model, read_prompts(t)) for of_model, t in texts.items()))
-
 def recipe_fingerprint(
     recipe:MergeRecipe, # Any recipe
     of:Callable, # Name of a model → fingerprint of its content
@@ -460,7 +441,7 @@ def recipe_fingerprint(
     def content(x):
         if isinstance(x, list | tuple): return [content(y) for y in x]
         if not isinstance(x, dict): return x
-        x = _with_texts(x) if "prompts" in x else x
+        x = with_texts(x)
         return {k: of(v) if k in ("model", "base") and isinstance(v, str) else content(v)
                 for k, v in x.items()}
     return digest("merge", content(recipe.to_dict()))

@@ -61,7 +61,7 @@ class MergeRecipe:
     chat_template: str|None = None # "auto" or Jinja text; None keeps the base's
     pad_to_multiple_of: int|None = None # Vocabulary rows are padded to a multiple of this
     seed: int = 0 # Of methods that drop entries at random
-    prompts: object = None # Texts for methods that need them: a list, a file, "random", or {model: one of these}
+    prompts: object = None # Texts that layers read: a list, a file, "random", or {model: one of these}
 
     def __post_init__(self): # where mergekit means something else by silence, our values go without saying
         own = _own_defaults(self.method)

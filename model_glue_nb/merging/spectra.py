@@ -116,9 +116,11 @@ def _regression(
     mean = np.tensordot(w / w.sum(), x, 1)
     total = sum(a * g for a, g in zip(w, grams))
     if not np.any(total): return mean
-    pull = sum(a * (m - mean) @ g for a, m, g in zip(w, x, grams) if np.any(g))
+    known = [i for i, g in enumerate(grams) if np.any(g)]
+    pull = sum(w[i] * (x[i] - mean) @ grams[i] for i in known)
     ridge = _SINGULAR * np.trace(total) / len(total)
-    return mean + np.linalg.solve(total + ridge * np.eye(len(total)), pull.T).T
+    total = total + ridge * np.eye(len(total))
+    return mean + np.linalg.solve(total, pull.T).T
 
 def _by_inputs(
     arrays:list[np.ndarray], # Of one tensor
@@ -131,10 +133,11 @@ def _by_inputs(
     w = [float(weights[i]) for i in used]
     if not used: return np.zeros_like(arrays[0])
     parts = [arrays[i] for i in used]
-    if inputs is None or parts[0].ndim < 2: return sum(a * p for a, p in zip(w, parts)) / sum(w)
+    if inputs is None or parts[0].ndim < 2:
+        return sum(a * p for a, p in zip(w, parts)) / sum(w)
     turned = inputs.axis == -2
-    def flat(p): return p.reshape(-1, *p.shape[-2:])
-    stacks = [flat(p).swapaxes(1, 2) if turned else flat(p) for p in parts]
+    stacks = [p.reshape(-1, *p.shape[-2:]) for p in parts]
+    if turned: stacks = [p.swapaxes(1, 2) for p in stacks]
     known = [inputs.grams[i] for i in used]
     out = []
     for k, matrices in enumerate(zip(*stacks)):
@@ -157,7 +160,7 @@ def _shrunk(alpha):
 def regmean(
     models:list, # The models, whole
     weights:PerModel=1.0, # One per model; 0 leaves it out
-    inputs=None, # What each model's layers read, as `Reads`
+    inputs:object=None, # What each model's layers read, as `Reads`
     alpha:float=0.9, # Multiplies inner products of different inputs, 0 … 1
 )->np.ndarray:
     "The outputs nearest to each model's on its own inputs (Jin et al. 2023, arXiv 2212.09849)."
@@ -168,7 +171,7 @@ def regmean(
 def regmean_plus(
     models:list, # The models, whole
     weights:PerModel=1.0, # One per model; 0 leaves it out
-    inputs=None, # What each model's layers read behind the merged ones, as `Reads`
+    inputs:object=None, # What each model's layers read behind the merged ones, as `Reads`
     alpha:float=0.9, # As for `regmean`
 )->np.ndarray:
     "RegMean on the inputs that come out of the layers merged so far (Nguyen et al. 2025, arXiv 2508.03121)."
@@ -180,7 +183,7 @@ def regmean_plus(
 def data_free_covariance(
     deltas:list, # Task vectors, whole
     weights:PerModel=1.0, # One per task vector; 0 leaves it out
-    inputs=None, # Along which axis the layer reads, as `Reads`
+    inputs:object=None, # Along which axis the layer reads, as `Reads`
     alpha:float=0.9, # As for `regmean`
     normalize:bool=True, # Divide each model's δᵀδ by its trace?
     scale:float=1.0, # λ, multiplies the merged task vector

@@ -284,12 +284,19 @@ def prompts(self:CandidateScorer,
     members:list[str], # Of one cluster
 )->dict[str,list[str]]: # As in a recipe
     "For each member, questions with answers that it gives rightly: the nearest to what it was trained on."
-    def text(q): return f"{q.prompt} {q.answer}" if isinstance(getattr(q, "answer", None), str) else q.prompt
     def texts(items, least):
-        return [text(q) for t in self.suite.tasks
-                for q in [q for q, x in zip(t.questions, items[t.name]) if x >= least][:_TEXTS]]
+        out = []
+        for t in self.suite.tasks:
+            asked = zip(t.questions, items[t.name])
+            out += [_with_answer(q) for q, x in asked if x >= least][:_TEXTS]
+        return out
     own = {m: self.items(m) for m in members}
-    return {m: texts(items, .5) or texts(items, -np.inf) for m, items in own.items()}
+    return {m: texts(x, .5) or texts(x, -np.inf) for m, x in own.items()}
+
+def _with_answer(q)->str: # Where it has one
+    "A question's prompt with its answer."
+    answer = getattr(q, "answer", None)
+    return f"{q.prompt} {answer}" if isinstance(answer, str) else q.prompt
 
 @patch
 def identity(self:CandidateScorer)->dict: # What JSON can hold

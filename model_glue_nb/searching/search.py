@@ -402,7 +402,8 @@ def search(
     "The best merge of a cluster that a strategy finds within a budget."
     def tell(method, trial): on_trial(trial)
     asked = dict(budget=budget, base=base, on_trial=tell)
-    how = dict(seed=seed, options=options, run=run, executor=executor, tokenizer=tokenizer, prompts=prompts)
+    how = dict(seed=seed, options=options, run=run, executor=executor,
+               tokenizer=tokenizer, prompts=prompts)
     return search_each(members, score, [method], strategy, **asked, **how)[method]
 
 def _texts_for(score, members): # As in a recipe
