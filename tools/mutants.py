@@ -463,7 +463,7 @@ MUTANTS = {
         ("groups = [float(v[i * (len(v) - 1) // len(layers)]) for i in range(len(layers))]", "groups = [float(v[i % (len(v) - 1)]) for i in range(len(layers))]"),
         ("[dict(filter=\"*\", value=float(v[-1]))]", "[dict(filter=\"*\", value=float(v[0]))]"),
         ("out[s.model] = out.get(s.model, 0) + w * s.weight", "out[s.model] = out.get(s.model, 0) + w"),
-        ("out = _multiplied_out(parts, w / w.sum(0)); parts", "out = _multiplied_out(parts, w); parts"),
+        ("out = _multiplied_out(parts, w / w.sum(0), problem.method); parts", "out = _multiplied_out(parts, w, problem.method); parts"),
         ("t = x / np.maximum(so_far + x, 1e-12); so_far = so_far + x", "t = so_far / np.maximum(so_far + x, 1e-12); so_far = so_far + x"),
         ("t = x / np.maximum(so_far + x, 1e-12); so_far = so_far + x", "t = x / np.maximum(so_far + x, 1e-12); so_far = x"),
         ("numbers = [_by_layer(v, problem.layers) for v in (1 - t, t)]", "numbers = [_by_layer(v, problem.layers) for v in (t, 1 - t)]"),
