@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_glue_nb.core import InputError
-from model_glue_nb.merging.live import Conversion, LiveSink, fill, merge_into, runs
+from model_glue_nb.merging.live import Conversion, LiveSink, fill, merge_into
+from model_glue_nb.zoo.places import runs
 from model_glue_nb.merging.merge import merge
 from model_glue_nb.merging.recipes import recipe
 from model_glue_nb.zoo.zoo import open_model, tiny_zoo

@@ -30,6 +30,7 @@ from ..gluing.comparison import size
 from ..gluing.recipe import GlueRecipe, Work, describe_run, open_work, other_zoo
 from ..gluing.steps import find_clusters, merged_model, score_members
 from ..merging.merge import merge
+from ..merging.methods import method_info
 from ..merging.recipes import recipe
 from ..mixing.learners import router_settings, routers
 from ..mixing.mixture import mix
@@ -97,10 +98,13 @@ def _compared(
 
 def _uniform(
     cell:Cell, # Members and method
+    scorer:MeteredScorer, # Has texts for methods that need some
 )->Candidate:
     "All members with equal weights, by the cell's method."
     n = len(cell.members)
-    problem = Problem(cell.members, {}, cell.method, cell.base)
+    needed = method_info(cell.method).needs_prompts
+    texts = scorer.prompts(cell.members) if needed else None
+    problem = Problem(cell.members, {}, cell.method, cell.base, prompts=texts)
     return weigh(problem, list(cell.members), np.full(n, 1 / n))
 
 def _searched(
@@ -122,14 +126,14 @@ def _merge_row(
     rivals = dict(gain=b.on_report.items(single))
     if cell.strategy == "single": winner = single
     elif cell.strategy == "uniform":
-        winner = _uniform(cell)
+        winner = _uniform(cell, b.scorer)
         b.scorer.items(winner)
         costs = [b.scorer.cost(winner)]
     else:
         result = _searched(b, cell)
         winner, trials = result.winner, result.trials
         costs = [b.scorer.cost(t.candidate, t.share) for t in trials]
-        rivals["over_uniform"] = b.on_report.items(_uniform(cell))
+        rivals["over_uniform"] = b.on_report.items(_uniform(cell, b.scorer))
     parts = [m for m in dict.fromkeys(leaves(winner)) if m != cell.base]
     all_q = b.work.search.n_questions
     name = winner if isinstance(winner, str) else label(winner)
@@ -251,7 +255,7 @@ def _control_row(
 )->dict:
     "What a control gains in the figure where a claim says that its row gains."
     if cell.benchmark == "mixture": return mix_row(b, cell)
-    start = best_member(cell.members, b.scorer) if cell.figure == "gain" else _uniform(cell)
+    start = best_member(cell.members, b.scorer) if cell.figure == "gain" else _uniform(cell, b.scorer)
     return _compared(_control_answers(b, cell, start), {cell.figure: b.on_report.items(start)})
 
 def _control_cells(

@@ -21,6 +21,7 @@ from ..core import InputError, Progress, Run, machine_store, refuse, silent, unk
 from ..mergeability.clusters import Cluster, cluster_by_similarity, divide, linkages
 from ..mergeability.similarity import METRICS, ROLES, Comparison, compare_zoo
 from ..merging.methods import merge_methods
+from ..merging.recipe_files import PROMPT_FORM
 from ..mixing.learners import router_settings, routers
 from ..mixing.spec import MixtureSpec, check_mixture_spec, find_parts
 from ..reading import read_yaml
@@ -70,7 +71,7 @@ CLUSTER_KEYS = mapping(dict(threshold=number(-1, 1), linkage=name,
 _PARTS = dict(clusters=CLUSTER_KEYS,
               merge=mapping(dict(methods=listed(name), strategy=name,
                                  budget=either(number(), name), options=maybe(mapping()),
-                                 executor=name, tokenizer=maybe(path))),
+                                 executor=name, tokenizer=maybe(path), prompts=maybe(PROMPT_FORM))),
               mixture=mapping(
                   dict(level=name, router=_ROUTER, dense_layers=integer(0, 10**6),
                        base=maybe(path), top_k=integer(1, 10**6),

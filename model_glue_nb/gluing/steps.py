@@ -185,7 +185,7 @@ def glue_cluster(
         total = merge_settings["budget"] if isinstance(merge_settings["budget"], int) else None
         work.progress(t.number + 1, total, f"{cluster.name}: {method}, best {t.best:.3f}")
         rows[method].append(trial_row(cluster.name, method, merge_settings["strategy"], t, rows[method]))
-    how = dict(budget=merge_settings["budget"], base=cluster.base,
+    how = dict(budget=merge_settings["budget"], base=cluster.base, prompts=merge_settings.get("prompts"),
                on_trial=on_trial, options=merge_settings.get("options"))
     results = search_each(cluster.members, scorer, methods, merge_settings["strategy"],
                           **how, seed=work.recipe.seed, run=work.run,

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 
@@ -60,7 +61,21 @@ def run_task(
     def opened(x): return None if x is None else open_input(x, files, allow_nan, device)
     base, *inputs = map(opened, (task.base, *task.inputs))
     stream = Stream(inputs, task.shape, base, task.keys, each, None if allow_nan else bad, device)
-    stream.make(run_method(task.method, stream, task.parameters), CODES[dtype], put)
+    how = task.parameters
+    if task.reads is not None:
+        how = how | dict(inputs=task.reads(lambda x, reads: _made_with(x, reads, files, allow_nan)))
+    stream.make(run_method(task.method, stream, how), CODES[dtype], put)
+
+def _made_with(
+    task:TensorTask, # Of a method that is told what the layers read
+    reads, # What it is told, `Reads` or None
+    files:Files, # Open files
+    allow_nan:bool, # Let NaN and infinite values pass?
+)->np.ndarray: # float32, of the tensor's shape
+    "A merged tensor, while what the others read is still unknown."
+    told = replace(task, reads=None, parameters=task.parameters | dict(inputs=reads))
+    blocks = open_input(told, files, allow_nan, "cpu")
+    return blocks.bytes.view(np.float32).reshape(task.shape)
 
 # %% ../../nbs/06_merging/08_engine.ipynb #7a5fee2d
 def in_groups(

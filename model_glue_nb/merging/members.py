@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['is_float', 'is_buffer', 'same_bytes', 'unset_alike', 'quantised_problems', 'has_float8', 'says_tied', 'told_apart',
-           'find_model', 'view_of']
+           'find_model', 'view_of', 'prompts_problems']
 
 # %% ../../nbs/06_merging/05_members.ipynb #9b01b9de
 import os, re
@@ -15,11 +15,14 @@ import numpy as np
 
 from ..checkpoints.weights import read_bytes_of
 from ..errors import InputError, unknown
+from .methods import MethodInfo
+from .recipes import MergeRecipe
 from ..reading import open_regular
 from ..tensors.dtypes import CODES, widen
 from ..tensors.float8 import FLOAT8, TABLES, Float8Blocks, block_sizes
 from ..tensors.streams import CUT_SHORT
 from ..zoo.compatibility import meanings_between
+from ..zoo.inner_products import prompts_of, read_prompts
 from ..zoo.sources import Derived, View, adapted, read_floats
 from ..zoo.zoo import TensorInfo, Zoo, ZooModel, is_hub_id, local_folder, open_model
 
@@ -211,3 +214,22 @@ def view_of(
 )->View:
     "A member as a merge sees it."
     return m if isinstance(m, View) else View(m.name, m, _readable(m))
+
+# %% ../../nbs/06_merging/05_members.ipynb #d9af2b76
+def prompts_problems(
+    r:MergeRecipe, # Of a method that may look at what layers read
+    info:MethodInfo, # The method
+    names, # Models that take part
+)->list[str]:
+    "Texts that are missing, and merges that cannot be followed layer by layer."
+    nested = any(isinstance(s.model, MergeRecipe) for s in r.sources)
+    other = r.slices or r.tokenizer or r.pad_to_multiple_of
+    if info.inputs == "merged" and (nested or other):
+        return [f"{r.method} merges whole models of one vocabulary. Use regmean for nested merges, "
+                "slices or another tokenizer."]
+    out = []
+    for name in names if info.needs_prompts else ():
+        if name == r.base and all(s.model != name for s in r.sources): continue
+        try: read_prompts(prompts_of(r.prompts, name))
+        except InputError as e: out.append(str(e))
+    return out

@@ -14,14 +14,17 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import InputError, digest, refuse
-from .members import (find_model, is_buffer, is_float, quantised_problems,
-                                           same_bytes, says_tied, told_apart, unset_alike, view_of)
+from .members import (find_model, is_buffer, is_float, prompts_problems,
+                                           quantised_problems, same_bytes, says_tied, told_apart,
+                                           unset_alike, view_of)
 from ..tensors.dtypes import CODES
+from ..zoo.inner_products import with_texts
+from ..zoo.layer_inputs import LayerInputs, Reading
 from ..zoo.sources import TokenRow, View, embedding_names, remap_vocabulary
 from ..checkpoints.tensor_names import LAYER, layer_stacks
 from .methods import method_info
 from .recipe_files import first_value, varies_with_depth
-from .recipes import MergeRecipe, MergeSource, check_recipe_form
+from .recipes import MergeRecipe, MergeSource, check_recipe_form, coefficients
 from ..zoo.zoo import NUMPY_DTYPES, TensorInfo
 
 # %% ../../nbs/06_merging/06_planner.ipynb #5a0d94da
@@ -37,6 +40,7 @@ class TensorTask:
     parameters: dict = field(default_factory=dict) # Numbers for this tensor; arrays for per-model ones
     base: object = None # The base's input, when the method sees task vectors
     keys: tuple[int, ...] = () # Random key per model
+    reads: Callable|None = None # `Reading`, when the method is told what the layers read
 
     @property
     def n_values(self)->int: return math.prod(self.shape)
@@ -119,7 +123,7 @@ def build(self:MergePlan)->dict[str,TensorTask]: # By name, in file order; empty
     def whole(n):
         return self.task(n, r.models, {}, lambda s: n, self.depth(n))
     out = self.sliced() if r.slices else {n: whole(n) for n in self.lead.inputs}
-    self.tasks = {n: task for n, task in out.items() if task is not None}
+    self.tasks |= {n: task for n, task in out.items() if task is not None} # not another: readings hold it
     return self.tasks
 
 # %% ../../nbs/06_merging/06_planner.ipynb #6e7a727d
@@ -197,7 +201,8 @@ def task(self:MergePlan,
     names = (tuple(v.name for v in views)
              + ((base_view.name,) if base is not None else ()))
     keys = self.keys(name, sources) if info.draws else ()
-    return TensorTask(name, home.shape, dtype, tuple(parts), names, info.name, p, base, keys)
+    reads = self.reading(name, sources, rename) if info.inputs else None
+    return TensorTask(name, home.shape, dtype, tuple(parts), names, info.name, p, base, keys, reads)
 
 # %% ../../nbs/06_merging/06_planner.ipynb #f0f48e6c
 def _stored_of(x): # `TensorInfo` or `Derived`
@@ -224,6 +229,16 @@ def agree(self:MergePlan, name, views, parts, home)->bool:
         self.problems.append(f"'{name}' holds whole numbers ({home.dtype}) that differ between '{self.lead.name}' "
                              f"and '{bad[0]}'. If they are weights, give the unquantized checkpoints.")
     return not bad
+
+# %% ../../nbs/06_merging/06_planner.ipynb #075b5612
+@patch
+def reading(self:MergePlan, name, sources, rename)->Reading: # As for `task`
+    "Whom to ask what a tensor reads; a nested recipe reads what its models read."
+    r = self.recipe
+    if not hasattr(self, "_inputs"):
+        self._inputs = LayerInputs(self.info.inputs, self.lead, self.leaves, self.tasks, r.prompts, r.seed)
+    parts = [(rename(s), coefficients(s.model)) for s in sources]
+    return Reading(self._inputs, name, tuple(parts))
 
 # %% ../../nbs/06_merging/06_planner.ipynb #bb161e90
 @patch
@@ -254,6 +269,7 @@ def check_layout(self:MergePlan):
         self.notes.append(f"The embeddings of '{lead.name}' are not recognized by name, so tokenizer and "
                           "pad_to_multiple_of are not available.")
     if not r.slices: self.check_extra()
+    self.problems += prompts_problems(r, self.info, self.leaves)
 
 @patch
 def check_extra(self:MergePlan):
@@ -443,6 +459,7 @@ def recipe_fingerprint(
     def content(x):
         if isinstance(x, list | tuple): return [content(y) for y in x]
         if not isinstance(x, dict): return x
+        x = with_texts(x)
         return {k: of(v) if k in ("model", "base") and isinstance(v, str) else content(v)
                 for k, v in x.items()}
     return digest("merge", content(recipe.to_dict()))

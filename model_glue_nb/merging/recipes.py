@@ -70,6 +70,7 @@ class MergeRecipe:
     pad_to_multiple_of: int|None = None # Vocabulary rows are padded to a multiple of this
     seed: int = 0 # Of methods that drop entries at random
     tokens: dict = field(default_factory=dict) # Token → dict(model, token, force); no model: zeros
+    prompts: object = None # Texts that layers read: a list, a file, "random", or {model: one of these}
 
     def __post_init__(self): # where mergekit means something else by silence, our values go without saying
         own = _own_defaults(self.method)
@@ -224,6 +225,9 @@ def check_recipe_form(
     if isinstance(r.chat_template, str) and r.chat_template != "auto" and "{" not in r.chat_template:
         out.append(f"chat_template is '{short(r.chat_template)}', expected auto or the text of a Jinja template. "
                    "Templates by name are not known here.")
+    if info.needs_prompts and not r.prompts:
+        out.append(f"{r.method} looks at what the layers read on some texts. Give prompts: a list of texts, "
+                   "a file, random, or a mapping from each model to one of these.")
     return out + _check_parameters(r)
 
 def _check_weights(r, info, sources): # Do constant weights that are divided by their sum sum to zero?
@@ -285,7 +289,7 @@ def _recipe_from_mapping(
     models = [_source(x, nested) for x in given.get("models") or []]
     if models and given.get("base_joins", True): models = _with_base(method, base, models, p)
     models, _ = _arrange(method, base, models)
-    rest = {k: given.get(k) for k in ("outside", "dtype", "out_dtype", "chat_template")}
+    rest = {k: given.get(k) for k in ("outside", "dtype", "out_dtype", "chat_template", "prompts")}
     tokens = {str(k): v for k, v in (t.get("tokens") or {}).items()}
     tokens = {k: token_row(k, v) for k, v in tokens.items()}
     return MergeRecipe(method, models, base, p, slices, seed=given.get("seed") or 0, tokens=tokens,
@@ -367,7 +371,7 @@ def _recipe_to_mapping(
              slices=[part(x) for x in r.slices])
     base = _recipe_to_mapping(r.base) if isinstance(r.base, MergeRecipe) else r.base
     d |= dict(base_model=base, parameters=p, dtype=r.dtype, out_dtype=r.out_dtype)
-    d |= dict(chat_template=r.chat_template, outside=r.outside, seed=r.seed)
+    d |= dict(chat_template=r.chat_template, outside=r.outside, seed=r.seed, prompts=r.prompts)
     t = dict(source=r.tokenizer, pad_to_multiple_of=r.pad_to_multiple_of,
              tokens={k: plain_token(k, v) for k, v in r.tokens.items()})
     t = {k: v for k, v in t.items() if v}

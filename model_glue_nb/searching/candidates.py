@@ -277,6 +277,27 @@ def vocabulary(self:CandidateScorer,
     strangers = {m.name for m in others if m not in same} # these are reported by `problems`
     return replace(choice, members=tuple(m for m in members if m in choice.members or m in strangers))
 
+_TEXTS = 24 # Per task
+
+@patch
+def prompts(self:CandidateScorer,
+    members:list[str], # Of one cluster
+)->dict[str,list[str]]: # As in a recipe
+    "For each member, questions with answers that it gives rightly: the nearest to what it was trained on."
+    def texts(items, least):
+        out = []
+        for t in self.suite.tasks:
+            asked = zip(t.questions, items[t.name])
+            out += [_with_answer(q) for q, x in asked if x >= least][:_TEXTS]
+        return out
+    own = {m: self.items(m) for m in members}
+    return {m: texts(x, .5) or texts(x, -np.inf) for m, x in own.items()}
+
+def _with_answer(q)->str: # Where it has one
+    "A question's prompt with its answer."
+    answer = getattr(q, "answer", None)
+    return f"{q.prompt} {answer}" if isinstance(answer, str) else q.prompt
+
 @patch
 def identity(self:CandidateScorer)->dict: # What JSON can hold
     "What the results of a search depend on: the zoo's content and the questions."

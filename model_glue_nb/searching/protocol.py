@@ -63,6 +63,7 @@ class Problem:
     similarity: Callable|None = None # (candidate, names) → similarity of each named member to the candidate
     root: str|None = None # The base that members grew from, also where the method needs none
     tokenizer: str|None = None # The tokenizer setting of every merge; None: all read text the same way
+    prompts: object = None # Texts for methods that look at what layers read, as in a recipe
 
     @property
     def settings(self)->dict: return method_info(self.method).parameters
@@ -72,6 +73,10 @@ class Problem:
     def has_scale(self)->bool: return "scale" in self.settings and method_info(self.method).needs_base
     @property
     def adds_up(self)->bool: return self.settings.get("normalize") is False # summed, not averaged
+    @property
+    def common(self)->dict: # Fields of every merge
+        needed = method_info(self.method).needs_prompts
+        return dict(tokenizer=self.tokenizer) | (dict(prompts=self.prompts) if needed else {})
 
 def needs(
     *what:str, # "items", "similarity" or "layers": what `score` must offer besides a number
@@ -116,13 +121,14 @@ def _by_layer(
             + [dict(filter="*", value=float(v[-1]))])
 
 def _multiplied_out(
-    parts:list[Candidate], # Members or linear merges
+    parts:list[Candidate], # Members, or merges by the same method
     weights:np.ndarray, # (k, groups)
+    method:str="linear", # One of `_ADDING`
 )->dict[Candidate,np.ndarray]: # Weight per member, in the order of names
-    "Weights of members when linear merges are nested in a linear merge."
+    "Weights of members when merges are nested in a merge by the same method."
     out = {}
     for part, w in zip(parts, weights):
-        plain = isinstance(part, MergeRecipe) and part.method == "linear" and not part.parameters
+        plain = isinstance(part, MergeRecipe) and part.method == method and not part.parameters
         plain = plain and all(isinstance(s.weight, float) for s in part.models)
         for s in part.models if plain else [MergeSource(part)]:
             out[s.model] = out.get(s.model, 0) + w * s.weight
@@ -130,6 +136,8 @@ def _multiplied_out(
             for m in sorted(out, key=lambda m: m if isinstance(m, str) else repr(m))}
 
 # %% ../../nbs/07_searching/01_protocol.ipynb #b84eb318
+_ADDING = "linear", "regmean", "regmean_plus" # A merge of merges is the merge of all
+
 def weigh(
     problem:Problem, # Method, base and layers
     parts:list[Candidate], # Members or merges
@@ -154,8 +162,8 @@ def weigh(
     parts = [parts[i] for i in order]
     chosen = [chosen[i] for i in order]
     if info.n_models == 2: return _in_pairs(problem, parts, w)
-    if problem.method == "linear":
-        out = _multiplied_out(parts, w / w.sum(0))
+    if problem.method in _ADDING:
+        out = _multiplied_out(parts, w / w.sum(0), problem.method)
         parts, w = list(out), np.array(list(out.values()))
         if len(parts) == 1: return parts[0]
     def number(v): return _by_layer(v, problem.layers) if info.has_weights else 1.0
@@ -164,7 +172,7 @@ def weigh(
     sources = tuple(MergeSource(m, number(w[i]), extra(i))
                     for i, m in enumerate(parts))
     numbers = {k: round(float(v), 6) for k, v in parameters.items()}
-    return MergeRecipe(problem.method, sources, problem.base, numbers, tokenizer=problem.tokenizer)
+    return MergeRecipe(problem.method, sources, problem.base, numbers, **problem.common)
 
 def _in_pairs(
     problem:Problem, # A method of two models
@@ -181,7 +189,7 @@ def _in_pairs(
         sources = tuple(MergeSource(m, n if by_weights else 1.0)
                         for m, n in zip((out, part), numbers))
         own = {} if by_weights else dict(t=numbers[1])
-        out = MergeRecipe(problem.method, sources, problem.base, own, tokenizer=problem.tokenizer)
+        out = MergeRecipe(problem.method, sources, problem.base, own, **problem.common)
     return out
 
 # %% ../../nbs/07_searching/01_protocol.ipynb #7dca3dab

@@ -22,6 +22,7 @@ from ..merging.canonical import merge_fingerprint
 from ..merging.methods import method_info
 from ..merging.recipes import MergeRecipe
 from ..schemas import setting_kinds, short
+from ..zoo.inner_products import RANDOM
 from .budgets import Budget, check_affordable, read_budget
 from .conversations import drive
 from .executors import TrialOutcome, executors
@@ -350,7 +351,7 @@ def search_each(
     budget:int|str|Budget=60, base:str|None=None, # As for `search`; for each method
     on_trial:Callable[[str,Trial],None]=lambda method, trial: None, # Called after every trial
     seed:int=0, options:dict|None=None, run:str|Path|Run|None=None, # As for `search`
-    executor:str="auto", tokenizer:str|None=None, # As for `search`
+    executor:str="auto", tokenizer:str|None=None, prompts=None, # As for `search`
 )->dict[str,SearchResult]: # Per method, what its own search would have found
     "A search per merge method, all at once: workers left idle by one serve the others."
     members, options, budget = list(members), dict(options or {}), read_budget(budget)
@@ -361,6 +362,7 @@ def search_each(
     refuse(dict.fromkeys(wrong), "Cannot search")
     about = dict(strategy=strategy, base=base, seed=seed, options=options, rules=_RULES)
     if fit.tokenizer: about |= dict(tokenizer=fit.tokenizer)
+    if prompts is not None: about |= dict(prompts=prompts)
     with _run_of(run, score, members) as run, executors[executor](score) as evaluate:
         own = _members_alone(members, evaluate)
         talks, ledgers = [], {}
@@ -369,7 +371,10 @@ def search_each(
             ledger = ledgers[method] = Ledger(score, own, budget, log, partial(on_trial, method))
             joining = [m for m in own if m != base or not needs_base(method)]
             problem = _problem_of(joining, own, score, method, base, seed, budget, fit.tokenizer)
-            if len(joining) > 1: talks.append((strategies[strategy](problem, **options), ledger))
+            if len(joining) < 2: continue
+            if method_info(method).needs_prompts:
+                problem = replace(problem, prompts=prompts or _texts_for(score, joining))
+            talks.append((strategies[strategy](problem, **options), ledger))
         check_affordable(budget, sum(ledger.lengths.values()), _smallest_share(strategy, options))
         drive(talks, evaluate)
         def result_of(ledger):
@@ -392,12 +397,18 @@ def search(
     run:str|Path|Run|None=None, # Run folder that keeps the trials; the same search continues there
     executor:str="auto", # Where candidates are scored: "auto", "local", "processes" or "ray"
     tokenizer:str|None=None, # "base", "union" or a member; None: the union where one extends the other
+    prompts=None, # Texts for methods that need them, as in a recipe; None: questions that members can answer
 )->SearchResult: # The winner may be a member: then no merge was better
     "The best merge of a cluster that a strategy finds within a budget."
     def tell(method, trial): on_trial(trial)
     asked = dict(budget=budget, base=base, on_trial=tell)
-    how = dict(seed=seed, options=options, run=run, executor=executor, tokenizer=tokenizer)
+    how = dict(seed=seed, options=options, run=run, executor=executor,
+               tokenizer=tokenizer, prompts=prompts)
     return search_each(members, score, [method], strategy, **asked, **how)[method]
+
+def _texts_for(score, members): # As in a recipe
+    "Texts of a search that was given none."
+    return score.prompts(members) if hasattr(score, "prompts") else RANDOM
 
 def _members_alone(
     members:list[str], # Names

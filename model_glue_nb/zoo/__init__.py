@@ -18,5 +18,8 @@ FACE = {
     "stored": "Files Mapped",
     "serving": "serve_experts",
     "vocabulary_choice": "TokenizerChoice",
+    "places": "live_parts",
+    "inner_products": "inner_products read_prompts InnerProducts",
+    "layer_inputs": "Reads",
 }
 __getattr__, __dir__, __all__ = _face("zoo", FACE)
