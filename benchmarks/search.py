@@ -4,6 +4,7 @@
     python benchmarks/search.py table  [--methods linear ties …] [--strategies …] [--budget 40] --out nbs/recorded/demo_strategies.csv
     python benchmarks/search.py landscapes [--real] [--budgets 10 20 60] [--seeds 12] --out nbs/recorded/search_landscapes.csv
     python benchmarks/search.py racing [--methods …] [--seeds 5] [--runners 40] --out nbs/recorded/demo_racing.csv
+    python benchmarks/search.py irt --methods linear task_arithmetic [--pools 3] [--seeds 10] [--first-seed 100] --out nbs/recorded/irt_search.csv
 
 Table and racing run on the embedded zoo. Cluster: the eight members of the embedded zoo's family A. Search: 60 questions per task; report: the whole report split. Trials and answers are kept in
 the run folder (`--run`), so an interrupted benchmark goes on, and seconds are those of the first time. One thread, seed 0."""
@@ -73,6 +74,96 @@ def racing(a):
                              share=spent(race) / spent(full), race_search=race.score, full_search=full.score,
                              race_report=mean(race), full_report=mean(full), difference=d.mean,
                              low=d.low, high=d.high, same_winner=race.winner == full.winner))
+            show(rows[-1])
+    return rows
+
+# Few questions: fields drawn from a pool of candidates that were asked everything once
+
+class Replay:
+    "Answers of a pool from memory, in any order of the questions."
+    def __init__(self, answers, order=None): self.answers, self.order = answers, order or {}
+
+    def key(self, c): return c if isinstance(c, str) else repr(c)
+
+    def items(self, c, share=1.0):
+        from model_glue_nb.benchmarking.few_questions import reordered
+        from model_glue_nb.searching.protocol import first
+        return first(reordered(self.answers[self.key(c)], self.order), share)
+
+def two_races(field, shares, race):
+    "As `racing` does it, with half of a field that is given instead of drawn around the leader."
+    half = len(field) // 2
+    leaders = yield from race(field[:half], shares[:-1])
+    finalists = yield from race([*(c for c, _ in leaders[:1]), *field[half:]], shares)
+    return finalists[0]
+
+def replayed(replay, own, field, shares, race):
+    "Questions asked, and the winner's answers, in the suite's order."
+    from model_glue_nb.benchmarking.few_questions import reordered
+    from model_glue_nb.searching.budgets import Budget
+    from model_glue_nb.searching.conversations import drive
+    from model_glue_nb.searching.executors import local
+    from model_glue_nb.searching.protocol import Answer
+    from model_glue_nb.searching.search import Ledger
+    mine = {m: Answer(reordered(a, replay.order)) for m, a in own.items()}
+    ledger = Ledger(replay, mine, Budget(), None, lambda trial: None)
+    with local(replay) as evaluate: drive([(two_races(field, shares, race), ledger)], evaluate)
+    return ledger.spent, ledger.winner
+
+class PlainMean:
+    "In place of a gauge: the mean of the first questions, which drops nobody but the slower part."
+    order = {}
+    def scores(self, answers):
+        import numpy as np
+        from model_glue_nb.benchmarking.intervals import mean_score
+        return np.array([mean_score(x) for x in answers]), np.ones(len(answers))
+
+def gauges(zoo_answers, earlier):
+    "A gauge of the zoo, one that also knows earlier candidates, this one in the suite's order, and with the curves of other questions."
+    from dataclasses import replace
+    import numpy as np
+    from model_glue_nb.benchmarking.few_questions import make_gauge
+    everyone = [*zoo_answers, *earlier]
+    zoo, known, suite = make_gauge(zoo_answers)[0], make_gauge(everyone)[0], make_gauge(everyone, "suite")[0]
+    for g in (zoo, known, suite): print(g.note, g.blend, g.stretch, flush=True)
+    mixed = np.random.default_rng(0).permutation(len(known.model.slopes))
+    model = replace(known.model, slopes=known.model.slopes[mixed], offsets=known.model.offsets[mixed])
+    return dict(zoo=zoo, earlier=known, suite=suite, shuffled=replace(known, model=model), random=PlainMean())
+
+def irt(a):
+    "Races on a handful of questions against the full evaluation of the same field."
+    import numpy as np
+    from model_glue_nb.benchmarking.intervals import mean_score, paired_gain
+    from model_glue_nb.benchmarking.scores import ask_model
+    from model_glue_nb.searching.search import search
+    from model_glue_nb.searching.strategies import KEEP_BY_ESTIMATE, estimated_race
+    from model_glue_nb.zoo.zoo import read_zoo
+    family, score, _, run = rooms(a.run, None)
+    def whole(method, seed):
+        return search(family, score, method, "racing", budget=10**6, base="a-base", run=run, seed=seed,
+                      options=dict(n=a.runners, shares=(1.0,)))
+    trials = [t for seed in range(a.pools) for m in a.methods for t in whole(m, seed).trials if not t.failed]
+    pool = list({repr(t.candidate): t.candidate for t in trials}.values())
+    answers = {repr(c): score.items(c) for c in pool} | {m: score.items(m) for m in family}
+    zoo_answers = [ask_model(m, score.suite, run.store) for m in read_zoo("demo")]
+    own, rows = {m: answers[m] for m in family}, []
+    made = gauges(zoo_answers, [answers[repr(c)] for c in pool[::len(pool) // a.earlier][:a.earlier]])
+    pool = [c for i, c in enumerate(pool) if i % (len(pool) // a.earlier) or i // (len(pool) // a.earlier) >= a.earlier]
+    shares = made["zoo"].shares()
+    for seed in range(a.first_seed, a.first_seed + a.seeds):
+        rng = np.random.default_rng(seed)
+        field = [pool[i] for i in rng.permutation(len(pool))[:a.field]]
+        full = max([*own, *field], key=lambda c: mean_score(answers[c if isinstance(c, str) else repr(c)]))
+        best = answers[full if isinstance(full, str) else repr(full)]
+        for way, g in made.items():
+            replay = Replay(answers, g.order)
+            spent, winner = replayed(replay, own, field, shares, lambda r, s: estimated_race(r, s, KEEP_BY_ESTIMATE, g))
+            theirs = answers[replay.key(winner)]
+            d = paired_gain(theirs, best)
+            rows.append(dict(way=way, seed=seed, pool=len(pool), runners=len(field), questions=spent,
+                             share=spent / (len(field) * score.suite.n_questions),
+                             winner=mean_score(theirs), full=mean_score(best), difference=d.mean, low=d.low, high=d.high,
+                             within=bool(d.high >= 0), same_winner=winner == full))
             show(rows[-1])
     return rows
 
@@ -281,12 +372,16 @@ def landscapes(a):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", nargs="?", default="candidate", choices=["candidate", "table", "racing", "landscapes"])
+    p.add_argument("what", nargs="?", default="candidate", choices=["candidate", "table", "racing", "irt", "landscapes"])
     p.add_argument("--methods", nargs="*", default=["linear", "task_arithmetic", "ties"])
     p.add_argument("--strategies", nargs="*")
     p.add_argument("--budget", default=40, type=int)
     p.add_argument("--seeds", type=int, default=5)
     p.add_argument("--runners", type=int, default=40)
+    p.add_argument("--pools", type=int, default=3, help="fields per method that are asked everything")
+    p.add_argument("--first-seed", type=int, default=0, help="of the fields that are drawn")
+    p.add_argument("--field", type=int, default=64, help="candidates of a search, drawn from the pool")
+    p.add_argument("--earlier", type=int, default=40, help="candidates of the pool that are in no field, and that a gauge may know")
     p.add_argument("--rounds", type=int, default=12)
     p.add_argument("--budgets", type=int, nargs="*", default=[10, 20, 60])
     p.add_argument("--questions", type=int, default=60)
@@ -294,7 +389,7 @@ def main():
     p.add_argument("--run", default="runs/strategies")
     p.add_argument("--out", help="CSV file")
     a = p.parse_args()
-    rows = dict(candidate=candidate, table=table, racing=racing, landscapes=landscapes)[a.what](a)
+    rows = dict(candidate=candidate, table=table, racing=racing, irt=irt, landscapes=landscapes)[a.what](a)
     record(rows, a.out, digits=6)
 
 if __name__ == "__main__": main()

@@ -216,6 +216,15 @@ def add_items(self:Store,
     with atomic(self.db): self.db.executemany("insert or replace into results values (?,?,?,?,?,?,?)", given)
     if self.behind: self.behind.add_items(model, asked, rows)
 
+@patch
+def who_answered(self:Store,
+    asked:Asked, # Task, version and metric
+)->set[str]: # Fingerprints of models and merge recipes
+    "Everyone of whom an answer to a task is remembered, here or in the store behind."
+    q = "select distinct model from results where version=? and metric=?"
+    found = {m for m, in self.db.execute(q, (asked.version, asked.metric))}
+    return found | (self.behind.who_answered(asked) if self.behind else set())
+
 # %% ../nbs/00_ground/04_store.ipynb #6e08c8b3
 @patch
 def responses(self:Store,
@@ -272,4 +281,5 @@ def remember(self:Store,
     if self.behind and kind not in _OWN: self.behind.remember(kind, key, value)
     return json.loads(text)
 
-_OWN = {"ms_per_question"} # Facts of one run: they depend on what else the machine was doing
+# Facts of one run: they depend on what else the machine was doing, or on what was known when it began
+_OWN = {"ms_per_question", "responders"}

@@ -200,7 +200,7 @@ def test_prompts_are_part_of_the_recipe(tmp_path):
 def test_recipes_without_prompts_keep_their_fingerprint():
     "Answers that are stored under it stay valid."
     from model_glue_nb.core import digest
-    from model_glue_nb.merging.planner import recipe_fingerprint
+    from model_glue_nb.merging.canonical import recipe_fingerprint
     r = recipe("linear", ["a", recipe("linear", ["b", "c"])])
     def without(x):
         if isinstance(x, dict): return {k: without(v) for k, v in x.items() if k != "prompts"}

@@ -157,12 +157,6 @@ MUTANTS = {
         ("self.kernels.first_bad(raw, self.codes, n)) >= 0", "self.kernels.first_bad(raw, self.codes, n)) > 0"),
     ]),
     "merging.methods": (["nbs/06_merging/01_methods.ipynb", "tests/test_formulas.py"], [
-        ("changed = abs(d) > epsilon", "changed = abs(d) >= epsilon"),
-        ("alone = changed & (count == 1)", "alone = changed & (count >= 1)"),
-        ("parts = changed & (n > 1), changed & (n == 1)", "parts = changed & (n > 0), changed & (n == 1)"),
-        ("ratio = shared / np.maximum(unique, 1)", "ratio = unique / np.maximum(shared, 1)"),
-        ("cut = middle + 1.5 * (high - low)", "cut = high + 1.5 * (high - low)"),
-        ("chosen = importance(d, start) >= cut", "chosen = importance(d, start) > cut"),
         ("cos = cosines(deltas.line_grams(False) if filter_wise else deltas.gram())[1]", "cos = cosines(deltas.line_grams(True) if filter_wise else deltas.gram())[1]"),
         ("if rescale == \"l1\": gains = _restored(*deltas.total(sizes))", "pass"),
         ("return models.weighted(weights, sum(weights) if normalize else 1)", "return models.weighted(weights, len(weights) if normalize else 1)"),
@@ -205,7 +199,15 @@ MUTANTS = {
         ("select(d, start); return deltas.kernels.magnitudes(d, True)", "return deltas.kernels.magnitudes(d, True)"),
         ("select_topk *= (deltas.total(lambda d, _: int((variance(d) != 0).sum())) / deltas.n)", "pass"),
     ]),
-    "merging.recipes": (["nbs/06_merging/04_recipes.ipynb", "tests/test_recipes.py"], [
+    "merging.regions": (["nbs/06_merging/02_regions.ipynb", "tests/test_formulas.py"], [
+        ("changed = abs(d) > epsilon", "changed = abs(d) >= epsilon"),
+        ("alone = changed & (count == 1)", "alone = changed & (count >= 1)"),
+        ("parts = changed & (n > 1), changed & (n == 1)", "parts = changed & (n > 0), changed & (n == 1)"),
+        ("ratio = shared / np.maximum(unique, 1)", "ratio = unique / np.maximum(shared, 1)"),
+        ("cut = middle + 1.5 * (high - low)", "cut = high + 1.5 * (high - low)"),
+        ("chosen = importance(d, start) >= cut", "chosen = importance(d, start) > cut"),
+    ]),
+    "merging.recipes": (["nbs/06_merging/05_recipes.ipynb", "tests/test_recipes.py"], [
         ("given = {k: v for k, v in self.parameters.items() if k not in own or v != own[k]}", "given = {k: v for k, v in self.parameters.items() if k not in own}"),
         ("_PART, _LESS = ((\"(0, 1]\", lambda v: 0 < v <= 1), (\"[0, 1)\", lambda v: 0 <= v < 1)", "_PART, _LESS = ((\"(0, 1]\", lambda v: 0 <= v <= 1), (\"[0, 1)\", lambda v: 0 <= v < 1)"),
         ("_PART, _LESS = ((\"(0, 1]\", lambda v: 0 < v <= 1), (\"[0, 1)\", lambda v: 0 <= v < 1)", "_PART, _LESS = ((\"(0, 1]\", lambda v: 0 < v <= 1), (\"[0, 1)\", lambda v: 0 <= v <= 1)"),
@@ -228,7 +230,7 @@ MUTANTS = {
         ("raise InputError(f\"{len(weights)} weights came with {len(models)} models. Give one weight per model.\")", "pass"),
         ("seed=given.get(\"seed\") or 0,", "seed=0,"),
     ]),
-    "merging.recipe_files": (["nbs/06_merging/03_recipe_files.ipynb", "tests/test_recipes.py"], [
+    "merging.recipe_files": (["nbs/06_merging/04_recipe_files.ipynb", "tests/test_recipes.py"], [
         ("if v.get(\"filter\") in (None, \"*\") or v[\"filter\"] in name:", "if v.get(\"filter\") in (None, \"*\") or v[\"filter\"] == name:"),
         ("float(np.interp(depth, np.linspace(0, 1, len(values)), values))", "float(np.interp(1 - depth, np.linspace(0, 1, len(values)), values))"),
         ("(v := value_at(level[key], name, depth)) is not None): return v", "(v := value_at(level[key], name, 0)) is not None): return v"),
@@ -250,7 +252,7 @@ MUTANTS = {
         ("return sum(parts) if first else np.concatenate(list(parts), 2)", "return np.concatenate(list(parts), 2)"),
         ("return (xp.exp(new) * (new - old)).sum(1).clip(0)", "return (xp.exp(old) * (old - new)).sum(1).clip(0)"),
     ]),
-    "merging.engine": (["nbs/06_merging/08_engine.ipynb", "tests/test_engine.py"], [
+    "merging.engine": (["nbs/06_merging/09_engine.ipynb", "tests/test_engine.py"], [
         ("names = task.parents[-1:] * (task.base is not None) + task.parents", "names = task.parents"),
         ("stream = Stream(inputs, task.shape, base, task.keys, each,", "stream = Stream(inputs, task.shape, base, (), each,"),
         ("None if allow_nan else bad, device)", "None, device)"),
@@ -259,7 +261,7 @@ MUTANTS = {
         ("share = moved_bytes(task) / max(task.n_bytes, 1)", "share = 1"),
         ("[[x for x in tasks if (x.n_values >= LARGE) == big] for big in (False, True)]", "[[x for x in tasks if (x.n_values > 10**9) == big] for big in (False, False)]"),
     ]),
-    "merging.spectra": (["nbs/06_merging/02_spectra.ipynb", "tests/test_spectra.py", "tests/test_layer_inputs.py"], [
+    "merging.spectra": (["nbs/06_merging/03_spectra.ipynb", "tests/test_spectra.py", "tests/test_layer_inputs.py"], [
         ("return alpha * g + (1 - alpha) * np.diag(np.diag(g))", "return alpha * g"),
         ("total = sum(a * g for a, g in zip(w, grams))", "total = sum(g for a, g in zip(w, grams))"),
         ("pull = sum(w[i] * (x[i] - mean) @ grams[i]", "pull = sum(w[i] * x[i] @ grams[i]"),
@@ -330,7 +332,7 @@ MUTANTS = {
         ("if stacked: at += rows", "pass"),
         ("if place not in state: continue", "if False: continue"),
     ]),
-    "merging.live": (["nbs/06_merging/10_live.ipynb", "tests/test_comparisons.py", "tests/test_live.py"], [
+    "merging.live": (["nbs/06_merging/11_live.ipynb", "tests/test_comparisons.py", "tests/test_live.py"], [
         ("at = start * parameter.itemsize", "at = start"),
         ("return (len(tied) > 1 and bool(", "return (bool("),
         ("for n in hit[1:]: # tied: filled once", "for n in []: # tied: filled once"),
@@ -581,7 +583,7 @@ MUTANTS = {
         ("if whole and len(left) <= len(going) // 2:", "if False:"),
         ("own = {k: v for k in _CHANGES if (v := getattr(settings, k, None)) is not None}", "own = {}", ["tests/test_loading.py"]),
     ]),
-    "merging.low_rank": (["nbs/06_merging/14_low_rank.ipynb", "tests/test_differences.py"], [
+    "merging.low_rank": (["nbs/06_merging/15_low_rank.ipynb", "tests/test_differences.py"], [
         ("q = torch.linalg.qr(change.turned_times(q))[0]", "pass"),
         ("k = min(n + _MORE, *change.shape)", "k = n"),
         ("part.T @ x[start:end]", "part.T @ x[:end - start]"),
@@ -591,7 +593,7 @@ MUTANTS = {
         ("if left <= may_lose: break", "pass"),
         ("return self.left[:, :rank] * root, root[:, None] * self.right[:, :rank].T", "return self.left[:, :rank], root[:, None] * self.right[:, :rank].T"),
     ]),
-    "merging.differences": (["nbs/06_merging/15_differences.ipynb", "tests/test_differences.py"], [
+    "merging.differences": (["nbs/06_merging/16_differences.ipynb", "tests/test_differences.py"], [
         ("else: factors = left.T, right.T # the change is the transposed product", "else: factors = right, left"),
         ("return \"fixed\" if fixed else \"linear\" if linear", "return \"linear\" if linear"),
         ("fixed = fixed or table and type(module) is not torch.nn.Embedding", "pass"),
@@ -625,13 +627,13 @@ MUTANTS = {
         ("fits = [n for n, size in pool.stored.items() if int(size) <= most]", "fits = list(pool.stored)"),
     ]),
     "gluing.points": (["nbs/09_gluing/11_points.ipynb"], [
-        ("return t[t.search > before]", "return t"),
+        ("buys = (t.search > before) | (t.search == before) & _is_finer(t)", "buys = t.search > before"),
         ("order = dict(ascending=[True, False], kind=\"stable\")", "order = dict(ascending=[True, True], kind=\"stable\")"),
         ("if position_within(points, up) == i: break", "break"),
         ("parts = parts[found.name.count(\"; \") + 1:]", "parts = parts[1:]"),
         ("known = is_model is None or is_model(model) and is_model(base)", "known = True"),
     ]),
-    "zoo.serving": (["nbs/03_zoo/14_serving.ipynb"], [
+    "zoo.serving": (["nbs/03_zoo/17_serving.ipynb"], [
         ("return min(r for r in _RANKS if r >= self.rank)", "return self.rank"),
         ("while name == server.name or name in server.adapters", "while name in server.adapters"),
         ("servers.get(path) or Server(path,", "Server(path,"),
@@ -644,7 +646,7 @@ MUTANTS = {
         ("command = html.escape(writing_command", "command = str(writing_command"),
         ("return last if i is None else i", "return last"),
     ]),
-    "merging.packing": (["nbs/06_merging/16_packing.ipynb", "tests/test_differences.py"], [
+    "merging.packing": (["nbs/06_merging/17_packing.ipynb", "tests/test_differences.py"], [
         ("return -len(near), -named, sum", "return -len(near), sum"),
         ("return model.name not in bases and base == min(distances, key=distances.get)", "return model.name not in bases"),
         ("_copy_whole(model, folder/model.name)", "pass"),

@@ -177,7 +177,8 @@ def _add_experts(
     found = made_of(experts, is_model)
     for e in found:
         for name in filter(None, (e.model, e.base)):
-            if name not in work.zoo.names: work.add(open_model(work.run.place(f"models/{name}")))
+            if name in work.zoo.names: continue
+            work.add(open_model(work.run.place(f"models/{name}")))
         if e.base: work.add(_difference_of(work, e))
     return [e.name for e in found]
 

@@ -96,7 +96,8 @@ class FrontierExplorer(Explorer):
         labels = [f"{i + 1}: {_size(row)}" for i, row in enumerate(self.rows())] or ["nothing"]
         options = [(t, i) for i, t in enumerate(labels)]
         wide = dict(width="min(48rem, 100%)")
-        self.size = w.SelectionSlider(options=options, value=self.first(), description="stored", layout=wide)
+        how = dict(description="stored", layout=wide)
+        self.size = w.SelectionSlider(options=options, value=self.first(), **how)
         if not n: self.size.layout.display = "none"
         self.words = w.HTML(layout=dict(width="100%", overflow="auto"))
         views = {"sizes": self.sizes, "tasks": self.tasks}

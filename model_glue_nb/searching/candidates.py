@@ -9,6 +9,7 @@ __all__ = ['leaves', 'CandidateScorer']
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 from fastcore.basics import patch
@@ -310,6 +311,33 @@ def identity(self:CandidateScorer)->dict: # What JSON can hold
 def bytes_of(self:CandidateScorer, candidate)->int: # Weights that a candidate is built from
     "Bytes that are read to build a candidate."
     return 0 if isinstance(candidate, str) else sum(self.zoo[n].n_bytes for n in leaves(candidate))
+
+# %% ../../nbs/07_searching/08_candidates.ipynb #d78020e4
+_MOST_RESPONDERS = 200 # Besides the members
+
+@patch
+def responses(self:CandidateScorer,
+    own:dict[str,ItemScores], # The members' answers
+)->dict[str,ItemScores]: # Key → answers to all questions
+    "Answers of everyone who answered everything."
+    mine = {self.key(m): items for m, items in own.items()}
+    if self.store is None: return mine
+    def complete():
+        tasks = [self.store.who_answered(t.asked) for t in self.suite.tasks]
+        others = sorted(set.intersection(*tasks) - mine.keys())
+        known = (k for k in others if known_items(self.store, k, self.suite) is not None)
+        return list(islice(known, _MOST_RESPONDERS))
+    about = digest(sorted(mine), self.identity()["questions"])
+    others = self.store.remembered("responders", about, complete)
+    return mine | {k: known_items(self.store, k, self.suite) for k in others}
+
+@patch
+def ordered(self:CandidateScorer,
+    order:dict, # Task → positions of its questions, the first to be asked first
+)->CandidateScorer: # With the same zoo, store and live model
+    "The same candidates, asked in another order."
+    def take(t): return tuple(t.questions[i] for i in order.get(t.name, range(len(t.questions))))
+    return self.on(replace(self.suite, tasks=tuple(replace(t, questions=take(t)) for t in self.suite.tasks)))
 
 # %% ../../nbs/07_searching/08_candidates.ipynb #34a7fdde
 @patch

@@ -8,7 +8,7 @@ __all__ = ['Trial', 'label', 'SearchResult', 'TrialLog', 'Ledger', 'check_option
 # %% ../../nbs/07_searching/09_search.ipynb #d7980005
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,13 +23,13 @@ from ..merging.methods import method_info
 from ..merging.recipes import MergeRecipe
 from ..schemas import setting_kinds, short
 from ..zoo.inner_products import RANDOM
-from .budgets import Budget, check_affordable, read_budget
+from .budgets import Budget, asking_of, check_affordable, read_budget
 from .conversations import drive
 from .executors import TrialOutcome, executors
 from .flattery import corrected_score
 from .moves import stepwise
 from .protocol import Answer, Ask, Candidate, Problem, first
-from .strategies import strategies, undominated
+from .strategies import HALVING, strategies, undominated
 from ..zoo.vocabulary_choice import TokenizerChoice
 
 # %% ../../nbs/07_searching/09_search.ipynb #8a553b28
@@ -75,6 +75,7 @@ class SearchResult:
     corrected: float = math.nan # `score` corrected for choosing among many; NaN: it cannot be computed
     tokenizer: str|None = None # The tokenizer setting of every merge
     aside: dict[str, str] = field(default_factory=dict) # Members that do not fit, and why
+    note: str = "" # How questions were chosen, where the search chose them
 
     @property
     def failed(self)->tuple[Trial,...]: return tuple(t for t in self.trials if t.failed)
@@ -257,7 +258,8 @@ def enter(self:Ledger, ask:Ask, outcome:TrialOutcome, new:bool=True):
 # %% ../../nbs/07_searching/09_search.ipynb #dcc20aba
 _OFFERS = dict(items="asks part of the questions: give a score with a method items(candidate, share)",
                similarity="compares weights: give a score with a method similarity(candidate, names)",
-               layers="works by layers: give a score with a method layers(members) that finds them")
+               layers="works by layers: give a score with a method layers(members) that finds them",
+               ordered="chooses questions: give a score with the methods ordered(order) and responses(own)")
 
 def _check_search(members, score, method, strategy, base, options, tokenizer=None): # Arguments of `search`
     "Problems that can be known before anything is scored."
@@ -272,7 +274,9 @@ def _check_search(members, score, method, strategy, base, options, tokenizer=Non
     out += check_options(strategy, options)
     how = [tokenizer] if tokenizer is not None else []
     if not out and hasattr(score, "problems"): out += score.problems(members, base, *how)
-    for what in getattr(f, "needs", ()) + ("layers",) * bool(options.get("layer_groups")):
+    more = ("layers",) * bool(options.get("layer_groups"))
+    more += ("ordered",) * (options.get("questions") == "irt")
+    for what in getattr(f, "needs", ()) + more:
         lacks = not hasattr(score, what) or (what == "layers" and not out and not score.layers(members))
         if lacks: out.append(f"'{strategy}' {_OFFERS[what]}.")
     return list(dict.fromkeys(out))
@@ -337,10 +341,10 @@ def _who_fits(
     return choice
 
 def _smallest_share(strategy:str, options:dict)->float: # Of the questions
-    "The fewest questions a strategy asks of a candidate."
-    code, shares = strategies[strategy].__code__, options.get("shares")
-    at = code.co_varnames[1:code.co_argcount].index("shares") if "shares" in code.co_varnames else None
-    return min(shares or strategies[strategy].__defaults__[at] if at is not None else (1.0,))
+    "The fewest questions a strategy asks of a candidate that can win."
+    has_shares = "shares" in setting_kinds(strategies[strategy])
+    if not has_shares or options.get("questions") == "irt": return 1.0
+    return min(options.get("shares") or HALVING)
 
 # %% ../../nbs/07_searching/09_search.ipynb #6a6396e7
 def search_each(
@@ -363,14 +367,20 @@ def search_each(
     about = dict(strategy=strategy, base=base, seed=seed, options=options, rules=_RULES)
     if fit.tokenizer: about |= dict(tokenizer=fit.tokenizer)
     if prompts is not None: about |= dict(prompts=prompts)
-    with _run_of(run, score, members) as run, executors[executor](score) as evaluate:
+    with _run_of(run, score, members) as run, ExitStack() as pools:
+        evaluate = pools.enter_context(executors[executor](score))
         own = _members_alone(members, evaluate)
+        asking = asking_of(score, own, options)
+        if asking.gauge: evaluate = pools.enter_context(executors[executor](asking.score))
+        about |= asking.about
         talks, ledgers = [], {}
         for method in methods:
             log = run and _log_of(run, members, score, dict(method=method) | about)
-            ledger = ledgers[method] = Ledger(score, own, budget, log, partial(on_trial, method))
+            tell = partial(on_trial, method)
+            ledger = ledgers[method] = Ledger(asking.score, asking.own, budget, log, tell)
             joining = [m for m in own if m != base or not needs_base(method)]
-            problem = _problem_of(joining, own, score, method, base, seed, budget, fit.tokenizer)
+            problem = _problem_of(joining, asking.own, score, method, base, seed, budget, fit.tokenizer)
+            problem = replace(problem, gauge=asking.gauge)
             if len(joining) < 2: continue
             if method_info(method).needs_prompts:
                 problem = replace(problem, prompts=prompts or _texts_for(score, joining))
@@ -380,7 +390,7 @@ def search_each(
         def result_of(ledger):
             corrected = corrected_score(ledger.complete(), seed=seed)
             known = ledger.winner, ledger.best, tuple(ledger.trials), own, corrected
-            return SearchResult(*known, fit.tokenizer, fit.aside)
+            return SearchResult(*known, fit.tokenizer, fit.aside, asking.note)
         return {method: result_of(ledger) for method, ledger in ledgers.items()}
 
 def search(

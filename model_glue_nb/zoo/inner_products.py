@@ -119,7 +119,8 @@ class _Watch:
         key = weight.data_ptr(), tuple(weight.shape), axis
         if key not in self.known:
             found = {n: _matrix_of(p, weight, axis) for n, p in self.parts.items()}
-            self.known[key] = [(n, i) for n, i in found.items() if i is not None]
+            there = {n: i for n, i in found.items() if i is not None}
+            self.known[key] = list(there.items())
         return self.known[key]
 
     def looked_up(self, table):

@@ -168,7 +168,8 @@ def _axes(
     out = {}
     for n, place in live.items():
         axis = _axis_of(modules[place.rpartition(".")[0]])
-        if axis is not None and len(view.inputs[n].shape) in (2, 3): out[n] = axis
+        n_axes = len(view.inputs[n].shape)
+        if axis is not None and n_axes in (2, 3): out[n] = axis
     return out
 
 def _axis_of(module)->int|None:
