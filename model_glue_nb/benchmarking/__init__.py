@@ -15,5 +15,6 @@ FACE = {
     "harness": "as_lm_eval",
     "scores": "ask_zoo scores_table known_items",
     "import_scores": "read_results published_scores",
+    "few_questions": "Gauge make_gauge",
 }
 __getattr__, __dir__, __all__ = _face("benchmarking", FACE)

@@ -13,5 +13,6 @@ FACE = {
     "grids": "Grid Cell",
     "tables": "claims write_tables",
     "figures": "plot_merging plot_mixture write_figures",
+    "difference_controls": "difference_controls random_difference",
 }
 __getattr__, __dir__, __all__ = _face("experiments", FACE)
