@@ -212,7 +212,7 @@ MUTANTS = {
         ("_PART, _LESS = ((\"(0, 1]\", lambda v: 0 < v <= 1), (\"[0, 1)\", lambda v: 0 <= v < 1)", "_PART, _LESS = ((\"(0, 1]\", lambda v: 0 <= v <= 1), (\"[0, 1)\", lambda v: 0 <= v < 1)"),
         ("_PART, _LESS = ((\"(0, 1]\", lambda v: 0 < v <= 1), (\"[0, 1)\", lambda v: 0 <= v < 1)", "_PART, _LESS = ((\"(0, 1]\", lambda v: 0 < v <= 1), (\"[0, 1)\", lambda v: 0 <= v <= 1)"),
         ("not (0 <= d - e and d + e <= 1)", "not 0 <= d - e"),
-        ("UNIT if key == \"t\" and method == \"slerp\" else", "UNIT if key == \"t\" and method == \"nuslerp\" else"),
+        ("(\"slerp\", \"t\"): _UNIT", "(\"nuslerp\", \"t\"): _UNIT"),
         ("abs(sum(weights)) > 1e-8: return []", "abs(sum(weights)) >= 0: return []"),
         ("if info.n_models and r.sources and len(g) != info.n_models:", "if info.n_models and r.sources and len(g) > info.n_models:"),
         ("(\"scale\" if k == \"lambda\" else k): read_setting(v)", "k: read_setting(v)"),

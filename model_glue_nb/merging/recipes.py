@@ -132,7 +132,8 @@ _UNIT, _ITERATIONS = (("[0, 1]", lambda v: 0 <= v <= 1),
                       ("[1, 10000], whole", lambda v: v in range(1, 10_001)))
 _SOME = "0 or more", lambda v: v >= 0
 _RANGES = dict(density=_PART, select_topk=_PART, gamma=_LESS, epsilon=_LESS,
-               max_iter=_ITERATIONS, tol=_UNIT, common=_UNIT, alpha=_SOME)
+               max_iter=_ITERATIONS, tol=_UNIT, common=_UNIT, alpha=_UNIT)
+_RANGES_OF = {("slerp", "t"): _UNIT, ("ramplus_tl", "alpha"): _SOME} # Of one method
 
 def check_value(
     method:str, # Name of the method
@@ -150,8 +151,8 @@ def check_value(
     if isinstance(method_info(method).parameters.get(key), bool):
         wrong = [v for v in values if isinstance(v, str)]
         return [f"{method}: {key} is {brief(v)}. Give true or false." for v in wrong[:1]]
-    expected, good = (_UNIT if key == "t" and method == "slerp"
-                   else _RANGES.get(key, ("a number", lambda v: True)))
+    usual = _RANGES.get(key, ("a number", lambda v: True))
+    expected, good = _RANGES_OF.get((method, key), usual)
     hint = "Keeping nothing would erase the models." if key == "density" else "Correct the value."
     wrong = [v for v in values if isinstance(v, str) or not good(v)]
     return [f"{method}: {key} is {brief(v)}, expected {expected}. {hint}" for v in wrong[:1]]

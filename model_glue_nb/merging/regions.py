@@ -23,7 +23,8 @@ def _regions(deltas, epsilon, factors):
         alone = changed & (count == 1)
         total = (d * changed).sum(0)
         total = total + (d * alone * (gains - 1)).sum(0)
-        deltas.kernels.xp.add(base, total / count.clip(1), out=out)
+        total /= count.clip(1) # in place: still float32
+        deltas.kernels.xp.add(base, total, out=out)
     return deltas.elementwise(f)
 
 @merge_methods

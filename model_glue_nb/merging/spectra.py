@@ -8,7 +8,6 @@ __all__ = ['tsv_m', 'iso_c', 'iso_cts', 'regmean', 'regmean_plus', 'data_free_co
 # %% ../../nbs/06_merging/03_spectra.ipynb #5bec0003
 import numpy as np
 
-from ..core import InputError
 from .methods import PerModel, merge_methods, reads_inputs
 
 # %% ../../nbs/06_merging/03_spectra.ipynb #5bec0006
@@ -149,9 +148,6 @@ def _by_inputs(
 
 def _shrunk(alpha):
     "Inner products whose entries outside the diagonal are made smaller."
-    if not 0 <= alpha <= 1:
-        raise InputError(f"alpha is {alpha}: it is the part of inner products of different inputs that "
-                         "stays. Give 0 to 1.")
     def gram_of(_, gram):
         if not np.ndim(gram): return gram
         g = np.asarray(gram, np.float64)
