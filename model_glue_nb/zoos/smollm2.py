@@ -79,7 +79,7 @@ def _draw(
                      "Ask for fewer or widen its settings.")
 
 # %% ../../nbs/12_zoos/02_smollm2.ipynb #8c808818
-_N_SEARCH, _N_REPORT, _SEARCH_SHARE, _SUITE_SEED, _TRAIN_SEED = 40, 100, 0.3, 1, 10_000_000
+_N_SEARCH, _N_REPORT, _SEARCH_SHARE, _SUITE_SEED, _TRAIN_SEED = 40, 100, 0.3, 20_000_000, 10_000_000
 
 def _suite_questions(
     skill:GymSkill,          # Whose generator draws
