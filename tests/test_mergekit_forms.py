@@ -1,12 +1,12 @@
 """Every form of a recipe that mergekit 0.1.5 accepts is read, or refused by name. The forms are the fields of mergekit's own configuration
 classes and the parameters of its methods, so a form of a later mergekit makes these tests fail; results are compared on each of them."""
-import json, os, subprocess, sys, typing, warnings
+import json, sys, typing, warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from test_mergekit import F32, THEIRS, prepare, same, write_tokenizers
+from test_mergekit import F32, THEIRS, both, in_mergekit, prepare, same, write_tokenizers
 
 from model_glue_nb.core import InputError
 from model_glue_nb.merging.canonical import merge_fingerprint
@@ -303,21 +303,12 @@ def room(tmp_path_factory):
     write_tokenizers(room/"words")
     for f in (room/"words").glob("*.yaml"): f.unlink()
     write_rows(room/"words")
-    env = os.environ | dict(HF_HUB_OFFLINE="1", OMP_WAIT_POLICY="passive", CUDA_VISIBLE_DEVICES="")
-    subprocess.run([sys.executable, "-c", THEIRS, str(room)], check=True, capture_output=True, env=env)
+    in_mergekit(sys.executable, "-c", THEIRS, room)
     stages = room/"Llama"/"stages.yaml"
     stages.write_text(STAGES % tuple(room/"Llama"/n for n in "abcb"))
-    subprocess.run([Path(sys.executable).parent/"mergekit-multi", stages, "--intermediate-dir", room/"between", "--out-path", room/"Llama"/"stages.theirs"],
-                   check=True, capture_output=True, env=env)
+    in_mergekit(Path(sys.executable).parent/"mergekit-multi", stages, "--intermediate-dir", room/"between",
+                "--out-path", room/"Llama"/"stages.theirs")
     return room
-
-def both(room, name):
-    "Our merge and theirs."
-    file = room/f"{name}.yaml"
-    failed = file.with_suffix(".failed")
-    assert not failed.exists(), failed.read_text()[-800:]
-    r = MergeRecipe.from_yaml(file, lenient=name == "left_out")
-    return merge(r, None, file.with_suffix(".ours")), open_model(file.with_suffix(".theirs"))
 
 UNEVEN = {"rescaled", "crumbs_rescaled", "fusion", "fusion_listed"} # equal magnitudes may meet a threshold
 HALVES = {"ram", "ram_plus"} # a mean of two often lies halfway between two numbers of bf16
@@ -328,7 +319,7 @@ HALVES = {"ram", "ram_plus"} # a mean of two often lies halfway between two numb
     "crumbs_rescaled", "modules", "module_slices", "slice_bases", "slice_base_shifted", "slerp_of_one", "base_is_averaged",
     "base_in_karcher", "labelled", "as_text", "left_out", "stages"])
 def test_results_agree(case, room):
-    ours, theirs = both(room/"Llama", case)
+    ours, theirs = both(room/"Llama", case, lenient=case == "left_out")
     equal, near = same(ours, theirs)
     assert {k: t.shape for k, t in ours.tensors.items()} == {k: t.shape for k, t in theirs.tensors.items()}
     if case in UNEVEN: assert equal >= .99, equal

@@ -49,9 +49,17 @@ def reordered(
     out = {t: np.asarray(v)[order[t]] if t in order else v for t, v in items.items()}
     return ItemScores(out, weights_of(items))
 
+def _order_of(model:ItemModel, ordered:bool)->dict[str,np.ndarray]:
+    "By information, or as the suite has them."
+    return _by_information(model) if ordered else {t: np.arange(n) for t, n in model.sizes.items()}
+
+def _columns(model:ItemModel, order:dict[str,np.ndarray])->np.ndarray: # (questions,)
+    "Where each question of an order stands."
+    return np.concatenate([p.start + order[t] for t, p in zip(model.sizes, model.places)])
+
 def _sorted_model(model:ItemModel, order:dict[str,np.ndarray])->ItemModel:
     "The curves in another order of the questions."
-    where = np.concatenate([p.start + order[t] for t, p in zip(model.sizes, model.places)])
+    where = _columns(model, order)
     return replace(model, slopes=model.slopes[where], offsets=model.offsets[where])
 
 # %% ../../nbs/04_benchmarking/15_few_questions.ipynb #5870cdb4
@@ -124,9 +132,8 @@ def _trial_estimates(
     "What held-out models are estimated at."
     out = {n: [] for n in _sizes(models[0][1].sizes)}
     for mask, model in models:
-        order = _by_information(model) if ordered else {t: np.arange(n) for t, n in model.sizes.items()}
-        where = np.concatenate([p.start + order[t] for t, p in zip(model.sizes, model.places)])
-        sorted_, unseen = _sorted_model(model, order), answers[mask][:, where]
+        order = _order_of(model, ordered)
+        sorted_, unseen = _sorted_model(model, order), answers[mask][:, _columns(model, order)]
         truth = sorted_.estimate(unseen)[0]
         for n, rows in out.items():
             few = _first_of_each(unseen, sorted_, n)
@@ -169,8 +176,7 @@ def make_gauge(
     ordered = dict(auto=len(matrix) >= _MANY, information=True, suite=False)[order]
     tried = {n: _checked(x) for n, x in _trial_estimates(folds, matrix, ordered).items()}
     model = fit_items(matrix, sizes, shares, shared)
-    as_they_are = {t: np.arange(n) for t, n in sizes.items()}
-    places = _by_information(model) if ordered else as_they_are
+    places = _order_of(model, ordered)
     how = "in order of information" if ordered else "in the suite's order"
     note = f"Curves of questions from {len(matrix)} models, ρ = {shared:g}, asked {how}."
     blend = {n: share for n, (share, _) in tried.items()}

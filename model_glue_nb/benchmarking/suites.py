@@ -237,6 +237,10 @@ def only(self:Suite,
 @patch(as_prop=True)
 def n_questions(self:Suite)->int: return sum(len(t.questions) for t in self.tasks)
 
+@patch(as_prop=True)
+def prompts(self:Suite)->list[str]: # Of all questions, task by task
+    return [q.prompt for t in self.tasks for q in t.questions]
+
 # %% ../../nbs/04_benchmarking/08_suites.ipynb #263ab859
 @patch
 def split_record(self:Suite)->dict: # Goes into a run folder

@@ -136,11 +136,11 @@ def _point_rows(
     "The frontier in readable form."
     import pandas as pd
     from model_glue_nb.gluing.points import budget_for
+    scores = _points(points.report, points.low, points.high)
     def row(i, t):
-        score = f"{100 * t.report:.1f} [{100 * t.low:.1f}, {100 * t.high:.1f}]"
         megabytes = getattr(t, "megabytes", float("nan"))
         return {"--budget": budget_for(points, i), "models": f"{t.stored:.2f}", "MB": cell(megabytes),
-                "score": score, "experts": t.experts}
+                "score": scores[i], "experts": t.experts}
     return pd.DataFrame([row(i, t) for i, t in enumerate(points.itertuples())])
 
 # %% ../../nbs/13_cli/06_glue.ipynb #1fdaec74

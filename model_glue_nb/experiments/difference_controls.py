@@ -107,9 +107,8 @@ def _by_words(work, experts, prompts)->np.ndarray: # (n,): expert of each report
     def asked(e): return ask_model(e, work.search, work.run.store)
     items = {e.name: asked(e) for e in experts}
     values, _ = by_question(items, list(items))
-    learned = [q.prompt for t in work.search.tasks for q in t.questions]
     sizes = [e.n_params for e in experts]
-    fitted = fit_texts(dict(name="tfidf_knn"), None, sizes, learned, values, "tfidf",
+    fitted = fit_texts(dict(name="tfidf_knn"), None, sizes, work.search.prompts, values, "tfidf",
                        shares_of(next(iter(items.values()))))
     return fitted.route(featurize(fitted, None, prompts, "tfidf"), prompts)
 
@@ -146,7 +145,7 @@ def _controls_table(
 ): # DataFrame
     "A row per system."
     import pandas as pd
-    prompts = [q.prompt for t in work.report.tasks for q in t.questions]
+    prompts = work.report.prompts
     route, like = live.route(prompts), _with_answers(work, live.experts)
     known = list(like.values())
     with tempfile.TemporaryDirectory(dir=work.run.path, prefix=".controls_") as d:

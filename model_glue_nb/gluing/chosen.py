@@ -113,7 +113,7 @@ def _mixture_procedure(
     scores, _ = by_question(items, experts)
     spec = mixture_spec(work.recipe, experts)
     encoder = work.zoo[max(experts, key=lambda e: mean_score(items[e]))]
-    prompts = [q.prompt for t in work.search.tasks for q in t.questions]
+    prompts = work.search.prompts
     costs = [work.zoo[e].n_params for e in experts]
     kind = feature_kind(spec.router["name"], spec.features)
     is_fixed = spec.router.get("positive") or not routers[spec.router["name"]].learns

@@ -274,10 +274,6 @@ def prompt_encoder(
     "The best of some experts."
     return max(experts, key=lambda e: mean_score(items[e]))
 
-def _prompts(suite:Suite)->list[str]:
-    "The prompts of a suite, task by task."
-    return [q.prompt for t in suite.tasks for q in t.questions]
-
 def _routed_report(
     work:Work, # As `begin` gives it
     pool:Pool, # With scores on *search*
@@ -291,8 +287,8 @@ def _routed_report(
     values, _ = by_question(pool.items, list(experts))
     counts = {t.name: len(t.questions) for t in work.search.tasks}
     weights = question_weights(work.search.weights, counts)
-    models, prompts = [pool.models[e] for e in experts], _prompts(work.report)
-    fitted = fit_apart(spec, models, _prompts(work.search), values, weights)
+    models, prompts = [pool.models[e] for e in experts], work.report.prompts
+    fitted = fit_apart(spec, models, work.search.prompts, values, weights)
     kind = feature_kind(spec.router["name"], spec.features)
     vectors = featurize(fitted, reader(fitted, encoder.load), prompts, kind)
     route = fitted.route(vectors, prompts)
@@ -374,7 +370,7 @@ def _search_vectors(
     "What the router sees of the search prompts, read by the best candidate."
     spec = mixture_spec(work.recipe, list(pool.models))
     encoder = pool.models[prompt_encoder(tuple(pool.models), pool.items)]
-    return read_texts(spec.router, encoder.load, _prompts(work.search), spec.features)[0]
+    return read_texts(spec.router, encoder.load, work.search.prompts, spec.features)[0]
 
 def _asked_budget(work, one)->tuple[float,...]:
     "The budget of the recipe, where it is a number."

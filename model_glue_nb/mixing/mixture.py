@@ -53,7 +53,7 @@ def _search_values(
         said = known.get(e, known.get(m.name))
         return ask_model(m, suite) if said is None else said
     by = [scores(e) for e in spec.experts]
-    prompts = [q.prompt for t in suite.tasks for q in t.questions]
+    prompts = suite.prompts
     return (prompts,
             np.stack([np.concatenate([i[t.name] for t in suite.tasks])
                       for i in by],

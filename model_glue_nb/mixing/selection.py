@@ -251,8 +251,7 @@ def experts_for(
 def _read_search(zoo, suite, items, router, features)->np.ndarray: # (n, width)
     "What a router sees of the search prompts, read by the best candidate where it needs an encoder."
     best = max(items, key=lambda n: mean_score(items[n]))
-    prompts = [q.prompt for t in suite.tasks for q in t.questions]
-    return read_texts(router, zoo[best].load, prompts, features)[0]
+    return read_texts(router, zoo[best].load, suite.prompts, features)[0]
 
 # %% ../../nbs/08_mixing/17_selection.ipynb #4036928c
 def rank_pairs(
@@ -318,8 +317,7 @@ def router_lab(
     values, _ = by_question(search[1], experts)
     reported = {e: report[1][e] for e in experts}
     share = shares_of(search[1][experts[0]])
-    prompts, fresh = ([q.prompt for t in s.tasks for q in t.questions]
-                      for s in (search[0], report[0]))
+    prompts, fresh = search[0].prompts, report[0].prompts
     best = max(experts, key=lambda e: mean_score(search[1][e]))
     rows = []
     for r in (dict(name=n) if isinstance(n, str) else n
