@@ -10,17 +10,10 @@ from model_glue_nb.benchmarking.suites import load_suite
 from model_glue_nb.core import InputError, Store
 from model_glue_nb.merging.recipes import recipe
 from model_glue_nb.searching.candidates import CandidateScorer
-from model_glue_nb.searching.executors import N_TRIES, executors
+from model_glue_nb.searching.executors import N_TRIES, executors, patient_ray
 from model_glue_nb.searching.protocol import Ask
 from model_glue_nb.searching.search import search
 from model_glue_nb.zoo.zoo import read_zoo
-
-def patiently(start, tries=4):
-    "Ray gives a node 30 s to start, and says how it failed in words only; a busy machine needs longer."
-    for left in range(tries - 1, -1, -1):
-        try: return start()
-        except Exception as e:
-            if not left or "timed out during startup" not in str(e): raise
 
 @pytest.fixture(scope="module")
 def cluster():
@@ -28,13 +21,34 @@ def cluster():
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__]) # workers do not see the tests
     from ray.cluster_utils import Cluster
     node = dict(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
-    c = patiently(lambda: Cluster(initialize_head=True, head_node_args=node))
-    patiently(lambda: c.add_node(**node | dict(include_dashboard=None)))
+    with patient_ray():
+        c = Cluster(initialize_head=True, head_node_args=node)
+        c.add_node(**node | dict(include_dashboard=None))
     ray.init(address=c.address, log_to_driver=False, logging_level="ERROR")
     c.wait_for_nodes()
     yield c
     ray.shutdown()
     c.shutdown()
+
+def test_a_node_may_take_longer_to_start_than_ray_allows(monkeypatch):
+    from ray._private import services
+    answers = iter([RuntimeError("not yet"), RuntimeError("not yet"), "there"])
+    def ask(*node):
+        said = next(answers)
+        if isinstance(said, Exception): raise said
+        return said
+    monkeypatch.setattr(services, "get_node", ask)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with patient_ray(): assert services.get_node("address", "id") == "there"
+    assert services.get_node is ask, "Ray's own limit is back"
+    answers = iter([RuntimeError("never")])
+    with pytest.raises(RuntimeError, match="never"), patient_ray(-1): services.get_node("address", "id")
+
+def test_a_cluster_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(InputError, match="Nothing answers at RAY_ADDRESS='127.0.0.1:1' .*executor 'processes'"):
+        executors["ray"](Toy(".")).__enter__()
 
 class Toy:
     "Arithmetic in another process; says where it was asked, and may take its worker down."

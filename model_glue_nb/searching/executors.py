@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['executors', 'N_TRIES', 'START_S', 'TrialOutcome', 'scored', 'local', 'WorkerDied', 'n_cores', 'processes',
-           'gains_by_processes', 'Auto', 'auto', 'ask_together', 'ray']
+           'gains_by_processes', 'Auto', 'auto', 'ask_together', 'patient_ray', 'ray']
 
 # %% ../../nbs/07_searching/06_executors.ipynb #a57e7878
-import os, pickle, time
+import os, pickle, socket, time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED
@@ -273,6 +273,49 @@ class _Actors(_Pool):
         self.idle.append(actor)
         return out
 
+# %% ../../nbs/07_searching/06_executors.ipynb #088a86f8
+@contextmanager
+def patient_ray(
+    seconds:float=300, # How long a node may take to start
+):
+    "Nodes of Ray that start inside have more time than Ray itself gives them."
+    from ray._private import services
+    ask = getattr(services, "get_node", None)
+    if ask is None: # a version that asks elsewhere keeps its own limit
+        yield
+        return
+    def patiently(*node):
+        until = time.monotonic() + seconds
+        while True:
+            try: return ask(*node)
+            except RuntimeError:
+                if time.monotonic() > until: raise
+            time.sleep(.5)
+    services.get_node = patiently
+    try: yield
+    finally: services.get_node = ask
+
+def _check_address(address):
+    "Ray asks an address that answers nothing for many minutes; one knock tells."
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not (colon and port.isdigit()): return # "auto" and "local"
+    try: socket.create_connection((host, int(port)), timeout=20).close()
+    except (OSError, OverflowError) as e:
+        raise InputError(f"Nothing answers at RAY_ADDRESS='{address}' ({e}). Start a cluster there "
+                         "(ray start --head), or use the executor 'processes'.") from None
+
+def _connect():
+    "Start Ray here, or join the cluster of `RAY_ADDRESS`."
+    import ray
+    address = os.environ.get("RAY_ADDRESS")
+    if address: _check_address(address)
+    new = dict() if address else dict(include_dashboard=False)
+    try:
+        with patient_ray(): ray.init(**new, log_to_driver=False, logging_level="ERROR")
+    except Exception as e: # Ray raises bare Exception, too
+        raise InputError(f"Ray did not start: {reason(e)} Use the executor 'processes'.") from None
+
+# %% ../../nbs/07_searching/06_executors.ipynb #c969e3b4
 @executors
 @contextmanager
 def ray(
@@ -283,8 +326,7 @@ def ray(
     except ImportError:
         hint = "Install it (pip install 'model_glue_nb[ray]'), or use the executor 'processes'."
         raise InputError(f"Ray is not installed. {hint}") from None
-    new = dict() if os.environ.get("RAY_ADDRESS") else dict(include_dashboard=False)
-    if started := not ray.is_initialized(): ray.init(**new, log_to_driver=False, logging_level="ERROR")
+    if started := not ray.is_initialized(): _connect()
     pool = _Actors(score, max(1, int(ray.cluster_resources().get("CPU", 1))))
     try: yield pool
     finally:
