@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from model_glue_nb.benchmarking.intervals import ItemScores, mean_score
+from model_glue_nb.mixing.routers import fit_router
 from model_glue_nb.gluing.choice import best_candidate, cross_fitted, weights_at, routed, sign_flip, simplest
 from model_glue_nb.gluing.chosen import Tried, is_merge, procedures_of
 from model_glue_nb.merging.recipes import recipe
@@ -122,3 +123,17 @@ def test_of_what_is_better_the_simplest_is_taken_and_only_of_that():
     assert near.system == "merge" and "mixture does not show" in near.why, "two more of 300 is not shown to be better"
     same = simplest(dict(best_single=nothing, merge=more, mixture=more))
     assert same.system == "merge" and same.table.chosen.tolist() == [False, True, False]
+
+def test_a_router_in_the_folds_learns_from_pooled_scores():
+    rng = np.random.default_rng(1)
+    like = items(rng.random(8), rng.random(16), weights=dict(t0=3, t1=1))
+    x, values = np.float32(rng.normal(size=(24, 4))), rng.random((24, 3))
+    learn, ask = np.arange(0, 24, 2), np.arange(1, 24, 2)
+    task, weights = np.repeat([0, 1], [4, 8]), weights_at(like, learn) * 12
+    def picked(lessons):
+        fitted = fit_router(dict(name="linear"), dict(model=x[learn]), np.float32(lessons), weights=weights)
+        return values[ask, fitted.route(x[ask])]
+    seen = routed(dict(name="linear"), x, values, like=like)(learn, ask)
+    means = np.stack([values[learn][task == t].mean(0) for t in (0, 1)])[task]
+    np.testing.assert_array_equal(seen, picked((values[learn] + means) / 2))
+    assert (seen != picked(values[learn])).any(), "a draw on which it makes a difference"

@@ -4,7 +4,7 @@ import pytest
 
 from model_glue_nb.benchmarking.intervals import ItemScores, mean_score
 from model_glue_nb.core import InputError
-from model_glue_nb.mixing.learners import question_weights, routers, usable_routers
+from model_glue_nb.mixing.learners import pooled, question_weights, routers, usable_routers
 from model_glue_nb.mixing.routers import check_router, featurize, fit_router, fit_texts, read_router, write_router
 from model_glue_nb.mixing.selection import by_question, predicting_routers, rank_pairs, select_experts, shares_of
 from model_glue_nb.mixing.terms import fit_terms, term_vectors
@@ -166,7 +166,7 @@ ZOOS = ["specialists", "generalist", "no signal", "crowd", "overlap", "graded"]
 def on_report(zoo, router, experts, seen):
     "What each report question scores behind a router over some experts."
     (search, *_), (report, *_) = zoo
-    values, _ = by_question(search, list(experts))
+    values = pooled(*by_question(search, list(experts)))
     fresh, _ = by_question(report, list(experts))
     fitted = fit_router(router, dict(model=seen[0]), values, weights=shares_of(next(iter(search.values()))))
     return fresh[np.arange(len(fresh)), fitted.route(seen[1])

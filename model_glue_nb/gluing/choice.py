@@ -13,8 +13,9 @@ import numpy as np
 
 from ..benchmarking.intervals import ItemScores, mean_score, task_weights, weighed_differences
 from ..core import InputError
+from ..mixing.learners import pooled
 from ..mixing.routers import fit_router
-from ..mixing.selection import split_by_task
+from ..mixing.selection import split_by_task, tasks_of
 
 # %% ../../nbs/09_gluing/06_choice.ipynb #c9a06
 Procedure = Callable[[np.ndarray, np.ndarray], np.ndarray] # (learn, ask), positions → values on `ask`
@@ -43,8 +44,7 @@ def weights_at(
     some:np.ndarray, # Positions of some questions
 )->np.ndarray: # One per question of `some`; together 1
     "How much each question counts in the mean over tasks, where only some are asked."
-    task = np.repeat(np.arange(len(like)),
-                     [len(v) for v in like.values()])[some]
+    task = tasks_of(like)[some]
     count = np.bincount(task, minlength=len(like))
     share = task_weights(like) * (count > 0)
     return (share / np.maximum(count, 1) / share.sum())[task]
@@ -75,6 +75,7 @@ def routed(
         chosen_costs = None if costs is None else [costs[i] for i in chosen]
         lessons = chosen_values[learn].astype(np.float32)
         weights = None if like is None else weights_at(like, learn) * len(learn)
+        if like is not None: lessons = pooled(lessons, tasks_of(like)[learn])
         fitted = fit_router(router, dict(model=vectors[learn]), lessons, costs=chosen_costs, weights=weights)
         return chosen_values[ask, fitted.route(vectors[ask])]
     return procedure

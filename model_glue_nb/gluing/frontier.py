@@ -21,7 +21,7 @@ from .recipe import Work, executor_of, mixture_spec, params_within
 from .steps import Glued
 from ..mergeability.clusters import Cluster
 from ..merging.differences import extract
-from ..mixing.learners import question_weights
+from ..mixing.learners import pooled, question_weights
 from ..mixing.mixture import fit_apart
 from ..mixing.residents import difference_model
 from ..mixing.routers import feature_kind, featurize, read_texts, reader
@@ -284,11 +284,11 @@ def _routed_report(
     if len(experts) == 1: return answers[experts[0]]
     spec = mixture_spec(work.recipe, experts, prompt_encoder=prompt_encoder(experts, pool.items))
     encoder = pool.models[spec.prompt_encoder]
-    values, _ = by_question(pool.items, list(experts))
+    lessons = pooled(*by_question(pool.items, list(experts)))
     counts = {t.name: len(t.questions) for t in work.search.tasks}
     weights = question_weights(work.search.weights, counts)
     models, prompts = [pool.models[e] for e in experts], work.report.prompts
-    fitted = fit_apart(spec, models, work.search.prompts, values, weights)
+    fitted = fit_apart(spec, models, work.search.prompts, lessons, weights)
     kind = feature_kind(spec.router["name"], spec.features)
     vectors = featurize(fitted, reader(fitted, encoder.load), prompts, kind)
     route = fitted.route(vectors, prompts)

@@ -37,7 +37,7 @@ from ..zoo.zoo import Zoo, ZooModel, read_zoo
 # %% ../../nbs/09_gluing/01_recipe.ipynb #548e9ed0
 CLUSTERS = dict(threshold=0.95, linkage="average", metric="column_cosine", roles=["attn", "mlp"])
 _MERGE = dict(methods=["linear", "task_arithmetic", "ties"], strategy="coefficient", budget=60)
-_MIXTURE = dict(level="model", router="knn", dense_layers=0)
+_MIXTURE = dict(level="model", router="linear", dense_layers=0)
 
 def complete(
     parts, # A frozen dataclass whose mappings may leave out keys

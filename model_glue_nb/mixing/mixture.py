@@ -21,7 +21,7 @@ from ..core import InputError, atomic_path, file_name, refuse
 from ..endings import first_sentence
 from ..merging.planner import find_model
 from .experts import MixtureLM, check_contexts, no_rolling
-from .learners import question_weights, routers
+from .learners import pooled, question_tasks, question_weights, routers
 from .one_checkpoint import copy_expert, fit_places, mix_checkpoint
 from .residents import as_differences, difference_model
 from .routers import FittedRouter, feature_kind, fit_texts, read_router, write_router
@@ -192,6 +192,7 @@ def mix(
     about = dict(fitted_on=dict(suite=suite.name, prompts=len(prompts))) if prompts else {}
     counts = {t.name: len(t.questions) for t in suite.tasks} if prompts else {}
     weights = question_weights(suite.weights, counts) if prompts else None
+    if prompts: values = pooled(values, question_tasks(counts))
     if parts:
         router = fit_places(parts, prompts, values, weights)
         return mix_checkpoint(parts, out, router, overwrite, about, verify)

@@ -35,7 +35,7 @@ CHOICES = dict(level=_MIXTURE_LEVELS, input=("sample", "token"), pooling=("mean"
 class MixtureSpec:
     "What to mix and how requests find their expert."
     experts: tuple[str, ...] # Names in the zoo, or folders
-    router: dict = field(default_factory=lambda: dict(name="knn")) # Name and settings; or `file`: a folder
+    router: dict = field(default_factory=lambda: dict(name="linear")) # Name and settings; or `file`: a folder
     level: str = "model" # "model", "block", "ffn" or "adapter"
     base: str|None = None # The dense model; None: experts of any architecture, each with its own tokenizer
     dense_layers: int = 0 # K: layers below come from the base
