@@ -53,7 +53,7 @@ def jupyterlab(folder, tmp):
     home, log = f"http://127.0.0.1:{port}", open(tmp/"lab.log", "w")
     server = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=subprocess.STDOUT)
     try:
-        for _ in range(240):
+        for _ in range(1200):
             try:
                 urllib.request.urlopen(f"{home}/api/status?token=a-token", timeout=2)
                 break
