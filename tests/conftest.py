@@ -8,7 +8,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1") # tests run side by side, each on one core
 os.environ.setdefault("MODEL_GLUE_STORE", "none") # runs share no answers
 LONGEST = """test_bench test_search test_benchmark test_pipeline test_sandbox test_mixture test_mixture_architectures test_search_ray
-  test_fuzz test_mixture_served test_mergekit test_certificate test_mixture_uses test_repo test_merge test_decoding test_zoo_as_found""".split() # files that take longest start first, so that no core waits at the end
+  test_frontier test_fuzz test_mixture_served test_mergekit test_mergekit_forms test_certificate test_mixture_uses test_repo test_merge
+  test_decoding test_zoo_as_found test_differences test_per_sample""".split() # files that take longest start first, so that no core waits at the end
 MARKS = dict(slow="minutes of computing", gpu="needs a CUDA device", browser="drives a real Chromium")
 
 def pytest_configure(config):

@@ -53,7 +53,7 @@ def jupyterlab(folder, tmp):
     home, log = f"http://127.0.0.1:{port}", open(tmp/"lab.log", "w")
     server = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=subprocess.STDOUT)
     try:
-        for _ in range(240):
+        for _ in range(1200):
             try:
                 urllib.request.urlopen(f"{home}/api/status?token=a-token", timeout=2)
                 break
@@ -99,14 +99,15 @@ def write_notebook(target, code):
     kernel = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
     target.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)))
 
-IDLE = """() => { const w = window.jupyterapp && window.jupyterapp.shell.currentWidget, s = w && w.sessionContext && w.sessionContext.session;
-  return !!(s && s.kernel && s.kernel.status === 'idle') }"""
+IDLE = """n => { const open = window.jupyterapp ? [...window.jupyterapp.shell.widgets('main')].filter(w => w.sessionContext) : [];
+  const kernels = open.map(w => w.sessionContext.session && w.sessionContext.session.kernel);
+  return open.length >= n && kernels.every(k => k && k.status === 'idle') }""" # a server ends at once when no kernel is starting, else after a minute
 
 def run_all(page, home, name):
     "Open a notebook, run all its cells, wait for the last."
     page.goto(f"{home}/lab/tree/{name}?reset&token=a-token")
     page.wait_for_selector(".jp-NotebookPanel:visible .jp-Notebook .jp-CodeCell")
-    page.wait_for_function(IDLE)
+    page.wait_for_function(IDLE, arg=1)
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
     done = page.locator(".jp-OutputArea-output", has_text="ALL-CELLS-DONE")
     try: done.wait_for(timeout=240_000)

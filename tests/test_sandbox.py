@@ -8,7 +8,6 @@ import pytest
 
 from model_glue_nb.benchmarking import sandbox
 from model_glue_nb.benchmarking.confine import NAME, Cgroup, own_group
-from model_glue_nb.benchmarking.jail import ending_of
 from model_glue_nb.benchmarking.sandbox import CodeEval, Limits, CodeOutcome, a_user, printable, why_failed, sandboxed_code_eval, try_code, isolation
 from model_glue_nb.core import InputError
 
@@ -228,17 +227,24 @@ def test_every_end_is_only_the_programs_own(way):
         assert not out["passed"] and out["why"] and why in out["why"], (name, out)
     assert not stays(before)
 
+ENDINGS = """
+import os, signal
+from model_glue_nb.benchmarking.jail import ending_of
+for code in range(256):
+    if not (pid := os.fork()): os._exit(code)
+    assert ending_of(os.waitpid(pid, 0)[1]) == dict(code=code, signal=0)
+for number in set(range(1, 65)) - {17, 18, 19, 20, 21, 22, 23, 28, 32, 33}: # those end a process
+    if not (pid := os.fork()):
+        if number != 9: signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        os._exit(0)
+    assert ending_of(os.waitpid(pid, 0)[1]) == dict(code=0, signal=number)
+"""
+
 def test_ends_that_no_way_may_mix_up():
-    "Each exit code and each signal of a real process, told as what it was."
-    for code in range(256):
-        if not (pid := os.fork()): os._exit(code)
-        assert ending_of(os.waitpid(pid, 0)[1]) == dict(code=code, signal=0)
-    for number in set(range(1, 65)) - {17, 18, 19, 20, 21, 22, 23, 28, 32, 33}: # those end a process
-        if not (pid := os.fork()):
-            if number != 9: signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            os._exit(0)
-        assert ending_of(os.waitpid(pid, 0)[1]) == dict(code=0, signal=number)
+    "Each exit code and each signal of a real process, told as what it was; of a small process, which is forked at once."
+    done = subprocess.run([sys.executable, "-c", ENDINGS], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 def test_reasons_of_whatever_end():
     "Random reports and outputs: one printable line, empty for what passed and for nothing else."

@@ -1,5 +1,5 @@
 "Strategies by toy scores and on real weights: laws, budgets, resuming after kills, what is remembered, what is refused."
-import itertools, math, os, random, signal, sys
+import gc, itertools, math, os, random, signal
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -149,21 +149,27 @@ def studies(run):
     file = f"sqlite:///{run/'trials.db'}"
     return [optuna.load_study(study_name=n, storage=file) for n in optuna.get_all_study_names(file)]
 
+@contextmanager
 def counting(each):
-    "Call `each` at every call that Python makes from now on; moments that are counted are the same on every machine."
-    def trace(frame, event, _): each() # gives nothing: lines are not followed
-    sys.settrace(trace)
+    "Call `each` at every collection of garbage inside, of which there is one for every few objects that are made; moments are counted, not timed."
+    was = gc.get_threshold()
+    def at(phase, _):
+        if phase == "start": each()
+    gc.callbacks.append(at)
+    gc.set_threshold(2, 10_000)
+    try: yield
+    finally:
+        gc.callbacks.remove(at)
+        gc.set_threshold(*was)
 
-def calls_of(work):
-    "What some work gives, and of how many calls it consists."
-    n, was = itertools.count(), sys.gettrace()
-    counting(n.__next__)
-    try: out = work()
-    finally: sys.settrace(was)
+def moments_of(work):
+    "What some work gives, and at how many moments it can be killed."
+    n = itertools.count()
+    with counting(n.__next__): out = work()
     return out, next(n)
 
 def killed(n, longest, work):
-    "Run some work in a child n times, killed at one of its first `longest` calls, drawn; how often the kill came before the end."
+    "Run some work in a child n times, killed at one of its first `longest` moments, drawn; how often the kill came before the end."
     rng, kills = random.Random(7), 0
     for _ in range(n):
         left = itertools.count(rng.randrange(longest), -1)
@@ -171,8 +177,7 @@ def killed(n, longest, work):
             def each():
                 if not next(left): os.kill(os.getpid(), signal.SIGKILL)
             try:
-                counting(each)
-                work()
+                with counting(each): work()
             finally: os._exit(0)
         kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
     return kills
@@ -186,8 +191,8 @@ def same_and_whole(run, resumed, whole):
 
 @pytest.mark.parametrize("strategy", ["evolution", "racing", "coefficient"])
 def test_killed_by_the_system_at_twenty_random_moments(strategy, tmp_path):
-    _, n_calls = calls_of(lambda: found(strategy, run=tmp_path/"undisturbed"))
-    kills = killed(20, n_calls // 4, lambda: found(strategy, run=tmp_path/"run"))
+    _, n = moments_of(lambda: found(strategy, run=tmp_path/"undisturbed"))
+    kills = killed(20, n // 4, lambda: found(strategy, run=tmp_path/"run"))
     same_and_whole(tmp_path/"run", found(strategy, run=tmp_path/"run"), found(strategy))
     assert kills >= 10
 
@@ -313,8 +318,8 @@ def test_real_merges_killed_at_twenty_random_moments(demo, tmp_path):
     zoo, part = demo
     def once(run, scorer):
         return search(zoo.names, scorer, "task_arithmetic", "evolution", budget=24, base="a-base", run=run)
-    whole, n_calls = calls_of(lambda: once(None, CandidateScorer(zoo, part)))
-    kills = killed(20, n_calls // 10, lambda: once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))))
+    whole, n = moments_of(lambda: once(None, CandidateScorer(zoo, part)))
+    kills = killed(20, n // 10, lambda: once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))))
     same_and_whole(tmp_path/"run", once(tmp_path/"run", CandidateScorer(zoo, part, Store(tmp_path/"store.sqlite"))), whole)
     assert kills >= 5
 

@@ -2,7 +2,7 @@
 import functools, http.server, shutil, threading
 from pathlib import Path
 import pytest
-from test_browser import chromium, jupyterlab, watched  # noqa: F401
+from test_browser import IDLE, chromium, jupyterlab, watched  # noqa: F401
 
 root = Path(__file__).resolve().parents[1]
 site = root/"_docs"
@@ -50,7 +50,7 @@ def test_every_page(chromium, home, first): # noqa: F811
     wrong = []
     assert {"index.html", "start.html", "gallery.html", "faq.html", "how_it_compares.html", "changelog.html", "06_merging/merge.html"} <= set(pages)
     second = dict(light="dark", dark="light")[first]
-    with watched(chromium, home, color_scheme=first) as page:
+    with watched(chromium, home, color_scheme=first, reduced_motion="reduce") as page: # as colours end, without the way there
         def dress(scheme):
             page.emulate_media(color_scheme=scheme)
             page.wait_for_function(SWITCHED, arg=scheme == "dark")
@@ -117,3 +117,4 @@ def test_start_page_in_jupyterlab(chromium, tmp_path): # noqa: F811
         assert not [f.name for f in (root/"nbs/tutorials").glob("*.ipynb") if f.name not in shown]
         page.locator(".jp-NotebookPanel:visible a", has_text="Glue a small zoo").first.click()
         page.locator(".lm-TabBar-tabLabel", has_text="glue_a_small_zoo.ipynb").wait_for()
+        page.wait_for_function(IDLE, arg=2)

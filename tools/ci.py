@@ -68,18 +68,27 @@ def run_stage(
         code = board.start(name, words).wait()
         board.end(name, words, time.time() - began, code)
 
+def ticks():
+    "(at work, in all) time of all processors since the machine started; Linux tells it."
+    try: times = list(map(int, Path("/proc/stat").read_text().split()[1:9]))
+    except OSError: return 0, 0
+    return sum(times) - sum(times[3:5]), sum(times) # all but idle and waiting for the disk
+
 def run_all(
     chosen, # Names of stages
 ):
     "Run the stages in their order, some side by side, until all are done or one fails."
     board = Board(len(chosen))
-    for group in ([n for n in names if n in chosen] for names in SIDE_BY_SIDE):
+    for group in filter(None, ([n for n in names if n in chosen] for names in SIDE_BY_SIDE)):
+        before = ticks()
         with ThreadPoolExecutor(max(1, len(group))) as pool:
             try: list(pool.map(lambda name: run_stage(name, board), group))
             except Failed: sys.exit(1)
             except BaseException: # the pool waits for its stages
                 board.stop_all()
                 raise
+        busy, whole = (b - a for a, b in zip(before, ticks()))
+        if whole: print(f"== {' and '.join(group)}: the processors were at work {busy / whole:.0%} of the time", flush=True)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -8,6 +8,8 @@ __all__ = ['Bench', 'open_bench', 'unseen_score', 'mix_row', 'row_of', 'bench']
 # %% ../../nbs/11_experiments/05_bench.ipynb #66ae5860
 import json, math, os, shutil, tempfile, threading, time
 from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -359,15 +361,28 @@ def _follow(parent):
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
+@contextmanager
+def _processes(
+    workers:int, # How many; one: there is no other process
+)->Iterator: # A pool that starts them when there is work, and ends them with the body; or None
+    "Processes for some cells, and for those that follow from their rows."
+    if workers == 1:
+        yield
+        return
+    from multiprocessing import get_context
+    with futures.ProcessPoolExecutor(workers, get_context("spawn"), _follow, (os.getpid(),)) as pool:
+        try: yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
 def _run_groups(
     b:Bench, # With a run
     groups:list[list[Cell]], # Cells that share answers
-    workers:int, # Processes
+    pool=None, # As `_processes` gives it
 )->Iterator[list[Cell]]: # Groups as they are finished
     "Measure groups of cells, here or side by side."
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from multiprocessing import get_context
-    if workers == 1:
+    if not pool or len(groups) < 2:
         for g in groups:
             [row_of(b, c) for c in g]
             yield g
@@ -375,18 +390,14 @@ def _run_groups(
     args = (str(b.work.run.path),
             json.dumps(b.work.recipe.zoo),
             json.dumps(asdict(b.grid)), b.allow_code)
-    with ProcessPoolExecutor(workers, get_context("spawn"), _follow, (os.getpid(),)) as pool:
-        todo = {pool.submit(_in_worker, args, g): g for g in groups}
-        try: yield from (f.result() or todo[f] for f in as_completed(todo))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    todo = {pool.submit(_in_worker, args, g): g for g in groups}
+    yield from (f.result() or todo[f] for f in futures.as_completed(todo))
 
 # %% ../../nbs/11_experiments/05_bench.ipynb #425c566e
 def _rows_of_cells(
     b:Bench, # With a run
     cells:list[Cell], # What to measure
-    workers:int, # Processes
+    pool=None, # As `_processes` gives it
     on_rows:Callable=lambda rows: None, # Called with the rows that are there after every group
     what:str="cells", # What they are called
 )->list[dict]: # A row per cell
@@ -398,7 +409,7 @@ def _rows_of_cells(
     progress(done, len(cells), what)
     open_ = [left for g in groups.values()
              if (left := [c for c in g if not known(c)])]
-    for finished in _run_groups(b, open_, max(1, min(workers, len(open_)))):
+    for finished in _run_groups(b, open_, pool):
         done += len(finished)
         progress(done, len(cells), f"{what}: {finished[-1].label}")
         on_rows([row_of(b, c) for c in cells if known(c)])
@@ -422,12 +433,12 @@ def bench(
     b.work.run = run = Run.start(out, about)
     refuse(other_zoo(run, b.work.zoo))
     workers = workers or (os.cpu_count() if are_small(b.work.zoo) else 1)
-    with run.lock():
+    with run.lock(), _processes(workers) as pool:
         for left in run.path.glob(".mixture_*"): shutil.rmtree(left) # of a run that was killed
         cells = _plan_bench(b)
-        rows = _rows_of_cells(b, cells, workers, lambda rows: write_tables(run, rows, b.work.report))
+        rows = _rows_of_cells(b, cells, pool, lambda rows: write_tables(run, rows, b.work.report))
         tried = _control_cells(b, cells, rows)
-        controls = _rows_of_cells(b, [c for _, c in tried], workers, what="controls")
+        controls = _rows_of_cells(b, [c for _, c in tried], pool, what="controls")
         reported = [dict(r, claim=claim) for (claim, c), r in zip(tried, controls)]
         write_tables(run, rows, b.work.report, reported)
     return run
