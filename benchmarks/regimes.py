@@ -7,7 +7,6 @@
 
 Scores are exact match on report questions of the family's skills, the same 12 of each for all."""
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
@@ -60,7 +59,8 @@ def one_layer(k, d, x, rng):
     return noisy(5)(k, d, x, rng) if ".layers.1." in k else d
 
 # Name → (base, {member: share of its task vector}, what is done to the sum)
-def copies(): 
+def copies():
+    "Members that learned the same as another."
     out = {f"reverse~{i}": ("a-base", {"a-reverse": 1}, noisy(.3)) for i in (1, 2, 3)}
     out |= {f"rotate~{i}": ("a-base", {"a-rotate": 1}, noisy(.4)) for i in (1, 2)}
     out |= {f"skip~{i}": ("b-base", {"b-skip": 1}, noisy(.3)) for i in (1, 2)}
@@ -68,11 +68,13 @@ def copies():
     return out | {"sort~mean": ("a-base", {"a-sort": .5, "sort-2": .5}, None)}
 
 def sums():
+    "Members that learned what two others did."
     ring = ["double", "reverse", "rotate", "shift", "sort", "double"]
     out = {f"{x}&{y}": ("a-base", {f"a-{x}": .8, f"a-{y}": .8}, None) for x, y in zip(ring, ring[1:])}
     return out | {"skip&swap": ("b-base", {"b-skip": .8, "b-swap": .8}, None)}
 
 def spoilt():
+    "Members that would spoil a merge, by how they were made."
     return {"noise-sort": ("a-base", {"a-sort": 1}, noisy(1.5)), "noise-double": ("a-base", {"a-double": 1}, noisy(3)),
             "flip-rotate": ("a-base", {"a-rotate": -1}, None), "flip-shift": ("a-base", {"a-shift": -1}, None),
             "x4-reverse": ("a-base", {"a-reverse": 4}, None), "x3-double": ("a-base", {"a-double": 3}, None),
@@ -127,10 +129,10 @@ B = ["b-skip", "b-swap", "b-shift"]
 ZOOS = dict(
     one_skill=["a-sort sort-2 sort-3", "a-sort sort-2", "sort-2 sort-3", "a-reverse reverse~1 reverse~2 reverse~3",
                "a-rotate rotate~1 rotate~2", "a-shift shift@0.7 shift@1.3", "sort-2 sort-3 sort~mean", "b-skip skip~1 skip~2"],
-    overlapping=["double&reverse reverse&rotate rotate&shift", "double&reverse reverse&rotate rotate&shift shift&sort sort&double",
+    overlapping_skills=["double&reverse reverse&rotate rotate&shift", "double&reverse reverse&rotate rotate&shift shift&sort sort&double",
                  "a-sort a-shift shift&sort", "a-sort sort-2 a-double a-reverse", "a-sort sort-3 a-double a-shift",
                  "a-double a-rotate double&reverse", "reverse~1 reverse~2 a-sort sort-2", "b-skip b-swap skip&swap"],
-    separated=[" ".join(A), "a-double a-reverse", "a-rotate a-shift a-sort", "a-reverse a-shift sort-2",
+    separated_skills=[" ".join(A), "a-double a-reverse", "a-rotate a-shift a-sort", "a-reverse a-shift sort-2",
                "a-double a-rotate a-shift a-sort", " ".join(B), "c-expand c-complement", "a-rotate a-sort"],
     strangers=["a-double a-sort b-skip b-swap", " ".join([*A, "b-shift"]), "a-rotate b-swap", " ".join([*B, "a-reverse", "a-shift"]),
                "a-sort a-shift c-expand c-complement", "a-double b-skip c-expand"],
@@ -196,7 +198,8 @@ def regimes(out):
         found = zoo_regime(zoo.subset(list(dict.fromkeys([*(zoo[n].base for n in names), *names]))))
         spoilt_here = [n for n in names if not is_sound(n)]
         rows.append(dict(zoo=i, half=half, kind=kind.replace("_", " "), members=" ".join(names), spoilt=" ".join(spoilt_here),
-                         found=found.kind, within=found.within, found_spoilt=" ".join(found.spoilt)))
+                         found=found.kind, within=found.within, found_spoilt=" ".join(found.spoilt), merged=" ".join(found.members),
+                         **dict(zip(("lowest_cosine", "highest_cosine"), found.cosines))))
         for f in found.families or [found]:
             if f.features is None: continue
             features += [dict(zoo=i, half=half, member=m, sound=is_sound(m), **x) for m, x in f.features.iterrows()]
@@ -209,9 +212,9 @@ def scored(out, table):
     few_threads(zoo)
     for row in table.to_dict("records"):
         if row["kind"] == "strangers": continue
-        names, bad = row["members"].split(), row["found_spoilt"].split()
+        names = row["members"].split()
         scorer = scorer_of(zoo, suite, store, names)
-        sets = dict(all=names, sound=[n for n in names if is_sound(n)], kept=[n for n in names if n not in bad])
+        sets = dict(all=names, sound=[n for n in names if is_sound(n)], kept=row["merged"].split())
         singles = {m: mean_score(scorer.items(m)) for m in names}
         row["single"] = max(singles.values())
         for which, who in sets.items():
