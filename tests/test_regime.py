@@ -82,6 +82,10 @@ def test_noise_on_top_of_a_skill_is_named_and_merged(home):
     assert (found.kind, found.within, list(found.spoilt)) == ("some spoilt", "separated skills", ["noisy"])
     assert "noisy" in found.members and found.features["length"]["noisy"] < 4 * found.features["length"].min()
 
+def test_noise_is_flat(home):
+    g = task_geometry([plant(home, "bad-noise", SPOILT["noise"]), member(home, 0, 0)], home[1]["base"])
+    assert abs(g.flatness[0] - 1) < .15 and g.flatness[1] < .5
+
 def test_strangers_are_families(home):
     theirs = [plant(home, f"theirs-{i}", lambda k, s, i=i: learned(k, s, i, i), "other") for i in range(2)]
     found = zoo_regime(zoo_of(home, WHOLE["one skill"], home[1]["other"], *theirs))

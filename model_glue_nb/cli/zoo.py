@@ -126,7 +126,7 @@ def regime(
     from model_glue_nb.zoo.zoo import read_zoo
     models = read_zoo(zoo)
     with progress_bar() as progress:
-        found = zoo_regime(models, base, prompts, probe, progress=progress)
+        found = zoo_regime(models, base, prompts, probe=probe, progress=progress)
     tell_skipped(models.skipped)
     if as_json: return typer.echo(json.dumps(found.to_dict(), indent=1))
     for f in found.families or [found]:

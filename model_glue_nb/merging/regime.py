@@ -240,9 +240,9 @@ def zoo_regime(
     zoo:Zoo, # Two or more members of one or several families
     base:str|None=None, # Member that the others were tuned from; default: by cards, then weights
     prompts=None, # Texts as in a recipe, for RegMean and the probe; None: no RegMean, and random tokens
+    *,
     probe:bool=False, # May every model be loaded once?
     store:Store|None=None, # Where similarities are remembered
-    *,
     limits:dict=_LIMITS, # By feature
     progress:Progress=silent, # Called as work proceeds
 )->Regime:
