@@ -7,7 +7,7 @@ from model_glue_nb.core import InputError
 from model_glue_nb.mergeability.geometry import _input_products, _measure_weight, standing_out, task_geometry
 from model_glue_nb.mergeability.pairs import files_for
 from model_glue_nb.mergeability.similarity import compared_weights
-from model_glue_nb.merging.regime import _picks, divergences, flagged, opposed, skills_of, zoo_regime
+from model_glue_nb.merging.regime import _apart, _picks, divergences, flagged, opposed, skills_of, zoo_regime
 from model_glue_nb.zoo.writer import CheckpointWriter, copy_companions
 from model_glue_nb.zoo.zoo import Zoo, read_zoo, tiny_zoo
 
@@ -184,6 +184,11 @@ def test_divergence_is_its_definition(home):
             p, q = (live_probabilities(zoo[n], text) for n in ("base", name))
             want.append((p * (p / q).log()).sum(-1).mean())
         assert abs(value - float(torch.stack(want).mean())) < 1e-6 and value > 0
+
+def test_divergence_is_seen_from_the_origin():
+    p, q = np.log([[.5, .5], [.9, .1]]), np.log([[.8, .2], [.9, .1]])
+    assert np.isclose(_apart(p, q), (.5 * np.log(.5 / .8) + .5 * np.log(.5 / .2)) / 2)
+    assert not np.isclose(_apart(p, q), _apart(q, p), rtol=.05)
 
 def live_probabilities(model, text):
     import torch

@@ -395,7 +395,7 @@ MUTANTS = {
         ("return _ORDER[\"few\" if n <= _FEW else within].split()", "return _ORDER[\"few\" if n < _FEW else within].split()"),
         ("if base is None: infos = [i for i in infos if not i.needs_base]", "if base is None: infos = list(infos)"),
         ("return (np.exp(p) * (p - q)).sum(-1).mean()", "return (np.exp(q) * (q - p)).sum(-1).mean()",
-         ["tests/test_regime.py::test_divergence_is_its_definition"]),
+         ["tests/test_regime.py::test_divergence_is_seen_from_the_origin"]),
         ("if at is None or home.get(m) == at: continue", "if at is None or m in home: continue", ["nbs/06_merging/18_regime.ipynb"]),
     ]),
     "mergeability.similarity": (["nbs/05_mergeability/04_similarity.ipynb", "tests/test_comparisons.py"], [
