@@ -32,6 +32,7 @@ FACE = {
     "merging.barrier": "barrier",
     "merging.differences": "extract",
     "merging.packing": "pack unpack_model",
+    "merging.regime": "zoo_regime",
     "searching.strategies": "strategies",
     "searching.candidates": "CandidateScorer",
     "searching.search": "search",

@@ -13,5 +13,6 @@ FACE = {
     "clusters": "Cluster linkages relations threshold_sensitivity",
     "similarity": "compare_zoo Comparison",
     "doctor": "examine_zoo members_table pairs_table",
+    "geometry": "Geometry task_geometry standing_out",
 }
 __getattr__, __dir__, __all__ = _face("mergeability", FACE)

@@ -20,5 +20,6 @@ FACE = {
     "forecast": "foresee fit_forecast",
     "differences": "Difference parts_of",
     "packing": "Packed families",
+    "regime": "Regime divergences",
 }
 __getattr__, __dir__, __all__ = _face("merging", FACE)
