@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['coefficient_sources', 'COEFFICIENTS_FORM', 'shared_out', 'fisher', 'agreement', 'coefficients_problems',
-           'split_source', 'LayerCoefficients', 'Shares']
+           'split_source', 'join_source', 'compares_with_base', 'LayerCoefficients', 'Shares']
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #61792b2e
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #3755581d
 import inspect, tempfile, threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from .layer_inputs import live_view
 from .places import places_of
 from .views import View
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #9fb2f84b
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #27111133
 def shared_out(
     weights, # One per model, 0 or more
     coefficients, # One per model, 0 or more; None for one that nothing is known of
@@ -36,7 +36,7 @@ def shared_out(
     total = parts.sum()
     return parts * (w.sum() / total) if total > 0 else w
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #e735440d
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #f3c2a26b
 class _Sources(Registry):
     "Sources of coefficients by name, each marked with whether it compares with the base."
     def __call__(self, f):
@@ -46,7 +46,7 @@ class _Sources(Registry):
 coefficient_sources = _Sources("source of coefficients")
 _N_GIVEN = {True: 2, False: 3} # Parameters of a source that are no settings, by `needs_base`
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #a28183d4
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #5447a571
 class _Squares:
     "Sums of squared gradients, by layer; each gradient is let go as soon as it is there."
     def __init__(self,
@@ -117,7 +117,7 @@ def fisher(
     whole = squares.mean_of_all(means) if normalize else 1.0
     return {k: v / whole for k, v in means.items()} if whole else means
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #2f5ae382
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #6df07fb3
 _LEAST = 1e-12 # Of a unit's variance, that the base does not explain
 
 def _information(
@@ -143,7 +143,7 @@ def agreement(
     known = {k: _information(own[k], base[k]) for k in own if k in base}
     return {k: 1 / (1 + np.exp(t * x)) for k, x in known.items() if x is not None}
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #88acf0be
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #44c37c6f
 class _Rows:
     "Activations of some layers, row by row into files."
     def __init__(self,
@@ -196,7 +196,7 @@ def _activations(
     for h in hooks: h.remove()
     return rows.complete()
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #85ac8625
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #6da717cf
 _TOKENS = 4096 # Random tokens
 _TEXT = 64 # … in a text
 _SOURCE_FORM = mapping(dict(source=name, tokens=integer(1, 2**26)), ["source"], more=True)
@@ -244,7 +244,7 @@ def coefficients_problems(
                    "random, or a mapping from each model to one of these.")
     return out
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #3625b07d
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #95e0438a
 def split_source(
     named:str, # "ties" or "ties+fisher"
 )->tuple[str,str|None]: # Method, and the source of its coefficients
@@ -252,7 +252,21 @@ def split_source(
     method, plus, source = named.partition("+")
     return (method, source) if plus else (method, None)
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #5e2aa004
+def join_source(
+    method:str, # Of a recipe
+    given:str|dict|None, # The recipe's `coefficients`
+)->str:
+    "The same the other way; settings are not told."
+    return method if given is None else f"{method}+{_wanted(given).source}"
+
+def compares_with_base(
+    given:str|dict, # As a recipe gives it
+)->bool: # False for an unknown source
+    "Does a source run the base, too, and need texts?"
+    source = _wanted(given).source
+    return source in coefficient_sources and coefficient_sources[source].needs_base
+
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #104d66b5
 _KNOWN = {} # What was measured: fingerprint → tensor → coefficient; a few numbers per model
 
 class LayerCoefficients:
