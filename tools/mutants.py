@@ -295,6 +295,20 @@ MUTANTS = {
         ("if isinstance(module, Conv1D): return -2", "if isinstance(module, Conv1D): return -1"),
         ("found[m] |= self.noted(m, outside, len(self.blocks), before[m])", "pass"),
     ]),
+    "zoo.layer_coefficients": (["nbs/03_zoo/18_layer_coefficients.ipynb", "tests/test_coefficients.py"], [
+        ("parts = w * np.asarray(coefficients, np.float64)", "parts = np.asarray(coefficients, np.float64)"),
+        ("return parts * (w.sum() / total) if total > 0 else w", "return parts if total > 0 else w"),
+        ("square = float(p.grad.float().square().sum())", "square = float(p.grad.float().abs().sum())"),
+        ("p.grad = None", "pass"), # the squared sum over texts
+        ("return {k: s / self.sizes[k] / n_tokens for k, s in self.sums.items()}", "return {k: s / n_tokens for k, s in self.sums.items()}"),
+        ("return float(np.average(list(means.values()), weights=n)) if n else 0.0", "return float(np.mean(list(means.values()))) if n else 0.0"),
+        ("return float(-.5 * np.log(np.maximum(1 - explained, _LEAST)).mean())", "return float(np.log(np.maximum(1 - explained, _LEAST)).mean())"),
+        ("x, y = x - x.mean(0), y - y.mean(0)", "pass"),
+        ("return {k: 1 / (1 + np.exp(t * x)) for k, x in known.items() if x is not None}", "return {k: 1 / (1 + np.exp(-t * x)) for k, x in known.items() if x is not None}"),
+        ("return {k: x for k, x in self.found.items() if self.filled[k] == self.n_tokens}", "return self.found"),
+        ("key = digest(*about, texts, self.models[model].fingerprint(), beside)", "key = digest(*about, self.models[model].fingerprint(), beside)"),
+        ("return float(np.average(values, weights=list(taken.values())))", "return float(np.mean(values))"),
+    ]),
     "zoo.stored": (["nbs/03_zoo/12_stored.ipynb", "tests/test_engine.py"], [
         ("return ArrayBlocks(read_whole(x, files).view(np.float64))", "return ArrayBlocks(read_whole(x, files).view(np.float32))"),
         ("if self.state(os.fstat(self.file.fileno())) != self.mark: raise", "if False: raise"),
