@@ -304,7 +304,7 @@ MUTANTS = {
         ("return float(np.average(list(means.values()), weights=n)) if n else 0.0", "return float(np.mean(list(means.values()))) if n else 0.0"),
         ("return float(-.5 * np.log(np.maximum(1 - explained, _LEAST)).mean())", "return float(np.log(np.maximum(1 - explained, _LEAST)).mean())"),
         ("x, y = x - x.mean(0), y - y.mean(0)", "pass"),
-        ("return {k: 1 / (1 + np.exp(t * x)) for k, x in known.items() if x is not None}", "return {k: 1 / (1 + np.exp(-t * x)) for k, x in known.items() if x is not None}"),
+        ("float(1 / (1 + np.exp(t * x)))", "float(1 / (1 + np.exp(-t * x)))"),
         ("return {k: x for k, x in self.found.items() if self.filled[k] == self.n_tokens}", "return self.found"),
         ("key = digest(*about, texts, self.models[model].fingerprint(), beside)", "key = digest(*about, self.models[model].fingerprint(), beside)"),
         ("return float(np.average(values, weights=list(taken.values())))", "return float(np.mean(values))"),

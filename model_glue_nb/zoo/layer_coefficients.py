@@ -6,7 +6,7 @@
 __all__ = ['coefficient_sources', 'COEFFICIENTS_FORM', 'shared_out', 'fisher', 'agreement', 'coefficients_problems',
            'split_source', 'join_source', 'compares_with_base', 'LayerCoefficients', 'Shares']
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #3755581d
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #eb1ff639
 import inspect, tempfile, threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from .layer_inputs import live_view
 from .places import places_of
 from .views import View
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #27111133
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #29e02db3
 def shared_out(
     weights, # One per model, 0 or more
     coefficients, # One per model, 0 or more; None for one that nothing is known of
@@ -36,7 +36,7 @@ def shared_out(
     total = parts.sum()
     return parts * (w.sum() / total) if total > 0 else w
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #f3c2a26b
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #c3a26d75
 class _Sources(Registry):
     "Sources of coefficients by name, each marked with whether it compares with the base."
     def __call__(self, f):
@@ -46,7 +46,7 @@ class _Sources(Registry):
 coefficient_sources = _Sources("source of coefficients")
 _N_GIVEN = {True: 2, False: 3} # Parameters of a source that are no settings, by `needs_base`
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #5447a571
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #9b7c5dbc
 class _Squares:
     "Sums of squared gradients, by layer; each gradient is let go as soon as it is there."
     def __init__(self,
@@ -117,7 +117,7 @@ def fisher(
     whole = squares.mean_of_all(means) if normalize else 1.0
     return {k: v / whole for k, v in means.items()} if whole else means
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #6df07fb3
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #5d329966
 _LEAST = 1e-12 # Of a unit's variance, that the base does not explain
 
 def _information(
@@ -141,9 +141,9 @@ def agreement(
 )->dict[str,float]: # Layer → its coefficient
     "Layers count less, the more their activations tell of the base's (Yao et al. 2025, arXiv 2505.14009)."
     known = {k: _information(own[k], base[k]) for k in own if k in base}
-    return {k: 1 / (1 + np.exp(t * x)) for k, x in known.items() if x is not None}
+    return {k: float(1 / (1 + np.exp(t * x))) for k, x in known.items() if x is not None}
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #44c37c6f
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #5c9c76cb
 class _Rows:
     "Activations of some layers, row by row into files."
     def __init__(self,
@@ -196,7 +196,7 @@ def _activations(
     for h in hooks: h.remove()
     return rows.complete()
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #6da717cf
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #d6a47b96
 _TOKENS = 4096 # Random tokens
 _TEXT = 64 # … in a text
 _SOURCE_FORM = mapping(dict(source=name, tokens=integer(1, 2**26)), ["source"], more=True)
@@ -244,7 +244,7 @@ def coefficients_problems(
                    "random, or a mapping from each model to one of these.")
     return out
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #95e0438a
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #7462a8b0
 def split_source(
     named:str, # "ties" or "ties+fisher"
 )->tuple[str,str|None]: # Method, and the source of its coefficients
@@ -266,7 +266,7 @@ def compares_with_base(
     source = _wanted(given).source
     return source in coefficient_sources and coefficient_sources[source].needs_base
 
-# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #104d66b5
+# %% ../../nbs/03_zoo/18_layer_coefficients.ipynb #07af600c
 _KNOWN = {} # What was measured: fingerprint → tensor → coefficient; a few numbers per model
 
 class LayerCoefficients:
