@@ -95,7 +95,8 @@ def check_grid(
     out = [f"{part}, {k} is empty. Give at least one." for part, keys in lists.items() for k in keys.split()
            if not getattr(grid, part)[k]]
     out += [p for n in m["methods"] for p in variant_problems(n)]
-    named = [("search strategy", m["strategies"], strategies), ("level", x["levels"], PUBLISHED_LEVELS), ("router", x["routers"], routers),
+    named = [("search strategy", m["strategies"], strategies),
+             ("level", x["levels"], PUBLISHED_LEVELS), ("router", x["routers"], routers),
              ("input", x["inputs"], CHOICES["input"]), ("control", grid.controls, CONTROLS),
              ("linkage", [grid.clusters["linkage"]], linkages)]
     out += [str(unknown(kind, n, known))

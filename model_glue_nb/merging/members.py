@@ -267,8 +267,10 @@ def layer_shares(
         plan.problems.append(f"Coefficients share out weights, and '{name}' has one below 0. Give weights "
                              "of 0 or more, or leave coefficients out.")
     if not hasattr(plan, "_measured"):
-        plan._measured = LayerCoefficients(r.coefficients, plan.leaves, r.base, r.prompts, r.seed)
-    return Shares(plan._measured, tuple((rename(s), coefficients(s.model)) for s in sources))
+        texts = r.prompts, r.seed
+        plan._measured = LayerCoefficients(r.coefficients, plan.leaves, r.base, *texts)
+    parts = [(rename(s), coefficients(s.model)) for s in sources]
+    return Shares(plan._measured, tuple(parts))
 
 def variant_problems(
     named:str, # A method as lists of methods name it: "ties", "ties+fisher"

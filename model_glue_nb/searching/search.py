@@ -265,7 +265,8 @@ _OFFERS = dict(items="asks part of the questions: give a score with a method ite
 
 def _check_search(members, score, method, strategy, base, options, tokenizer=None): # Arguments of `search`
     "Problems that can be known before anything is scored."
-    info, f = method_info(split_source(method)[0]), strategies[strategy] # unknown names are refused with their near miss
+    merging, _ = split_source(method)
+    info, f = method_info(merging), strategies[strategy] # unknown names are refused with their near miss
     who = ", ".join(members) or "none"
     wrong = [(len(members) < 2, f"A search needs at least two models, got {len(members)}: {who}."),
              (len(set(members)) < len(members), f"A member is named twice: {who}. Name each once."),
