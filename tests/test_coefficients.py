@@ -78,7 +78,7 @@ def test_fisher_is_the_mean_over_all_that_the_model_may_say(tmp_path):
     for row in logs:
         for y in range(len(row)):
             slopes = torch.autograd.grad(row[y], list(params.values()), retain_graph=True, allow_unused=True)
-            for n, g in zip(params, slopes): truth[n] += float(row[y].exp() * g.square().sum()) if g is not None else 0.0
+            for n, g in zip(params, slopes): truth[n] += 0.0 if g is None else float(row[y].detach().exp() * g.square().sum())
     found = fisher(live, [ids] * 300, 0, normalize=False)
     layer = [n for n in params if ".layers.0." in n]
     wanted = sum(truth[n] for n in layer) / sum(params[n].numel() for n in layer) / 3

@@ -18,6 +18,7 @@ from ..errors import InputError, unknown
 from .methods import MethodInfo, merge_methods, method_info
 from .recipes import MergeRecipe, coefficients
 from ..reading import open_regular
+from ..schemas import short
 from ..tensors.dtypes import CODES, widen
 from ..tensors.float8 import FLOAT8, TABLES, Float8Blocks, block_sizes
 from ..tensors.streams import CUT_SHORT

@@ -353,7 +353,7 @@ def _smallest_share(strategy:str, options:dict)->float: # Of the questions
 # %% ../../nbs/07_searching/09_search.ipynb #6a6396e7
 def search_each(
     members:list[str], score:Callable, # As for `search`
-    methods:list[str], # Names of merge methods
+    methods:list[str], # Names of merge methods; linear+fisher has coefficients per layer
     strategy:str="stepwise", # As for `search`; for each method
     *,
     budget:int|str|Budget=60, base:str|None=None, # As for `search`; for each method

@@ -92,7 +92,7 @@ def _drawn(
 ): # (positions,), a token per position
     "Tokens drawn from a model's own predictions, the same on every device up to rounding."
     import torch
-    exact = logits.detach().to("cpu", torch.float64)
+    exact = logits.detach().cpu().double() # not every accelerator has float64
     below = exact.softmax(-1).numpy().cumsum(-1)
     u = rng.random(len(below))
     found = (below < u[:, None]).sum(-1)
