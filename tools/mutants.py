@@ -295,6 +295,20 @@ MUTANTS = {
         ("if isinstance(module, Conv1D): return -2", "if isinstance(module, Conv1D): return -1"),
         ("found[m] |= self.noted(m, outside, len(self.blocks), before[m])", "pass"),
     ]),
+    "zoo.layer_coefficients": (["nbs/03_zoo/18_layer_coefficients.ipynb", "tests/test_coefficients.py"], [
+        ("parts = w * np.asarray(coefficients, np.float64)", "parts = np.asarray(coefficients, np.float64)"),
+        ("return parts * (w.sum() / total) if total > 0 else w", "return parts if total > 0 else w"),
+        ("square = float(p.grad.float().square().sum())", "square = float(p.grad.float().abs().sum())"),
+        ("p.grad = None", "pass"), # the squared sum over texts
+        ("def mean(layer): return self.sums[layer] / self.sizes[layer] / n_tokens", "def mean(layer): return self.sums[layer] / n_tokens"),
+        ("return float(np.average(list(means.values()), weights=n)) if n else 0.0", "return float(np.mean(list(means.values()))) if n else 0.0"),
+        ("return float(-np.log(rest).mean() / 2)", "return float(-np.log(rest).mean())"),
+        ("x, y = x - x.mean(0), y - y.mean(0)", "pass"),
+        ("float(1 / (1 + np.exp(t * x)))", "float(1 / (1 + np.exp(-t * x)))"),
+        ("whole = [k for k, n in self.filled.items() if n == self.n_tokens]", "whole = list(self.filled)"),
+        ("key = digest(*about, texts, self.models[model].fingerprint(), beside)", "key = digest(*about, self.models[model].fingerprint(), beside)"),
+        ("return float(np.average(values, weights=list(taken.values())))", "return float(np.mean(values))"),
+    ]),
     "zoo.stored": (["nbs/03_zoo/12_stored.ipynb", "tests/test_engine.py"], [
         ("return ArrayBlocks(read_whole(x, files).view(np.float64))", "return ArrayBlocks(read_whole(x, files).view(np.float32))"),
         ("if self.state(os.fstat(self.file.fileno())) != self.mark: raise", "if False: raise"),

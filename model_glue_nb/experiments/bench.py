@@ -32,7 +32,6 @@ from ..gluing.comparison import size
 from ..gluing.recipe import GlueRecipe, Work, describe_run, open_work, other_zoo
 from ..gluing.steps import find_clusters, merged_model, score_members
 from ..merging.merge import merge
-from ..merging.methods import method_info
 from ..merging.recipes import recipe
 from ..mixing.learners import router_settings, routers
 from ..mixing.mixture import mix
@@ -41,6 +40,7 @@ from ..mixing.spec import MixtureSpec
 from ..searching.candidates import leaves
 from ..searching.protocol import Candidate, Problem, weigh
 from ..searching.search import SearchResult, label, search
+from ..zoo.layer_coefficients import split_source
 from ..zoo.zoo import ZooModel, open_model
 
 # %% ../../nbs/11_experiments/05_bench.ipynb #c46c1821
@@ -104,9 +104,9 @@ def _uniform(
 )->Candidate:
     "All members with equal weights, by the cell's method."
     n = len(cell.members)
-    needed = method_info(cell.method).needs_prompts
-    texts = scorer.prompts(cell.members) if needed else None
-    problem = Problem(cell.members, {}, cell.method, cell.base, prompts=texts)
+    method, source = split_source(cell.method)
+    problem = Problem(cell.members, {}, method, cell.base, coefficients=source)
+    if problem.needs_prompts: problem = replace(problem, prompts=scorer.prompts(cell.members))
     return weigh(problem, list(cell.members), np.full(n, 1 / n))
 
 def _searched(

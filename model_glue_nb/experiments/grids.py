@@ -15,7 +15,7 @@ from ..benchmarking.suites import suites_path
 from ..core import InputError, refuse, unknown
 from ..gluing.recipe import CLUSTERS, CLUSTER_KEYS, complete
 from ..mergeability.clusters import Cluster, linkages
-from ..merging.methods import merge_methods
+from ..merging.members import variant_problems
 from ..mixing.learners import routers
 from ..mixing.spec import CHOICES, PUBLISHED_LEVELS
 from ..reading import read_yaml
@@ -94,7 +94,8 @@ def check_grid(
     lists = dict(merging="methods strategies sizes", mixture="levels routers inputs top_k dense_layers")
     out = [f"{part}, {k} is empty. Give at least one." for part, keys in lists.items() for k in keys.split()
            if not getattr(grid, part)[k]]
-    named = [("merge method", m["methods"], merge_methods), ("search strategy", m["strategies"], strategies),
+    out += [p for n in m["methods"] for p in variant_problems(n)]
+    named = [("search strategy", m["strategies"], strategies),
              ("level", x["levels"], PUBLISHED_LEVELS), ("router", x["routers"], routers),
              ("input", x["inputs"], CHOICES["input"]), ("control", grid.controls, CONTROLS),
              ("linkage", [grid.clusters["linkage"]], linkages)]

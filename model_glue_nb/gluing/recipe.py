@@ -20,7 +20,7 @@ from ..benchmarking.suites import Suite, load_suite
 from ..core import InputError, Progress, Run, machine_store, refuse, silent, unknown
 from ..mergeability.clusters import Cluster, cluster_by_similarity, divide, linkages
 from ..mergeability.similarity import METRICS, ROLES, Comparison, compare_zoo
-from ..merging.methods import merge_methods
+from ..merging.members import variant_problems
 from ..merging.recipe_files import PROMPT_FORM
 from ..mixing.learners import router_settings, routers
 from ..mixing.spec import MixtureSpec, check_mixture_spec, find_parts
@@ -204,10 +204,10 @@ def _check_glue_recipe(
     router = router_of(r)
     if not isinstance(router.get("name"), str):
         return ["The recipe's router has no name. Write a name, or {name: knn, k: 8}."]
-    named = [*((merge_methods, n) for n in m["methods"]), (strategies, m["strategy"]),
-             (routers, router["name"]), (linkages, r.clusters["linkage"]),
+    named = [(strategies, m["strategy"]), (routers, router["name"]), (linkages, r.clusters["linkage"]),
              (executors, executor_of(r))]
-    out = [str(unknown(registry.kind, n, registry)) for registry, n in named if n not in registry]
+    out = [p for n in m["methods"] for p in variant_problems(n)]
+    out += [str(unknown(registry.kind, n, registry)) for registry, n in named if n not in registry]
     out += budget_problems(r.budget)
     if r.budget is not None and shares_checkpoint(r):
         out.append("A budget chooses among whole models and differences, which stay apart. Leave out the "

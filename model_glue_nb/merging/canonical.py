@@ -191,7 +191,7 @@ class _Forms:
         r:MergeRecipe, # Any recipe
     ): # What JSON can hold; equal for equal merges
         "A recipe reduced to what affects the result."
-        whole = r.slices or r.tokens or r.prompts is not None
+        whole = r.slices or r.tokens or r.coefficients or r.prompts is not None
         if whole or check_recipe_form(r): return self.as_written(r)
         info, moved = method_info(r.method), r.tokenizer is not None or r.pad_to_multiple_of is not None
         sources = ([s for s in r.models if not info.needs_base or s.model != r.base]

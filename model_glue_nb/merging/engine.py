@@ -62,6 +62,8 @@ def run_task(
     base, *inputs = map(opened, (task.base, *task.inputs))
     stream = Stream(inputs, task.shape, base, task.keys, each, None if allow_nan else bad, device)
     how = task.parameters
+    if task.shares is not None:
+        how = how | dict(weight=task.shares(how["weight"]))
     if task.reads is not None:
         how = how | dict(inputs=task.reads(lambda x, reads: _made_with(x, reads, files, allow_nan)))
     stream.make(run_method(task.method, stream, how), CODES[dtype], put)

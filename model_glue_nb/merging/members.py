@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['is_float', 'is_buffer', 'same_bytes', 'unset_alike', 'quantised_problems', 'has_float8', 'says_tied', 'told_apart',
-           'find_model', 'view_of', 'prompts_problems']
+           'find_model', 'view_of', 'prompts_problems', 'layer_shares', 'variant_problems']
 
 # %% ../../nbs/06_merging/06_members.ipynb #9b01b9de
 import os, re
@@ -15,14 +15,17 @@ import numpy as np
 
 from ..checkpoints.weights import read_bytes_of
 from ..errors import InputError, unknown
-from .methods import MethodInfo
-from .recipes import MergeRecipe
+from .methods import MethodInfo, merge_methods, method_info
+from .recipes import MergeRecipe, coefficients
 from ..reading import open_regular
+from ..schemas import short
 from ..tensors.dtypes import CODES, widen
 from ..tensors.float8 import FLOAT8, TABLES, Float8Blocks, block_sizes
 from ..tensors.streams import CUT_SHORT
 from ..zoo.compatibility import meanings_between
-from ..zoo.inner_products import prompts_of, read_prompts
+from ..zoo.inner_products import RANDOM, prompts_of, read_prompts
+from ..zoo.layer_coefficients import (LayerCoefficients, Shares, coefficients_problems,
+                                                  compares_with_base, split_source)
 from ..zoo.sources import Derived, View, adapted, read_floats
 from ..zoo.zoo import TensorInfo, Zoo, ZooModel, is_hub_id, local_folder, open_model
 
@@ -219,7 +222,7 @@ def view_of(
 def prompts_problems(
     r:MergeRecipe, # Of a method that may look at what layers read
     info:MethodInfo, # The method
-    names, # Models that take part
+    leaves:dict[str,View], # Models that take part
 )->list[str]:
     "Texts that are missing, and merges that cannot be followed layer by layer."
     nested = any(isinstance(s.model, MergeRecipe) for s in r.sources)
@@ -227,9 +230,55 @@ def prompts_problems(
     if info.inputs == "merged" and (nested or other):
         return [f"{r.method} merges whole models of one vocabulary. Use regmean for nested merges, "
                 "slices or another tokenizer."]
-    out = []
-    for name in names if info.needs_prompts else ():
+    out = _unmeasurable(r, leaves) if r.coefficients else []
+    read = info.needs_prompts or r.coefficients and r.prompts
+    for name in leaves if read else ():
         if name == r.base and all(s.model != name for s in r.sources): continue
         try: read_prompts(prompts_of(r.prompts, name))
         except InputError as e: out.append(str(e))
     return out
+
+# %% ../../nbs/06_merging/06_members.ipynb #b747f3c3
+def _unmeasurable(
+    r:MergeRecipe, # With coefficients
+    leaves:dict[str,View], # Models that take part
+)->list[str]: # Problems
+    "Models whose layers cannot be measured, or not compared."
+    if not compares_with_base(r.coefficients):
+        return [f"'{n}' stores weights in eight bits, through which there is no gradient. "
+                "Use agreement, or give the unquantized checkpoint."
+                for n, v in leaves.items() if has_float8(v.model)]
+    if not isinstance(r.base, str):
+        return ["agreement compares with one model, and the base is a merge. Merge it to a folder first."]
+    tokenizer = leaves[r.base].model.tokenizer_fingerprint()
+    return [f"'{n}' reads text otherwise than the base '{r.base}', so their activations cannot be compared "
+            "token by token. Use fisher."
+            for n, v in leaves.items() if v.model.tokenizer_fingerprint() != tokenizer]
+
+def layer_shares(
+    plan, # `MergePlan`
+    name:str, # Name of a tensor in the result
+    sources, rename, # As for its task
+    weights:np.ndarray, # One per source
+)->Shares|None: # None where the recipe has no coefficients
+    "Whom to ask how the weights of a tensor are shared out; all tensors of a plan ask the same."
+    r = plan.recipe
+    if r.coefficients is None: return None
+    if min(weights) < 0:
+        plan.problems.append(f"Coefficients share out weights, and '{name}' has one below 0. Give weights "
+                             "of 0 or more, or leave coefficients out.")
+    if not hasattr(plan, "_measured"):
+        texts = r.prompts, r.seed
+        plan._measured = LayerCoefficients(r.coefficients, plan.leaves, r.base, *texts)
+    parts = [(rename(s), coefficients(s.model)) for s in sources]
+    return Shares(plan._measured, tuple(parts))
+
+def variant_problems(
+    named:str, # A method as lists of methods name it: "ties", "ties+fisher"
+)->list[str]:
+    "Unknown methods and sources, and methods that have no weights to share out."
+    method, source = split_source(named)
+    if method not in merge_methods: return [str(unknown("merge method", short(method), merge_methods))]
+    if source is None: return []
+    has_weights = method_info(method).has_weights
+    return coefficients_problems(source, method, has_weights, "a base", RANDOM)

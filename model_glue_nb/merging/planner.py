@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import InputError, digest, refuse
-from .members import (find_model, is_buffer, is_float, prompts_problems,
+from .members import (find_model, is_buffer, is_float, layer_shares, prompts_problems,
                                            quantised_problems, same_bytes, says_tied, told_apart,
                                            unset_alike, view_of)
 from ..tensors.dtypes import CODES
@@ -40,6 +40,7 @@ class TensorTask:
     base: object = None # The base's input, when the method sees task vectors
     keys: tuple[int, ...] = () # Random key per model
     reads: Callable|None = None # `Reading`, when the method is told what the layers read
+    shares: Callable|None = None # `Shares`, when the recipe has coefficients per layer
 
     @property
     def n_values(self)->int: return math.prod(self.shape)
@@ -201,7 +202,9 @@ def task(self:MergePlan,
              + ((base_view.name,) if base is not None else ()))
     keys = self.keys(name, sources) if info.draws else ()
     reads = self.reading(name, sources, rename) if info.inputs else None
-    return TensorTask(name, home.shape, dtype, tuple(parts), names, info.name, p, base, keys, reads)
+    shares = None if method else layer_shares(self, name, sources, rename, p.get("weight"))
+    asks = keys, reads, shares
+    return TensorTask(name, home.shape, dtype, tuple(parts), names, info.name, p, base, *asks)
 
 # %% ../../nbs/06_merging/07_planner.ipynb #f0f48e6c
 def _stored_of(x): # `TensorInfo` or `Derived`

@@ -17,6 +17,7 @@ from . import regions, spectra # their methods join the registry
 from .methods import merge_methods, method_info
 from ..schemas import (Kind, brief, either, flag, is_number, listed, mapping, maybe, name, path,
                                    seed, short, text, integer)
+from ..zoo.layer_coefficients import COEFFICIENTS_FORM
 
 # %% ../../nbs/06_merging/04_recipe_files.ipynb #d65d81ab
 def _read_number(value):
@@ -70,7 +71,8 @@ _TOP_FORM = dict(merge_method=name, models=_SOURCES,
                  base_joins=maybe(flag), parameters=_PARAMETERS, dtype=maybe(name), out_dtype=maybe(name),
                  outside=maybe(name), seed=maybe(seed),
                  tokenizer=maybe(either(path, mapping(_TOKENIZER_FORM))),
-                 tokenizer_source=maybe(path), chat_template=maybe(text()), prompts=maybe(PROMPT_FORM))
+                 tokenizer_source=maybe(path), chat_template=maybe(text()), prompts=maybe(PROMPT_FORM),
+                 coefficients=maybe(COEFFICIENTS_FORM))
 RECIPE = mapping(_TOP_FORM, ["merge_method"])
 
 def loosely(

@@ -23,6 +23,7 @@ from .recipe_files import (LENIENT, RECIPE, check_tool, is_filtered, is_gradient
 from ..reading import parse_yaml, read_yaml
 from ..schemas import (Kind, brief, either, is_number, mapping, maybe,
                                    name, path, require, seed, short, text, integer)
+from ..zoo.layer_coefficients import coefficients_problems
 
 # %% ../../nbs/06_merging/05_recipes.ipynb #63ea6a34
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class MergeRecipe:
     seed: int = 0 # Of methods that drop entries at random
     tokens: dict = field(default_factory=dict) # Token → dict(model, token, force); no model: zeros
     prompts: object = None # Texts that layers read: a list, a file, "random", or {model: one of these}
+    coefficients: object = None # A source of coefficients per layer, by name or as {source: …, settings}
 
     def __post_init__(self): # where mergekit means something else by silence, our values go without saying
         own = _own_defaults(self.method)
@@ -87,7 +89,8 @@ class MergeRecipe:
 def _spare(d): # Fingerprints of recipes without it stay as they were
     if isinstance(d, (list, tuple)): return type(d)(map(_spare, d))
     if not isinstance(d, dict): return d
-    new = dict(tokens="method" in d, base="sources" in d) # of a recipe, of a slice
+    whole = "method" in d # a recipe, not a slice
+    new = dict(tokens=whole, coefficients=whole, base="sources" in d)
     return {k: _spare(v) for k, v in d.items() if v or not new.get(k)}
 
 # %% ../../nbs/06_merging/05_recipes.ipynb #2e0c8fcf
@@ -229,6 +232,8 @@ def check_recipe_form(
     if info.needs_prompts and not r.prompts:
         out.append(f"{r.method} looks at what the layers read on some texts. Give prompts: a list of texts, "
                    "a file, random, or a mapping from each model to one of these.")
+    if r.coefficients is not None:
+        out += coefficients_problems(r.coefficients, r.method, info.has_weights, r.base, r.prompts)
     return out + _check_parameters(r)
 
 def _check_weights(r, info, sources): # Do constant weights that are divided by their sum sum to zero?
@@ -251,6 +256,7 @@ def require_form(
 
 # %% ../../nbs/06_merging/05_recipes.ipynb #afd8add1
 _NESTED = 16 # Most recipes within recipes
+_SAME = "outside dtype out_dtype chat_template prompts coefficients".split() # Keys that are fields
 
 def _parameters(given): # mergekit's names → ours
     given = {k: v for k, v in (given or {}).items() if k != "int8_mask"}
@@ -290,7 +296,7 @@ def _recipe_from_mapping(
     models = [_source(x, nested) for x in given.get("models") or []]
     if models and given.get("base_joins", True): models = _with_base(method, base, models, p)
     models, _ = _arrange(method, base, models)
-    rest = {k: given.get(k) for k in ("outside", "dtype", "out_dtype", "chat_template", "prompts")}
+    rest = {k: given.get(k) for k in _SAME}
     tokens = {str(k): v for k, v in (t.get("tokens") or {}).items()}
     tokens = {k: token_row(k, v) for k, v in tokens.items()}
     return MergeRecipe(method, models, base, p, slices, seed=given.get("seed") or 0, tokens=tokens,
@@ -372,7 +378,8 @@ def _recipe_to_mapping(
              slices=[part(x) for x in r.slices])
     base = _recipe_to_mapping(r.base) if isinstance(r.base, MergeRecipe) else r.base
     d |= dict(base_model=base, parameters=p, dtype=r.dtype, out_dtype=r.out_dtype)
-    d |= dict(chat_template=r.chat_template, outside=r.outside, seed=r.seed, prompts=r.prompts)
+    d |= dict(chat_template=r.chat_template, outside=r.outside, seed=r.seed, prompts=r.prompts,
+              coefficients=r.coefficients)
     t = dict(source=r.tokenizer, pad_to_multiple_of=r.pad_to_multiple_of,
              tokens={k: plain_token(k, v) for k, v in r.tokens.items()})
     t = {k: v for k, v in t.items() if v}
@@ -431,7 +438,7 @@ def is_sum(
 )->bool: # Is every tensor the sum of the models' times `coefficients`?
     "Is a merge a plain sum of its models, nested merges too?"
     if isinstance(recipe, str): return True
-    adds = recipe.method in ("linear", "task_arithmetic") and not recipe.slices
+    adds = recipe.method in ("linear", "task_arithmetic") and not (recipe.slices or recipe.coefficients)
     numbers = [*recipe.parameters.values(), *(s.weight for s in recipe.models)]
     plain = not any(isinstance(v, list) or s.parameters for s in recipe.models for v in numbers)
     return adds and plain and all(is_sum(s.model) for s in recipe.models)

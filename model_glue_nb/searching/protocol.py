@@ -19,6 +19,7 @@ from ..benchmarking.intervals import ItemScores, mean_score, weights_of
 from ..merging.canonical import SYMMETRIC
 from ..merging.methods import method_info
 from ..merging.recipes import MergeRecipe, MergeSource
+from ..zoo.layer_coefficients import compares_with_base
 
 # %% ../../nbs/07_searching/01_protocol.ipynb #df1bbff4
 Candidate = str | MergeRecipe # A member by its name, or a merge
@@ -66,6 +67,7 @@ class Problem:
     root: str|None = None # The base that members grew from, also where the method needs none
     tokenizer: str|None = None # The tokenizer setting of every merge; None: all read text the same way
     prompts: object = None # Texts for methods that look at what layers read, as in a recipe
+    coefficients: object = None # Where every merge has its coefficients per layer from, as in a recipe
     gauge: Gauge|None = None # Estimates scores from first answers; None: not wanted, or too few answers
 
     @property
@@ -77,9 +79,15 @@ class Problem:
     @property
     def adds_up(self)->bool: return self.settings.get("normalize") is False # summed, not averaged
     @property
+    def needs_prompts(self)->bool:
+        compares = self.coefficients is not None and compares_with_base(self.coefficients)
+        return method_info(self.method).needs_prompts or compares
+    @property
     def common(self)->dict: # Fields of every merge
-        needed = method_info(self.method).needs_prompts
-        return dict(tokenizer=self.tokenizer) | (dict(prompts=self.prompts) if needed else {})
+        measured = {} if self.coefficients is None else dict(coefficients=self.coefficients)
+        read = self.needs_prompts or measured and self.prompts is not None
+        texts = dict(prompts=self.prompts) if read else {}
+        return dict(tokenizer=self.tokenizer) | texts | measured
 
 def needs(
     *what:str, # "items", "similarity" or "layers": what `score` must offer besides a number

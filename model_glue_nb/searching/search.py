@@ -19,10 +19,12 @@ from fastcore.basics import patch
 from ..benchmarking.intervals import ItemScores
 from ..core import InputError, Run, atomic_path, digest, refuse, unknown
 from ..merging.canonical import merge_fingerprint
+from ..merging.members import variant_problems
 from ..merging.methods import method_info
 from ..merging.recipes import MergeRecipe
 from ..schemas import setting_kinds, short
 from ..zoo.inner_products import RANDOM
+from ..zoo.layer_coefficients import compares_with_base, join_source, split_source
 from .budgets import Budget, asking_of, check_affordable, read_budget
 from .conversations import drive
 from .executors import TrialOutcome, executors
@@ -62,7 +64,7 @@ def label(
         return layered(v) if isinstance(v, list) else f"{v:.3g}" if isinstance(v, float) else str(v)
     parts = " + ".join(f"{number(s.weight)}·{name(s)}" for s in recipe.models)
     numbers = "".join(f", {k}={number(v)}" for k, v in recipe.parameters.items())
-    return f"{recipe.method}({parts}{numbers})"
+    return f"{join_source(recipe.method, recipe.coefficients)}({parts}{numbers})"
 
 # %% ../../nbs/07_searching/09_search.ipynb #514b944d
 @dataclass(frozen=True)
@@ -263,14 +265,15 @@ _OFFERS = dict(items="asks part of the questions: give a score with a method ite
 
 def _check_search(members, score, method, strategy, base, options, tokenizer=None): # Arguments of `search`
     "Problems that can be known before anything is scored."
-    info, f = method_info(method), strategies[strategy] # unknown names are refused with their near miss
+    merging, _ = split_source(method)
+    info, f = method_info(merging), strategies[strategy] # unknown names are refused with their near miss
     who = ", ".join(members) or "none"
     wrong = [(len(members) < 2, f"A search needs at least two models, got {len(members)}: {who}."),
              (len(set(members)) < len(members), f"A member is named twice: {who}. Name each once."),
              (info.n_models == 1, f"'{method}' takes one model, a search merges several. Use another."),
-             (info.needs_base and not base, f"'{method}' merges task vectors and needs the base model. "
+             (needs_base(method) and not base, f"'{method}' needs the base model. "
                                             "Name it, or use 'linear'.")]
-    out = [text for is_so, text in wrong if is_so]
+    out = [text for is_so, text in wrong if is_so] + variant_problems(method)
     out += check_options(strategy, options)
     how = [tokenizer] if tokenizer is not None else []
     if not out and hasattr(score, "problems"): out += score.problems(members, base, *how)
@@ -294,10 +297,11 @@ def check_options(
                for p in known[k].problems(v, f"`{k}` of '{strategy}'")])
 
 def needs_base(
-    method:str, # Name of a merge method
-)->bool: # Does it merge task vectors?
+    method:str, # Name of a merge method, perhaps with a source of coefficients
+)->bool: # Does it merge task vectors, or compare with the base?
     "Does a merge method need a base model?"
-    return method_info(method).needs_base
+    merging, source = split_source(method)
+    return method_info(merging).needs_base or source is not None and compares_with_base(source)
 
 # %% ../../nbs/07_searching/09_search.ipynb #64ff07f4
 @contextmanager
@@ -349,7 +353,7 @@ def _smallest_share(strategy:str, options:dict)->float: # Of the questions
 # %% ../../nbs/07_searching/09_search.ipynb #6a6396e7
 def search_each(
     members:list[str], score:Callable, # As for `search`
-    methods:list[str], # Names of merge methods
+    methods:list[str], # Names of merge methods; linear+fisher has coefficients per layer
     strategy:str="stepwise", # As for `search`; for each method
     *,
     budget:int|str|Budget=60, base:str|None=None, # As for `search`; for each method
@@ -382,7 +386,7 @@ def search_each(
             problem = _problem_of(joining, asking.own, score, method, base, seed, budget, fit.tokenizer)
             problem = replace(problem, gauge=asking.gauge)
             if len(joining) < 2: continue
-            if method_info(method).needs_prompts:
+            if problem.needs_prompts or prompts and problem.coefficients:
                 problem = replace(problem, prompts=prompts or _texts_for(score, joining))
             talks.append((strategies[strategy](problem, **options), ledger))
         check_affordable(budget, sum(ledger.lengths.values()), _smallest_share(strategy, options))
@@ -439,5 +443,6 @@ def _problem_of(members, own, score, method, base, seed, budget, tokenizer)->Pro
                 for v in next(iter(own.values())).items.values())
     layers = tuple(score.layers(members)) if hasattr(score, "layers") else ()
     afford = min(budget.evaluations, budget.questions / total)
-    return Problem(tuple(members), own, method, base if needs_base(method) else None, seed, afford, layers,
-                   getattr(score, "similarity", None), base, tokenizer)
+    merging, source = split_source(method)
+    return Problem(tuple(members), own, merging, base if needs_base(method) else None, seed, afford, layers,
+                   getattr(score, "similarity", None), base, tokenizer, coefficients=source)

@@ -21,5 +21,6 @@ FACE = {
     "places": "live_parts",
     "inner_products": "inner_products read_prompts InnerProducts",
     "layer_inputs": "Reads",
+    "layer_coefficients": "coefficient_sources LayerCoefficients",
 }
 __getattr__, __dir__, __all__ = _face("zoo", FACE)

@@ -69,12 +69,13 @@ def with_texts(
     return rest | dict(prompts=texts)
 
 # %% ../../nbs/03_zoo/15_inner_products.ipynb #14913d42
-_RANDOM_TEXTS, _RANDOM_LENGTH = 64, 64
+_RANDOM_LENGTH = 64
 
 def token_ids(
     live:LanguageModel, # Whose tokenizer reads the texts
     prompts, # As `read_prompts` gives them
     seed:int=0, # Of random tokens
+    n_random:int=64, # Texts of random tokens
 )->list[list[int]]: # One list per text, no longer than the model can read
     "Texts as a model reads them."
     most = context_length(live.model.config)
@@ -83,7 +84,7 @@ def token_ids(
         rows = live.model.get_input_embeddings().num_embeddings
         rows = min(rows, len(live.tokenizer))
         known = [i for i in range(rows) if i not in special]
-        shape = _RANDOM_TEXTS, min(_RANDOM_LENGTH, most)
+        shape = n_random, min(_RANDOM_LENGTH, most)
         return np.random.default_rng(seed).choice(known, shape).tolist()
     ids = [x[:most] for x in live.encode(list(prompts)) if x]
     if not ids:
