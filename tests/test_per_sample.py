@@ -193,6 +193,7 @@ def test_families_and_strangers_behind_one_router(tmp_path):
 
 @pytest.mark.parametrize("how, says", [
     (dict(level="adapter", base="a-base", difference=dict(rnak=3)), "budget of a difference 'rnak'"),
+    (dict(level="adapter", base="a-base", difference=dict(form="signs")), "signs are not added sample by sample. Leave form out, or mix whole models"),
     (dict(level="adapter", base="a-base", difference=dict(rank=0)), "whole number from 1"),
     (dict(level="adapter", base="a-base", difference={}), "No budget came"),
     (dict(level="adapter", base="a-base", top_k=2), "one expert answers"),

@@ -20,6 +20,6 @@ FACE = {
     "forecast": "foresee fit_forecast",
     "differences": "Difference parts_of",
     "packing": "Packed families",
-    "sign_differences": "extract_signs DIFFERENCE_FORMS",
+    "sign_differences": "extract_signs",
 }
 __getattr__, __dir__, __all__ = _face("merging", FACE)

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..checkpoints.checkpoint import ZooModel
 from ..core import Progress, refuse, silent, unknown
-from .differences import Difference, Part, extract, in_stored_type, measured, open_pair, parts_of
+from .differences import Difference, Part, extract, in_stored_type, measured
+from .differences import open_pair, parts_of
 from ..outputs import atomic_path
 from ..tensors.signs import pack_signs
 from ..zoo.adapters import SIGNS, SIGNS_FORMAT, adapted

@@ -392,7 +392,8 @@ def _signed(
             raise _wrong_signs(path, key, f"which '{base.name}' does not have")
         if kind == "signs": inputs[name] = _with_signs(old, stored, name)
         elif tuple(t.shape) != tuple(old.shape) or t.dtype not in (*CODES, "F64"):
-            raise _wrong_signs(path, key, f"as {t.dtype} of shape {tuple(t.shape)}; the base's is {old.shape}")
+            found = f"{t.dtype} of shape {tuple(t.shape)}"
+            raise _wrong_signs(path, key, f"as {found}; the base's is {tuple(old.shape)}")
         else: inputs[name] = t
     if not stored.tensors: raise InputError(f"'{plain(path.name)}' changes nothing. Extract it again.")
     return inputs
@@ -409,7 +410,8 @@ def _with_signs(
 )->Derived: # The changed weight
     "A weight with its signs and steps added."
     *outer, width = old.shape
-    rows, signs, steps = math.prod(outer), stored.tensors[f"signs.{name}"], stored.tensors.get(f"steps.{name}")
+    rows = math.prod(outer)
+    signs, steps = (stored.tensors.get(f"{kind}.{name}") for kind in ("signs", "steps"))
     wanted = dict(signs=("U8", (rows, -(-width // 8))), steps=("F32", (rows,)))
     for kind, t in dict(signs=signs, steps=steps).items():
         found = (None, None) if t is None else (t.dtype, tuple(t.shape))
