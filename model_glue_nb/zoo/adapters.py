@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LORA_KEY', 'SIGNS', 'SIGNS_FORMAT', 'adapter_problems', 'is_simple', 'lora_scale', 'weight_names', 'weight_meant',
-           'LoraBlocks', 'AdapterChange', 'ReadAdapter', 'read_adapter', 'adapted', 'is_of_signs']
+           'LoraBlocks', 'AdapterChange', 'ReadAdapter', 'read_adapter', 'adapted']
 
 # %% ../../nbs/03_zoo/09_adapters.ipynb #e69dcfa3
 import math, re
@@ -281,7 +281,7 @@ def adapted(
 )->View: # The model with the adapter applied
     "A model seen through a LoRA adapter in PEFT format."
     path = known[adapter].path if adapter in known else Path(adapter)
-    if is_of_signs(path): return View(f"{base.name}+{path.name}", base, _signed(base, path), path)
+    if _is_of_signs(path): return View(f"{base.name}+{path.name}", base, _signed(base, path), path)
     read, inputs = read_adapter(base, path), dict(base.tensors)
     for c in read.changes:
         if not c.is_low_rank: inputs[c.name] = read.stored.tensors[c.key]
@@ -365,7 +365,7 @@ def _open_adapter(
 # %% ../../nbs/03_zoo/09_adapters.ipynb #2a42b2fd
 SIGNS, SIGNS_FORMAT = "MODEL_GLUE_SIGNS", "model-glue signs 1"
 
-def is_of_signs(
+def _is_of_signs(
     path:Path, # Folder of an adapter
 )->bool:
     "Does it hold signs instead of factors?"
