@@ -34,6 +34,7 @@ loftq_config lora_alpha lora_dropout lora_ga_config megatron_config megatron_cor
 modules_to_save peft_type peft_version qalora_group_size r rank_pattern revision target_modules
 task_type use_rslora""".split()
 _MOST_RANKS = 2**16
+SIGNS, SIGNS_FORMAT = "MODEL_GLUE_SIGNS", "model-glue signs 1"
 
 def _is_whole(
     config:dict, # adapter_config.json
@@ -70,6 +71,12 @@ def adapter_problems(
     said = ", ".join(plain(k)[:80] for k in odd[:5])
     return [f"The adapter '{name}' uses {said}, which is not applied while streaming. "
             "Merge it with PEFT first."]
+
+def _odd_format(config, name)->list[str]: # Problems
+    "Is a difference of signs of another version?"
+    if config.get("format") == SIGNS_FORMAT: return []
+    return [f"'{name}' holds signs in the format {plain(repr(config.get('format')))[:60]}, expected "
+            f"'{SIGNS_FORMAT}'. Extract it again."]
 
 # %% ../../nbs/03_zoo/09_adapters.ipynb #7f23dd1a
 def _odd_numbers(
@@ -212,6 +219,59 @@ def _lora(
                           *(np.ascontiguousarray(down.T), up.T) if turned else (up, down))
     return Derived(open, base.shape, base.dtype,
                    (base, stored.tensors[key], stored.tensors[b]))
+
+# %% ../../nbs/03_zoo/09_adapters.ipynb #2a42b2fd
+def _is_of_signs(
+    path:Path, # Folder of an adapter
+)->bool:
+    "Does it hold signs instead of factors?"
+    file = path/"adapter_config.json"
+    return file.exists() and read_json(inside(path, file.name)).get("peft_type") == SIGNS
+
+def _signed(
+    base:ZooModel, # Model that the difference belongs to
+    path:Path, # Folder of a difference of signs
+)->dict: # Tensor name → `TensorInfo` or `Derived`
+    "A base's tensors with those that a difference of signs changes."
+    stored, inputs = _open_adapter(path)[1], dict(base.tensors)
+    for key, t in stored.tensors.items():
+        kind, _, name = key.partition(".")
+        if kind == "steps" and f"signs.{name}" in stored.tensors: continue
+        old = base.tensors.get(name)
+        if kind not in ("signs", "whole") or old is None:
+            raise _wrong_signs(path, key, f"which '{base.name}' does not have")
+        if kind == "signs": inputs[name] = _with_signs(old, stored, name)
+        elif tuple(t.shape) != tuple(old.shape) or t.dtype not in (*CODES, "F64"):
+            found = f"{t.dtype} of shape {tuple(t.shape)}"
+            raise _wrong_signs(path, key, f"as {found}; the base's is {tuple(old.shape)}")
+        else: inputs[name] = t
+    if not stored.tensors: raise InputError(f"'{plain(path.name)}' changes nothing. Extract it again.")
+    return inputs
+
+def _wrong_signs(path, key, what)->InputError:
+    "A tensor of a difference of signs that doesn't fit."
+    return InputError(f"'{plain(path.name)}' holds '{plain(key)[:80]}', {what}. "
+                      "Give the base that it was extracted from, or extract it again.")
+
+def _with_signs(
+    old:TensorInfo, # The weight that is changed
+    stored:ZooModel, # The tensors of the difference
+    name:str, # The weight's
+)->Derived: # The changed weight
+    "A weight with its signs and steps added."
+    *outer, width = old.shape
+    rows = math.prod(outer)
+    signs, steps = (stored.tensors.get(f"{kind}.{name}") for kind in ("signs", "steps"))
+    wanted = dict(signs=("U8", (rows, -(-width // 8))), steps=("F32", (rows,)))
+    for kind, t in dict(signs=signs, steps=steps).items():
+        found = (None, None) if t is None else (t.dtype, tuple(t.shape))
+        if found == wanted[kind]: continue
+        raise _wrong_signs(stored.path, f"signs.{name}", f"but its {kind} are {found}, not {wanted[kind]}")
+    each = stored.raw(f"steps.{name}")
+    if not (np.isfinite(each) & (each >= 0)).all():
+        raise _wrong_signs(stored.path, f"steps.{name}", "with steps that are negative or not finite")
+    def open(opener): return SignBlocks(opener(old), stored.raw(f"signs.{name}"), each, width)
+    return Derived(open, old.shape, old.dtype, (old, signs, steps))
 
 # %% ../../nbs/03_zoo/09_adapters.ipynb #402c686f
 class AdapterChange(NamedTuple):
@@ -361,64 +421,3 @@ def _open_adapter(
     config, stored = read_json(inside(path, "adapter_config.json")), ZooModel(path.name, path)
     refuse(adapter_problems(config, path, stored.tensors), f"Cannot apply '{plain(path.name)}'")
     return config, stored
-
-# %% ../../nbs/03_zoo/09_adapters.ipynb #2a42b2fd
-SIGNS, SIGNS_FORMAT = "MODEL_GLUE_SIGNS", "model-glue signs 1"
-
-def _is_of_signs(
-    path:Path, # Folder of an adapter
-)->bool:
-    "Does it hold signs instead of factors?"
-    file = path/"adapter_config.json"
-    return file.exists() and read_json(inside(path, file.name)).get("peft_type") == SIGNS
-
-def _odd_format(config, name)->list[str]: # Problems
-    "Is a difference of signs of another version?"
-    if config.get("format") == SIGNS_FORMAT: return []
-    return [f"'{name}' holds signs in the format {plain(repr(config.get('format')))[:60]}, expected "
-            f"'{SIGNS_FORMAT}'. Extract it again."]
-
-def _signed(
-    base:ZooModel, # Model that the difference belongs to
-    path:Path, # Folder of a difference of signs
-)->dict: # Tensor name → `TensorInfo` or `Derived`
-    "A base's tensors with those that a difference of signs changes."
-    stored, inputs = _open_adapter(path)[1], dict(base.tensors)
-    for key, t in stored.tensors.items():
-        kind, _, name = key.partition(".")
-        if kind == "steps" and f"signs.{name}" in stored.tensors: continue
-        old = base.tensors.get(name)
-        if kind not in ("signs", "whole") or old is None:
-            raise _wrong_signs(path, key, f"which '{base.name}' does not have")
-        if kind == "signs": inputs[name] = _with_signs(old, stored, name)
-        elif tuple(t.shape) != tuple(old.shape) or t.dtype not in (*CODES, "F64"):
-            found = f"{t.dtype} of shape {tuple(t.shape)}"
-            raise _wrong_signs(path, key, f"as {found}; the base's is {tuple(old.shape)}")
-        else: inputs[name] = t
-    if not stored.tensors: raise InputError(f"'{plain(path.name)}' changes nothing. Extract it again.")
-    return inputs
-
-def _wrong_signs(path, key, what)->InputError:
-    "A tensor of a difference of signs that doesn't fit."
-    return InputError(f"'{plain(path.name)}' holds '{plain(key)[:80]}', {what}. "
-                      "Give the base that it was extracted from, or extract it again.")
-
-def _with_signs(
-    old:TensorInfo, # The weight that is changed
-    stored:ZooModel, # The tensors of the difference
-    name:str, # The weight's
-)->Derived: # The changed weight
-    "A weight with its signs and steps added."
-    *outer, width = old.shape
-    rows = math.prod(outer)
-    signs, steps = (stored.tensors.get(f"{kind}.{name}") for kind in ("signs", "steps"))
-    wanted = dict(signs=("U8", (rows, -(-width // 8))), steps=("F32", (rows,)))
-    for kind, t in dict(signs=signs, steps=steps).items():
-        found = (None, None) if t is None else (t.dtype, tuple(t.shape))
-        if found == wanted[kind]: continue
-        raise _wrong_signs(stored.path, f"signs.{name}", f"but its {kind} are {found}, not {wanted[kind]}")
-    each = stored.raw(f"steps.{name}")
-    if not (np.isfinite(each) & (each >= 0)).all():
-        raise _wrong_signs(stored.path, f"steps.{name}", "with steps that are negative or not finite")
-    def open(opener): return SignBlocks(opener(old), stored.raw(f"signs.{name}"), each, width)
-    return Derived(open, old.shape, old.dtype, (old, signs, steps))
