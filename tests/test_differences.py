@@ -35,6 +35,14 @@ def test_as_good_as_an_exact_decomposition(spectrum, shape):
         lacks = float(np.square(delta - (left @ right).numpy()).sum())
         assert lacks <= 1.01 * best + 1e-6 and lacks == pytest.approx(found.left_out(6), rel=1e-3, abs=1e-6)
 
+def test_noise_is_kept_within_a_hundredth_of_the_best():
+    "Directions that are all alike are the hardest: no few of them stand out, also at the last one that was asked for."
+    delta = np.random.default_rng(5).normal(size=(300, 400)).astype(np.float32)
+    exact = np.linalg.svd(delta.astype(np.float64), compute_uv=False)
+    found = largest_directions(change_of(delta), 24)
+    for rank in (6, 12, 24): assert math.sqrt(found.left_out(rank) / np.square(exact[rank:]).sum()) < 1.01
+    for x in (found.left, found.right): assert (x.T @ x - torch.eye(24)).abs().max() < 1e-4
+
 def test_ranks_are_the_best_that_a_budget_buys():
     rng = np.random.default_rng(0)
     for _ in range(20):

@@ -57,6 +57,30 @@ def test_a_mixed_batch_is_each_sample_alone(kind, device, tmp_path):
         assert (resident.live.model(x).logits - plain).abs().max() < 1e-6, "without a route it is the base"
         assert (resident.expert(1, "one").model(x[:2]).logits - each[1](x[:2]).logits).abs().max() < 2e-5 * max(1, plain.abs().max())
 
+def test_who_reads_the_same_shares_a_product_and_nobody_takes_anothers(tmp_path, monkeypatch):
+    from model_glue_nb.mixing import per_sample
+    base, adapters = family("llama", tmp_path)
+    resident = Resident(base, adapters, "cpu", "float32")
+    each = [alone(base, a).model.layers[0].self_attn for a in adapters]
+    live, calls, along = resident.live.model.model.layers[0].self_attn, [], per_sample._along
+    monkeypatch.setattr(per_sample, "_along", lambda *a: calls.append(1) or along(*a))
+    x = torch.randn(3, 5, live.q_proj.in_features)
+    y = x.clone()
+    y[0] += 1
+    def is_right(name, x, route):
+        want = torch.stack([getattr(each[e], name)(x[i]) for i, e in enumerate(route)])
+        return (getattr(live, name)(x) - want).abs().max() < 1e-5
+    with torch.no_grad():
+        with answered_by((1, 0, 2)):
+            assert all(is_right(name, x, (1, 0, 2)) for name in ("q_proj", "k_proj", "v_proj", "o_proj")) and len(calls) == 2
+            assert live.q_proj.changes.beside.read[0] is None, "what all have read is let go"
+            assert is_right("q_proj", x, (1, 0, 2)) and is_right("k_proj", y, (1, 0, 2)) and is_right("v_proj", x, (1, 0, 2)), "another vector"
+            assert is_right("q_proj", x, (1, 0, 2)) and is_right("q_proj", x, (1, 0, 2)) and is_right("k_proj", x, (1, 0, 2)), "asked twice"
+        with answered_by((2, 2, 1)): assert is_right("v_proj", x, (2, 2, 1)), "the same vector on other routes"
+        with answered_by((1,) * 3): assert is_right("o_proj", x, (1,) * 3)
+    view = resident.expert(1, "one").model.model.layers[0].self_attn
+    assert view.q_proj.changes.beside.members[0] is view.q_proj.changes is not live.q_proj.changes
+
 def test_answers_of_any_length_and_kind(tmp_path):
     base, adapters = family("llama", tmp_path, 3)
     resident = Resident(base, adapters, "cpu")
@@ -169,6 +193,7 @@ def test_families_and_strangers_behind_one_router(tmp_path):
 
 @pytest.mark.parametrize("how, says", [
     (dict(level="adapter", base="a-base", difference=dict(rnak=3)), "budget of a difference 'rnak'"),
+    (dict(level="adapter", base="a-base", difference=dict(form="signs")), "signs are not added sample by sample. Leave form out, or mix whole models"),
     (dict(level="adapter", base="a-base", difference=dict(rank=0)), "whole number from 1"),
     (dict(level="adapter", base="a-base", difference={}), "No budget came"),
     (dict(level="adapter", base="a-base", top_k=2), "one expert answers"),

@@ -20,6 +20,7 @@ _ERROR = typer.Option(None, help="Part of the change that may be missing instead
 _EMBEDDINGS = typer.Option(True, help="Do embeddings and the head take part?")
 _LINEAR = typer.Option(False, "--linear", help="Linear layers alone: what engines for many adapters serve.")
 _DEVICE = typer.Option("auto", help="Where to compute: auto, cpu, cuda, …")
+_FORM = typer.Option("low-rank", help="low-rank, or signs: one bit per value, whatever was changed.")
 _OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing folder.")
 
 @app.command()
@@ -28,21 +29,23 @@ def extract(
     base:Path=typer.Argument(help="Folder of the model it was tuned from."),
     out:Path=typer.Argument(help="Folder for the adapter."),
     rank:int=_RANK, size:str=_SIZE, error:float=_ERROR, embeddings:bool=_EMBEDDINGS,
-    linear:bool=_LINEAR,
+    linear:bool=_LINEAR, form:str=_FORM,
     device:str=_DEVICE, overwrite:bool=_OVERWRITE, as_json:bool=AS_JSON,
 ):
-    "A fine-tune as a LoRA adapter of its base, in PEFT's format."
-    from model_glue_nb.merging.differences import extract
-    how = dict(rank=rank, size=size, error=error, embeddings=embeddings, linear=linear, device=device,
-               overwrite=overwrite)
-    with progress_bar() as progress: made = extract(model, base, out, progress=progress, **how)
+    "A fine-tune as a LoRA adapter of its base in PEFT's format, or as signs."
+    from model_glue_nb.merging.sign_differences import DIFFERENCE_FORMS, difference_form
+    how = dict(rank=rank, size=size, error=error, embeddings=embeddings, linear=linear, device=device)
+    how, write = difference_form(form, **how, overwrite=overwrite), DIFFERENCE_FORMS[form]
+    with progress_bar() as progress: made = write(model, base, out, progress=progress, **how)
     about = {k: getattr(made, k) for k in ("n_bytes", "share", "error", "unsaid")}
     if as_json: return typer.echo(json.dumps(dict(path=str(made.path)) | about, indent=1))
-    say(f"{out}: {made.n_bytes:,} bytes, {made.share:.1%} of the model; its factors lack {made.error:.0%} "
+    said = "signs" if form == "signs" else "factors"
+    say(f"{out}: {made.n_bytes:,} bytes, {made.share:.1%} of the model; its {said} lack {made.error:.0%} "
         "of the change.")
     if made.unsaid > .005:
         say(f"note: {made.unsaid:.0%} of the change lies in embeddings and norms that the adapter "
             "leaves as in the base.", err=True)
+    if form == "signs": return say("Put it beside its base in a zoo, or write it whole: `model-glue unpack`.")
     say(f"Load it with PeftModel.from_pretrained(base, '{out}').")
     if any(p.tied and p.rank for p in made.parts):
         say("note: the embedding is also the head. PEFT computes with the adapter exactly, but merging it "
@@ -54,14 +57,15 @@ def pack(
     out:Path=typer.Argument(help="Folder for the packed zoo."),
     base:list[str]=typer.Option([], help="Name of a base, repeatable; default: who is nearest to most."),
     rank:int=_RANK, size:str=_SIZE, error:float=_ERROR, embeddings:bool=_EMBEDDINGS,
-    linear:bool=_LINEAR,
+    linear:bool=_LINEAR, form:str=_FORM,
     device:str=_DEVICE, overwrite:bool=_OVERWRITE, as_json:bool=AS_JSON,
 ):
     "A zoo as bases and small differences; the folder is a zoo too."
     from model_glue_nb.merging.packing import pack
-    budget = {k: v for k, v in dict(rank=rank, size=size, error=error).items() if v is not None}
-    how = dict(bases=base, embeddings=embeddings, linear=linear, device=device, overwrite=overwrite)
-    with progress_bar() as progress: made = pack(zoo, out, progress=progress, **how, **budget)
+    from model_glue_nb.merging.sign_differences import DIFFERENCE_FORMS, difference_form
+    how = dict(rank=rank, size=size, error=error, embeddings=embeddings, linear=linear, device=device)
+    how = difference_form(form, **how) | dict(write=DIFFERENCE_FORMS[form], bases=base, overwrite=overwrite)
+    with progress_bar() as progress: made = pack(zoo, out, progress=progress, **how)
     size, whole = made.n_bytes / 1e6, made.rows[0]["bytes"]
     title = f"{out}: {len(made.rows)} models in {size:.1f} MB, {made.n_bytes / whole:.2f} times the first"
     show(made.table(), title, as_json)

@@ -20,6 +20,7 @@ FACE = {
     "forecast": "foresee fit_forecast",
     "differences": "Difference parts_of",
     "packing": "Packed families",
+    "sign_differences": "extract_signs",
     "regime": "Regime divergences",
 }
 __getattr__, __dir__, __all__ = _face("merging", FACE)

@@ -17,6 +17,7 @@ from ..tensors.dtypes import widen
 # %% ../../nbs/06_merging/15_low_rank.ipynb #5678f03e
 _HELD = 2**26 # Values of the largest change that is held in memory; four times as many on an accelerator
 _AT_ONCE = 2**23 # Values read at once otherwise
+_PER_SUM = 2**16 # Squares added up in float32; their sums are added in float64
 
 def stored_floats(
     blocks, # As `FileBlocks`
@@ -72,17 +73,20 @@ class Change:
 
     def energy(self)->float:
         "The sum of all squares, ‖δ‖²."
-        return sum(float(part.double().square().sum()) for _, _, part in self.rows())
+        import torch
+        norms = (torch.linalg.vector_norm(part, dim=1).cpu() for _, _, part in self.rows())
+        return sum(float(x.double().square().sum()) for x in norms)
 
     def before(self)->float:
         "The sum of all squares before the change, ‖W₀‖²."
-        n, step = math.prod(self.shape), _AT_ONCE
+        n, step = math.prod(self.shape), _PER_SUM
         blocks = (stored_floats(self.old, start, min(step, n - start)) for start in range(0, n, step))
-        return sum(float(np.square(x, dtype=np.float64).sum()) for x in blocks)
+        return sum(float(np.dot(x, x)) for x in blocks)
 
 # %% ../../nbs/06_merging/15_low_rank.ipynb #7a454ee8
-_MORE = 8 # Random vectors beyond the wanted directions
-_POWER_STEPS = 3 # Products with δᵀ and δ
+_MORE = 4 # Random vectors beyond the wanted directions
+_STEPS = 2 # Further blocks: products with δᵀ and δ
+_ROUNDING = 1e-10 # Part of the largest energy that float32's rounding alone may make
 
 @dataclass
 class SingularDirections:
@@ -106,24 +110,50 @@ class SingularDirections:
         root = torch.from_numpy(np.sqrt(self.values[:rank])).to(self.left)
         return self.left[:, :rank] * root, root[:, None] * self.right[:, :rank].T
 
+def _axes(
+    y, # (n, k)
+): # (k,) and (k, k), both float64, and y in float64
+    "Energy along each axis of some columns, the largest first, and the axes."
+    import torch
+    y = y.cpu().double()
+    squares, axes = torch.linalg.eigh(y.T @ y)
+    return squares.flip(0), axes.flip(1), y
+
+def _basis(
+    y, # (n, k) float32
+    beside:list=(), # Blocks of orthonormal columns
+): # (n, at most k) float32
+    "Orthonormal columns for what some columns add to the space of others; rounding alone adds nothing."
+    import torch
+    most = _ROUNDING * float(y.square().sum(0).max())
+    for q in [*beside, *beside]: y = y - q @ (q.T @ y) # twice: what rounding left of it the first time
+    squares, axes, exact = _axes(y)
+    real = squares > most
+    return (exact @ (axes[:, real] / squares[real].sqrt())).to(y)
+
 def largest_directions(
     change:Change, # δ
     n:int, # How many, at most the shorter side
     seed:int=0, # Of the random vectors
-)->SingularDirections:
+)->SingularDirections: # Fewer where there are no more
     "The largest singular directions of a change."
     import torch
     n = min(n, *change.shape)
     k = min(n + _MORE, *change.shape)
     draws = torch.Generator().manual_seed(seed)
     start = torch.randn(change.shape[1], k, generator=draws).to(change.device)
-    q = torch.linalg.qr(change.times(start))[0]
-    for _ in range(_POWER_STEPS if k < min(change.shape) else 0): # otherwise it spans everything already
-        q = torch.linalg.qr(change.turned_times(q))[0]
-        q = torch.linalg.qr(change.times(q))[0]
-    right, values, left = torch.linalg.svd(change.turned_times(q), full_matrices=False)
-    left, values = (q @ left.T)[:, :n].cpu(), values[:n].double().cpu().numpy()
-    return SingularDirections(left, values, right[:, :n].cpu(), change.energy())
+    blocks = [_basis(change.times(start))]
+    turned = [change.turned_times(blocks[0])]
+    for _ in range(_STEPS if k < min(change.shape) else 0): # otherwise it spans everything already
+        new = _basis(change.times(torch.nn.functional.normalize(turned[-1], dim=0)), blocks)
+        if not new.shape[1]: break
+        blocks.append(new)
+        turned.append(change.turned_times(new))
+    squares, axes, back = _axes(torch.cat(turned, 1))
+    most = min(n, int((squares > _ROUNDING * squares[:1]).sum()))
+    values, axes = squares[:most].sqrt(), axes[:, :most]
+    left = torch.cat(blocks, 1).cpu() @ axes.float()
+    return SingularDirections(left, values.numpy(), (back @ (axes / values)).float(), change.energy())
 
 # %% ../../nbs/06_merging/15_low_rank.ipynb #c1af7040
 def allotted_ranks(

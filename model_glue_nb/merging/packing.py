@@ -6,6 +6,7 @@
 __all__ = ['families', 'Packed', 'pack', 'unpack_model']
 
 # %% ../../nbs/06_merging/17_packing.ipynb #cac62e70
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,10 +82,10 @@ def _copy_whole(model, out):
         (out/f).parent.mkdir(parents=True, exist_ok=True)
         copy(model.path/f, out/f)
 
-def _packed_row(model, base, folder, how)->dict:
+def _packed_row(model, base, folder, write, how)->dict:
     "Write one member as a difference, or whole where it is none; its row."
     row = dict(member=model.name, base=base.name, error=0.0, why="")
-    try: made = extract(model, base, folder/model.name, called=f"../{base.name}", **how)
+    try: made = write(model, base, folder/model.name, called=f"../{base.name}", **how)
     except InputError as e: # a change that no adapter can say
         _copy_whole(model, folder/model.name)
         return row | dict(kept="whole", bytes=model.n_bytes, why=str(e))
@@ -95,9 +96,10 @@ def pack(
     out:str|Path, # Folder of the packed zoo
     *,
     bases:list[str]=(), # Names of members; none: as `families` finds them
+    write:Callable=extract, # How a member becomes a difference: this, or `extract_signs`
     overwrite:bool=False, # Replace an existing folder?
     progress:Progress=silent, # Called with numbers of members
-    **how, # Budget of each member, and other arguments of `extract`
+    **how, # Budget of each member, and other arguments of `write`
 )->Packed:
     "Write a zoo as bases and differences; who is no fine-tune of any stays whole."
     zoo = zoo if isinstance(zoo, Zoo) else read_zoo(zoo)
@@ -115,7 +117,7 @@ def pack(
             _copy_whole(base, folder/name)
             kept = "base" if tuned else "whole"
             rows.append(dict(member=name, base=name, kept=kept, bytes=base.n_bytes, error=0.0, why=""))
-            rows += [_packed_row(zoo[m], base, folder, how) for m in tuned]
+            rows += [_packed_row(zoo[m], base, folder, write, how) for m in tuned]
     return Packed(Path(out), rows)
 
 # %% ../../nbs/06_merging/17_packing.ipynb #faba7030

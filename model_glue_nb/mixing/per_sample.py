@@ -6,6 +6,7 @@
 __all__ = ['attach_changes']
 
 # %% ../../nbs/08_mixing/02_per_sample.ipynb #25aad1d7
+from functools import cache
 from itertools import accumulate
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn.functional import linear
 from .routing import ROUTES
 
 # %% ../../nbs/08_mixing/02_per_sample.ipynb #9efb7307
-class _PerBatch(nn.Module):
+class _PerBatch:
     "A part that finds something once per batch."
     def of_batch(self, routes):
         "What was found for these routes."
@@ -26,14 +27,27 @@ class _PerBatch(nn.Module):
         return known[1]
 
     def __getstate__(self): # a copy begins without
-        return {k: v for k, v in self.__dict__.items() if k != "last"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("last", "read")}
 
 def _by_row(x, like): # (rows, width); (rows, …, width)
     "A vector per row, for all of its tokens."
     return x.view(len(x), *[1] * (like.dim() - 2), -1)
 
-class _LowRankChanges(_PerBatch):
+def _along(x, down, own): # token ids, or (rows, …, width); (n, width); (samples, n), None: all are own
+    "How far each token goes along each direction, (tokens, n): not at all along what isn't its sample's own."
+    if not x.is_floating_point(): out = down.T[x]
+    elif own is None: return linear(x.flatten(0, -2), down)
+    else: out = linear(x, down)
+    if own is not None:
+        times = len(x) // len(own) # more than once where rows are read apart
+        if times > 1: own = own.repeat_interleave(times, 0)
+        out = out * _by_row(own, out)
+    return out.flatten(0, -2)
+
+class _LowRankChanges(_PerBatch, nn.Module):
     "What each expert adds to one weight."
+    beside = None # `_OneInput`, where other weights read the same
+
     def __init__(self, ranks, n_in, n_out): # directions per expert; width of what comes in and goes out
         super().__init__()
         self.ends = [0, *accumulate(ranks)]
@@ -44,31 +58,70 @@ class _LowRankChanges(_PerBatch):
         return slice(self.ends[e], self.ends[e + 1])
 
     def find(self, routes):
-        "How many directions a batch needs, (n, in) and (n, out) of them, and where they are a sample's own."
+        "The directions a batch needs, (n, in) and (n, out), and where they are a sample's own."
         index, experts = routes.experts()
         spans = [self.span(e) for e in experts]
+        if len(spans) == 1: return self.down[spans[0]], self.up[:, spans[0]].T.contiguous(), None
         down = torch.cat([self.down[s] for s in spans])
         up = torch.cat([self.up.T[s] for s in spans])
-        if len(experts) == 1: return len(down), down, up, None
         owner = [e for e, s in zip(experts, spans) for _ in range(s.start, s.stop)]
         is_own = torch.tensor(owner) == index[:, None]
-        return len(down), down, up, is_own.to(up)
+        return down, up, is_own.to(up)
 
     def add_to(self, out, x, routes, turned=False): # token ids, or (rows, …, width); transposed?
         "The product of a weight with what the samples add."
-        n, down, up, own = self.of_batch(routes)
-        if not n: return out
+        down, up, own = self.of_batch(routes)
+        if not len(down): return out
         if turned: down, up = up, down
-        inner = linear(x, down) if x.is_floating_point() else down.T[x]
-        if own is not None:
-            times = len(x) // len(own) # more than once where rows are read apart
-            if times > 1: own = own.repeat_interleave(times, 0)
-            inner = inner * _by_row(own, inner)
-        flat = out.flatten(0, -2), inner.flatten(0, -2)
-        return torch.addmm(*flat, up).view(out.shape)
+        trained = torch.is_grad_enabled()
+        if trained or self.beside is None: along = _along(x, down, own)
+        else: along = self.beside.along(self, x, routes)
+        if trained or out.dtype != up.dtype:
+            return torch.addmm(out.flatten(0, -2), along, up).view(out.shape)
+        out.view(-1, out.shape[-1]).addmm_(along, up)
+        return out
+
+    def add_after(self, module, args, out): # the forward of an embedding
+        "What the table gives, with what each sample adds."
+        routes = ROUTES.get()
+        return out if routes is None else self.add_to(out, args[0], routes)
+
+# %% ../../nbs/08_mixing/02_per_sample.ipynb #9f127c6b
+_READ_ALIKE = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj") # in one module
+
+class _OneInput(_PerBatch):
+    "Changes of weights that read the same vectors."
+    def __init__(self, members):
+        self.members = members
+
+    def find(self, routes):
+        "The directions of all members, how many each has, and where they are a sample's own."
+        downs, _, owns = zip(*(m.of_batch(routes) for m in self.members))
+        own = None if owns[0] is None else torch.cat(owns, 1)
+        return torch.cat(downs), [len(down) for down in downs], own
+
+    def along(self, member, x, routes):
+        "As `_along`, of one member; computed when the first of them asks."
+        known, whose, parts = self.__dict__.get("read", (None, None, {}))
+        if known is not x or whose is not routes or member not in parts:
+            down, sizes, own = self.of_batch(routes)
+            parts = dict(zip(self.members, _along(x, down, own).split_with_sizes(sizes, 1)))
+        out = parts.pop(member)
+        self.read = (x if parts else None), routes, parts # what all have read need not be kept
+        return out
+
+def _join_readers(dense, changed): # transformers model; names of modules that have changes
+    "Let the changes of weights that read the same know each other."
+    for parent in {name.rpartition(".")[0] for name in changed}:
+        for names in _READ_ALIKE:
+            there = [f"{parent}.{n}" for n in names if f"{parent}.{n}" in changed]
+            members = [dense.get_submodule(name).changes for name in there]
+            if len(members) < 2: continue
+            one = _OneInput(members)
+            for m in members: m.beside = one
 
 # %% ../../nbs/08_mixing/02_per_sample.ipynb #c54e2228
-class _VectorChoices(_PerBatch):
+class _VectorChoices(_PerBatch, nn.Module):
     "The vectors of one module, a row per expert."
     def __init__(self, n_experts, **widths): # parameter → its width
         super().__init__()
@@ -76,59 +129,78 @@ class _VectorChoices(_PerBatch):
             self.register_parameter(name, nn.Parameter(torch.zeros(n_experts, n)))
 
     def find(self, routes):
-        "The vector of each parameter; (rows, width) where the samples differ."
+        "The vector of each parameter, (rows, width) where the samples differ; do they?"
         index, experts = routes.experts()
-        one = len(experts) == 1
-        def rows(x): return x[experts[0]] if one else x[index.to(x.device)]
-        return {name: rows(x) for name, x in self._parameters.items()}
+        differ = len(experts) > 1
+        def rows(x): return x[index.to(x.device)] if differ else x[experts[0]]
+        return {name: rows(x) for name, x in self._parameters.items()}, differ
 
 _ONE_VECTOR = nn.LayerNorm, nn.RMSNorm # and their subclasses
 
-def _put_vectors(module, args): # before its forward
-    "The vectors of a batch's experts."
-    routes = ROUTES.get()
-    if routes is None: return
-    rows = module.vectors.of_batch(routes)
-    if len(routes.experts()[1]) > 1:
-        if isinstance(module, _ONE_VECTOR): return
-        rows = {name: _by_row(x, args[0]) for name, x in rows.items()}
-    module.vectors_before = {name: module._parameters[name] for name in rows}
-    module._parameters.update(rows)
+class _Choosing: # in front of the class of a norm
+    "A module whose vectors are those of the samples' experts."
+    def forward(self, x, *more):
+        routes = ROUTES.get()
+        if routes is None: return super().forward(x, *more)
+        rows, differ = self.vectors.of_batch(routes)
+        if differ and isinstance(self, _ONE_VECTOR): return self.expert_by_expert(x, *routes.experts())
+        if differ: rows = {name: _by_row(v, x) for name, v in rows.items()}
+        return self.computed_with(rows, x, *more)
 
-def _put_back_vectors(module, args, out): # after its forward
-    "The module as it was; its answer, expert by expert where it takes one vector only."
-    before, routes = module.__dict__.pop("vectors_before", None), ROUTES.get()
-    if before is not None: module._parameters.update(before)
-    elif routes is not None: return _expert_by_expert(module, args[0], *routes.experts())
+    def computed_with(self, rows, *read):
+        own = self._parameters
+        before = own.copy()
+        own.update(rows)
+        try: return super().forward(*read)
+        finally: own.update(before)
 
-def _expert_by_expert(module, x, index, experts):
-    choices = module.vectors._parameters
-    before, out = {name: module._parameters[name] for name in choices}, torch.empty_like(x)
-    try:
+    def expert_by_expert(self, x, index, experts):
+        out = torch.empty_like(x)
         for e in experts:
-            module._parameters.update({name: v[e] for name, v in choices.items()})
-            out[index == e] = module.forward(x[index == e])
-    finally: module._parameters.update(before)
-    return out
+            rows = {name: v[e] for name, v in self.vectors._parameters.items()}
+            out[index == e] = self.computed_with(rows, x[index == e])
+        return out
 
 # %% ../../nbs/08_mixing/02_per_sample.ipynb #5a497fab
-def _add_change(module, args, out): # after the forward of a linear layer or an embedding
-    "The product with what each sample adds."
-    routes = ROUTES.get()
-    return out if routes is None else module.changes.add_to(out, args[0], routes)
+class _Adding: # in front of the class of a linear layer
+    "A module that adds to its product."
+    def forward(self, x):
+        out, routes = super().forward(x), ROUTES.get()
+        if routes is not None:
+            for part in self.added: out = part.add_to(out, x, routes)
+        return out
 
-def _add_change_of_table(module, args, out): # after the forward of a head
-    "The same with the change of the embedding whose table the head is."
-    routes = ROUTES.get()
-    if routes is None: return out
-    return module.table[0].changes.add_to(out, args[0], routes, turned=True)
+class _OwnBias:
+    "The bias of each sample's expert in place of a layer's."
+    def __init__(self, layer):
+        self.layer = layer
 
-def _add_bias(module, args, out): # after the forward of a linear layer
-    "The product with each sample's own bias."
-    if ROUTES.get() is None: return out
-    more = module.biases.of_batch(ROUTES.get())["bias"] - module.bias
-    return out + (more if more.dim() == 1 else _by_row(more, out))
+    def add_to(self, out, x, routes):
+        rows, differ = self.layer.biases.of_batch(routes)
+        more = rows["bias"] - self.layer.bias
+        return out + (_by_row(more, out) if differ else more)
 
+class _OfTable:
+    "The change of the embedding whose table a head is."
+    def __init__(self, table):
+        self.table = table
+
+    def add_to(self, out, x, routes):
+        return self.table.changes.add_to(out, x, routes, turned=True)
+
+@cache
+def _behind(own, theirs):
+    "A class of modules whose forward is ours, around theirs."
+    return type(theirs.__name__, (own, theirs), {})
+
+def _adds(module, part):
+    "Let a module add one more part."
+    if not isinstance(module, _Adding):
+        module.__class__ = _behind(_Adding, type(module))
+        module.added = []
+    module.added.append(part)
+
+# %% ../../nbs/08_mixing/02_per_sample.ipynb #eb38abd8
 def _widths(module): # Linear, Conv1D or Embedding
     "Width of what a module reads and gives."
     if isinstance(module, nn.Linear): return module.in_features, module.out_features
@@ -145,18 +217,16 @@ def attach_changes(
     for name, ranks in changes.items():
         module = dense.get_submodule(name)
         module.changes = _LowRankChanges(ranks, *_widths(module))
-        module.register_forward_hook(_add_change)
+        if isinstance(module, nn.Embedding): module.register_forward_hook(module.changes.add_after)
+        else: _adds(module, module.changes)
+    _join_readers(dense, changes)
     for name, keys in vectors.items():
         module = dense.get_submodule(name)
         choices = _VectorChoices(n_experts, **{k: len(module.get_parameter(k)) for k in keys})
         if module.weight.dim() > 1: # a bias beside a matrix
             module.biases = choices
-            module.register_forward_hook(_add_bias)
+            _adds(module, _OwnBias(module))
         else:
             module.vectors = choices
-            module.register_forward_pre_hook(_put_vectors)
-            module.register_forward_hook(_put_back_vectors, always_call=True)
-    if tied:
-        head = dense.get_submodule(tied)
-        head.table = [dense.get_input_embeddings()] # in a list: it stays the embedding's
-        head.register_forward_hook(_add_change_of_table)
+            module.__class__ = _behind(_Choosing, type(module))
+    if tied: _adds(dense.get_submodule(tied), _OfTable(dense.get_input_embeddings()))

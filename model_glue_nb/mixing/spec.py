@@ -170,6 +170,9 @@ def _budget_problems(
     difference:dict, # Of a spec
 )->list[str]: # One problem per line
     "What is wrong with the size of the experts' differences."
+    if "form" in difference:
+        return [f"The form of a difference is {difference['form']!r}, but experts of one base are always of "
+                "low rank: signs are not added sample by sample. Leave form out, or mix whole models."]
     known = {**vars(DifferenceBudget()), "linear": None}
     if strange := set(difference) - set(known):
         return [str(unknown("budget of a difference", min(strange), known))]

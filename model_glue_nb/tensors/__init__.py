@@ -12,5 +12,6 @@ from .. import _face
 FACE = {
     "streams": "Stream Kernel ArrayBlocks FileBlocks MappedBlocks",
     "dtypes": "narrow widen n_bad",
+    "signs": "pack_signs unpack_signs",
 }
 __getattr__, __dir__, __all__ = _face("tensors", FACE)
