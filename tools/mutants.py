@@ -400,7 +400,7 @@ MUTANTS = {
         ("return t.n_values / (t.n_values // n + n + 1)", "return float(n)", ["tests/test_regime.py::test_noise_is_flat"]),
     ]),
     "merging.regime": (["tests/test_regime.py::test_the_average_comes_first_among_few"], [
-        ("if low >= alike: return REGIMES[0], (low, high)", "if high >= alike: return REGIMES[0], (low, high)",
+        ("if low >= alike: return _REGIMES[0], (low, high)", "if high >= alike: return _REGIMES[0], (low, high)",
          ["tests/test_regime.py::test_nothing_depends_on_the_size_of_weights"]),
         ("if cosines.min() >= limit: break", "if cosines.max() >= limit: break",
          ["tests/test_regime.py::test_whom_one_opposes_is_not_opposed_itself"]),
