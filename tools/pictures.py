@@ -47,6 +47,7 @@ def frontier(budget="1.25x"):
             page.set_default_timeout(240_000)
             run_all(page, home, "frontier.ipynb")
             page.wait_for_timeout(3000)
+            page.add_style_tag(content=".Toastify { display: none }") # JupyterLab asks about its news
             page.locator(".jp-OutputArea-output:has(.js-plotly-plot)").screenshot(path=assets/"frontier_explorer.jpg", type="jpeg", quality=60)
             browser.close()
 
