@@ -1,5 +1,5 @@
 "Slow, GPU and browser tests run only when they are asked for by name: pytest -m slow."
-import os
+import os, sys
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,3 +22,14 @@ def pytest_collection_modifyitems(config, items):
     items[:] = sorted((i for i in items if i not in out),
                       key=lambda i: rank.get(i.path.name, len(rank)))
     if out: config.hook.pytest_deselected(items=out)
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    "Runs `model-glue` in this process: exit code, standard output, standard error."
+    from model_glue_nb.cli.program import main
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["model-glue", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end: main()
+        return end.value.code or 0, *capsys.readouterr()
+    return run

@@ -51,17 +51,6 @@ def test_cells_are_never_formulas_and_come_back(tmp_path):
 # ---- how a command ends
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    "Runs `model-glue` in this process: exit code, standard output, standard error."
-    from model_glue_nb.cli.program import main
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["model-glue", *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end: main()
-        return end.value.code or 0, *capsys.readouterr()
-    return run
-
-@pytest.fixture
 def failing(monkeypatch, command):
     "Runs `model-glue doctor demo`, in which something goes wrong."
     def run(error, *more):

@@ -292,22 +292,17 @@ def test_a_member_that_no_adapter_can_say_stays_whole(tmp_path):
     assert [r["kept"] for r in made.rows] == ["base", "whole"] and "no linear layer" in made.rows[1]["why"]
     assert set(read_zoo(tmp_path/"p").names) == {"base", "tune"}
 
-def test_commands(tmp_path, capsys, monkeypatch):
-    from model_glue_nb.cli.program import main
+def test_commands(tmp_path, command):
     zoo = read_zoo("demo")
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["model-glue", *map(str, args)])
-        with pytest.raises(SystemExit) as e: main()
-        return e.value.code, capsys.readouterr()
     (tmp_path/"z.yaml").write_text("".join(f"- {zoo[n].path}\n" for n in ("a-base", "a-sort")))
-    code, said = run("extract", zoo["a-sort"].path, zoo["a-base"].path, tmp_path/"d", "--error", .3, "--json")
-    about = json.loads(said.out)
+    code, out, err = command("extract", zoo["a-sort"].path, zoo["a-base"].path, tmp_path/"d", "--error", .3, "--json")
+    about = json.loads(out)
     assert not code and about["error"] <= .3 and about["share"] == about["n_bytes"] / zoo["a-base"].n_bytes and about["unsaid"] == 0
-    code, said = run("extract", zoo["a-sort"].path, zoo["a-base"].path, tmp_path/"e", "--rank", 2, "--no-embeddings")
-    assert not code and "PeftModel.from_pretrained" in said.out and "leaves as in the base" in said.err
-    code, said = run("pack", tmp_path/"z.yaml", tmp_path/"p", "--size", "5%", "--json")
-    assert not code and [r["kept"] for r in json.loads(said.out)] == ["base", "difference"]
-    code, said = run("unpack", tmp_path/"p", "a-sort", tmp_path/"w")
+    code, out, err = command("extract", zoo["a-sort"].path, zoo["a-base"].path, tmp_path/"e", "--rank", 2, "--no-embeddings")
+    assert not code and "PeftModel.from_pretrained" in out and "leaves as in the base" in err
+    code, out, err = command("pack", tmp_path/"z.yaml", tmp_path/"p", "--size", "5%", "--json")
+    assert not code and [r["kept"] for r in json.loads(out)] == ["base", "difference"]
+    code, out, err = command("unpack", tmp_path/"p", "a-sort", tmp_path/"w")
     assert not code and (tmp_path/"w/config.json").exists()
-    code, said = run("extract", zoo["a-sort"].path, zoo["a-base"].path, tmp_path/"d", "--rank", 2)
-    assert code == 2 and "already" in said.err
+    code, out, err = command("extract", zoo["a-sort"].path, zoo["a-base"].path, tmp_path/"d", "--rank", 2)
+    assert code == 2 and "already" in err

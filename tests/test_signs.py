@@ -153,24 +153,19 @@ def test_packed_members_answer_nearly_as_before(tmp_path):
     def skill(m): return float(ask_model(m, suite)["double"].mean())
     assert skill(zoo["a-base"]) < .8 < skill(unpack_model(tmp_path/"p", "a-double", tmp_path/"w")) and read_zoo(tmp_path/"p").names == ["a-base", "a-base+a-double"]
 
-def test_commands(tmp_path, capsys, monkeypatch):
-    from model_glue_nb.cli.program import main
+def test_commands(tmp_path, command):
     zoo = read_zoo("demo")
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["model-glue", *map(str, args)])
-        with pytest.raises(SystemExit) as e: main()
-        return e.value.code, capsys.readouterr()
     pair = zoo["a-sort"].path, zoo["a-base"].path
-    code, said = run("extract", *pair, tmp_path/"d", "--form", "signs", "--json")
-    assert not code and json.loads(said.out)["share"] < .1
-    code, said = run("extract", *pair, tmp_path/"e", "--form", "signs", "--rank", 4)
-    assert code == 2 and "rank says nothing" in " ".join(said.err.split()) and not (tmp_path/"e").exists()
-    code, said = run("extract", *pair, tmp_path/"e", "--form", "sings")
-    assert code == 2 and "Did you mean 'signs'?" in said.err
-    code, said = run("doctor", tmp_path/"d")
-    assert "MODEL_GLUE_SIGNS adapter, expected LORA" not in said.out + said.err
+    code, out, err = command("extract", *pair, tmp_path/"d", "--form", "signs", "--json")
+    assert not code and json.loads(out)["share"] < .1
+    code, out, err = command("extract", *pair, tmp_path/"e", "--form", "signs", "--rank", 4)
+    assert code == 2 and "rank says nothing" in " ".join(err.split()) and not (tmp_path/"e").exists()
+    code, out, err = command("extract", *pair, tmp_path/"e", "--form", "sings")
+    assert code == 2 and "Did you mean 'signs'?" in err
+    code, out, err = command("doctor", tmp_path/"d")
+    assert "MODEL_GLUE_SIGNS adapter, expected LORA" not in out + err
     (tmp_path/"z.yaml").write_text("".join(f"- {zoo[n].path}\n" for n in ("a-base", "a-sort")))
-    code, said = run("pack", tmp_path/"z.yaml", tmp_path/"p", "--form", "signs", "--json")
-    assert not code and [r["kept"] for r in json.loads(said.out)] == ["base", "difference"]
-    code, said = run("unpack", tmp_path/"p", "a-sort", tmp_path/"w")
+    code, out, err = command("pack", tmp_path/"z.yaml", tmp_path/"p", "--form", "signs", "--json")
+    assert not code and [r["kept"] for r in json.loads(out)] == ["base", "difference"]
+    code, out, err = command("unpack", tmp_path/"p", "a-sort", tmp_path/"w")
     assert not code and (tmp_path/"w/config.json").exists()

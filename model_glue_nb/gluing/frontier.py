@@ -21,11 +21,12 @@ from .recipe import Work, executor_of, mixture_spec, params_within
 from .steps import Glued
 from ..mergeability.clusters import Cluster
 from ..merging.differences import extract
-from ..mixing.learners import pooled, question_weights
+from ..mixing.learners import pooled
 from ..mixing.mixture import fit_apart
 from ..mixing.residents import difference_model
 from ..mixing.routers import feature_kind, featurize, read_texts, reader
-from ..mixing.selection import OnTop, by_question, select_experts, split_by_task, stored_params
+from ..mixing.selection import (OnTop, by_question, select_experts, shares_of,
+                                               split_by_task, stored_params)
 from ..searching.candidates import CandidateScorer
 from ..searching.executors import ask_together
 from ..zoo.zoo import Zoo, ZooModel
@@ -285,8 +286,7 @@ def _routed_report(
     spec = mixture_spec(work.recipe, experts, prompt_encoder=prompt_encoder(experts, pool.items))
     encoder = pool.models[spec.prompt_encoder]
     lessons = pooled(*by_question(pool.items, list(experts)))
-    counts = {t.name: len(t.questions) for t in work.search.tasks}
-    weights = question_weights(work.search.weights, counts)
+    weights = shares_of(pool.items[experts[0]])
     models, prompts = [pool.models[e] for e in experts], work.report.prompts
     fitted = fit_apart(spec, models, work.search.prompts, lessons, weights)
     kind = feature_kind(spec.router["name"], spec.features)
