@@ -234,29 +234,31 @@ def ladder_points(
     return out
 
 # %% ../../nbs/09_gluing/04_frontier.ipynb #1a4ab8e1
+_STEPS = *RANKS, 48, 64 # That a budget with room is spent on
+
 def _raise_ranks(
     work:Work, # As `begin` gives it
     pool:Pool, # With the experts; gets those of higher rank
     point:Point, # A system
     may_be:Callable, # Experts → do they keep to the budget of active parameters?
-    ranks:tuple[int,...]=RANKS, # Of differences
+    ranks:tuple[int,...]=_STEPS, # Of differences
 )->Point: # Within the same budget
     "The same experts, their differences as exact as the budget allows."
-    experts = point.experts
+    experts, done = list(point.experts), {e for e in point.experts if e not in pool.made}
+    def fits(some): return stored_params(some, pool.stored) <= point.budget and may_be(tuple(some))
     for rank in ranks:
-        known = [e for e in experts if e in pool.made]
-        low = [e for e in known if pool.made[e].rank < rank]
-        higher = {e: _with_rank(work, pool, e, rank) for e in low}
-        if None in higher.values(): break
-        raised = tuple(higher.get(e, e) for e in experts)
-        if stored_params(raised, pool.stored) > point.budget or not may_be(raised): break
-        experts = raised
-    for name in set(experts) - set(pool.items):
+        for i, e in enumerate(experts):
+            if e in done or pool.made[e].rank >= rank: continue
+            higher = _with_rank(work, pool, e, rank)
+            raised = [*experts[:i], higher, *experts[i + 1:]]
+            if higher and fits(raised): experts[i] = higher
+            else: done.add(e)
+    for name in set(experts) - set(point.experts):
         d = pool.models[name]
         pool.items[name] = ask_model(d, work.search, work.run.store)
-    return point._replace(experts=experts, stored=stored_params(experts, pool.stored))
+    return point._replace(experts=tuple(experts), stored=stored_params(experts, pool.stored))
 
-def _with_rank(work, pool, name, rank)->str|None: # Name; not asked yet
+def _with_rank(work, pool, name, rank)->str|None: # Name; it has the scores of the other until it is asked
     "A difference with another rank; itself where it is exact already."
     member, base, _ = pool.made[name]
     d = _difference(work, pool.models[member], pool.models[base], rank)
@@ -265,6 +267,7 @@ def _with_rank(work, pool, name, rank)->str|None: # Name; not asked yet
     if size == pool.stored[name]: return name
     pool.models[d.name], pool.stored[d.name] = d, size
     pool.made[d.name] = Made(member, base, rank)
+    pool.items.setdefault(d.name, pool.items[name])
     return d.name
 
 # %% ../../nbs/09_gluing/04_frontier.ipynb #e8ba3ee0

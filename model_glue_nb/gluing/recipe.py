@@ -23,7 +23,7 @@ from ..mergeability.similarity import METRICS, ROLES, Comparison, compare_zoo
 from ..merging.members import variant_problems
 from ..merging.recipe_files import PROMPT_FORM
 from ..mixing.learners import router_settings, routers
-from ..mixing.spec import MixtureSpec, check_mixture_spec, find_parts
+from ..mixing.spec import MixtureSpec, check_mixture_spec, default_router, find_parts
 from ..reading import read_yaml
 from ..schemas import (either, listed, mapping, maybe, name, name_in, number, path, require,
                                    seed, short, integer)
@@ -37,7 +37,7 @@ from ..zoo.zoo import Zoo, ZooModel, read_zoo
 # %% ../../nbs/09_gluing/01_recipe.ipynb #548e9ed0
 CLUSTERS = dict(threshold=0.95, linkage="average", metric="column_cosine", roles=["attn", "mlp"])
 _MERGE = dict(methods=["linear", "task_arithmetic", "ties"], strategy="coefficient", budget=60)
-_MIXTURE = dict(level="model", router="linear", dense_layers=0)
+_MIXTURE = dict(level="model", dense_layers=0)
 
 def complete(
     parts, # A frozen dataclass whose mappings may leave out keys
@@ -94,7 +94,7 @@ def router_of(
     r:GlueRecipe, # As read
 )->dict: # Name and settings
     "The router of a run's mixture, which may be written as a name alone."
-    given = r.mixture["router"]
+    given = r.mixture.get("router") or default_router(shares_checkpoint(r))
     return dict(name=given) if isinstance(given, str) else dict(given)
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #8019639a

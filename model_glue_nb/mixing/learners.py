@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Learned', 'routers', 'EXAMPLES', 'Neighbors', 'Clusters', 'question_weights', 'question_tasks', 'pooled',
            'router_settings', 'random', 'prompt', 'embedding', 'linear', 'mlp', 'knn', 'kmeans', 'tfidf_knn',
-           'sentence_kmeans', 'usable_routers']
+           'tfidf_linear', 'sentence_kmeans', 'usable_routers']
 
 # %% ../../nbs/08_mixing/06_learners.ipynb #e7aae256
 import inspect
@@ -281,6 +281,16 @@ def tfidf_knn(
 )->Learned:
     "Nearest neighbors by the words that prompts share."
     return knn(vectors, values, weights, k=k)
+
+@routers(reads="tfidf")
+def tfidf_linear(
+    vectors:np.ndarray, values:np.ndarray, weights:np.ndarray|None=None, # As for `linear`
+    *,
+    C:Annotated[float, number(1e-12, 1e12)]=1.0, # Inverse strength of the penalty
+    max_terms:Annotated[int, integer(1, 10**6)]=4096, # Most words in `vectors`, which come ready
+)->Learned:
+    "The expert that is most likely right, by regression on words."
+    return linear(vectors, values, weights, C=C)
 
 @routers(reads="sentence")
 def sentence_kmeans(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_LEVELS', 'CHOICES', 'SUPPORTED', 'SPARSE', 'MODEL_TYPES', 'SHARED', 'OF_ROUTER', 'OF_CHANGES',
-           'MixtureSpec', 'prompt_encoder_of', 'as_written', 'by_name', 'check_mixture_spec', 'Owned', 'Parts',
-           'find_parts']
+           'default_router', 'MixtureSpec', 'prompt_encoder_of', 'as_written', 'by_name', 'check_mixture_spec', 'Owned',
+           'Parts', 'find_parts']
 
 # %% ../../nbs/08_mixing/08_spec.ipynb #4cebafef
 import re
@@ -31,11 +31,17 @@ _MIXTURE_LEVELS = (*PUBLISHED_LEVELS, "adapter")
 CHOICES = dict(level=_MIXTURE_LEVELS, input=("sample", "token"), pooling=("mean", "first", "last"),
                features=FEATURES, ends=("auto", "base", "own"), format=("auto", "own"))
 
+def default_router(
+    one_checkpoint:bool, # Do the experts share one, in which routers see no texts?
+)->dict: # Its name
+    "The router of a mixture that names none."
+    return dict(name="linear" if one_checkpoint else "tfidf_linear")
+
 @dataclass(frozen=True)
 class MixtureSpec:
     "What to mix and how requests find their expert."
     experts: tuple[str, ...] # Names in the zoo, or folders
-    router: dict = field(default_factory=lambda: dict(name="linear")) # Name and settings; or `file`: a folder
+    router: dict|None = None # Name and settings, or `file`: a folder; None: as `default_router` says
     level: str = "model" # "model", "block", "ffn" or "adapter"
     base: str|None = None # The dense model; None: experts of any architecture, each with its own tokenizer
     dense_layers: int = 0 # K: layers below come from the base
@@ -50,6 +56,9 @@ class MixtureSpec:
     copy: bool = False # Without a base: copy the experts into the folder, or refer to them?
     bases: tuple[str, ...] = () # Adapter level without a base: whom experts are tuned from; none: found
     difference: dict = field(default_factory=lambda: dict(rank=16)) # Adapter level: or size, error; linear
+
+    def __post_init__(self):
+        if self.router is None: object.__setattr__(self, "router", default_router(self.one_checkpoint))
 
     @property
     def one_checkpoint(self)->bool: return self.level in ("block", "ffn") or self.base is not None

@@ -14,9 +14,12 @@ import numpy as np
 from ..core import InputError
 
 # %% ../../nbs/08_mixing/04_terms.ipynb #637c85ee
-_WORD = re.compile(r"\w+")
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff" # Scripts
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
-def _words_of(text:str)->list[str]: return _WORD.findall(text.lower())
+def _words_of(text:str)->list[str]:
+    "Its words; its signs where it has none."
+    return _WORD.findall(text.lower()) or re.findall(r"\S", text)
 
 def fit_terms(
     texts:list[str], # To learn from
@@ -25,7 +28,7 @@ def fit_terms(
     "The words that count, and what each weighs."
     held = Counter(w for t in texts for w in set(_words_of(t)))
     terms = sorted(sorted(held), key=lambda w: -held[w])[:max_terms]
-    if not terms: raise InputError("The search prompts contain no words. Use a router that reads tokens.")
+    if not terms: raise InputError("The search prompts are blank: nothing can be read from them. Give texts.")
     return dict(terms=terms,
                 idf=[float(np.log(
                     (1 + len(texts)) / (1 + held[w])) + 1)
