@@ -10,7 +10,7 @@ from model_glue_nb.benchmarking.scores import ask_model
 from model_glue_nb.core import InputError, file_name
 from model_glue_nb.experiments.difference_controls import difference_controls, random_difference
 from model_glue_nb.gluing.dry_run import estimate_run
-from model_glue_nb.gluing.frontier import RANKS, Pool, _readable, best_point, ladder_points
+from model_glue_nb.gluing.frontier import _STEPS, Made, Point, Pool, _raise_ranks, _readable, best_point, ladder_points
 from model_glue_nb.gluing.pipeline import glue
 from model_glue_nb.gluing.points import read_points, write_point, writing_command
 from model_glue_nb.gluing.recipe import check_reach, open_work, params_within, read_recipe
@@ -213,11 +213,32 @@ def test_a_budget_is_used_up_for_higher_ranks(run):
                              run.path/"models"/"differences"/file_name(name), name)
         sizes[name] = d.n_added
     rank = {e: int(e.rsplit(" ", 1)[1][:-1]) for e in held}
-    assert held and min(rank.values()) >= RANKS[0]
-    higher = [r for r in RANKS if r > min(rank.values())]
-    grown = sum(n * max(rank[e], higher[0]) / rank[e] - n for e, n in sizes.items()) if higher else np.inf
-    one = frontier.stored.iloc[0] and read_zoo("demo")["a-base"].n_params
-    assert row.stored + .97 * grown / one > 2.5 # the next rank for all does not fit
+    assert held and min(rank.values()) >= _STEPS[0]
+    one = read_zoo("demo")["a-base"].n_params
+    for e, n in sizes.items(): # the next rank of none fits
+        steps = [r for r in _STEPS if r > rank[e]]
+        assert not steps or row.stored + .97 * n * (steps[0] / rank[e] - 1) / one > 2.5
+
+@pytest.mark.parametrize("budget, ranks", [(124, (4, 4, 16)), (128, (8, 4, 16)), (132, (8, 8, 16)), (139, (8, 8, 16)), (140, (16, 8, 16)),
+                                           (148, (16, 16, 16)), (164, (32, 16, 16)), (9999, (64, 64, 64))])
+def test_ranks_rise_one_by_one_from_the_lowest(budget, ranks, monkeypatch):
+    from model_glue_nb.gluing import frontier
+    names, asked = [f"{m} (rank {r})" for m, r in zip("abc", (4, 4, 16))], []
+    def size(r): return OnTop("base", 100, r)
+    pool = Pool(dict.fromkeys(names), {n: size(r) for n, r in zip(names, (4, 4, 16))}, dict.fromkeys(names),
+                {n: Made(n[0], "base", r) for n, r in zip(names, (4, 4, 16))})
+    def with_rank(work, pool, name, rank):
+        new = f"{name[0]} (rank {rank})"
+        pool.stored[new], pool.made[new], pool.models[new] = size(rank), Made(name[0], "base", rank), new
+        return new
+    monkeypatch.setattr(frontier, "_with_rank", with_rank)
+    monkeypatch.setattr(frontier, "ask_model", lambda m, *_: asked.append(m))
+    work = SimpleNamespace(search=None, run=SimpleNamespace(store=None))
+    raised = _raise_ranks(work, pool, Point(budget, tuple(names), 124, .5), lambda _: True)
+    assert raised.experts == tuple(f"{m} (rank {r})" for m, r in zip("abc", ranks)) and raised.stored == 100 + sum(ranks)
+    assert sorted(asked) == sorted(set(raised.experts) - set(names)) and raised.search == .5
+    low = _raise_ranks(work, pool, Point(budget, tuple(names), 124, .5), lambda some: not any("32" in e for e in some))
+    assert max(pool.made[e].rank for e in low.experts) <= 16 # what may be read is limited, too
 
 def test_controls_gain_nothing(run):
     t = difference_controls(run.path).set_index("system")

@@ -687,6 +687,8 @@ MUTANTS = {
         ("table[k] /= one.n_params", "pass"),
         ("if not out.is_dir() or work.run.read_json", "if True or work.run.read_json"),
         ("fits = [p for p in points if p.stored <= budget]", "fits = points"),
+        ("if higher and fits(raised): experts[i] = higher", "if higher: experts[i] = higher"),
+        ("if e in done or pool.made[e].rank >= rank: continue", "if e in done: continue"),
         ("return largest + int(pool.stored[prompt_encoder(experts, pool.items)])", "return largest"),
         ("fits = [n for n, size in pool.stored.items() if int(size) <= most]", "fits = list(pool.stored)"),
     ]),
