@@ -245,13 +245,14 @@ def _raise_ranks(
 )->Point: # Within the same budget
     "The same experts, their differences as exact as the budget allows."
     experts, done = list(point.experts), {e for e in point.experts if e not in pool.made}
+    def is_small(e): return 2 * pool.stored[e].added <= pool.stored[e].base_params
     def fits(some): return stored_params(some, pool.stored) <= point.budget and may_be(tuple(some))
     for rank in ranks:
         for i, e in enumerate(experts):
             if e in done or pool.made[e].rank >= rank: continue
             higher = _with_rank(work, pool, e, rank)
             raised = [*experts[:i], higher, *experts[i + 1:]]
-            if higher and fits(raised): experts[i] = higher
+            if higher and is_small(higher) and fits(raised): experts[i] = higher
             else: done.add(e)
     for name in set(experts) - set(point.experts):
         d = pool.models[name]
