@@ -237,6 +237,9 @@ def test_ranks_rise_one_by_one_from_the_lowest(budget, ranks, monkeypatch):
     raised = _raise_ranks(work, pool, Point(budget, tuple(names), 124, .5), lambda _: True)
     assert raised.experts == tuple(f"{m} (rank {r})" for m, r in zip("abc", ranks)) and raised.stored == 100 + sum(ranks)
     assert sorted(asked) == sorted(set(raised.experts) - set(names)) and raised.search == .5
+    pool.made[names[1]] = pool.made[names[1]]._replace(keeps=False) # it goes first, as far as it can
+    first = _raise_ranks(work, pool, Point(156, tuple(names), 124, .5), lambda _: True)
+    assert first.experts == ("a (rank 8)", "b (rank 32)", "c (rank 16)")
     low = _raise_ranks(work, pool, Point(budget, tuple(names), 124, .5), lambda some: not any("32" in e for e in some))
     assert max(pool.made[e].rank for e in low.experts) <= 16 # what may be read is limited, too; and rank 64 takes more than half of the base
 

@@ -690,6 +690,8 @@ MUTANTS = {
         ("if higher and is_small(higher) and fits(raised): experts[i] = higher", "if higher and is_small(higher): experts[i] = higher"),
         ("def is_small(e): return 2 *", "def is_small(e): return"),
         ("if e in done or pool.made[e].rank >= rank: continue", "if e in done: continue"),
+        ("(*product(ranks, lossy), *product(ranks, range(len(experts))))", "product(ranks, range(len(experts)))"),
+        ("if not keeps and rank < ranks[-1]: continue", "if not keeps: continue"),
         ("return largest + int(pool.stored[prompt_encoder(experts, pool.items)])", "return largest"),
         ("fits = [n for n, size in pool.stored.items() if int(size) <= most]", "fits = list(pool.stored)"),
     ]),

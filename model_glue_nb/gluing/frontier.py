@@ -9,6 +9,7 @@ __all__ = ['RANKS', 'Made', 'Pool', 'expert_pool', 'Point', 'best_point', 'ladde
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +40,7 @@ class Made(NamedTuple):
     member: str # The model that it stands for
     base: str # The model that it stands on
     rank: int
+    keeps: bool = True # Its skill, as far as *search* can tell?
 
 @dataclass
 class Pool:
@@ -141,7 +143,7 @@ def _add_smallest(
     skills:dict[str,list[str]], # Member → tasks that it is for
     ranks:tuple[int,...], # To be tried, rising
 )->dict[str,int]: # Member → smallest rank on any base; not there: none will do
-    "The smallest difference of each pair that keeps the member's skill, as a candidate."
+    "The smallest difference of each pair that keeps the member's skill, or the largest, as a candidate."
     found = {}
     for rank in ranks:
         work.progress(None, None, f"differences of rank {rank}")
@@ -150,12 +152,12 @@ def _add_smallest(
         items = _asked(work, [d for *_, d in made], work.search)
         pairs = []
         for m, b, d in made:
-            if not _keeps_skill(items[d.name], pool.items[m.name], skills[m.name]):
-                pairs.append((m, b))
-                continue
+            keeps = _keeps_skill(items[d.name], pool.items[m.name], skills[m.name])
+            if keeps: found.setdefault(m.name, rank)
+            else: pairs.append((m, b))
+            if not keeps and rank < ranks[-1]: continue
             pool.add(d, OnTop(b.name, b.n_params, d.n_added), items[d.name])
-            pool.made[d.name] = Made(m.name, b.name, rank)
-            found.setdefault(m.name, rank)
+            pool.made[d.name] = Made(m.name, b.name, rank, keeps)
     return found
 
 def _asked(
@@ -245,15 +247,16 @@ def _raise_ranks(
 )->Point: # Within the same budget
     "The same experts, their differences as exact as the budget allows."
     experts, done = list(point.experts), {e for e in point.experts if e not in pool.made}
+    lossy = [i for i, e in enumerate(experts) if e not in done and not pool.made[e].keeps]
     def is_small(e): return 2 * pool.stored[e].added <= pool.stored[e].base_params
     def fits(some): return stored_params(some, pool.stored) <= point.budget and may_be(tuple(some))
-    for rank in ranks:
-        for i, e in enumerate(experts):
-            if e in done or pool.made[e].rank >= rank: continue
-            higher = _with_rank(work, pool, e, rank)
-            raised = [*experts[:i], higher, *experts[i + 1:]]
-            if higher and is_small(higher) and fits(raised): experts[i] = higher
-            else: done.add(e)
+    for rank, i in (*product(ranks, lossy), *product(ranks, range(len(experts)))):
+        e = experts[i]
+        if e in done or pool.made[e].rank >= rank: continue
+        higher = _with_rank(work, pool, e, rank)
+        raised = [*experts[:i], higher, *experts[i + 1:]]
+        if higher and is_small(higher) and fits(raised): experts[i] = higher
+        else: done.add(e)
     for name in set(experts) - set(point.experts):
         d = pool.models[name]
         pool.items[name] = ask_model(d, work.search, work.run.store)
@@ -261,13 +264,13 @@ def _raise_ranks(
 
 def _with_rank(work, pool, name, rank)->str|None: # Name; it has the scores of the other until it is asked
     "A difference with another rank; itself where it is exact already."
-    member, base, _ = pool.made[name]
-    d = _difference(work, pool.models[member], pool.models[base], rank)
+    was = pool.made[name]
+    d = _difference(work, pool.models[was.member], pool.models[was.base], rank)
     if d is None: return None
     size = pool.stored[name]._replace(added=d.n_added)
     if size == pool.stored[name]: return name
     pool.models[d.name], pool.stored[d.name] = d, size
-    pool.made[d.name] = Made(member, base, rank)
+    pool.made[d.name] = was._replace(rank=rank)
     pool.items.setdefault(d.name, pool.items[name])
     return d.name
 
