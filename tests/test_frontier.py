@@ -273,3 +273,22 @@ def test_controls_want_a_mixture_of_differences(tmp_path):
     small = RECIPE | dict(zoo=[str(zoo[n].path) for n in ("a-base", "a-sort")], tasks=["sort", "reverse"], search_questions=4, budget="1x")
     glue(small, tmp_path/"run")
     with pytest.raises(InputError, match="holds no differences"): difference_controls(tmp_path/"run")
+
+def test_what_no_rank_keeps_is_offered_as_it_is(monkeypatch):
+    "The smallest that keeps the skill, or the largest; nobody asks for more than is needed."
+    from model_glue_nb.gluing import frontier
+    right = {("a", 4): 2, ("a", 8): 20, ("b", 4): 2, ("b", 8): 9}
+    def scores(n): return ItemScores({"t": np.repeat([1., 0.], [n, 20 - n])})
+    base, members = SimpleNamespace(name="base", n_params=100), [SimpleNamespace(name=n) for n in "ab"]
+    def difference(work, m, b, rank): return SimpleNamespace(name=f"{m.name} (rank {rank})", n_added=rank, at=(m.name, rank))
+    asked = []
+    def answers(work, models, suite):
+        asked.extend(d.name for d in models)
+        return {d.name: scores(right[d.at]) for d in models}
+    monkeypatch.setattr(frontier, "_difference", difference)
+    monkeypatch.setattr(frontier, "_asked", answers)
+    pool = Pool({}, {}, {n: scores(20) for n in "ab"})
+    work = SimpleNamespace(search=None, progress=lambda *_: None)
+    found = frontier._add_smallest(work, pool, [(m, base) for m in members], dict(a=["t"], b=["t"]), (4, 8))
+    assert found == dict(a=8) and asked == ["a (rank 4)", "b (rank 4)", "a (rank 8)", "b (rank 8)"]
+    assert {n: m.keeps for n, m in pool.made.items()} == {"a (rank 8)": True, "b (rank 8)": False}
