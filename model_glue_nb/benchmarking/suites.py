@@ -23,6 +23,7 @@ from ..core import InputError, MissingFile, Registry, cache_path, digest, refuse
 from ..reading import parse_json, plain, read_text, read_yaml
 from ..schemas import (Kind, either, flag, is_number, is_path, listed, mapping, maybe, name,
                                    name_in, number, path, require, seed, short, text, integer)
+from ..shown import Shown
 from ..store import Asked
 from ..zoo.zoo import demo_zoo_path
 
@@ -55,8 +56,8 @@ class Question:
                 / 2**32)
 
 # %% ../../nbs/04_benchmarking/08_suites.ipynb #77005660
-@dataclass(frozen=True)
-class Task:
+@dataclass(frozen=True, repr=False)
+class Task(Shown):
     "Questions of one kind, and how an answer is generated and measured."
     name: str
     questions: tuple[Question, ...]
@@ -66,6 +67,8 @@ class Task:
     version: int = 1
     weight: float = 1. # How much the task counts in the mean over tasks
     chat: Chat = Chat() # Asked in conversations?
+
+    def _headline(self): return f"{self.name}, {len(self.questions):,} questions, {self.metric}"
 
     def fingerprint(self)->str: # What a remembered value depends on besides model and question
         more = [] if self.chat == Chat() else [asdict(self.chat)]
@@ -96,7 +99,7 @@ class _EvalQuestion(Question):
     size: float = 1. # Words or bytes, for perplexities
     n_requests: int = 1 # Texts that are scored for it
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EvalTask(Task):
     "A task of lm-eval, or a group of tasks reported as one."
     source: Source|None = None
@@ -183,8 +186,8 @@ def _pick_metric(
 # %% ../../nbs/04_benchmarking/08_suites.ipynb #fd333358
 _SPLITS = ("search", "report")
 
-@dataclass(frozen=True)
-class Suite:
+@dataclass(frozen=True, repr=False)
+class Suite(Shown):
     "Tasks with their questions, split into those that choose and those that report."
     name: str
     tasks: tuple[Task, ...]
@@ -192,6 +195,16 @@ class Suite:
     description: str = ""
     seed: int = 0 # Of the split
     skipped: dict[str,str] = field(default_factory=dict) # Task → why it was left out
+
+    def _headline(self):
+        n = sum(len(t.questions) for t in self.tasks)
+        share = f"{self.search_share:.0%} of them to choose by"
+        return f"{self.name}, {len(self.tasks)} tasks, {n:,} questions, {share}"
+
+    def _rows(self):
+        def row(t): return dict(task=t.name, questions=len(t.questions), metric=t.metric, weight=t.weight)
+        found = [row(t) for t in self.tasks]
+        return found + [dict(task=t, problem=why) for t, why in self.skipped.items()]
 
     @property
     def weights(self)->dict[str,float]: # Task → share in the mean over tasks; together 1

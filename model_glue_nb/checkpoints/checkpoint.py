@@ -26,6 +26,7 @@ from .weights import stored_tensors, weight_files
 from ..core import Registry, digest
 from ..errors import InputError, MissingFile, unknown
 from ..reading import as_text, inside, lies_inside, open_regular, parse_yaml, plain, read_json
+from ..shown import Shown
 from ..tensors.dtypes import CODES, n_bad, widen
 
 # %% ../../nbs/02_checkpoints/10_checkpoint.ipynb #d39e7c3a
@@ -46,12 +47,21 @@ def _first_number(
     found = (settings.get(n) for n in names.split())
     return next((n for n in found if type(n) is int), 0)
 
-@dataclass(frozen=True)
-class ZooModel:
+@dataclass(frozen=True, repr=False)
+class ZooModel(Shown):
     "A checkpoint (or a mixture) in a folder, opened by its headers."
     name: str
     path: Path
     base: str|None = None # Name of the model it was fine-tuned from, when known
+
+    def _headline(self):
+        return f"{self.name}{', tuned from ' + self.base if self.base else ''}, a {self.kind} in {self.path}"
+
+    def _rows(self):
+        try:
+            size = dict(parameters=f"{self.n_params:,}", bytes=f"{self.n_bytes:,}")
+            return [dict(architecture=self.architecture) | size]
+        except (InputError, OSError) as e: return [dict(problem=e)]
 
     def has(self, file:str)->bool:
         "Is there such a file in the folder?"

@@ -31,6 +31,7 @@ from ..searching.budgets import read_budget
 from ..searching.executors import executors
 from ..searching.search import check_options
 from ..searching.strategies import strategies
+from ..shown import Shown
 from ..store import Store
 from ..zoo.zoo import Zoo, ZooModel, read_zoo
 
@@ -47,8 +48,8 @@ def complete(
     for k, default in defaults.items():
         object.__setattr__(parts, k, deepcopy(default) | getattr(parts, k))
 
-@dataclass(frozen=True)
-class GlueRecipe:
+@dataclass(frozen=True, repr=False)
+class GlueRecipe(Shown):
     "What `glue` should do; reads and writes as YAML."
     zoo: str|list = "demo" # "demo", a folder, a YAML list, or paths and hub ids
     suite: str = "demo" # A suite's name or file
@@ -62,6 +63,8 @@ class GlueRecipe:
     dtype: str = "auto" # What models are computed in; auto: fp32 where the processor has no faster type
     seed: int = 0
     def __post_init__(self): complete(self, clusters=CLUSTERS, merge=_MERGE, mixture=_MIXTURE)
+    def _headline(self): return f"zoo {self.zoo}, suite {self.suite}, budget {self.budget or 'none'}"
+    def _rows(self): return [dict(key=k, value=v) for k, v in vars(self).items()]
 
 _COUNT = maybe(integer(1, 10**9))
 _ROUTER = either(name, mapping(dict(name=name), more=True)) # its settings are checked by `check_router`

@@ -25,10 +25,11 @@ from .sampling import answers, decoding
 from .sentences import open_encoder
 from .streaming import as_prompts, stream_ids, text_of
 from ..reading import inside, read_json
+from ..shown import Shown
 from ..zoo.zoo import ZooModel, open_model
 
 # %% ../../nbs/08_mixing/15_experts.ipynb #2cf3ac89
-class MixtureLM:
+class MixtureLM(Shown):
     "Experts behind a router; each prompt is routed once and answered by one expert."
     def __init__(self,
         source:ZooModel, # A mixture folder
@@ -42,6 +43,13 @@ class MixtureLM:
         self.experts = [self._open(root or source.path, e) for e in self.manifest["experts"]]
         self.router = read_router(source.path, self.manifest["experts"])
         self.resident = OrderedDict()
+
+    def _headline(self):
+        router = self.router.settings.get("name", "a router")
+        return f"{self.name}, {len(self.experts)} experts behind {router}"
+    def _rows(self):
+        return [dict(expert=e["name"], parameters=f"{e['n_params']:,}", base=e.get("base", ""),
+                     adds=f"{e.get('n_added', 0):,}") for e in self.manifest["experts"]]
 
     def _open(self, root, expert):
         path = (root/expert["path"]).resolve()

@@ -27,7 +27,7 @@ from ..zoo.threads import twin
 from ..zoo.zoo import ZooModel, loaders
 
 # %% ../../nbs/08_mixing/12_residents.ipynb #1a28b837
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DifferenceModel(ZooModel):
     "A checkpoint with an adapter that is added while it computes; without one, the checkpoint itself."
     adapter: Path|None = None # Folder in PEFT's format

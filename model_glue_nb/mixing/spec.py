@@ -23,6 +23,7 @@ from ..merging.differences import DifferenceBudget
 from ..merging.planner import find_model
 from .routers import FEATURES, check_router, feature_kind
 from ..reading import read_json
+from ..shown import Shown
 from ..zoo.zoo import Zoo, ZooModel
 
 # %% ../../nbs/08_mixing/08_spec.ipynb #56883c33
@@ -37,8 +38,8 @@ def default_router(
     "The router of a mixture that names none."
     return dict(name="linear" if one_checkpoint else "tfidf_linear")
 
-@dataclass(frozen=True)
-class MixtureSpec:
+@dataclass(frozen=True, repr=False)
+class MixtureSpec(Shown):
     "What to mix and how requests find their expert."
     experts: tuple[str, ...] # Names in the zoo, or folders
     router: dict|None = None # Name and settings, or `file`: a folder; None: as `default_router` says
@@ -59,6 +60,12 @@ class MixtureSpec:
 
     def __post_init__(self):
         if self.router is None: object.__setattr__(self, "router", default_router(self.one_checkpoint))
+
+    def _headline(self):
+        where = f" over {self.base}" if self.base else ""
+        router = self.router.get("name", "a fitted router")
+        return f"{len(self.experts)} experts at level {self.level}{where} behind {router}"
+    def _rows(self): return [dict(expert=e) for e in self.experts]
 
     @property
     def one_checkpoint(self)->bool: return self.level in ("block", "ffn") or self.base is not None

@@ -23,6 +23,7 @@ from ..merging.members import variant_problems
 from ..merging.methods import method_info
 from ..merging.recipes import MergeRecipe
 from ..schemas import setting_kinds, short
+from ..shown import Shown
 from ..zoo.inner_products import RANDOM
 from ..zoo.layer_coefficients import compares_with_base, join_source, split_source
 from .budgets import Budget, asking_of, check_affordable, read_budget
@@ -67,8 +68,8 @@ def label(
     return f"{join_source(recipe.method, recipe.coefficients)}({parts}{numbers})"
 
 # %% ../../nbs/07_searching/09_search.ipynb #514b944d
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, repr=False)
+class SearchResult(Shown):
     "The best candidate of a cluster and the trials that led to it."
     winner: Candidate
     score: float # On the search split: biased upward, never quote it; `corrected` is nearer to the truth
@@ -78,6 +79,9 @@ class SearchResult:
     tokenizer: str|None = None # The tokenizer setting of every merge
     aside: dict[str, str] = field(default_factory=dict) # Members that do not fit, and why
     note: str = "" # How questions were chosen, where the search chose them
+
+    def _headline(self): return f"{100 * self.score:.1f} on search questions after {len(self.trials)} trials"
+    def _rows(self): return [dict(candidate=name) | tasks for name, tasks in self.front.items()]
 
     @property
     def failed(self)->tuple[Trial,...]: return tuple(t for t in self.trials if t.failed)

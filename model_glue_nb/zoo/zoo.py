@@ -18,14 +18,23 @@ from ..checkpoints.content import content_fingerprint, speaking_files
 from ..checkpoints.headers import NUMPY_DTYPES, TensorInfo, read_header
 from ..core import InputError, MissingFile, cache_path, refuse, unknown
 from ..reading import plain, read_json, read_yaml
+from ..shown import Shown
 from .language_model import LanguageModel
 
 # %% ../../nbs/03_zoo/04_zoo.ipynb #7a1132b0
-@dataclass(frozen=True)
-class Zoo:
+@dataclass(frozen=True, repr=False)
+class Zoo(Shown):
     "Models by name, and those set aside with the reason."
     models: tuple[ZooModel, ...]
     skipped: dict[str,str] = field(default_factory=dict) # Name → why it was set aside
+
+    def _headline(self):
+        aside = f", {len(self.skipped)} set aside" if self.skipped else ""
+        return f"{len(self)} models{aside}: {', '.join(self.names)}"
+
+    def _rows(self):
+        found = [dict(name=m.name, base=m.base or "") | m._rows()[0] for m in self.models]
+        return found + [dict(name=n, problem=why) for n, why in self.skipped.items()]
 
     def __len__(self): return len(self.models)
     def __iter__(self): return iter(self.models)
