@@ -23,6 +23,7 @@ FACE = {
     "benchmarking.suites": "load_suite Suite",
     "benchmarking.scores": "ask ask_model score_zoo wide",
     "benchmarking.intervals": "mean_score mean_interval paired_gain rank_models",
+    "benchmarking.comparing": "compare",
     "mergeability.doctor": "doctor",
     "mergeability.similarity": "similarity",
     "mergeability.clusters": "cluster_by_similarity",

@@ -16,5 +16,10 @@ FACE = {
     "scores": "ask_zoo scores_table known_items",
     "import_scores": "read_results published_scores",
     "few_questions": "Gauge make_gauge",
+    "logs": "EvalLog",
+    "run_logs": "read_logs",
+    "aligned_logs": "align_logs",
+    "paired_tests": "paired_p holm smallest_difference",
+    "comparing": "LogComparison",
 }
 __getattr__, __dir__, __all__ = _face("benchmarking", FACE)

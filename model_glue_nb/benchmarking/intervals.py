@@ -262,9 +262,30 @@ def chance_of_lead(
     if len(size) == 1: # coins of equal weight: the binomial tail
         return float(binom.sf((steps > 0).sum() - 1, len(steps), .5))
     rng = np.random.default_rng(seed)
-    drawn = sum(s * (2 * rng.binomial(n, .5, n_draws) - n)
-                for s, n in zip(size, count))
+    drawn = _drawn_sums(size, count, n_draws, rng)
     return float(((drawn >= lead - 1e-9).sum() + 1) / (n_draws + 1))
+
+_FEW, _PIECE = 64, 2**22 # Sizes that are drawn one by one; most coins in memory
+
+def _drawn_sums(
+    size:np.ndarray, # What a coin of each kind is worth
+    count:np.ndarray, # How many there are of it
+    n_draws:int,
+    rng, # Where the luck comes from
+)->np.ndarray: # (n_draws,)
+    "Sums of all coins, heads up or tails up; many kinds, as graded scores have, are thrown together."
+    alone = (count <= 8) & (len(size) > _FEW)
+    drawn = sum(s * (2 * rng.binomial(n, .5, n_draws) - n)
+                for s, n in zip(size[~alone], count[~alone]))
+    coins = np.repeat(size[alone], count[alone])
+    out = np.zeros(n_draws) + drawn
+    rows = max(1, _PIECE // max(1, len(coins)))
+    for i in range(0, n_draws if len(coins) else 0, rows):
+        piece = out[i:i+rows]
+        thrown = rng.integers(0, 256, (len(piece), (len(coins) + 7) // 8), np.uint8)
+        heads = np.unpackbits(thrown, axis=1)[:, :len(coins)]
+        piece += (2. * heads - 1) @ coins
+    return out
 
 def behind(
     candidate:ItemScores, # Values of a candidate

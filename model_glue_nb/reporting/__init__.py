@@ -16,6 +16,7 @@ FACE = {
     "plots_routing": "plot_routing plot_confusion plot_cost",
     "plots_search": "plot_trials plot_coefficients plot_importance plot_front plot_attribution",
     "example_run": "invented_run",
+    "comparison_page": "write_comparison",
     "run_tables": "read_run",
     "cluster_explorer": "ClusterExplorer",
     "performance_explorer": "PerformanceExplorer",

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..benchmarking.intervals import ItemScores, paired_gain
-from ..benchmarking.scores import asked_through
+from ..benchmarking.run_logs import known_answers, model_keys
 from ..benchmarking.suites import Suite, load_suite
 from ..core import InputError, Run, file_name, unknown
 from ..gluing.comparison import route_key
@@ -106,30 +106,7 @@ def _report_suite(
         data["report_suite"] = wanted and wanted.part("report")
     return data["report_suite"]
 
-def _fingerprints(
-    run:Run, # A run folder
-)->dict[str,str]: # Model → fingerprint: the zoo's, then those that the run made
-    "The keys of models in the store."
-    found = {n: m["fingerprint"]
-             for n, m in run.read_json("zoo", {}).get("models", {}).items()}
-    def made(p):
-        return (not p.is_symlink()
-                and ((p/"config.json").exists() or (p/"mixture.json").exists()))
-    folders = sorted(p for p in (run.path/"models").glob("*") if made(p)) # a link is a second name
-    return found | {p.name: open_model(p).fingerprint() for p in folders}
-
 # %% ../../nbs/10_reporting/08_run_tables.ipynb #554d3b6d
-def _known_answers(
-    store, # The run's results
-    key:str, # Fingerprint of a model
-    task, # A `Task`
-)->dict|None: # Question's key → value and answer; None where one is missing
-    "A model's answers to all questions of a task, asked of it or through a mixture."
-    for asked in (task.asked, asked_through(task)):
-        known = store.items(key, asked)
-        if known and all(q.key in known for q in task.questions): return known
-    return None
-
 def _read_items(
     data:dict, # As `read_run` gives it
 ): # DataFrame or None: model task question expected said value, on the report split
@@ -138,9 +115,9 @@ def _read_items(
     run, suite = data["run"], _report_suite(data) if data["run"] else None
     if suite is None or not (run.path/"store.sqlite").exists(): return None
     store, frames = run.store, []
-    for model, key in _fingerprints(run).items():
+    for model, key in model_keys(run).items():
         for t in suite.tasks:
-            known = _known_answers(store, key, t)
+            known = known_answers(store, key, t)
             if known is None: continue
             value, said = zip(*(known[q.key] for q in t.questions))
             questions, value = t.questions, t.values(value)
