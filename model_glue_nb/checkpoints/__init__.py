@@ -13,6 +13,7 @@ FACE = {
     "headers": "TensorInfo read_header",
     "architectures": "effective_config",
     "content": "content_fingerprint",
+    "hub": "HubName hub_name local_folder pinned",
     "vocabularies": "tokenizer_identity",
     "checkpoint": "ZooModel read_card",
 }

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLUSTERS', 'CLUSTER_KEYS', 'complete', 'GlueRecipe', 'executor_of', 'router_of', 'read_recipe', 'budgets_of',
            'budget_problems', 'params_within', 'check_reach', 'shares_checkpoint', 'mixture_spec', 'Work',
-           'check_shared', 'open_work', 'begin', 'shared_store', 'other_zoo', 'describe_run']
+           'check_shared', 'open_work', 'pinned_models', 'begin', 'shared_store', 'other_zoo', 'describe_run']
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #d1a03
 import math, os, platform, re, sys
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..benchmarking.harness import are_small, few_threads
 from ..benchmarking.suites import Suite, load_suite
+from ..checkpoints.hub import Fetching
 from ..core import InputError, Progress, Run, machine_store, refuse, silent, unknown
 from ..mergeability.clusters import Cluster, cluster_by_similarity, divide, linkages
 from ..mergeability.similarity import METRICS, ROLES, Comparison, compare_zoo
@@ -274,15 +275,25 @@ def open_work(
     recipe:GlueRecipe, # What to do
     progress:Progress=silent, # Called as work proceeds
     suite:Suite|None=None, # All questions, where somebody opened them already; None: the recipe's
+    out:str|Path|None=None, # Run folder: a run that is there takes the states of models that it began with
 )->Work: # Without a run folder
     "Open the suite and the zoo."
     suite = suite or load_suite(recipe.suite)
     if recipe.tasks: suite = suite.only(recipe.tasks)
-    zoo = read_zoo(recipe.zoo, check_weights=True)
+    fetching = Fetching(progress, pinned_models(out) if out else {})
+    zoo = read_zoo(recipe.zoo, check_weights=True, fetching=fetching)
     search = suite.part("search", recipe.search_questions)
     refuse(check_shared(recipe, zoo), "Cannot mix this zoo")
     refuse(check_reach(recipe.budget, zoo), "Cannot keep to the budget")
     return Work(None, recipe, zoo, zoo.names, suite, search, suite.part("report"), progress)
+
+def pinned_models(
+    out:str|Path, # Run folder, or where one will be
+)->dict[str,str]: # Member → org/name@commit, as `ZooModel.hub` has it
+    "The states of the models on the hub that a run began with."
+    if not (Path(out)/"zoo.json").is_file(): return {}
+    models = Run(out).read_json("zoo").get("models", {})
+    return {n: m["hub"] for n, m in models.items() if m.get("hub")}
 
 def begin(
     recipe:GlueRecipe, # What to do
@@ -291,7 +302,7 @@ def begin(
     store:Store|None=None, # Answers of other runs; None: only what this folder remembers
 )->Work: # With the zoo opened and the run folder made
     "Open the zoo and the suite, then the run folder: bad input leaves no folder behind."
-    work = open_work(recipe, progress)
+    work = open_work(recipe, progress, out=out)
     _small_models(work.zoo)
     work.run = Run.start(out, asdict(recipe))
     refuse(other_zoo(work.run, work.zoo))
@@ -338,7 +349,8 @@ def describe_run(
     work.run.write_json("split", work.suite.split_record())
     def sizes(s): return {t.name: len(t.questions) for t in s.tasks}
     def model(m):
-        return dict(fingerprint=m.fingerprint(), params=m.n_params, base=m.base)
+        known = dict(fingerprint=m.fingerprint(), params=m.n_params, base=m.base)
+        return known | (dict(hub=m.hub) if m.hub else {})
     work.run.write_json("zoo",
                         dict(models={m.name: model(m) for m in work.zoo},
                              skipped=work.zoo.skipped,
