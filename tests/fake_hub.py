@@ -100,14 +100,15 @@ class Handler(BaseHTTPRequestHandler):
     def model(self, name, rest):
         "What is known about a model, and what changes it."
         if (repo := self.repo(name)) is None: return
-        what, rev = rest[0] if rest else "", "/".join(rest[1:]) or "main"
+        what, rev, place = rest[0] if rest else "", rest[1] if len(rest) > 1 else "main", "/".join(rest[2:])
         if what in ("preupload", "commit", "branch"): return self.write(name, repo, what, rev)
         if what == "refs":
             def refs(known, kind): return [dict(name=n, ref=f"refs/{kind}/{n}", targetCommit=c) for n, c in known.items()]
             return self.json(dict(branches=refs(repo.branches, "heads"), tags=refs(repo.tags, "tags"), converts=[]))
         if (sha := repo.find(rev)) is None: return self.error(404, "RevisionNotFound", f"Invalid rev id: {rev}")
-        files = sorted(repo.commits[sha].items())
+        files = sorted((f, data) for f, data in repo.commits[sha].items() if not place or f.startswith(place + "/"))
         if what == "tree":
+            if not files: return self.error(404, "EntryNotFound", f"{place} does not exist")
             def entry(f, data): return dict(type="file", path=f, size=len(data), oid=etag(f, data)) | (dict(lfs=dict(oid=etag(f, data), size=len(data), pointerSize=130)) if f.endswith(LARGE) else {})
             return self.json([entry(*x) for x in files])
         siblings = [dict(rfilename=f, size=len(data), blobId=etag(f, data)) for f, data in files]

@@ -7,7 +7,8 @@ from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
 from fake_hub import etag
-from model_glue_nb.checkpoints.hub import Fetching, HubName, fetch_headers, fetch_model, is_here, local_folder, pinned
+from model_glue_nb.checkpoints.fetching import Fetching, fetch_headers, fetch_model, is_here, local_folder
+from model_glue_nb.checkpoints.hub import HubName, pinned
 from model_glue_nb.core import InputError
 from model_glue_nb.errors import Note
 from model_glue_nb.gluing.pipeline import glue

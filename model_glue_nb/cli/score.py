@@ -10,7 +10,8 @@ from pathlib import Path
 
 import typer
 
-from .app import AS_JSON, app, byte_bar, progress_bar, say, show, started, tell_skipped, with_names
+from .app import (AS_JSON, app, byte_bar, progress_bar, say, show, started, tell_skipped,
+                                   with_names)
 
 # %% ../../nbs/13_cli/03_score.ipynb #5feb2179
 @app.command()
@@ -67,7 +68,8 @@ def _named_models(
 ): # A `Zoo`
     "The models that some names refer to: a single checkpoint, or a whole zoo."
     from model_glue_nb.core import refuse
-    from model_glue_nb.checkpoints.hub import Fetching, is_hub_id
+    from model_glue_nb.checkpoints.fetching import Fetching
+    from model_glue_nb.checkpoints.hub import is_hub_id
     from model_glue_nb.zoo.zoo import Zoo, read_zoo, zoo_entries
     def is_model(n):
         return any((Path(n)/f).exists() for f in ("config.json", "mixture.json"))

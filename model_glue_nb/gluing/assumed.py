@@ -13,7 +13,8 @@ from pathlib import Path
 from ..benchmarking.lm_tasks import built_in_tasks, is_file, task_config
 from ..benchmarking.suites import (Question, Suite, Task, load_suite, read_suite, read_task,
                                                shared_settings, source_of, suite_files)
-from ..checkpoints.hub import hub_name, look_up, needed_files
+from ..checkpoints.fetching import look_up
+from ..checkpoints.hub import hub_name, needed_files
 from ..core import InputError, cache_path, unknown
 
 # %% ../../nbs/09_gluing/02_assumed.ipynb #866896f2

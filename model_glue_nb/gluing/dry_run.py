@@ -15,7 +15,7 @@ from .assumed import Unseen, suite_by_name, unseen_models
 from ..searching.budgets import read_budget
 from ..benchmarking.scores import open_questions, work_of
 from ..benchmarking.suites import Suite
-from ..checkpoints.hub import Fetching, is_here
+from ..checkpoints.fetching import Fetching, is_here
 from ..core import refuse
 from .frontier import RANKS
 from .recipe import GlueRecipe, Work, budgets_of, check_reach, check_shared, router_of

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkpoints.checkpoint import card_of, reason_of
-from ..checkpoints.hub import fetch_headers, hub_name, is_hub_id
+from ..checkpoints.fetching import fetch_headers
+from ..checkpoints.hub import hub_name, is_hub_id
 from ..checkpoints.tensor_names import layer_stacks
 from ..core import InputError, Progress, silent
 from ..zoo.compatibility import (Verdict, chat_template, compare_usable, heads, n_rows, norm_eps,

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoints.hub import hub_name, local_folder
+from ..checkpoints.fetching import local_folder
+from ..checkpoints.hub import hub_name
 from ..checkpoints.weights import read_bytes_of
 from ..errors import InputError, unknown
 from .methods import MethodInfo, merge_methods, method_info

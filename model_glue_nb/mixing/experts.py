@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from ..benchmarking.chats import render, routed_text
 from ..benchmarking.harness import as_lm_eval
 from ..benchmarking.scores import said_to
-from ..checkpoints.hub import local_folder
+from ..checkpoints.fetching import local_folder
 from ..core import InputError, MissingFile, digest, refuse
 from .residents import Resident, difference_model
 from .routers import featurize, read_router

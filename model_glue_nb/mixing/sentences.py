@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoints.checkpoint import open_model
-from ..checkpoints.hub import is_hub_id, local_folder
+from ..checkpoints.fetching import local_folder
+from ..checkpoints.hub import is_hub_id
 from ..core import InputError, MissingFile
 from ..reading import plain
 from ..zoo.decoding import batches_by_length

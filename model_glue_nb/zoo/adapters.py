@@ -16,7 +16,8 @@ import numpy as np
 
 from ..checkpoints.checkpoint import ZooModel
 from ..checkpoints.headers import TensorInfo
-from ..checkpoints.hub import folder_name, hub_name, local_folder
+from ..checkpoints.fetching import local_folder
+from ..checkpoints.hub import folder_name, hub_name
 from ..checkpoints.tensor_names import canonical_tensors
 from ..core import InputError, MissingFile, refuse
 from ..reading import inside, plain, read_json

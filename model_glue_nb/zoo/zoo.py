@@ -17,7 +17,8 @@ from typing import NamedTuple
 from ..checkpoints.checkpoint import ZooModel, loaders, open_model, read_card, reason_of
 from ..checkpoints.content import content_fingerprint, speaking_files
 from ..checkpoints.headers import NUMPY_DTYPES, TensorInfo, read_header
-from ..checkpoints.hub import Fetching, hub_name, is_hub_id, local_folder
+from ..checkpoints.fetching import Fetching, local_folder
+from ..checkpoints.hub import hub_name, is_hub_id
 from ..core import InputError, MissingFile, cache_path, refuse, unknown
 from ..reading import plain, read_json, read_yaml
 from .language_model import LanguageModel
