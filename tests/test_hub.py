@@ -190,6 +190,11 @@ def test_a_full_disk_is_said_before_the_first_byte(hub, zoo, monkeypatch):
     refused(lambda: local_folder("org/a-base"), "GB are free")
     assert not hub.bytes_of("org/a-base")
 
+def test_what_is_here_needs_no_disk(hub, zoo, monkeypatch):
+    local_folder("org/a-base")
+    monkeypatch.setattr(shutil, "disk_usage", lambda p: shutil._ntuple_diskusage(10, 10, 5))
+    assert local_folder("org/a-base")
+
 def test_gated(hub, monkeypatch):
     hub.add("org/gated", ZOO/"a-base", gated=True)
     said = refused(lambda: local_folder("org/gated"), "'org/gated' is gated", f"Accept it at {hub.url}/org/gated", "hf auth login")
@@ -212,6 +217,20 @@ def test_a_revision_that_is_not_there(hub, zoo):
 def test_a_token_that_is_not_valid_is_not_shown(hub, zoo, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
     assert "verysecret" not in refused(lambda: local_folder("org/a-base"), "does not accept your token (401)", "hf auth login")
+
+def test_a_password_in_the_address_is_not_shown(hub, zoo, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url.replace("//", "//me:secret@"))
+    hub.close()
+    close_session()
+    assert "secret" not in refused(lambda: local_folder("org/a-base"), "cannot be reached")
+
+def test_an_old_state_is_taken_and_that_is_said(hub, zoo):
+    "Fetched or not, a pin is what is read."
+    old = hub.repos["org/a-base"].branches["main"]
+    hub.add("org/a-base", ZOO/"a-reverse")
+    how = Fetching(pins={"a-base": f"org/a-base@{old}"})
+    with pytest.warns(Note, match="and is at"): assert weights(local_folder("org/a-base", how)) == weights(ZOO/"a-base")
+    assert weights(local_folder("org/a-base")) == weights(ZOO/"a-reverse")
 
 @pytest.mark.parametrize("status", [403, 429, 500])
 def test_answers_that_are_errors(hub, zoo, status):

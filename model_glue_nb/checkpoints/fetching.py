@@ -11,8 +11,8 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
-from .hub import (COMMIT, FETCHED, HubName, asking_hub, check_weights, hub_name, hub_place,
-                                           needed_files)
+from .hub import (COMMIT, FETCHED, HubName, asking_hub, check_weights, hub_name,
+                                           hub_place, needed_files)
 from ..core import Progress, silent
 from ..errors import MissingFile, Note, refuse
 from ..outputs import disk_problems, write_text
@@ -97,7 +97,7 @@ def fetch_model(
     wanted:HubName, # A model on the hub
     how:Fetching=Fetching(), # Whom to tell, and which state to take
 )->Path: # Its folder in the cache
-    "A model's files on this machine: fetched as far as they are missing; where the hub is away, from the cache."
+    "A model's files on this machine: missing ones are fetched; where the hub is away, the cache is enough."
     commit, progress = how.commit(wanted), how.progress
     if not how.ask:
         with asking_hub(wanted): return _from_cache(wanted, commit)
@@ -192,7 +192,7 @@ def _other_bytes(
         if blob.parent.name != "blobs" or _digest_as(blob) in (None, blob.name): continue
         for path in (file, blob): path.unlink(missing_ok=True)
         out.append(f"'{plain(file.name)}' of '{wanted}' has other bytes than its hash on the hub says; it "
-                   "was removed. Give the same command again. If that does not help, the hub's copy is damaged.")
+                   "was removed. Give the same command again; if that does not help, the hub's is damaged.")
     return out
 
 def _digest_as(
@@ -218,7 +218,8 @@ def local_folder(
         raise MissingFile(f"There is no model folder '{plain(name)}'. Correct the path in the list.")
     if wanted.revision and os.path.isdir(wanted.repo):
         said = f"'{wanted.repo}' is a folder here, and folders have no revisions"
-        warnings.warn(f"{said}: '{wanted}' is taken from the hub. Leave out @{wanted.revision} to take the folder.", Note, stacklevel=2)
+        todo = f"Leave out @{wanted.revision} to take the folder."
+        warnings.warn(f"{said}: '{wanted}' is taken from the hub. {todo}", Note, stacklevel=2)
     return fetch_model(wanted, how)
 
 def is_here(

@@ -21,8 +21,9 @@ cc-by-sa-4.0 odbl""".split()
 _OWN_TERMS = """openrail openrail++ creativeml-openrail-m bigscience-openrail-m bigcode-openrail-m
 bigscience-bloom-rail-1.0 deepfloyd-if-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma
 grok2-community""".split()
-_GOES_INTO = {"lgpl-3.0": ("gpl-3.0", "agpl-3.0"), "gpl-3.0": ("agpl-3.0",), "mpl-2.0": ("gpl-3.0", "agpl-3.0"),
-              "lgpl-2.1": ("gpl-2.0", "gpl-3.0", "agpl-3.0"), "cc-by-sa-3.0": ("cc-by-sa-4.0",),
+_GOES_INTO = {"lgpl-3.0": ("gpl-3.0", "agpl-3.0"), "gpl-3.0": ("agpl-3.0",),
+              "mpl-2.0": ("gpl-3.0", "agpl-3.0"), "cc-by-sa-3.0": ("cc-by-sa-4.0",),
+              "lgpl-2.1": ("gpl-2.0", "gpl-3.0", "agpl-3.0"),
               "cc-by-sa-4.0": ("gpl-3.0", "agpl-3.0"), "cc-by-nc-2.0": ("cc-by-nc-4.0", "cc-by-nc-sa-4.0"),
               "cc-by-nc-3.0": ("cc-by-nc-4.0", "cc-by-nc-sa-4.0"), "cc-by-nc-4.0": ("cc-by-nc-sa-4.0",)}
 _SAYS_NOTHING = "", "other", "unknown", "none", "not stated"

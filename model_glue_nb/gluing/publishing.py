@@ -16,8 +16,8 @@ from typing import NamedTuple
 from ..checkpoints.checkpoint import read_card
 from ..checkpoints.fetching import Fetching, local_folder, look_up
 from ..checkpoints.hub import HubName, asking_hub, hub_name, hub_place, needed_files
-from ..core import InputError, MissingFile, Progress, Run, file_name, silent
-from .cards import Facts, experts_in, model_card, score_at, score_of
+from ..core import InputError, MissingFile, Progress, Run, file_name, refuse, silent
+from .cards import CardFacts, experts_in, model_card, score_at, score_of
 from .licences import Licence, licence_of
 from .points import made_of, models_within, position_within, read_points, write_point
 from .recipe import read_recipe
@@ -42,8 +42,8 @@ def _what_to_push(
     "What is pushed; a run without a result, or with nothing of its own, is refused."
     chosen = run.read_json("chosen", {})
     if not chosen or not (run.path/"comparison.csv").exists():
-        raise MissingFile(f"The run '{plain(run.path)}' has no result yet. Give its command again: it continues "
-                          "where it stopped.")
+        raise MissingFile(f"The run '{plain(run.path)}' has no result yet. Give its command again: it "
+                          "continues where it stopped.")
     if point is None: found = _What(chosen["model"], None, None)
     else:
         points = read_points(run)
@@ -53,8 +53,8 @@ def _what_to_push(
     given = run.read_json("zoo")["models"]
     names = found.parts or [found.name]
     if len(names) > 1 or names[0] not in given: return found
-    raise InputError(f"The result is '{plain(names[0])}', a model that was given and not made here, so there is "
-                     "nothing new to publish. Give another --point, or load it from where it is.")
+    raise InputError(f"The result is '{plain(names[0])}', a model that was given and not made here, so "
+                     "there is nothing new to publish. Give another --point, or load it from where it is.")
 
 # %% ../../nbs/09_gluing/14_publishing.ipynb #fe045fdb
 _PATHS = "_name_or_path", "name_or_path", "base_model_name_or_path" # Keys of configs
@@ -79,7 +79,9 @@ def _gather(
     for row in about["experts"]:
         home = f"experts/{file_name(row.get('base') or row['name'])}"
         if not row.get("hub") and not (out/home).exists():
-            copy_expert(open_model((source/row["path"]).resolve()), out/home)
+            expert = open_model((source/row["path"]).resolve())
+            refuse(disk_problems(out/home, expert.n_bytes), "Cannot gather the experts")
+            copy_expert(expert, out/home)
         row["path"] = home
     _write_rows(out, about)
 
@@ -128,8 +130,9 @@ def _check_private(
         text = read_bytes(file)
         said = next((p for p in places if f"{p}/".encode() in text), None)
         if said is None: continue
-        raise InputError(f"'{plain(file.relative_to(folder))}' names '{plain(said)}', a place on this machine, and "
-                         "would be published with it. Take it out, then push again.")
+        name = plain(file.relative_to(folder))
+        raise InputError(f"'{name}' names '{plain(said)}', a place on this machine, and would be published "
+                         "with it. Take it out, then push again.")
 
 # %% ../../nbs/09_gluing/14_publishing.ipynb #44749d92
 def _said_licences(
@@ -154,8 +157,8 @@ def _licence_for(
     if label: return found._replace(label=label)
     if found.label: return found
     reasons = "".join(f"\n- {x}." for x in (*found.problems, *found.notes))
-    raise InputError(f"No licence can be seen that fits all members:{reasons}\nAsk their authors, leave the models "
-                     "out of the run, or give the licence that you answer for: --license ID.")
+    raise InputError(f"No licence can be seen that fits all members:{reasons}\nAsk their authors, leave the "
+                     "models out of the run, or give the licence that you answer for: --license ID.")
 
 # %% ../../nbs/09_gluing/14_publishing.ipynb #bfb3efbd
 @dataclass
@@ -182,7 +185,8 @@ def prepared(
     run = run if isinstance(run, Run) else Run(run)
     wanted = hub_name(to)
     if wanted is None or wanted.revision:
-        raise InputError(f"'{plain(to)}' is not a name to push to. Give org/name, and a branch by --revision.")
+        raise InputError(f"'{plain(to)}' is not a name to push to. Give org/name, and a branch by "
+                         "--revision.")
     what = _what_to_push(run, point)
     for left in run.path.glob(".push-*"): shutil.rmtree(left, ignore_errors=True) # of a push that was killed
     with tempfile.TemporaryDirectory(dir=run.path, prefix=".push-") as d:
@@ -190,8 +194,8 @@ def prepared(
         if what.point is not None: write_point(run, point, folder, copy=True)
         else:
             source = (run.path/"models"/what.name).resolve()
-            if not source.is_dir(): raise MissingFile(f"'{plain(source)}' is not there any more. Run it again.")
-            if bad := disk_problems(folder, 2 * _bytes_in(source)): raise InputError(bad[0])
+            if not source.is_dir():
+                raise MissingFile(f"'{plain(source)}' is not there any more. Give the run's command again.")
             _gather(source, folder)
         _settle(folder)
         facts = _facts(run, wanted, what, folder, point, label)
@@ -201,18 +205,15 @@ def prepared(
         if facts.apart: MixtureLM(open_model(folder), "cpu") # every expert is there and what it should be
         yield Ready(wanted, folder, card, facts.licence)
 
-def _bytes_in(folder:Path)->int:
-    "The size of a folder."
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-
-def _facts(run, wanted, what, folder, point, label)->Facts:
+def _facts(run, wanted, what, folder, point, label)->CardFacts:
     "What the card is about."
     best = run.read_table("comparison").set_index("system").model["best_single"]
     about = read_json(folder/"mixture.json") if (folder/"mixture.json").exists() else {}
     score = score_of(run, "chosen") if what.point is None else score_at(run, what.point)
-    facts = Facts(run, what.name, wanted.repo, score, score_of(run, "best_single"), best, Licence("", [], []),
+    none, rival = Licence("", [], []), score_of(run, "best_single")
+    facts = CardFacts(run, what.name, wanted.repo, score, rival, best, none, parts=what.parts,
                   code=bool(about.get("checkpoint")) and (folder/"modeling.py").exists(),
-                  apart=bool(about) and not about.get("checkpoint"), point=point or "", parts=what.parts)
+                  apart=bool(about) and not about.get("checkpoint"), point=point or "")
     facts.licence = _licence_for(_said_licences(run, facts.members), label)
     return facts
 
@@ -261,8 +262,8 @@ def _commit(
         if wanted.revision: api.create_branch(wanted.repo, branch=wanted.revision, exist_ok=True)
         before = api.model_info(wanted.repo, revision=wanted.revision, files_metadata=True)
         if private and not before.private:
-            raise InputError(f"'{wanted.repo}' is there and public, so nothing can be private in it. Make it private "
-                             "on its page first, or give another name.")
+            raise InputError(f"'{wanted.repo}' is there and public, so nothing can be private in it. Make it "
+                             "private on its page first, or give another name.")
         there = {f.rfilename: f.size or 0 for f in before.siblings}
         removed = [f for f in needed_files(there) if f not in files and not _is_notice(f)]
         added = [CommitOperationAdd(f, str(ready.folder/f)) for f in files]
@@ -272,8 +273,9 @@ def _commit(
             api.preupload_lfs_files(wanted.repo, [op], revision=wanted.revision)
             sent += files[op.path_in_repo]
         progress(sent, total, "pushing the commit")
-        done = api.create_commit(wanted.repo, [*added, *map(CommitOperationDelete, removed)], revision=wanted.revision,
-                                 commit_message=f"{ready.wanted.name}, made by model-glue", parent_commit=before.sha)
+        changes = [*added, *map(CommitOperationDelete, removed)]
+        how = dict(commit_message=f"{ready.wanted.name}, made by model-glue", parent_commit=before.sha)
+        done = api.create_commit(wanted.repo, changes, revision=wanted.revision, **how)
     return done.oid, removed
 
 def _is_notice(name:str)->bool:
@@ -285,5 +287,5 @@ def _check_there(wanted, commit, files):
     there = look_up(HubName(wanted.repo, commit)).files
     other = [f for f, n in files.items() if there.get(f) != n]
     if not other: return
-    raise InputError(f"'{wanted.repo}' has not what was sent: {plain(', '.join(other[:3]))} differ in size. Push "
-                     "again, and do not load it before.")
+    raise InputError(f"'{wanted.repo}' has not what was sent: {plain(', '.join(other[:3]))} differ in size. "
+                     "Push again, and do not load it before.")
