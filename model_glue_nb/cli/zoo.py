@@ -10,8 +10,8 @@ from pathlib import Path
 
 import typer
 
-from .app import (AS_JSON, ZOO, app, byte_bar, progress_bar, say, show, started, tell_skipped,
-                                   with_names)
+from .app import (AS_JSON, ZOO, app, byte_bar, progress_bar, say, show, started,
+                                   tell_skipped, with_names)
 
 # %% ../../nbs/13_cli/02_zoo.ipynb #482a9e31
 @app.command()
