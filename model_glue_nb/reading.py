@@ -256,6 +256,7 @@ def lies_inside(
     "Is a file in its folder, links followed, or in the blobs of the hub cache around it?"
     real, home = os.path.realpath(path), os.path.realpath(folder)
     if real.startswith(home + os.sep): return os.path.exists(real)
-    snapshots = Path(home).parent
-    if snapshots.name != "snapshots": return False
+    above = (p.parent for p in (Path(home), *Path(home).parents)) # a mixture's experts lie deeper
+    snapshots = next((p for p in above if p.name == "snapshots"), None)
+    if snapshots is None: return False
     return Path(real).parent == snapshots.parent/"blobs" and os.path.exists(real)

@@ -33,3 +33,21 @@ def command(monkeypatch, capsys):
         with pytest.raises(SystemExit) as end: main()
         return end.value.code or 0, *capsys.readouterr()
     return run
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    "A hub on this machine, and the client of the hub told to ask it, with an empty cache."
+    from fake_hub import Hub
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+    hub = Hub()
+    cache = tmp_path/"hub-cache"
+    known = dict(ENDPOINT=hub.url, HUGGINGFACE_CO_URL_TEMPLATE=hub.url + "/{repo_id}/resolve/{revision}/{filename}", HF_HUB_OFFLINE=False,
+                 HF_HUB_CACHE=str(cache), HF_TOKEN_PATH=str(tmp_path/"no token"), HF_HUB_DISABLE_XET=True, HF_HUB_DISABLE_TELEMETRY=True)
+    for name, value in known.items(): monkeypatch.setattr(constants, name, value)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    close_session()
+    yield hub
+    hub.close()
+    close_session()

@@ -15,6 +15,7 @@ CHOOSING = ["nbs/08_mixing/17_selection.ipynb", *(f"tests/test_routers.py::test_
     "a_set_is_worth_the_weighted_mean", "a_task_without_weight_chooses_nobody", "budgets_hold_after_every_move"))]
 ROUTES = ["nbs/08_mixing/07_routers.ipynb", *(f"tests/test_routers.py::test_{name}" for name in (
     "a_text_router_is_written_and_read_again", "a_task_without_weight_teaches_nothing", "a_weight_counts_as_that_many_prompts", "graded_scores_teach"))]
+ON_HUB = "tests/test_hub.py::test_"
 
 MUTANTS = {
     "tensors.dtypes": (["nbs/01_tensors/02_dtypes.ipynb", "tests/test_stored_types.py"], [
@@ -681,6 +682,50 @@ MUTANTS = {
         ("own = [rows.get(e, rows[None]) for e in experts]", "own = [rows.get(e, 0 * rows[None]) for e in experts]"),
         ("holder = \"biases\" if", "holder = \"vectors\" if"),
         ("return name[id(head)] if head is not None and name[id(table)] in changed else \"\"", "return \"\""),
+    ]),
+    "checkpoints.hub": (["nbs/02_checkpoints/10_hub.ipynb"], [
+        ("placed = \"/\" not in path or home in folders", "placed = True"),
+        ("return weights and not usual.fullmatch(path) and path != \"adapter_model.safetensors\"", "return False"),
+        ("if COMMIT.fullmatch(said): said = said[:7]", "if COMMIT.fullmatch(said): said = said[:8]"),
+        ("if any(f.endswith(\".safetensors\") for f in files): return", "return"),
+        ("return re.sub(r\"//[^/@]*@\", \"//\", constants.ENDPOINT)", "return constants.ENDPOINT", [f"{ON_HUB}a_password_in_the_address_is_not_shown"]),
+        ("if status == 401: return f\"The hub does not accept your token", "if status == 402: return f\"The hub does not accept your token",
+         [f"{ON_HUB}a_token_that_is_not_valid_is_not_shown"]),
+        ("hint = f\"Did you mean '{near[0]}'? \" if near else \"\"", "hint = \"\"", [f"{ON_HUB}a_revision_that_is_not_there"]),
+        ("return f\"Did you mean '{near[0]}'? \" if near else \"\"", "return \"\"", [f"{ON_HUB}private_missing_and_misspelt"]),
+    ]),
+    "checkpoints.fetching": (["nbs/02_checkpoints/11_fetching.ipynb"], [
+        ("if state and state.repo == wanted.repo and part == wanted.name: return state.revision", "if state and state.repo == wanted.repo: return None"),
+        ("if commit and commit != now.commit:", "if False:", [f"{ON_HUB}an_old_state_is_taken_and_that_is_said"]),
+        ("if not how.ask:", "if False:", [f"{ON_HUB}a_dry_run_fetches_no_weights"]),
+        ("check_weights(wanted, there.files)", "pass", [f"{ON_HUB}pickled_weights_are_refused_before_anything_is_fetched"]),
+        ("missing = {f: n for f, n in files.items() if not (folder/f).exists()}", "missing = files", [f"{ON_HUB}what_is_here_needs_no_disk"]),
+        ("refuse(_other_bytes(wanted, [folder/f for f in missing]), f\"Cannot use '{wanted}'\")", "pass", [f"{ON_HUB}other_bytes_than_the_hash"]),
+        ("for path in (file, blob): path.unlink(missing_ok=True)", "pass", [f"{ON_HUB}other_bytes_than_the_hash"]),
+        ("most[0] = max(most[0], min(self.came, total))", "most[0] += n", [f"{ON_HUB}bytes_are_told"]),
+        ("if os.path.isdir(name): return Path(name)", "if isinstance(name, Path): return name", [f"{ON_HUB}a_folder_wins_and_revisions_are_the_hubs"]),
+        ("head = f\"blob {blob.stat().st_size}\\0\".encode()", "head = f\"blob {blob.stat().st_size}\".encode()"),
+    ]),
+    "gluing.licences": (["nbs/09_gluing/12_licences.ipynb"], [
+        ("final = [x for x in strict if not set(_GOES_INTO.get(x, ())) & set(strict)]", "final = strict"),
+        ("if len(final) > 1:", "if len(final) > 3:"),
+        ("return Licence((final or loosest[-1:] or [None])[0], problems, notes)", "return Licence((final or loosest or [None])[0], problems, notes)"),
+        ("if problems: return Licence(None, problems, notes)", "if not labels: return Licence(None, problems, notes)"),
+        ("if label in _NO_DERIVATIVES: return f\"{who} is under {label}, which allows nothing derived from it\"", "pass"),
+    ]),
+    "gluing.cards": (["nbs/09_gluing/13_cards.ipynb"], [
+        ("parts = [part.model, part.base] if part.base else []", "parts = [part.model] if part.base else []"),
+        ("return said if said and all(said.split(\"+\")) else name", "return name"),
+        ("found = mean_interval(ItemScores(dict(task=np.arange(n) < right)))", "found = mean_interval(ItemScores(dict(task=np.arange(n) > right)))"),
+        ("if given.get(\"zoo\") != \"demo\": given[\"zoo\"] = [m.get(\"hub\") or n for n, m in models.items()]", "pass"),
+        ("code = \", trust_remote_code=True\" if facts.code else \"\"", "code = \", trust_remote_code=True\""),
+    ]),
+    "gluing.publishing": (["nbs/09_gluing/14_publishing.ipynb"], [
+        ("row[\"path\"] = home", "pass"),
+        ("if said: write_text(file, json.dumps(about | said, indent=2, ensure_ascii=False))", "pass"),
+        ("if label: return found._replace(label=label)", "if label: return found"),
+        ("if found.label: return found", "if found: return found"),
+        ("if wanted is None or wanted.revision:", "if wanted is None:"),
     ]),
     "gluing.frontier": (["nbs/09_gluing/04_frontier.ipynb", "tests/test_frontier.py"], [
         ("is_better = not out or point.search > out[-1].search", "is_better = True"),

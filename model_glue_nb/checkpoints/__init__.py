@@ -13,6 +13,8 @@ FACE = {
     "headers": "TensorInfo read_header",
     "architectures": "effective_config",
     "content": "content_fingerprint",
+    "hub": "HubName hub_name pinned",
+    "fetching": "Fetching local_folder",
     "vocabularies": "tokenizer_identity",
     "checkpoint": "ZooModel read_card",
 }

@@ -23,7 +23,7 @@ app = typer.Typer(
     name="model-glue", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Glue a zoo of language models into one better model, and measure what that gains.")
 AS_JSON = typer.Option(False, "--json", help="Print JSON instead of a table.")
-ZOO = typer.Argument(help="A folder of checkpoints, a YAML list, or demo.")
+ZOO = typer.Argument(help="A folder of checkpoints, a YAML list, org/name on the hub, or demo.")
 
 DEBUG = typer.Option(False, "--debug", help="Show where an error came from, and the libraries' log messages.")
 _ASKS = ("zoo",) # Commands that may ask the user something

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import typer
 
-from .app import (AS_JSON, app, progress_bar, say, settings, show, started, tell_skipped,
-                                   with_names)
+from .app import (AS_JSON, app, byte_bar, progress_bar, say, settings, show,
+                                   started, tell_skipped, with_names)
 
 # %% ../../nbs/13_cli/03_score.ipynb #5feb2179
 @app.command()
@@ -68,12 +68,15 @@ def _named_models(
 ): # A `Zoo`
     "The models that some names refer to: a single checkpoint, or a whole zoo."
     from model_glue_nb.core import refuse
-    from model_glue_nb.zoo.zoo import Zoo, is_hub_id, read_zoo, zoo_entries
+    from model_glue_nb.checkpoints.fetching import Fetching
+    from model_glue_nb.checkpoints.hub import is_hub_id
+    from model_glue_nb.zoo.zoo import Zoo, read_zoo, zoo_entries
     def is_model(n):
         return any((Path(n)/f).exists() for f in ("config.json", "mixture.json"))
     def alone(n): return is_model(n) or not Path(n).exists() and is_hub_id(n)
     listed = [e for n in names for e in ([n] if alone(n) else zoo_entries(n))]
-    zoo = read_zoo(names[0] if len(names) == 1 and not alone(names[0]) else listed)
+    spec = names[0] if len(names) == 1 and not alone(names[0]) else listed
+    with byte_bar() as progress: zoo = read_zoo(spec, fetching=Fetching(progress))
     mute = {m.name: bad[0] for m in zoo if (bad := m.tokenizer_problems())}
     if len(mute) == len(zoo): refuse(mute.values(), "Cannot score")
     return Zoo(tuple(m for m in zoo if m.name not in mute), zoo.skipped | mute)

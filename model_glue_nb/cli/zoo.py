@@ -10,8 +10,8 @@ from pathlib import Path
 
 import typer
 
-from .app import (AS_JSON, ZOO, app, progress_bar, say, show, started, tell_skipped,
-                                   with_names)
+from .app import (AS_JSON, ZOO, app, byte_bar, progress_bar, say, show, started,
+                                   tell_skipped, with_names)
 
 # %% ../../nbs/13_cli/02_zoo.ipynb #482a9e31
 @app.command()
@@ -53,6 +53,15 @@ def zoo(
         with atomic_path(out, overwrite=False) as tmp: builders[name](tmp)
     say(f"{out}: {len(list(out.iterdir()))} models")
 
+# %% ../../nbs/13_cli/02_zoo.ipynb #aacdc806
+def _opened(
+    zoo:str, # As on the command line
+): # A `Zoo`; models on the hub are fetched
+    "The models that a command is about."
+    from model_glue_nb.checkpoints.fetching import Fetching
+    from model_glue_nb.zoo.zoo import read_zoo
+    with byte_bar() as progress: return read_zoo(zoo, fetching=Fetching(progress))
+
 # %% ../../nbs/13_cli/02_zoo.ipynb #a54bc483
 @app.command()
 def similarity(
@@ -66,8 +75,7 @@ def similarity(
 ):
     "Similarity of every pair, each byte read once."
     from model_glue_nb.mergeability.similarity import METRICS, TASK_METRICS, compare_zoo
-    from model_glue_nb.zoo.zoo import read_zoo
-    models = read_zoo(zoo)
+    models = _opened(zoo)
     settings = dict(command="similarity", zoo=zoo, metric=metric, by=by, share=share)
     run = started(out, **settings, base=base)
     with progress_bar() as progress:
@@ -97,8 +105,7 @@ def clusters(
     import pandas as pd
     from model_glue_nb.mergeability.clusters import cluster_by_similarity, threshold_sensitivity
     from model_glue_nb.mergeability.similarity import similarity
-    from model_glue_nb.zoo.zoo import read_zoo
-    models = read_zoo(zoo)
+    models = _opened(zoo)
     table = similarity(models)
     tell_skipped(models.skipped)
     groups = cluster_by_similarity(table, threshold, linkage, {m.name: m.base for m in models})
@@ -123,8 +130,7 @@ def regime(
     "One skill, several, strangers or some spoilt? And which merges to try first."
     import json
     from model_glue_nb.merging.regime import hit_rate, zoo_regime
-    from model_glue_nb.zoo.zoo import read_zoo
-    models = read_zoo(zoo)
+    models = _opened(zoo)
     with progress_bar() as progress:
         found = zoo_regime(models, base, prompts, probe=probe, progress=progress)
     tell_skipped(models.skipped)
@@ -148,8 +154,7 @@ def barrier(
     "Loss along the straight path from one model to another: one basin, or strangers?"
     from model_glue_nb.benchmarking.suites import load_suite
     from model_glue_nb.merging.barrier import CANNOT_TELL, barrier, barrier_aligned, texts_of
-    from model_glue_nb.zoo.zoo import read_zoo
-    models, texts = read_zoo(zoo), texts_of(load_suite(suite).part("search"), n)
+    models, texts = _opened(zoo), texts_of(load_suite(suite).part("search"), n)
     tell_skipped(models.skipped)
     table = (barrier_aligned if aligned else barrier)(models, a, b, texts)
     show(table, f"From {a} to {b}: nats per token, {len(texts)} texts, half 95% intervals", as_json)
@@ -165,8 +170,7 @@ def cka(
     "How similar every pair's activations are on a few texts, by depth: what they know in common."
     from model_glue_nb.benchmarking.suites import load_suite
     from model_glue_nb.merging.barrier import compare_activations, texts_of
-    from model_glue_nb.zoo.zoo import read_zoo
-    models, texts = read_zoo(zoo), texts_of(load_suite(suite).part("search"), n)
+    models, texts = _opened(zoo), texts_of(load_suite(suite).part("search"), n)
     tell_skipped(models.skipped)
     with progress_bar() as progress: table = compare_activations(models, texts, depths, progress=progress)
     show(table.dropna(axis=1, how="all"), f"CKA, {len(texts)} texts; depth 1 is the last layer", as_json)

@@ -74,12 +74,13 @@ def open_bench(
     *,
     progress:Progress=silent, # Called as work proceeds
     allow_code:bool=False, # Run generated code, in the sandbox? Else such tasks are skipped by name
+    out:str|Path|None=None, # As for `open_work`
 )->Bench: # Without a run folder
     "Open the zoo and the questions of a benchmark."
     suite = load_suite(grid.suite, run_code=code_runner(allow_code))
     r = GlueRecipe(zoo, grid.suite, grid.tasks,
                    grid.search_questions, clusters=grid.clusters, seed=grid.seed)
-    work = open_work(r, progress, suite)
+    work = open_work(r, progress, suite, out)
     work.report = work.suite.part("report", grid.report_questions)
     few_threads(work.zoo)
     return Bench(work, grid, allow_code)
@@ -427,7 +428,7 @@ def bench(
 )->Run: # With merging.csv, mixture.csv, claims.csv, the same as Markdown and LaTeX, controls.csv
     "Run the two benchmarks on a zoo."
     g = read_grid(grid)
-    b = open_bench(g, zoo, progress=progress, allow_code=allow_code)
+    b = open_bench(g, zoo, progress=progress, allow_code=allow_code, out=out)
     about = (dict(command="bench", zoo=zoo, grid=asdict(g))
              | (dict(allow_code=True) if allow_code else {}))
     b.work.run = run = Run.start(out, about)

@@ -15,5 +15,8 @@ FACE = {
     "chosen": "choose_system",
     "comparison": "compare_systems",
     "points": "write_point",
+    "licences": "licence_of",
+    "cards": "model_card",
+    "publishing": "push",
 }
 __getattr__, __dir__, __all__ = _face("gluing", FACE)

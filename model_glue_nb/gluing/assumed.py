@@ -13,7 +13,9 @@ from pathlib import Path
 from ..benchmarking.lm_tasks import built_in_tasks, is_file, task_config
 from ..benchmarking.suites import (Question, Suite, Task, load_suite, read_suite, read_task,
                                                shared_settings, source_of, suite_files)
-from ..core import cache_path, unknown
+from ..checkpoints.fetching import look_up
+from ..checkpoints.hub import hub_name, needed_files
+from ..core import InputError, cache_path, unknown
 
 # %% ../../nbs/09_gluing/02_assumed.ipynb #866896f2
 _LOCAL = ("json", "csv", "parquet", "text", "arrow") # Data stored beside a task's file
@@ -97,6 +99,10 @@ class Unseen:
     "A model that is only counted."
     name: str
     n_params: float
+    n_bytes: int = 0 # To fetch; 0: not known
+
+    @property
+    def size(self)->str: return f": {self.n_bytes / 1e9:.2f} GB" if self.n_bytes else ""
 
     def fingerprint(self)->str: return f"unseen {self.name}" # no answer of it is remembered
 
@@ -112,13 +118,28 @@ def unseen_models(
     names:list[str], # Hub ids
     known:list[float]=(), # Parameters of the models that are here
 )->tuple[list[Unseen],dict[str,str]]: # Models that can be counted; name → what is assumed
-    "Models by their names."
-    said = {n: _size_in_name(n) for n in names}
+    "Models by what the hub says of them, or by their names."
+    there = _sizes_on_hub(names)
+    said = {n: there[n][0] or _size_in_name(n) for n in names}
     sizes = [*known, *filter(None, said.values())] or [1e9]
     usual = sum(sizes) / len(sizes)
     others = known or any(said.values())
     elsewhere = "the mean of the others" if others else "for want of a better guess"
     of = {n: said[n] or usual for n in names}
-    tell = {n: "as its name says" if said[n] else elsewhere for n in names}
+    def source(n): return "as the hub says" if there[n][0] else "as its name says" if said[n] else elsewhere
+    tell = {n: source(n) for n in names}
     assumed = {n: f"assumed: {p:.3g} parameters, {tell[n]}" for n, p in of.items()}
-    return [Unseen(n, p) for n, p in of.items()], assumed
+    return [Unseen(n, p, there[n][1]) for n, p in of.items()], assumed
+
+def _sizes_on_hub(
+    names:list[str], # Hub ids, perhaps with adapters
+)->dict[str,tuple[float,int]]: # Name → parameters and bytes to fetch; 0: not known
+    "What the hub says without a file being fetched; it is asked no more once it gives no answer."
+    from huggingface_hub import constants
+    out, answers = dict.fromkeys(names, (0, 0)), not constants.HF_HUB_OFFLINE
+    for name in names if answers else ():
+        try: states = [look_up(w) for w in map(hub_name, name.split("+")) if w]
+        except InputError: break
+        n_bytes = sum(sum(needed_files(s.files).values()) for s in states)
+        out[name] = (states[0].n_params or 0 if states else 0, n_bytes)
+    return out

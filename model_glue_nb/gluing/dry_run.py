@@ -15,6 +15,7 @@ from .assumed import Unseen, suite_by_name, unseen_models
 from ..searching.budgets import read_budget
 from ..benchmarking.scores import open_questions, work_of
 from ..benchmarking.suites import Suite
+from ..checkpoints.fetching import Fetching, is_here
 from ..core import refuse
 from .frontier import RANKS
 from .recipe import GlueRecipe, Work, budgets_of, check_reach, check_shared, router_of
@@ -25,25 +26,16 @@ from ..reading import plain
 from ..searching.moves import plan_reach
 from ..searching.search import needs_base
 from ..store import Store
-from ..zoo.zoo import Adapted, Zoo, is_hub_id, read_zoo, zoo_entries
+from ..zoo.zoo import Adapted, Zoo, read_zoo, zoo_entries
 
 # %% ../../nbs/09_gluing/05_dry_run.ipynb #d4a06
-def _is_here(
-    name, # A folder, or a hub id
-)->bool: # On this machine
-    "Could a model be opened without a network?"
-    if os.path.isdir(name) or not is_hub_id(name): return True # a wrong path is reported when it is opened
-    from huggingface_hub import snapshot_download
-    try: return bool(snapshot_download(name, local_files_only=True))
-    except Exception: return False # whatever an incomplete cache makes it raise
-
 def _parts_of_zoo(
     spec:str|list, # As a recipe has it
 )->tuple[list,list[str]]: # Entries that are here, names that are not
     "The members of a zoo that are on this machine, and those that would be fetched."
     entries = zoo_entries(spec)
     def both(e): return [e.base, e.adapter] if isinstance(e, Adapted) else [e]
-    here = [e for e in entries if all(_is_here(x) for x in both(e))]
+    here = [e for e in entries if all(is_here(x) for x in both(e))]
     def text(e): return f"{e.base}+{e.adapter}" if isinstance(e, Adapted) else str(e)
     return [text(e) for e in here], [text(e) for e in entries if e not in here]
 
@@ -63,8 +55,9 @@ def _planned(
     "Open what is here of a recipe's zoo and suite; nothing is fetched."
     suite, assumed = suite_by_name(recipe.suite, recipe.tasks)
     here, missing = _parts_of_zoo(recipe.zoo)
-    if not here and not missing: read_zoo(recipe.zoo) # it says what is wrong
-    zoo = read_zoo(here, check_weights=True) if here else Zoo(())
+    cached = Fetching(ask=False)
+    if not here and not missing: read_zoo(recipe.zoo, fetching=cached) # it says what is wrong
+    zoo = read_zoo(here, check_weights=True, fetching=cached) if here else Zoo(())
     if here and not missing: refuse(check_shared(recipe, zoo), "Cannot mix this zoo") # as the run would
     if here and not missing: refuse(check_reach(recipe.budget, zoo), "Cannot keep to the budget")
     search = suite.part("search", recipe.search_questions)
@@ -122,7 +115,7 @@ def estimate_run(
     steps += [*merging(seen, speed),
               *mixing(seen, clusters, speed), *reporting(seen, store, speed)]
     rows = [(s.step, s.what, s.questions, s.seconds / 60) for s in steps]
-    fetch = {m.name: "it is not on this machine and would be fetched" for m in seen.unseen}
+    fetch = {m.name: f"it is not on this machine and would be fetched{m.size}" for m in seen.unseen}
     told = {"assume": seen.assumed, **_vocabularies(work, near), "fetch": fetch,
             "skip": {**work.zoo.skipped, **work.suite.skipped}}
     for step, reasons in told.items():

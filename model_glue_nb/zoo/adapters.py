@@ -16,6 +16,8 @@ import numpy as np
 
 from ..checkpoints.checkpoint import ZooModel
 from ..checkpoints.headers import TensorInfo
+from ..checkpoints.fetching import local_folder
+from ..checkpoints.hub import folder_name, hub_name
 from ..checkpoints.tensor_names import canonical_tensors
 from ..core import InputError, MissingFile, refuse
 from ..reading import inside, plain, read_json
@@ -57,7 +59,7 @@ def adapter_problems(
     names:list[str]=(), # Its tensors
 )->list[str]: # Problems
     "What keeps an adapter from being applied."
-    name, kind = plain(path.name), config.get("peft_type", "LORA")
+    name, kind = plain(folder_name(path)), config.get("peft_type", "LORA")
     if kind == SIGNS: return _odd_format(config, name)
     if kind != "LORA":
         return [f"'{name}' is a {plain(kind)} adapter, expected LORA. Merge it with PEFT first."]
@@ -336,17 +338,19 @@ def read_adapter(
 # %% ../../nbs/03_zoo/09_adapters.ipynb #aa1528ea
 def adapted(
     base:ZooModel, # Model that the adapter was trained on
-    adapter:str|Path, # Folder with adapter_config.json and adapter_model.safetensors
+    adapter:str|Path, # Folder with adapter_config.json and adapter_model.safetensors, or its name on the hub
     known:dict=(), # Members by name, so that an adapter may be one
 )->View: # The model with the adapter applied
     "A model seen through a LoRA adapter in PEFT format."
-    path = known[adapter].path if adapter in known else Path(adapter)
-    if _is_of_signs(path): return View(f"{base.name}+{path.name}", base, _signed(base, path), path)
+    wanted = None if adapter in known or Path(adapter).is_dir() else hub_name(adapter)
+    path = known[adapter].path if adapter in known else local_folder(adapter) if wanted else Path(adapter)
+    name = f"{base.name}+{wanted.name if wanted else folder_name(path)}"
+    if _is_of_signs(path): return View(name, base, _signed(base, path), path)
     read, inputs = read_adapter(base, path), dict(base.tensors)
     for c in read.changes:
         if not c.is_low_rank: inputs[c.name] = read.stored.tensors[c.key]
         else: inputs[c.name] = _lora(inputs[c.name], read.stored, c.key, read.config)
-    return View(f"{base.name}+{path.name}", base, inputs, path)
+    return View(name, base, inputs, path)
 
 def _is_tied_head(
     stored:ZooModel, # The adapter's tensors
@@ -418,6 +422,6 @@ def _open_adapter(
     if not list(path.glob("*.safetensors")):
         raise MissingFile(f"The adapter '{plain(path.name)}' has no .safetensors file. "
                           "Load and save it with PEFT.")
-    config, stored = read_json(inside(path, "adapter_config.json")), ZooModel(path.name, path)
+    config, stored = read_json(inside(path, "adapter_config.json")), ZooModel(folder_name(path), path)
     refuse(adapter_problems(config, path, stored.tensors), f"Cannot apply '{plain(path.name)}'")
     return config, stored
