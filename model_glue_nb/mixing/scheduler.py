@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Route', 'Served', 'Place', 'find_place', 'Question', 'Started', 'Piece', 'Done', 'Failed', 'Answer', 'Scheduler']
 
-# %% ../../nbs/08_mixing/20_scheduler.ipynb #348d0532
+# %% ../../nbs/08_mixing/20_scheduler.ipynb #76b7cc70
 import threading, time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from .residents import answered_by
 from .streaming import GrowingText
 from ..zoo.language_model import context_length
 
-# %% ../../nbs/08_mixing/20_scheduler.ipynb #572a14b2
+# %% ../../nbs/08_mixing/20_scheduler.ipynb #3763ae4a
 class Route(NamedTuple):
     "Who answers a prompt."
     expert: int # Its position
@@ -78,7 +78,7 @@ class Served:
         for i in range(len(self.experts)):
             if len(self.live.resident) < self.most_open: self.live.expert(i)
 
-# %% ../../nbs/08_mixing/20_scheduler.ipynb #17b521fa
+# %% ../../nbs/08_mixing/20_scheduler.ipynb #711374e8
 class Place(NamedTuple):
     "Where an expert is answered."
     lane: tuple # Experts of one lane are written together
@@ -111,7 +111,7 @@ def _open_base(live, e):
     def within(rows): return answered_by(tuple(row.expert for row in rows))
     return base, GrowingBatch(base, within)
 
-# %% ../../nbs/08_mixing/20_scheduler.ipynb #cd88e74d
+# %% ../../nbs/08_mixing/20_scheduler.ipynb #5b183a41
 @dataclass(frozen=True)
 class Question:
     "What is asked, once."
@@ -160,7 +160,7 @@ class Answer:
         "Nobody waits for this answer; its place is free at the next token."
         self.left = True
 
-# %% ../../nbs/08_mixing/20_scheduler.ipynb #d3c9c973
+# %% ../../nbs/08_mixing/20_scheduler.ipynb #23f0daaa
 class _Lane:
     "Answers that one model writes."
     def __init__(self, live, batch):
@@ -215,7 +215,7 @@ class Scheduler:
 
     def _check(self, q):
         if q.most is not None and q.most > self.longest:
-            raise Refusal(400, f"{q.most} tokens are asked for, this server writes at most {self.longest}. "
+            raise Refusal(400, f"max_tokens is {q.most}, this server writes at most {self.longest}. "
                           "Ask for fewer.", "max_tokens")
         if not q.routed.strip():
             raise Refusal(400, "There is nothing to answer: what was said last is empty. Give a text.", "messages")
@@ -232,7 +232,7 @@ class Scheduler:
         self.close()
         self.thread.join()
 
-# %% ../../nbs/08_mixing/20_scheduler.ipynb #11dd88e1
+# %% ../../nbs/08_mixing/20_scheduler.ipynb #21c9cd3d
 @patch
 def _work(self:Scheduler):
     "The thread that computes."
@@ -302,7 +302,7 @@ def _as_refusal(error)->Refusal:
     if isinstance(error, Refusal): return error
     return Refusal(400 if isinstance(error, InputError) else 500, reason(error))
 
-# %% ../../nbs/08_mixing/20_scheduler.ipynb #f7070384
+# %% ../../nbs/08_mixing/20_scheduler.ipynb #04f6b78d
 @patch
 def _admit(self:Scheduler):
     "Let those who wait into their lanes, in the order in which they came."

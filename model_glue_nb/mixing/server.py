@@ -6,7 +6,7 @@
 __all__ = ['need_web', 'ServerRules', 'route_field', 'expert_header', 'LocalBackend', 'short_path', 'build_app', 'is_local',
            'ApiServer']
 
-# %% ../../nbs/08_mixing/22_server.ipynb #f87125bf
+# %% ../../nbs/08_mixing/22_server.ipynb #827bddb2
 import asyncio, hmac, ipaddress, math, socket, threading, time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +22,7 @@ from .openai_api import LAST_EVENT, ApiRequest, Refusal, Reply, event, read_requ
 from .scheduler import Done, Failed, Piece, Question, Route, Scheduler, Served, Started
 from ..reading import plain
 
-# %% ../../nbs/08_mixing/22_server.ipynb #f281d6f4
+# %% ../../nbs/08_mixing/22_server.ipynb #6f0213ba
 def need_web():
     "Say which extra is missing, before anything is loaded."
     try: import fastapi, uvicorn
@@ -38,7 +38,7 @@ class ServerRules:
     reading_s: float = 30 # Seconds that a request may take to arrive
     log: Callable|None = None # Called with a line per response, without prompts and answers; None: silence
 
-# %% ../../nbs/08_mixing/22_server.ipynb #5b0b3fe6
+# %% ../../nbs/08_mixing/22_server.ipynb #7fb22a29
 class _HungUp(Exception):
     "Nobody listens anymore."
 
@@ -100,7 +100,7 @@ class _Call:
         if isinstance(what, Done): self._count(i, what)
         return i, what
 
-# %% ../../nbs/08_mixing/22_server.ipynb #bd0159e0
+# %% ../../nbs/08_mixing/22_server.ipynb #ac6f0146
 @patch
 def _count(self:_Call, i, done):
     "An answer is complete."
@@ -175,7 +175,7 @@ async def pieces(self:_Call, first):
     except _HungUp: return
     finally: self.end()
 
-# %% ../../nbs/08_mixing/22_server.ipynb #3bcb447f
+# %% ../../nbs/08_mixing/22_server.ipynb #73f2e821
 class LocalBackend:
     "Models in memory, behind a scheduler."
     def __init__(self,
@@ -206,7 +206,7 @@ class LocalBackend:
     def hurry(self): self.scheduler.ended = True
     def stop(self): self.scheduler.stop()
 
-# %% ../../nbs/08_mixing/22_server.ipynb #05ff49dc
+# %% ../../nbs/08_mixing/22_server.ipynb #014bc65a
 def _check_token(
     header:str|None, # `Authorization`, as it came
     token:str|None, # What is wanted
@@ -214,7 +214,7 @@ def _check_token(
     "Refuse whoever doesn't know the token."
     if token is None: return
     kind, _, given = (header or "").partition(" ")
-    same = hmac.compare_digest(given.strip().encode(), token.encode())
+    same = hmac.compare_digest(given.strip().encode("latin-1"), token.encode()) # as bytes came
     if kind.lower() == "bearer" and same: return
     said = "The token is wrong" if header else "This server wants a token"
     raise Refusal(401, f"{said}. Send the header 'Authorization: Bearer TOKEN' (api_key in the openai client).")
@@ -302,7 +302,7 @@ def build_app(
 def _model_row(name)->dict:
     return dict(id=name, object="model", created=0, owned_by="model_glue_nb")
 
-# %% ../../nbs/08_mixing/22_server.ipynb #6a73e71b
+# %% ../../nbs/08_mixing/22_server.ipynb #75477c4b
 class _Watched:
     "An ASGI application whose open requests are known."
     def __init__(self, app, counters:Counters, log:Callable|None):
@@ -348,7 +348,7 @@ def _bind(host, port):
         raise InputError(f"{host}:{port} cannot be listened to ({strerror(e)}). "
                          "Give another --port, or 0 for a free one.") from None
 
-# %% ../../nbs/08_mixing/22_server.ipynb #5c530d2d
+# %% ../../nbs/08_mixing/22_server.ipynb #d06f3372
 class ApiServer:
     "A server; run it until it is stopped, or use it in a `with` block."
     def __init__(self,
