@@ -6,7 +6,7 @@
 __all__ = ['need_web', 'ServerRules', 'route_field', 'expert_header', 'LocalBackend', 'short_path', 'build_app', 'is_local',
            'ApiServer']
 
-# %% ../../nbs/08_mixing/22_server.ipynb #827bddb2
+# %% ../../nbs/08_mixing/22_server.ipynb #74e0839e
 import asyncio, hmac, ipaddress, math, socket, threading, time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +22,7 @@ from .openai_api import LAST_EVENT, ApiRequest, Refusal, Reply, event, read_requ
 from .scheduler import Done, Failed, Piece, Question, Route, Scheduler, Served, Started
 from ..reading import plain
 
-# %% ../../nbs/08_mixing/22_server.ipynb #6f0213ba
+# %% ../../nbs/08_mixing/22_server.ipynb #e9885133
 def need_web():
     "Say which extra is missing, before anything is loaded."
     try: import fastapi, uvicorn
@@ -38,7 +38,7 @@ class ServerRules:
     reading_s: float = 30 # Seconds that a request may take to arrive
     log: Callable|None = None # Called with a line per response, without prompts and answers; None: silence
 
-# %% ../../nbs/08_mixing/22_server.ipynb #7fb22a29
+# %% ../../nbs/08_mixing/22_server.ipynb #748f7af6
 class _HungUp(Exception):
     "Nobody listens anymore."
 
@@ -100,7 +100,7 @@ class _Call:
         if isinstance(what, Done): self._count(i, what)
         return i, what
 
-# %% ../../nbs/08_mixing/22_server.ipynb #ac6f0146
+# %% ../../nbs/08_mixing/22_server.ipynb #81c2d830
 @patch
 def _count(self:_Call, i, done):
     "An answer is complete."
@@ -175,7 +175,7 @@ async def pieces(self:_Call, first):
     except _HungUp: return
     finally: self.end()
 
-# %% ../../nbs/08_mixing/22_server.ipynb #73f2e821
+# %% ../../nbs/08_mixing/22_server.ipynb #caf42eeb
 class LocalBackend:
     "Models in memory, behind a scheduler."
     def __init__(self,
@@ -205,8 +205,9 @@ class LocalBackend:
     def close(self): self.scheduler.close()
     def hurry(self): self.scheduler.ended = True
     def stop(self): self.scheduler.stop()
+    async def finish(self): pass
 
-# %% ../../nbs/08_mixing/22_server.ipynb #014bc65a
+# %% ../../nbs/08_mixing/22_server.ipynb #24856fb1
 def _check_token(
     header:str|None, # `Authorization`, as it came
     token:str|None, # What is wanted
@@ -302,7 +303,7 @@ def build_app(
 def _model_row(name)->dict:
     return dict(id=name, object="model", created=0, owned_by="model_glue_nb")
 
-# %% ../../nbs/08_mixing/22_server.ipynb #75477c4b
+# %% ../../nbs/08_mixing/22_server.ipynb #61f15ed0
 class _Watched:
     "An ASGI application whose open requests are known."
     def __init__(self, app, counters:Counters, log:Callable|None):
@@ -320,6 +321,7 @@ class _Watched:
         self.empty.clear()
         try: await self.app(scope, receive, sending)
         finally:
+            for end in note.get("at_end", ()): await end()
             self.n_open -= 1
             if self.n_open == 0: self.empty.set()
             status = note.get("status", 499)
@@ -348,7 +350,7 @@ def _bind(host, port):
         raise InputError(f"{host}:{port} cannot be listened to ({strerror(e)}). "
                          "Give another --port, or 0 for a free one.") from None
 
-# %% ../../nbs/08_mixing/22_server.ipynb #d06f3372
+# %% ../../nbs/08_mixing/22_server.ipynb #b9451df3
 class ApiServer:
     "A server; run it until it is stopped, or use it in a `with` block."
     def __init__(self,
@@ -401,6 +403,7 @@ class ApiServer:
 
     async def _leave(self):
         await self.watched.empty.wait()
+        await self.backend.finish()
         self.uvicorn.should_exit = True
 
     def __enter__(self):
