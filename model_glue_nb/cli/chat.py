@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Conversation', 'chat']
 
-# %% ../../nbs/13_cli/09_chat.ipynb #f4a58c98
+# %% ../../nbs/13_cli/09_chat.ipynb #a31a01db
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +14,12 @@ from queue import SimpleQueue
 import typer
 
 from .app import app, say
-from .serve import DEVICE, DTYPE, SERVED, served_folder
-from ..core import InputError, unknown
+from .serve import DEVICE, DTYPE, SERVED, open_served
+from ..core import unknown
 from ..endings import Stopped
 from ..reading import plain
 
-# %% ../../nbs/13_cli/09_chat.ipynb #cae24084
+# %% ../../nbs/13_cli/09_chat.ipynb #665d6e29
 _HELP = """/reset         forget what was said
 /expert NAME   ask this expert from now on; without a name the router chooses again
 /quit          end, as does Ctrl-D; Ctrl-C stops an answer"""
@@ -97,7 +97,7 @@ class Conversation:
                 if isinstance(event, Piece): yield event.text
         finally: answer.leave()
 
-# %% ../../nbs/13_cli/09_chat.ipynb #7a83d8c2
+# %% ../../nbs/13_cli/09_chat.ipynb #2ee16c05
 def _lines()->Iterator[str]:
     "What is typed or piped; Ctrl-C at the prompt ends, as Ctrl-D does."
     if not sys.stdin.isatty():
@@ -130,9 +130,8 @@ def chat(
     model-glue chat mixture --expert a-sort --temperature 0.7
     echo 'sort CBA =' | model-glue chat mixture
     """
-    from model_glue_nb.mixing.scheduler import Scheduler, Served
-    from model_glue_nb.zoo.zoo import open_model
-    served = Served(open_model(served_folder(model)).load(device, dtype))
+    from model_glue_nb.mixing.scheduler import Scheduler
+    served = open_served(model, None, device, dtype)
     if expert is not None and expert not in served.experts: raise unknown("expert", expert, served.experts)
     scheduler = Scheduler(served, longest=max_tokens or 1024)
     talk = Conversation(scheduler, system, max_tokens, temperature=temperature, top_p=top_p, seed=seed)

@@ -6,7 +6,7 @@
 __all__ = ['need_web', 'ServerRules', 'route_field', 'expert_header', 'LocalBackend', 'short_path', 'build_app', 'is_local',
            'ApiServer']
 
-# %% ../../nbs/08_mixing/22_server.ipynb #74e0839e
+# %% ../../nbs/08_mixing/22_server.ipynb #7e3124b7
 import asyncio, hmac, ipaddress, math, socket, threading, time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +22,7 @@ from .openai_api import LAST_EVENT, ApiRequest, Refusal, Reply, event, read_requ
 from .scheduler import Done, Failed, Piece, Question, Route, Scheduler, Served, Started
 from ..reading import plain
 
-# %% ../../nbs/08_mixing/22_server.ipynb #e9885133
+# %% ../../nbs/08_mixing/22_server.ipynb #20c1ddd9
 def need_web():
     "Say which extra is missing, before anything is loaded."
     try: import fastapi, uvicorn
@@ -38,7 +38,7 @@ class ServerRules:
     reading_s: float = 30 # Seconds that a request may take to arrive
     log: Callable|None = None # Called with a line per response, without prompts and answers; None: silence
 
-# %% ../../nbs/08_mixing/22_server.ipynb #748f7af6
+# %% ../../nbs/08_mixing/22_server.ipynb #e79ec386
 class _HungUp(Exception):
     "Nobody listens anymore."
 
@@ -100,7 +100,7 @@ class _Call:
         if isinstance(what, Done): self._count(i, what)
         return i, what
 
-# %% ../../nbs/08_mixing/22_server.ipynb #81c2d830
+# %% ../../nbs/08_mixing/22_server.ipynb #f8bcd288
 @patch
 def _count(self:_Call, i, done):
     "An answer is complete."
@@ -175,7 +175,7 @@ async def pieces(self:_Call, first):
     except _HungUp: return
     finally: self.end()
 
-# %% ../../nbs/08_mixing/22_server.ipynb #caf42eeb
+# %% ../../nbs/08_mixing/22_server.ipynb #9e34b834
 class LocalBackend:
     "Models in memory, behind a scheduler."
     def __init__(self,
@@ -207,7 +207,7 @@ class LocalBackend:
     def stop(self): self.scheduler.stop()
     async def finish(self): pass
 
-# %% ../../nbs/08_mixing/22_server.ipynb #24856fb1
+# %% ../../nbs/08_mixing/22_server.ipynb #87e3bf99
 def _check_token(
     header:str|None, # `Authorization`, as it came
     token:str|None, # What is wanted
@@ -303,7 +303,7 @@ def build_app(
 def _model_row(name)->dict:
     return dict(id=name, object="model", created=0, owned_by="model_glue_nb")
 
-# %% ../../nbs/08_mixing/22_server.ipynb #61f15ed0
+# %% ../../nbs/08_mixing/22_server.ipynb #b4a6f0ca
 class _Watched:
     "An ASGI application whose open requests are known."
     def __init__(self, app, counters:Counters, log:Callable|None):
@@ -350,7 +350,7 @@ def _bind(host, port):
         raise InputError(f"{host}:{port} cannot be listened to ({strerror(e)}). "
                          "Give another --port, or 0 for a free one.") from None
 
-# %% ../../nbs/08_mixing/22_server.ipynb #b9451df3
+# %% ../../nbs/08_mixing/22_server.ipynb #58322386
 class ApiServer:
     "A server; run it until it is stopped, or use it in a `with` block."
     def __init__(self,
