@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Conversation', 'chat']
 
-# %% ../../nbs/13_cli/09_chat.ipynb #a31a01db
+# %% ../../nbs/13_cli/09_chat.ipynb #1624d576
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..core import unknown
 from ..endings import Stopped
 from ..reading import plain
 
-# %% ../../nbs/13_cli/09_chat.ipynb #665d6e29
+# %% ../../nbs/13_cli/09_chat.ipynb #caaf7883
 _HELP = """/reset         forget what was said
 /expert NAME   ask this expert from now on; without a name the router chooses again
 /quit          end, as does Ctrl-D; Ctrl-C stops an answer"""
@@ -97,7 +97,7 @@ class Conversation:
                 if isinstance(event, Piece): yield event.text
         finally: answer.leave()
 
-# %% ../../nbs/13_cli/09_chat.ipynb #2ee16c05
+# %% ../../nbs/13_cli/09_chat.ipynb #5b6072cd
 def _lines()->Iterator[str]:
     "What is typed or piped; Ctrl-C at the prompt ends, as Ctrl-D does."
     if not sys.stdin.isatty():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SERVED', 'DEVICE', 'DTYPE', 'open_served', 'serve']
 
-# %% ../../nbs/13_cli/08_serve.ipynb #37da217b
+# %% ../../nbs/13_cli/08_serve.ipynb #5b1a88ea
 from datetime import datetime
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import typer
 
 from .app import app, n_bytes, say
 
-# %% ../../nbs/13_cli/08_serve.ipynb #d677af30
+# %% ../../nbs/13_cli/08_serve.ipynb #bf7b82f2
 def open_served(
     path:Path, # A run, a mixture or a checkpoint
     name:str|None, # Of the whole; None: the folder's

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Engine', 'read_engines', 'Forwarding']
 
-# %% ../../nbs/08_mixing/23_forwarding.ipynb #430b8128
+# %% ../../nbs/08_mixing/23_forwarding.ipynb #8d8bbb7a
 import asyncio, json, os, time
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from .streaming import text_of
 from ..reading import read_yaml
 from ..schemas import brief, mapping, name, require, short, text
 
-# %% ../../nbs/08_mixing/23_forwarding.ipynb #33a36da0
+# %% ../../nbs/08_mixing/23_forwarding.ipynb #8be3c614
 class Engine(NamedTuple):
     "Where an expert is answered."
     expert: str # Its name
@@ -57,7 +57,7 @@ def read_engines(
     def engine(n, row): return Engine(n, row["url"].rstrip("/"), row.get("model", n), os.environ.get(row.get("key_env", "")))
     return [engine(n, given[n]) for n in experts]
 
-# %% ../../nbs/08_mixing/23_forwarding.ipynb #b4f6ffeb
+# %% ../../nbs/08_mixing/23_forwarding.ipynb #f8021229
 def _read_question(
     given:dict, # A request's keys and values
     chat:bool, # A conversation?
@@ -146,7 +146,7 @@ class Forwarding:
         request.scope["served"]["at_end"] = [call.end]
         return await call.answer(read_body(raw))
 
-# %% ../../nbs/08_mixing/23_forwarding.ipynb #4f0ac03e
+# %% ../../nbs/08_mixing/23_forwarding.ipynb #2015d9ce
 class _Forwarded:
     "One request on its way to an engine and back."
     def __init__(self, backend:Forwarding, request, counters, chat):
@@ -206,7 +206,7 @@ class _Forwarded:
         if said.get("usage"): self._count(said["usage"])
         return said
 
-# %% ../../nbs/08_mixing/23_forwarding.ipynb #e55e39e8
+# %% ../../nbs/08_mixing/23_forwarding.ipynb #dd8920e2
 @patch
 async def pieces(self:_Forwarded):
     "An engine's events, the route with them."

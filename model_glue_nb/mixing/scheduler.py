@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Route', 'Served', 'Place', 'find_place', 'Question', 'Started', 'Piece', 'Done', 'Failed', 'Answer', 'Scheduler']
 
-# %% ../../nbs/08_mixing/20_scheduler.ipynb #76b7cc70
+# %% ../../nbs/08_mixing/20_scheduler.ipynb #e87399bf
 import threading, time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from .residents import answered_by
 from .streaming import GrowingText
 from ..zoo.language_model import context_length
 
-# %% ../../nbs/08_mixing/20_scheduler.ipynb #3763ae4a
+# %% ../../nbs/08_mixing/20_scheduler.ipynb #27846e2a
 class Route(NamedTuple):
     "Who answers a prompt."
     expert: int # Its position
@@ -78,7 +78,7 @@ class Served:
         for i in range(len(self.experts)):
             if len(self.live.resident) < self.most_open: self.live.expert(i)
 
-# %% ../../nbs/08_mixing/20_scheduler.ipynb #711374e8
+# %% ../../nbs/08_mixing/20_scheduler.ipynb #2838ef75
 class Place(NamedTuple):
     "Where an expert is answered."
     lane: tuple # Experts of one lane are written together
@@ -111,7 +111,7 @@ def _open_base(live, e):
     def within(rows): return answered_by(tuple(row.expert for row in rows))
     return base, GrowingBatch(base, within)
 
-# %% ../../nbs/08_mixing/20_scheduler.ipynb #5b183a41
+# %% ../../nbs/08_mixing/20_scheduler.ipynb #299cf0e6
 @dataclass(frozen=True)
 class Question:
     "What is asked, once."
@@ -160,7 +160,7 @@ class Answer:
         "Nobody waits for this answer; its place is free at the next token."
         self.left = True
 
-# %% ../../nbs/08_mixing/20_scheduler.ipynb #23f0daaa
+# %% ../../nbs/08_mixing/20_scheduler.ipynb #6f9cbafa
 class _Lane:
     "Answers that one model writes."
     def __init__(self, live, batch):
@@ -232,7 +232,7 @@ class Scheduler:
         self.close()
         self.thread.join()
 
-# %% ../../nbs/08_mixing/20_scheduler.ipynb #21c9cd3d
+# %% ../../nbs/08_mixing/20_scheduler.ipynb #628a4a9d
 @patch
 def _work(self:Scheduler):
     "The thread that computes."
@@ -302,7 +302,7 @@ def _as_refusal(error)->Refusal:
     if isinstance(error, Refusal): return error
     return Refusal(400 if isinstance(error, InputError) else 500, reason(error))
 
-# %% ../../nbs/08_mixing/20_scheduler.ipynb #04f6b78d
+# %% ../../nbs/08_mixing/20_scheduler.ipynb #b8ed5a51
 @patch
 def _admit(self:Scheduler):
     "Let those who wait into their lanes, in the order in which they came."

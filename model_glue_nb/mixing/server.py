@@ -6,7 +6,7 @@
 __all__ = ['need_web', 'ServerRules', 'route_field', 'expert_header', 'LocalBackend', 'short_path', 'build_app', 'is_local',
            'ApiServer']
 
-# %% ../../nbs/08_mixing/22_server.ipynb #7e3124b7
+# %% ../../nbs/08_mixing/22_server.ipynb #156ced69
 import asyncio, hmac, ipaddress, math, socket, threading, time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +22,7 @@ from .openai_api import LAST_EVENT, ApiRequest, Refusal, Reply, event, read_requ
 from .scheduler import Done, Failed, Piece, Question, Route, Scheduler, Served, Started
 from ..reading import plain
 
-# %% ../../nbs/08_mixing/22_server.ipynb #20c1ddd9
+# %% ../../nbs/08_mixing/22_server.ipynb #b704e687
 def need_web():
     "Say which extra is missing, before anything is loaded."
     try: import fastapi, uvicorn
@@ -38,7 +38,7 @@ class ServerRules:
     reading_s: float = 30 # Seconds that a request may take to arrive
     log: Callable|None = None # Called with a line per response, without prompts and answers; None: silence
 
-# %% ../../nbs/08_mixing/22_server.ipynb #e79ec386
+# %% ../../nbs/08_mixing/22_server.ipynb #7d145b5a
 class _HungUp(Exception):
     "Nobody listens anymore."
 
@@ -100,7 +100,7 @@ class _Call:
         if isinstance(what, Done): self._count(i, what)
         return i, what
 
-# %% ../../nbs/08_mixing/22_server.ipynb #f8bcd288
+# %% ../../nbs/08_mixing/22_server.ipynb #16dedd0f
 @patch
 def _count(self:_Call, i, done):
     "An answer is complete."
@@ -175,7 +175,7 @@ async def pieces(self:_Call, first):
     except _HungUp: return
     finally: self.end()
 
-# %% ../../nbs/08_mixing/22_server.ipynb #9e34b834
+# %% ../../nbs/08_mixing/22_server.ipynb #be96e1e1
 class LocalBackend:
     "Models in memory, behind a scheduler."
     def __init__(self,
@@ -207,7 +207,7 @@ class LocalBackend:
     def stop(self): self.scheduler.stop()
     async def finish(self): pass
 
-# %% ../../nbs/08_mixing/22_server.ipynb #87e3bf99
+# %% ../../nbs/08_mixing/22_server.ipynb #93db449c
 def _check_token(
     header:str|None, # `Authorization`, as it came
     token:str|None, # What is wanted
@@ -303,7 +303,7 @@ def build_app(
 def _model_row(name)->dict:
     return dict(id=name, object="model", created=0, owned_by="model_glue_nb")
 
-# %% ../../nbs/08_mixing/22_server.ipynb #b4a6f0ca
+# %% ../../nbs/08_mixing/22_server.ipynb #01ebf2e2
 class _Watched:
     "An ASGI application whose open requests are known."
     def __init__(self, app, counters:Counters, log:Callable|None):
@@ -350,7 +350,7 @@ def _bind(host, port):
         raise InputError(f"{host}:{port} cannot be listened to ({strerror(e)}). "
                          "Give another --port, or 0 for a free one.") from None
 
-# %% ../../nbs/08_mixing/22_server.ipynb #58322386
+# %% ../../nbs/08_mixing/22_server.ipynb #5d4e8ec8
 class ApiServer:
     "A server; run it until it is stopped, or use it in a `with` block."
     def __init__(self,
