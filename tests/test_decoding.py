@@ -59,7 +59,7 @@ def test_logits_are_those_of_each_alone(kind):
     "Not only the largest: all, at every step, as far as a softmax in float32 lets it be said."
     model = wide(certificate.tiny_model(kind, 1))
     with torch.inference_mode():
-        parts = [decoding.read_prompts(model, PROMPTS, [i], decoding._anywhere) for i in range(len(PROMPTS))]
+        parts = [decoding.read_together(model, PROMPTS, [i], decoding._anywhere) for i in range(len(PROMPTS))]
         rows = decoding.aligned(parts)
         for _ in range(5):
             got = rows.logits(model)
@@ -131,7 +131,7 @@ def test_what_was_read_can_still_be_continued_alone():
     "Alignment copies; a part's cache is as it was."
     model = llama()
     with torch.inference_mode():
-        parts = [decoding.read_prompts(model, PROMPTS, [i], decoding._anywhere) for i in range(3)]
+        parts = [decoding.read_together(model, PROMPTS, [i], decoding._anywhere) for i in range(3)]
         before = [[(l.keys.clone(), l.values.clone()) for l in p.cache.layers] for p in parts]
         assert decoding.joins(model, parts)
         decoding.aligned(parts).logits(model)

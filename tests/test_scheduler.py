@@ -12,7 +12,7 @@ import certificate
 from model_glue_nb.mixing.batches import GrowingBatch, Row, Sampling, SingleAnswers, batch_for
 from model_glue_nb.mixing.mixture import mix
 from model_glue_nb.mixing.openai_api import Refusal
-from model_glue_nb.mixing.scheduler import Done, Failed, Piece, Question, Scheduler, Served, Started
+from model_glue_nb.mixing.scheduler import Done, Failed, Piece, Inquiry, Scheduler, Served, Started
 from model_glue_nb.mixing.spec import MixtureSpec
 from model_glue_nb.zoo.decoding import greedy_tokens
 from model_glue_nb.zoo.language_model import LanguageModel
@@ -90,7 +90,7 @@ def test_a_rare_expert_is_not_kept_out_by_a_busy_one(tmp_path, at_work):
             if name == "last": done.set()
     with s.changed: # nothing is taken in before all are there
         for name, e in (("first", 0), ("rare", 1), ("last", 0)):
-            s.ask([Question("w3 w4", e, 3)], lambda i, event, name=name: tell(name, event))
+            s.ask([Inquiry("w3 w4", e, 3)], lambda i, event, name=name: tell(name, event))
     assert done.wait(60)
     assert order == ["first", "first!", "rare", "rare!", "last", "last!"]
 
@@ -101,7 +101,7 @@ def test_a_short_answer_does_not_wait_for_a_long_one(at_work):
         if isinstance(event, Done):
             ended.append(i)
             if len(ended) == 6: done.set()
-    s.ask([Question("shift KLMNOPQ =", most=8), *[Question("shift AB =", most=2)] * 5], tell)
+    s.ask([Inquiry("shift KLMNOPQ =", most=8), *[Inquiry("shift AB =", most=2)] * 5], tell)
     assert done.wait(60) and ended[-1] == 0
     assert s.n_steps <= 9, "one pass a token, however many are asked"
 
@@ -111,7 +111,7 @@ def test_a_lane_is_never_wider_than_allowed(at_work):
     hook = live.model.register_forward_pre_hook(lambda m, a, kw: sizes.append(len(kw["input_ids"])), with_kwargs=True)
     s = at_work(live, rows=3)
     prompts = [f"sort {x}A =" for x in "BCDEFGHIJK"]
-    texts, _ = ask(s, [Question(p, most=6) for p in prompts])
+    texts, _ = ask(s, [Inquiry(p, most=6) for p in prompts])
     hook.remove()
     assert max(sizes) == 3 and texts == live.generate(prompts, 6)
 
@@ -121,7 +121,7 @@ def test_a_mixture_in_one_checkpoint_answers_too(tmp_path, at_work, level):
     spec = MixtureSpec(("a-sort", "a-reverse"), dict(name="random"), level, "a-base", **how)
     live = mix(spec, read_zoo("demo"), tmp_path/"m", verify=False).load("cpu")
     prompts = ["sort CAB =", "reverse ABCDE =", "sort BA ="]
-    texts, ends = ask(at_work(live), [Question(p, most=5) for p in prompts])
+    texts, ends = ask(at_work(live), [Inquiry(p, most=5) for p in prompts])
     assert texts == live.generate(prompts, 5) and all(isinstance(e, Done) for e in ends)
 
 def test_a_mixture_among_the_experts_routes_again(tmp_path, at_work):
@@ -129,7 +129,7 @@ def test_a_mixture_among_the_experts_routes_again(tmp_path, at_work):
     inner = mix(MixtureSpec(("a", "b"), dict(name="random")), zoo, tmp_path/"inner")
     live = mix(MixtureSpec((str(inner.path), str(zoo["c"].path)), dict(name="random")), None, tmp_path/"outer").load("cpu")
     prompts = [f"w{i} w{i + 1}" for i in range(3, 15)]
-    texts, _ = ask(at_work(live), [Question(p, most=4) for p in prompts])
+    texts, _ = ask(at_work(live), [Inquiry(p, most=4) for p in prompts])
     assert texts == live.generate(prompts, 4) and len(set(texts)) > 3
 
 def test_a_prompt_that_no_router_can_read_fails_alone(tmp_path, at_work, monkeypatch):
@@ -140,14 +140,14 @@ def test_a_prompt_that_no_router_can_read_fails_alone(tmp_path, at_work, monkeyp
         if "w9" in prompts: raise RuntimeError("w9 cannot be read")
         return real(self, prompts)
     monkeypatch.setattr(type(live), "route_scores", route_scores)
-    texts, ends = ask(at_work(live), [Question(p, most=3) for p in ("w3", "w9", "w4")])
+    texts, ends = ask(at_work(live), [Inquiry(p, most=3) for p in ("w3", "w9", "w4")])
     assert [type(e) for e in ends] == [Done, Failed, Done] and ends[1].refusal.status == 500
     assert texts[0::2] == [live.expert(int(live.route([p])[0])).generate([p], 3)[0] for p in ("w3", "w4")]
 
 def test_draws_follow_their_chances(at_work):
     "What is drawn from many seeds has the frequencies of the softmax."
     live = read_zoo("demo")["a-sort"].load("cpu")
-    texts, _ = ask(at_work(live, rows=64, queue=1000), [Question("double AB =", most=1, sampling=Sampling(2., seed=i)) for i in range(600)])
+    texts, _ = ask(at_work(live, rows=64, queue=1000), [Inquiry("double AB =", most=1, sampling=Sampling(2., seed=i)) for i in range(600)])
     ids = torch.tensor(live.encode(["double AB ="]))
     with torch.inference_mode(): p = (live.model(ids).logits[0, -1].float() / 2).softmax(-1)
     top = int(p.argmax())
@@ -157,5 +157,5 @@ def test_draws_follow_their_chances(at_work):
 
 def test_nothing_is_taken_in_part(at_work):
     s = at_work(read_zoo("demo")["a-sort"].load("cpu"), queue=3)
-    with pytest.raises(Refusal, match="0 of 3 places"): s.ask([Question("sort BA =")] * 4, print)
-    assert not s.waiting and all(isinstance(e, Done) for e in ask(s, [Question("sort BA =")] * 3)[1])
+    with pytest.raises(Refusal, match="0 of 3 places"): s.ask([Inquiry("sort BA =")] * 4, print)
+    assert not s.waiting and all(isinstance(e, Done) for e in ask(s, [Inquiry("sort BA =")] * 3)[1])

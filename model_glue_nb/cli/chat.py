@@ -23,6 +23,7 @@ from ..reading import plain
 _HELP = """/reset         forget what was said
 /expert NAME   ask this expert from now on; without a name the router chooses again
 /quit          end, as does Ctrl-D; Ctrl-C stops an answer"""
+_WORDS = "/reset", "/expert", "/help", "/quit"
 
 class Conversation:
     "What was said so far, and who is asked."
@@ -52,7 +53,7 @@ class Conversation:
         if word == "/reset": self.reset()
         elif word == "/expert": self._choose(rest.strip())
         elif word == "/help": say(_HELP)
-        elif word.startswith("/"): self._complain(str(unknown("command", word, "/reset /expert /help /quit".split())))
+        elif word.startswith("/"): self._complain(str(unknown("command", word, _WORDS)))
         else: self._answer(line)
         return True
 
@@ -85,9 +86,9 @@ class Conversation:
 
     def _pieces(self)->Iterator[str]:
         "An answer, piece by piece, after the name of its expert."
-        from model_glue_nb.mixing.scheduler import Done, Failed, Piece, Question, Started
+        from model_glue_nb.mixing.scheduler import Done, Failed, Piece, Inquiry, Started
         events = SimpleQueue()
-        question = Question(list(self.said), self.expert, self.most, sampling=self.sampling)
+        question = Inquiry(list(self.said), self.expert, self.most, sampling=self.sampling)
         answer, = self.scheduler.ask([question], lambda i, event: events.put(event))
         try:
             while not isinstance(event := events.get(), Done):

@@ -44,8 +44,8 @@ def serve(
     token:str=typer.Option(None, envvar="MODEL_GLUE_TOKEN", show_envvar=True,
                            help="What clients must send; better given by the variable."),
     name:str=typer.Option(None, help="Of the whole in requests; default: the folder's."),
-    engines:Path=typer.Option(None, help="YAML: url, model and key_env of each expert; nothing is computed here "
-                                         "but the route."),
+    engines:Path=typer.Option(None, help="YAML: url, model, key_env of each expert; only the route is "
+                                         "computed here."),
     queue:int=typer.Option(256, min=1, help="Most questions that wait."),
     batch:int=typer.Option(32, min=1, help="Most answers of a model that are written together."),
     max_tokens:int=typer.Option(1024, min=1, help="Most tokens of an answer."),
@@ -56,7 +56,7 @@ def serve(
 ):
     """Answer requests as the OpenAI API does; Ctrl-C ends in order.
 
-    Names in requests: the whole (its router chooses), or an expert's (asked itself). Prompts are never logged.
+    Names in requests: the whole (its router chooses), or an expert's. Prompts are never logged.
 
     \b
     model-glue serve runs/demo

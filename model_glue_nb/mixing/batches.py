@@ -11,8 +11,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from .streaming import stream_tokens
-from ..schemas import integer, maybe, number
-from ..zoo.decoding import aligned, batches_by_length, joins, keeps_all, read_prompts, takes_cache
+from ..zoo.decoding import (aligned, batches_by_length, joins, keeps_all, read_together,
+                                        takes_cache)
 from ..zoo.language_model import LanguageModel
 
 # %% ../../nbs/08_mixing/18_batches.ipynb #7b42ccdf
@@ -23,12 +23,6 @@ class Sampling:
     top_p: float = 1 # Probability that the kept tokens hold
     top_k: int = 0 # Most tokens that are kept; 0: all
     seed: int|None = None # None: another answer every time
-
-    def problems(self)->list[str]: # One per line
-        "Settings that mean nothing."
-        kinds = dict(temperature=number(0, 100), top_p=number(1e-9, 1), top_k=integer(0, 10**9),
-                     seed=maybe(integer(-2**63, 2**63 - 1)))
-        return [p for k, kind in kinds.items() for p in kind.problems(getattr(self, k), k)]
 
     @property
     def how(self)->dict: # Empty: greedy
@@ -108,7 +102,7 @@ class GrowingBatch:
         "Read some prompts and let their answers join."
         ids = {row: row.ids for row in rows}
         groups = [[rows[i] for i in g] for g in batches_by_length([r.ids for r in rows])]
-        fresh = [read_prompts(self.model, ids, g, self.within, _choose) for g in groups]
+        fresh = [read_together(self.model, ids, g, self.within, _choose) for g in groups]
         first = [(row, token) for p in fresh for row, token in zip(p.rows, p.last[:, 0].tolist())]
         for part in fresh:
             n_tokens = max(len(r.ids) + r.most for r in part.rows)

@@ -125,10 +125,11 @@ def route(self:MixtureLM,
 @patch
 def route_scores(self:MixtureLM,
     prompts:list[str], # Texts
-)->tuple[np.ndarray,np.ndarray]: # int, (n,): position of each prompt's expert; (n, experts): how promising each is
+)->tuple[np.ndarray,np.ndarray]: # int, (n,): each prompt's expert; (n, experts): how promising each is
     "Which expert answers each prompt, and what the router says of all of them."
     prompts = as_prompts(prompts)
-    if len(self.experts) == 1: return np.zeros(len(prompts), int), np.zeros((len(prompts), 1)) # nothing to read
+    n = len(prompts)
+    if len(self.experts) == 1: return np.zeros(n, int), np.zeros((n, 1)) # nothing to read
     empty = [f"Prompt {i} is empty. Give a text." for i, p in enumerate(prompts) if not p.strip()]
     refuse(empty, "Cannot route")
     features = self.manifest["features"]

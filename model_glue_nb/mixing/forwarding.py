@@ -37,6 +37,7 @@ class Engine(NamedTuple):
         return {"authorization": f"Bearer {self.key}"} if self.key else {}
 
 _ENGINE = mapping(dict(url=text(1, 2000), model=name, key_env=name), ["url"])
+_ENGINES = mapping(dict(experts=mapping(None, values=_ENGINE)), ["experts"])
 
 def read_engines(
     file:str|Path, # A YAML file
@@ -44,17 +45,19 @@ def read_engines(
 )->list[Engine]: # One per expert, in their order
     "Where each expert is answered."
     where = short(Path(file).name)
-    given = require(read_yaml(file, "list of engines"), mapping(dict(experts=mapping(None, values=_ENGINE)), ["experts"]),
-                    where, f"Cannot use {where}")["experts"]
+    given = require(read_yaml(file, "list of engines"), _ENGINES, where, f"Cannot use {where}")["experts"]
     problems = [str(unknown("expert", n, experts, "of this mixture")) for n in given if n not in experts]
     problems += [f"{where} has no engine for expert '{n}'. Give its url." for n in experts if n not in given]
     for n, row in given.items():
         if not row["url"].startswith(("http://", "https://")):
-            problems.append(f"The url of '{n}' is {brief(row['url'])}, expected http:// or https://. Correct it.")
+            problems.append(f"The url of '{n}' is {brief(row['url'])}, expected http:// or https://. "
+                            "Correct it.")
         if row.get("key_env") and not os.environ.get(row["key_env"]):
             problems.append(f"The key of '{n}' is read from {row['key_env']}, which isn't set. Set it.")
     refuse(problems, f"Cannot use {where}")
-    def engine(n, row): return Engine(n, row["url"].rstrip("/"), row.get("model", n), os.environ.get(row.get("key_env", "")))
+    def engine(n, row):
+        key = os.environ.get(row.get("key_env", ""))
+        return Engine(n, row["url"].rstrip("/"), row.get("model", n), key)
     return [engine(n, given[n]) for n in experts]
 
 # %% ../../nbs/08_mixing/23_forwarding.ipynb #f8021229
@@ -64,7 +67,8 @@ def _read_question(
 )->str:
     "What the router reads."
     if not isinstance(given.get("model"), str): raise Refusal(400, "'model' is missing. Give it.", "model")
-    if not isinstance(given.get("stream", False), bool): raise Refusal(400, "stream isn't true or false. Correct it.", "stream")
+    if not isinstance(given.get("stream", False), bool):
+        raise Refusal(400, "stream isn't true or false. Correct it.", "stream")
     key = "messages" if chat else "prompt"
     asked = given.get(key)
     if not chat and isinstance(asked, list) and len(asked) == 1: asked = asked[0]
@@ -73,8 +77,8 @@ def _read_question(
         elif isinstance(asked, str): said = asked
         else: raise InputError(f"prompt is {brief(asked)}, expected one text. Ask for several one by one.")
     except (InputError, AttributeError, KeyError, TypeError) as e:
-        why = str(e) if isinstance(e, InputError) else f"messages is {brief(asked)}, expected role and content each."
-        raise Refusal(400, why, key) from None
+        form = f"messages is {brief(asked)}, expected role and content each."
+        raise Refusal(400, str(e) if isinstance(e, InputError) else form, key) from None
     if not said.strip(): raise Refusal(400, "What was said last is empty. Give a text.", key)
     return said
 
@@ -87,7 +91,7 @@ def _failed(
 )->Refusal:
     "Something went wrong behind us; the key isn't said."
     if engine.key: why = why.replace(engine.key, "…")
-    return Refusal(status, f"Engine of '{engine.expert}': {why}", code="backend_error" if status == 502 else None)
+    return Refusal(status, f"Engine of '{engine.expert}': {why}")
 
 def _engine_refusal(
     engine:Engine,
@@ -165,10 +169,12 @@ class _Forwarded:
         self.route = await backend.route(given, self.chat)
         self.engine = backend.engines[self.route.expert]
         self.asked = given["model"]
-        if not backend.client: backend.client = httpx.AsyncClient(timeout=httpx.Timeout(backend.seconds, connect=10))
-        path = "chat/completions" if self.chat else "completions"
-        body = given | dict(model=self.engine.model)
-        sent = backend.client.build_request("POST", f"{self.engine.url}/{path}", json=body, headers=self.engine.headers())
+        if not backend.client:
+            limits = httpx.Timeout(backend.seconds, connect=10)
+            backend.client = httpx.AsyncClient(timeout=limits)
+        url = f"{self.engine.url}/{'chat/completions' if self.chat else 'completions'}"
+        body, headers = given | dict(model=self.engine.model), self.engine.headers()
+        sent = backend.client.build_request("POST", url, json=body, headers=headers)
         self.request.scope["served"]["experts"] = [self.engine.expert]
         try: return await self._or_gone(self._ask(sent, given.get("stream", False)))
         except httpx.HTTPError as e:

@@ -66,7 +66,8 @@ def _check_parameters(
     "Refuse the first parameter that isn't understood."
     done = _DONE | _OF_KIND[chat]
     for key, value in given.items():
-        if key in _ABOUT or any(type(value) is type(x) and value == x for x in _NEUTRAL.get(key, ())): continue
+        same = [x for x in _NEUTRAL.get(key, ()) if type(value) is type(x) and value == x]
+        if key in _ABOUT or same: continue
         if key in _NEUTRAL:
             raise Refusal(400, f"{key} is {brief(value)}, and this server doesn't do that. Leave it out.",
                           key, "unsupported_parameter")
