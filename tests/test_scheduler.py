@@ -19,6 +19,7 @@ from model_glue_nb.zoo.language_model import LanguageModel
 from model_glue_nb.zoo.zoo import read_zoo, tiny_zoo
 
 SMALL = dict(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, initializer_range=.4)
+LONG = dict(rope_theta=1e4, rope_type="longrope", factor=2., short_factor=[1.] * 4, long_factor=[2.] * 4, original_max_position_embeddings=8)
 DYNAMIC = dict(rope_theta=1e4, rope_type="dynamic", factor=2.)
 
 def kinds():
@@ -26,7 +27,7 @@ def kinds():
     yield "llama", LlamaForCausalLM(LlamaConfig(**SMALL)), True
     yield "window", MistralForCausalLM(MistralConfig(**SMALL, sliding_window=64)), True
     yield "full window", MistralForCausalLM(MistralConfig(**SMALL, sliding_window=7)), True
-    yield "dynamic rope", LlamaForCausalLM(LlamaConfig(**SMALL, max_position_embeddings=16, rope_parameters=DYNAMIC)), False
+    yield "long rope", LlamaForCausalLM(LlamaConfig(**SMALL, rope_parameters=LONG)), False
     for kind in ("gpt2", "qwen3_moe", "gemma3_text"):
         yield kind, certificate.tiny_model(kind, 1), True
 
@@ -55,6 +56,8 @@ def test_models_that_keep_to_themselves_are_asked_one_by_one():
     torch.manual_seed(3)
     model = LlamaForCausalLM(LlamaConfig(**SMALL)).eval()
     assert isinstance(batch_for(LanguageModel("x", model, None)), GrowingBatch)
+    dynamic = LlamaForCausalLM(LlamaConfig(**SMALL, rope_parameters=DYNAMIC))
+    assert isinstance(batch_for(LanguageModel("x", dynamic, None)), SingleAnswers)
     model.generation_config.repetition_penalty = 1.2
     assert isinstance(batch_for(LanguageModel("x", model, None)), SingleAnswers)
 

@@ -16,7 +16,7 @@ CHOOSING = ["nbs/08_mixing/17_selection.ipynb", *(f"tests/test_routers.py::test_
 ROUTES = ["nbs/08_mixing/07_routers.ipynb", *(f"tests/test_routers.py::test_{name}" for name in (
     "a_text_router_is_written_and_read_again", "a_task_without_weight_teaches_nothing", "a_weight_counts_as_that_many_prompts", "graded_scores_teach"))]
 JOINING = [f"tests/test_scheduler.py::test_who_joins_and_leaves_at_any_time_is_answered_as_alone[{kind}]"
-           for kind in ("llama", "window", "full window", "dynamic rope")]
+           for kind in ("llama", "window", "full window", "long rope")]
 
 MUTANTS = {
     "tensors.dtypes": (["nbs/01_tensors/02_dtypes.ipynb", "tests/test_stored_types.py"], [

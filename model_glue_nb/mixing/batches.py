@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from .streaming import stream_tokens
 from ..zoo.decoding import (aligned, batches_by_length, joins, keeps_all, read_together,
-                                        takes_cache)
+                                        rope_types, takes_cache)
 from ..zoo.language_model import LanguageModel
 
 # %% ../../nbs/08_mixing/18_batches.ipynb #7b42ccdf
@@ -182,4 +182,5 @@ def batch_for(
     within:Callable=_anywhere, # As for `GrowingBatch`
 ): # A `GrowingBatch` or `SingleAnswers`
     "A batch of the kind that a model allows."
-    return GrowingBatch(live, within) if takes_cache(live.model) else SingleAnswers(live)
+    grows = takes_cache(live.model) and "dynamic" not in rope_types(live.model.config)
+    return GrowingBatch(live, within) if grows else SingleAnswers(live)

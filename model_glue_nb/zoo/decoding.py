@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['batches_by_length', 'written_together', 'takes_cache', 'counts_itself', 'AnswerRows', 'read_together', 'keeps_all',
-           'aligned', 'joins', 'greedy_tokens', 'generate_with', 'tokens_by_transformers']
+           'aligned', 'rope_types', 'joins', 'greedy_tokens', 'generate_with', 'tokens_by_transformers']
 
 # %% ../../nbs/03_zoo/02_decoding.ipynb #f38adc23
 import inspect
@@ -209,7 +209,7 @@ def _first_row(
         cache.layers.append(one)
     return AnswerRows(part.rows[:1], cache, part.last[:1], within=part.within)
 
-def _rope_types(
+def rope_types(
     config, # Of transformers
 )->set[str]:
     "How rotary frequencies are found, in any layer."
@@ -222,7 +222,7 @@ def joins(
 )->bool:
     "Does a model say the same of rows that are joined as of each alone?"
     import torch
-    if _rope_types(model.config) & {"dynamic", "longrope"}: return False
+    if rope_types(model.config) & {"dynamic", "longrope"}: return False
     taken = inspect.signature(type(model).forward).parameters
     if not {"attention_mask", "position_ids"} <= set(taken): return False
     kind = type(model), model.config.to_json_string(), model.dtype, model.device.type
