@@ -127,6 +127,20 @@ def test_a_mixture_in_one_checkpoint_answers_too(tmp_path, at_work, level):
     texts, ends = ask(at_work(live), [Inquiry(p, most=5) for p in prompts])
     assert texts == live.generate(prompts, 5) and all(isinstance(e, Done) for e in ends)
 
+def test_a_base_with_a_penalty_answers_as_its_experts_alone(tmp_path, at_work):
+    "Such a base can't be batched token by token; each of its experts is asked by itself, with the penalty."
+    spec = MixtureSpec(("a-sort", "a-reverse"), dict(name="random"), level="adapter", bases=("a-base",), difference=dict(rank=4))
+    live = mix(spec, read_zoo("demo"), tmp_path/"m").load("cpu")
+    prompts = ["sort IUJRH =", "turn CYZAO around =", "sort PEVBM ="]
+    free = live.generate(prompts, 8)
+    live.shared_base(0).live.model.generation_config.repetition_penalty = 1.3
+    scheduler, said = at_work(live), set()
+    for e in (0, 1):
+        texts, _ = ask(scheduler, [Inquiry(p, e, 8) for p in prompts])
+        assert texts == [live.expert(e).generate([p], 8)[0] for p in prompts] and texts != free
+        said.add(tuple(texts))
+    assert len(said) == 2, "the experts differ"
+
 def test_a_mixture_among_the_experts_routes_again(tmp_path, at_work):
     zoo = tiny_zoo(tmp_path, ["a", "b", "c"], dtype="float32")
     inner = mix(MixtureSpec(("a", "b"), dict(name="random")), zoo, tmp_path/"inner")

@@ -11,8 +11,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from .streaming import stream_tokens
-from ..zoo.decoding import (aligned, batches_by_length, joins, keeps_all, read_together,
-                                        rope_types, takes_cache)
+from ..zoo.decoding import (aligned, batches_by_length, joins, keeps_all, own_changes,
+                                        read_together, rope_types, takes_cache)
 from ..zoo.language_model import LanguageModel
 
 # %% ../../nbs/08_mixing/18_batches.ipynb #7b42ccdf
@@ -145,8 +145,10 @@ class SingleAnswers:
     "Answers of a model that is asked one by one; used as a `GrowingBatch` is."
     def __init__(self,
         live:LanguageModel, # Who answers
+        expert:Callable|None=None, # Position of an expert → its model, where several share a base
     ):
         self.live, self.row, self.tokens = live, None, None
+        self.expert = expert
 
     @property
     def rows(self)->list[Row]: # One or none
@@ -157,12 +159,13 @@ class SingleAnswers:
         rows:list[Row], # A single one, when nobody is being answered
     )->list[tuple[Row,int]]: # Its first token
         "Begin an answer."
+        import torch
         self.row, = rows
-        how, seed = self.row.sampling.how, self.row.sampling.seed
-        if how and seed is None:
-            import torch
-            seed = torch.seed()
-        self.tokens = stream_tokens(self.live, self.row.ids, self.row.most, how=how, seed=(seed or 0) % 2**63)
+        sampling = self.row.sampling
+        seed = torch.seed() if sampling.seed is None else sampling.seed
+        live = self.expert(self.row.expert) if self.expert else self.live
+        how = own_changes(live.model) | sampling.how
+        self.tokens = stream_tokens(live, self.row.ids, self.row.most, how=how, seed=seed % 2**63)
         return self.step()
 
     def step(self)->list[tuple[Row,int|None]]: # None: nothing follows
@@ -180,7 +183,8 @@ class SingleAnswers:
 def batch_for(
     live:LanguageModel, # Who answers
     within:Callable=_anywhere, # As for `GrowingBatch`
+    expert:Callable|None=None, # As for `SingleAnswers`
 ): # A `GrowingBatch` or `SingleAnswers`
     "A batch of the kind that a model allows."
     grows = takes_cache(live.model) and "dynamic" not in rope_types(live.model.config)
-    return GrowingBatch(live, within) if grows else SingleAnswers(live)
+    return GrowingBatch(live, within) if grows else SingleAnswers(live, expert)

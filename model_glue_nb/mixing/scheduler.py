@@ -107,9 +107,10 @@ def _find_place(
 
 def _open_base(live, e):
     "A base whose rows are answered by the experts they belong to."
-    base = live.shared_base(e).live
+    base = live.shared_base(e)
     def within(rows): return answered_by(tuple(row.expert for row in rows))
-    return base, GrowingBatch(base, within)
+    def expert(i): return base.expert(i, live.experts[live.siblings(e)[i]].name)
+    return base.live, batch_for(base.live, within, expert)
 
 # %% ../../nbs/08_mixing/20_scheduler.ipynb #b695d725
 @dataclass(frozen=True)

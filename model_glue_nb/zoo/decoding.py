@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['batches_by_length', 'written_together', 'takes_cache', 'counts_itself', 'AnswerRows', 'read_together', 'keeps_all',
-           'aligned', 'rope_types', 'joins', 'greedy_tokens', 'generate_with', 'tokens_by_transformers']
+           'aligned', 'rope_types', 'joins', 'greedy_tokens', 'generate_with', 'own_changes', 'tokens_by_transformers']
 
 # %% ../../nbs/03_zoo/02_decoding.ipynb #f38adc23
 import inspect
@@ -308,6 +308,14 @@ def generate_with(
     finally: model.generation_config = own
     return out[:, start:].tolist()
 
+def own_changes(
+    model, # transformers model
+)->dict: # In the words of `generate`
+    "A checkpoint's own settings that change what greedy choice takes."
+    settings = model.generation_config
+    own = {k: v for k in _CHANGES if (v := getattr(settings, k, None)) is not None}
+    return own
+
 def tokens_by_transformers(
     model, # transformers model
     ids:list[list[int]], # Token ids per prompt, all of one length
@@ -318,8 +326,7 @@ def tokens_by_transformers(
 )->list[list[int]]: # New tokens of each prompt
     "Greedy continuations by transformers' `generate`, with the checkpoint's changes to the logits."
     import torch
-    settings = model.generation_config
-    own = {k: v for k in _CHANGES if (v := getattr(settings, k, None)) is not None}
     greedy = dict(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+    x = torch.tensor(ids, device=model.device)
     with within(list(range(len(ids)))):
-        return generate_with(model, torch.tensor(ids, device=model.device), own | greedy, ends, stopped)
+        return generate_with(model, x, own_changes(model) | greedy, ends, stopped)
