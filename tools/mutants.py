@@ -822,7 +822,6 @@ MUTANTS = {
         ("if \"error\" in said: raise _engine_refusal(self.engine, 500, raw)", "pass"),
         ("yield event(_failed(self.engine, \"its answer broke off.\").body())", "pass"),
         ("self.backend.n_open -= 1", "pass"),
-        ("if self.response: await self.response.aclose()", "pass"),
     ]),
     "gluing.choice": (["nbs/09_gluing/06_choice.ipynb", "tests/test_choice.py"], [
         ("values[name][ask] = procedure(learn, ask)", "values[name][ask] = procedure(ask, ask)"),
