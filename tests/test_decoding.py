@@ -39,9 +39,9 @@ def llama(**more):
 @pytest.fixture
 def joined(monkeypatch):
     "How many rows were aligned each time; nothing is known of any model before."
-    seen, real = [], decoding._aligned
+    seen, real = [], decoding.aligned
     monkeypatch.setattr(decoding, "_JOINS", {})
-    monkeypatch.setattr(decoding, "_aligned", lambda parts: seen.append(sum(len(p.rows) for p in parts)) or real(parts))
+    monkeypatch.setattr(decoding, "aligned", lambda parts: seen.append(sum(len(p.rows) for p in parts)) or real(parts))
     return seen
 
 def alone(model, ends=(), n=10, stopped=None): return [greedy_tokens(model, [p], ends, n, stopped)[0] for p in PROMPTS]
@@ -59,8 +59,8 @@ def test_logits_are_those_of_each_alone(kind):
     "Not only the largest: all, at every step, as far as a softmax in float32 lets it be said."
     model = wide(certificate.tiny_model(kind, 1))
     with torch.inference_mode():
-        parts = [decoding._read_prompts(model, PROMPTS, [i], decoding._anywhere) for i in range(len(PROMPTS))]
-        rows = decoding._aligned(parts)
+        parts = [decoding.read_together(model, PROMPTS, [i], decoding._anywhere) for i in range(len(PROMPTS))]
+        rows = decoding.aligned(parts)
         for _ in range(5):
             got = rows.logits(model)
             want = torch.cat([p.logits(model) for p in parts])
@@ -131,10 +131,10 @@ def test_what_was_read_can_still_be_continued_alone():
     "Alignment copies; a part's cache is as it was."
     model = llama()
     with torch.inference_mode():
-        parts = [decoding._read_prompts(model, PROMPTS, [i], decoding._anywhere) for i in range(3)]
+        parts = [decoding.read_together(model, PROMPTS, [i], decoding._anywhere) for i in range(3)]
         before = [[(l.keys.clone(), l.values.clone()) for l in p.cache.layers] for p in parts]
-        assert decoding._joins(model, parts)
-        decoding._aligned(parts).logits(model)
+        assert decoding.joins(model, parts)
+        decoding.aligned(parts).logits(model)
     for p, layers in zip(parts, before):
         for layer, (keys, values) in zip(p.cache.layers, layers, strict=True):
             assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)

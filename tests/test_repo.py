@@ -143,9 +143,9 @@ def test_exported_imports_stand_alone(path):
 
 def test_import_is_light():
     names = ("core tensors.native tensors.dtypes tensors.kernels tensors.streams zoo.zoo zoo.writer merging.methods merging.planner merging.merge "
-             "reporting.plots reporting.dashboard cli.app cli.zoo cli.score cli.merge cli.glue cli.program").split()
+             "reporting.plots reporting.dashboard cli.app cli.zoo cli.score cli.merge cli.glue cli.serve cli.chat cli.program").split()
     code = (f"import importlib, sys; [importlib.import_module('model_glue_nb.' + n) for n in {names}]; "
-            "print(*[m for m in 'torch transformers pandas plotly sklearn lm_eval IPython'.split() if m in sys.modules])")
+            "print(*[m for m in 'torch transformers pandas plotly sklearn lm_eval IPython fastapi uvicorn'.split() if m in sys.modules])")
     heavy = subprocess.run([sys.executable, "-c", code], cwd=root, text=True, capture_output=True, check=True).stdout.split()
     assert not heavy, f"importing {', '.join(names)} pulls in {', '.join(heavy)}"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
 venv, python, stamp, busy = root/".venv", root/".venv/bin/python", root/".venv/.installed", root/".venv/.installing"
-PARTS = "import torch, transformers, lm_eval, numba, pandas, plotly, ipywidgets, jupyterlab, nbdev, pytest, playwright, model_glue_nb"
+PARTS = "import torch, transformers, lm_eval, numba, pandas, plotly, ipywidgets, jupyterlab, nbdev, pytest, playwright, fastapi, uvicorn, openai, model_glue_nb"
 
 def say(text): print(f"install: {text}", flush=True)
 

@@ -16,6 +16,8 @@ CHOOSING = ["nbs/08_mixing/17_selection.ipynb", *(f"tests/test_routers.py::test_
 ROUTES = ["nbs/08_mixing/07_routers.ipynb", *(f"tests/test_routers.py::test_{name}" for name in (
     "a_text_router_is_written_and_read_again", "a_task_without_weight_teaches_nothing", "a_weight_counts_as_that_many_prompts", "graded_scores_teach"))]
 ON_HUB = "tests/test_hub.py::test_"
+JOINING = [f"tests/test_scheduler.py::test_who_joins_and_leaves_at_any_time_is_answered_as_alone[{kind}]"
+           for kind in ("llama", "window", "full window", "long rope")]
 
 MUTANTS = {
     "tensors.dtypes": (["nbs/01_tensors/02_dtypes.ipynb", "tests/test_stored_types.py"], [
@@ -625,6 +627,9 @@ MUTANTS = {
         ("for i, over in zip(open_, ended): going[i] = not over", "pass"),
         ("self.rows, self.last = [self.rows[i] for i in at], self.last[index]", "self.last = self.last[index]"),
         ("if whole and len(left) <= len(going) // 2:", "if False:"),
+        ("if part.lengths is not None: return part.lengths", "pass", JOINING),
+        ("self._trim(self.mask.shape[1] - int(self.lengths.max()))", "pass", JOINING),
+        ("if layer.is_sliding: layer.cumulative_length -= n", "pass", JOINING),
         ("own = {k: v for k in _CHANGES if (v := getattr(settings, k, None)) is not None}", "own = {}", ["tests/test_loading.py"]),
     ]),
     "merging.low_rank": (["nbs/06_merging/15_low_rank.ipynb", "tests/test_differences.py"], [
@@ -878,9 +883,61 @@ MUTANTS = {
         ("rows = np.flatnonzero(first[route] == e)", "rows = np.flatnonzero(first[route] <= e)"),
         ("for i, answer in zip(rows, answers, strict=True): out[i] = answer", "for i, answer in enumerate(answers): out[i] = answer"),
         ("if m.fingerprint() != expert[\"fingerprint\"]:", "if False:"),
-        ("ids = live.encode([\"\\n\".join(m[\"content\"] for m in messages)])[0]", "ids = live.encode([messages[-1][\"content\"]])[0]"),
+        ("return live.encode([\"\\n\".join(m[\"content\"] for m in messages)])[0]", "return live.encode([messages[-1][\"content\"]])[0]"),
         ("if not alone: check_contexts(requests)", "pass"),
         ("self.names = {digest(list(t.args)): r.args for r, t in zip(requests, written)}", "self.names = {}"),
+    ]),
+    "mixing.batches": (["nbs/08_mixing/18_batches.ipynb", *JOINING], [
+        ("before = p.cumsum(-1) - p", "before = p.cumsum(-1)"),
+        ("p[sampling.top_k:] = 0", "p[sampling.top_k - 1:] = 0"),
+        ("(logits.float() / sampling.temperature)", "(logits.float() * sampling.temperature)"),
+        ("self.generator.manual_seed(self.sampling.seed % 2**63)", "self.generator.seed()"),
+        ("n_tokens = max(len(r.ids) + r.most for r in part.rows)", "n_tokens = 1"),
+        ("if self.joined: self.parts = [aligned(self.parts)]", "self.parts = [aligned(self.parts)]"),
+        ("out += [(row, token) for row, token in said if row not in gone]", "out += said"),
+    ]),
+    "mixing.openai_api": (["nbs/08_mixing/19_openai_api.ipynb"], [
+        ("same = [x for x in _NEUTRAL.get(key, ()) if type(value) is type(x) and value == x]",
+         "same = [x for x in _NEUTRAL.get(key, ()) if value == x]"),
+        ("if len(most) > 1:", "if False:"),
+        ("if options and not stream:", "if False:"),
+        ("if n > 1 and sampling.temperature == 0:", "if False:"),
+        ("chosen[\"temperature\"] = 1", "pass"),
+        ("if key in (\"role\", \"content\") or value in (None, [], \"\"): continue", "continue"),
+        ("if first: delta[\"role\"] = \"assistant\"", "pass"),
+    ]),
+    "mixing.scheduler": ([f"tests/test_scheduler.py::test_{name}" for name in (
+        "a_rare_expert_is_not_kept_out_by_a_busy_one", "a_lane_is_never_wider_than_allowed", "nothing_is_taken_in_part",
+        "a_prompt_that_no_router_can_read_fails_alone")], [
+        ("if key is None: break", "if key is None: continue"),
+        ("if len(lane.answers) + len(rows) < places and self._begin(lane, a): rows.append(a)",
+         "if self._begin(lane, a): rows.append(a)"),
+        ("if len(self.waiting) + len(answers) > self.queue:", "if len(self.waiting) > self.queue:"),
+        ("for a in open_: self._route([a])", "for a in open_: self._turn_away(a, _as_refusal(e))"),
+        ("if len(self.lanes) >= self.served.most_open: return None", "pass"),
+        ("if why: piece += text.finish()", "pass", ["nbs/08_mixing/20_scheduler.ipynb"]),
+        ("elif len(row.new) == row.most: why = \"length\"", "elif len(row.new) > row.most: why = \"length\"",
+         ["nbs/08_mixing/20_scheduler.ipynb"]),
+        ("digest(q.sampling.seed, q.said, q.number)", "digest(q.sampling.seed, q.said)", ["nbs/08_mixing/20_scheduler.ipynb"]),
+    ]),
+    "mixing.counters": (["nbs/08_mixing/21_counters.ipynb"], [
+        ("counts[bisect_left(_BOUNDS, seconds)] += 1", "counts[bisect_left(_BOUNDS, seconds) - 1] += 1"),
+        ("so_far = list(accumulate(counts))", "so_far = counts"),
+    ]),
+    "mixing.server": ([f"tests/test_server.py::test_{name}" for name in (
+        "a_token_guards_all_but_health", "bodies_of_every_kind", "usage_counts_tokens", "several_prompts_several_answers")], [
+        ("if kind.lower() == \"bearer\" and same: return", "if same: return"),
+        ("if size.isdecimal() and int(size) > rules.most_bytes: raise too_long", "pass", ["tests/test_server.py::test_bodies_of_every_kind"]),
+        ("prompts = sum(s.tokens for i, s in self.started.items() if i % self.asked.n == 0)",
+         "prompts = sum(s.tokens for s in self.started.values())"),
+        ("for a in self.answers: a.leave()", "pass", ["tests/test_server.py::test_who_hangs_up_frees_the_place[True]"]),
+        ("await self.watched.empty.wait()", "pass", ["tests/test_server.py::test_what_has_begun_is_answered_and_the_rest_refused"]),
+    ]),
+    "mixing.forwarding": (["tests/test_forwarding.py"], [
+        ("if engine.key: why = why.replace(engine.key, \"…\")", "pass"),
+        ("if \"error\" in said: raise _engine_refusal(self.engine, 500, raw)", "pass"),
+        ("yield event(_failed(self.engine, \"its answer broke off.\").body())", "pass"),
+        ("self.backend.n_open -= 1", "pass"),
     ]),
     "gluing.choice": (["nbs/09_gluing/06_choice.ipynb", "tests/test_choice.py"], [
         ("values[name][ask] = procedure(learn, ask)", "values[name][ask] = procedure(ask, ask)"),

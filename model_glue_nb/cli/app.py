@@ -26,7 +26,7 @@ AS_JSON = typer.Option(False, "--json", help="Print JSON instead of a table.")
 ZOO = typer.Argument(help="A folder of checkpoints, a YAML list, org/name on the hub, or demo.")
 
 DEBUG = typer.Option(False, "--debug", help="Show where an error came from, and the libraries' log messages.")
-_ASKS = ("zoo",) # Commands that may ask the user something
+_ASKS = ("zoo", "chat") # Commands that may ask the user something
 
 @app.callback()
 def commands(

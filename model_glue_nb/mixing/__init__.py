@@ -15,5 +15,8 @@ FACE = {
     "experts": "MixtureLM",
     "mixture": "read_mixture plan_mixture",
     "selection": "select_experts experts_for router_lab by_question",
+    "scheduler": "Scheduler Served Inquiry",
+    "server": "ApiServer LocalBackend ServerRules",
+    "forwarding": "Forwarding read_engines",
 }
 __getattr__, __dir__, __all__ = _face("mixing", FACE)
