@@ -87,7 +87,7 @@ def _settled(
 
 # %% ../../nbs/08_mixing/14_streaming.ipynb #07fae33c
 _GREEDY = dict(do_sample=False, num_beams=1, temperature=1.0, top_p=1.0,
-               top_k=50, repetition_penalty=1.0, no_repeat_ngram_size=0, min_length=0, min_new_tokens=0)
+               top_k=50, repetition_penalty=1.0, no_repeat_ngram_size=0, min_length=0, min_new_tokens=None)
 
 class _Pieces:
     "What `generate` hands its tokens to, and asks whether to go on."
