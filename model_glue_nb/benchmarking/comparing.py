@@ -26,8 +26,8 @@ from ..schemas import short
 class LogComparison:
     "Models on the same items: `pairs`, `ranking` and `tasks` are tables, `items` the scores themselves."
     items: dict[str, ItemScores] # Model → values on the items that all have; the first is the one to beat
-    pairs: "pd.DataFrame" # first second task n score_first score_second difference low high p p_holm …
-    ranking: "pd.DataFrame" # Best first: model mean low high group
+    pairs: object # DataFrame: first second task n score_first score_second difference low high p p_holm …
+    ranking: object # DataFrame, the best first: model mean low high group
     tasks: list[dict] # task metric n of lacking no_score
     notes: tuple[str, ...] = () # What a reader should know
 
