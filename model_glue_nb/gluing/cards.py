@@ -207,7 +207,7 @@ def _points(mean, low, high)->str:
 def _how_to_load(facts:CardFacts)->str:
     "The lines that open the model."
     if facts.apart:
-        return ("## Load it\n\nThe experts stay whole models behind a router, so this package loads them.\n\n"
+        return ("## Load it\n\nThe experts stay apart behind a router, so this package loads them.\n\n"
                 f"```python\n# pip install model_glue_nb\nfrom model_glue_nb import read_zoo\n"
                 f"model = read_zoo(\"{facts.repo}\").models[0].load()\n"
                 "print(model.generate([\"…\"], 32))\n```")
