@@ -4,6 +4,7 @@
     python benchmarks/regimes.py merges --out runs/regimes       # scores their merges, some minutes of a processor
     python benchmarks/regimes.py tables --out runs/regimes       # what the test says, beside the scores
     python benchmarks/regimes.py embedded --out runs/regimes     # its first picks for family A, on all report questions
+    python benchmarks/regimes.py smollm2 --out runs/smollm2      # its first picks for that finished run's models
 
 Scores are exact match on report questions of the family's skills, the same 12 of each for all."""
 import argparse
@@ -17,7 +18,8 @@ from model_glue_nb.benchmarking.harness import few_threads
 from model_glue_nb.benchmarking.intervals import mean_interval, mean_score
 from model_glue_nb.benchmarking.suites import load_suite
 from model_glue_nb.checkpoints.tensor_names import LAYER
-from model_glue_nb.core import Store, atomic_path
+from model_glue_nb.core import Store, atomic_path, silent
+from model_glue_nb.gluing.recipe import begin, read_recipe
 from model_glue_nb.mergeability.similarity import compared_weights
 from model_glue_nb.merging.recipes import recipe
 from model_glue_nb.merging.regime import zoo_regime
@@ -235,11 +237,21 @@ def embedded(out):
         x = mean_interval(scorer.items(r))
         yield dict(found=found.kind, within=found.within, left_out=" ".join(found.spoilt), method=r.method, mean=x.mean, low=x.low, high=x.high)
 
-def write(rows, name, what):
+def of_run(run):
+    "What the first picks for the models of a finished run score on its search and report questions; data-free methods only."
+    work = begin(read_recipe(run/"recipe.yaml"), run, silent)
+    models = work.zoo.subset(work.singles)
+    found = zoo_regime(models)
+    for r in found.picks:
+        by_split = {k: CandidateScorer(models, part, work.run.store).items(r) for k, part in (("search", work.search), ("report", work.report))}
+        x = mean_interval(by_split["report"])
+        yield dict(found=found.kind, method=r.method, search=mean_score(by_split["search"]), mean=x.mean, low=x.low, high=x.high)
+
+def write(rows, name, what, out="runs/regimes"):
     "A recorded table, with its command."
     file = Path("nbs/recorded")/f"{name}.csv"
     text = pd.DataFrame(rows).to_csv(index=False, float_format="%.4g")
-    file.write_text(f"# python benchmarks/regimes.py {what} --out runs/regimes\n{text}")
+    file.write_text(f"# python benchmarks/regimes.py {what} --out {out}\n{text}")
 
 def tables(out):
     "Record what was found and scored."
@@ -249,8 +261,10 @@ def tables(out):
 
 def embedded_table(out): write(list(embedded(out)), "regime_embedded", "embedded")
 
+def smollm2_table(run): write(list(of_run(run)), "regime_smollm2", "smollm2", run)
+
 if __name__ == "__main__":
-    commands = dict(members=members, merges=merges, tables=tables, embedded=embedded_table)
+    commands = dict(members=members, merges=merges, tables=tables, embedded=embedded_table, smollm2=smollm2_table)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=commands)
     parser.add_argument("--out", type=Path, required=True)
