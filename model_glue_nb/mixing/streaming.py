@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from threading import Event, Thread
 
 from ..core import InputError, refuse
+from ..zoo.decoding import own_changes
 from ..zoo.language_model import LanguageModel
 
 # %% ../../nbs/08_mixing/14_streaming.ipynb #be65d7c4
@@ -119,7 +120,7 @@ def _speak(
             pad = (end[0] if isinstance(end, (list, tuple)) else end) or 0
             live.model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=max_new_tokens,
                                 pad_token_id=pad, streamer=pieces, stopping_criteria=[pieces],
-                                **_GREEDY | (how or {}))
+                                **_GREEDY | own_changes(live.model) | (how or {}))
     except BaseException as e: pieces.queue.put(e)
     else: pieces.queue.put(None)
 
