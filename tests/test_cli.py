@@ -272,3 +272,15 @@ def test_security_is_told():
     mail = re.search(r"author_email = (\S+)", (root/"settings.ini").read_text())[1]
     assert set(re.findall(r"[\w.]+@[\w.-]+\w", text)) == {mail}
     for switch in ("--allow-code-execution", "--allow-nan", "--overwrite", "--debug"): assert switch in text
+
+def test_the_version_says_what_computes(command):
+    import torch, transformers
+    code, out, _ = command("--version")
+    assert code == 0 and out.startswith("model-glue ") and f"torch {torch.__version__}" in out and f"transformers {transformers.__version__}" in out
+
+def test_a_shell_is_told_what_may_follow(command, monkeypatch):
+    monkeypatch.setenv("_MODEL_GLUE_COMPLETE", "complete_bash")
+    for words, place, wanted in (("model-glue comp", "1", ["compare"]), ("model-glue merge --over", "2", ["--overwrite"])):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", place)
+        assert command()[1].split() == wanted
