@@ -15,7 +15,7 @@ from model_glue_nb.zoo.zoo import demo_zoo_path, open_model, read_zoo
 
 ZOO = demo_zoo_path()
 MEMBERS = ("a-base", "a-sort", "c-base", "c-complement")
-RECIPE = dict(tasks=["sort", "complement"], search_questions=40, merge=dict(methods=["linear"], budget=4), evidence=0, budget="3x")
+RECIPE = dict(tasks=["sort", "complement"], search_questions=40, merge=dict(methods=["linear"], budget=4), mixture=dict(router="linear"), evidence=0, budget="3x")
 
 def refused(call, *texts):
     with pytest.raises(InputError) as e: call()
