@@ -1,8 +1,9 @@
 "A router in front of engines: ours plays the engine; others break off, refuse, or aren't there."
-import json, socket, threading, time
+import json, socket, threading
 
 import httpx, openai, pytest
 
+from waiting import until
 from model_glue_nb.mixing.forwarding import Engine, Forwarding
 from model_glue_nb.mixing.mixture import mix
 from model_glue_nb.mixing.scheduler import Served
@@ -33,12 +34,6 @@ def client_of(server): return openai.OpenAI(base_url=f"{server.url}/v1", api_key
 @pytest.fixture(scope="module")
 def client(server):
     with client_of(server) as c: yield c
-
-def until(state):
-    end = time.monotonic() + 60
-    while not state():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(.002)
 
 def test_answers_are_those_of_the_mixture(live, client):
     for prompt, want in zip(PROMPTS, live.generate(PROMPTS, 12)):

@@ -284,20 +284,6 @@ def test_help_comes_at_once():
     ours = "import sys; from model_glue_nb.cli.program import main; sys.argv = ['model-glue', '--help']; main()"
     assert cost(ours) < 3.4 * cost("import typer, rich.table"), "beside what every such command line imports"
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    "Runs `model-glue` in this process: exit code, standard output, standard error."
-    from model_glue_nb.cli.program import main
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["model-glue", *map(str, args)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as e: code = e.code or 0
-        return code, *capsys.readouterr()
-    return run
-
 def written(path, zoo, **more):
     "A recipe file over paths."
     r = dict(merge_method="linear", models=[str(zoo[m].path) for m in "ab"]) | more

@@ -1,10 +1,11 @@
 "The API of a mixture: what clients get, under load, when they leave, and when the server does."
-import asyncio, json, socket, threading, time
+import asyncio, json, socket, threading
 from contextlib import contextmanager
 from queue import SimpleQueue
 
 import httpx, openai, pytest
 
+from waiting import until
 from model_glue_nb.mixing.mixture import mix
 from model_glue_nb.mixing.scheduler import Served
 from model_glue_nb.mixing.server import ApiServer, LocalBackend, ServerRules
@@ -61,12 +62,6 @@ def gate(live):
     yield made
     made.open.set()
     made.hook.remove()
-
-def until(state):
-    end = time.monotonic() + 60
-    while not state():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(.002)
 
 # ---- what a client gets
 def test_a_chat_is_answered_as_the_mixture_answers_it(live, client):

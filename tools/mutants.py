@@ -20,6 +20,11 @@ JOINING = [f"tests/test_scheduler.py::test_who_joins_and_leaves_at_any_time_is_a
            for kind in ("llama", "window", "full window", "long rope")]
 
 MUTANTS = {
+    "shown": (["nbs/00_ground/05_shown.ipynb", "tests/test_shown.py"], [
+        ("x if isinstance(x, Picture) else escape(x.strip())", "x"),
+        ("for r in rows[:_MOST_ROWS]]", "for r in rows]"),
+        ("if len(text) <= most: return text", "return text"),
+    ]),
     "tensors.dtypes": (["nbs/01_tensors/02_dtypes.ipynb", "tests/test_stored_types.py"], [
         ("v = np.uint32((h & 0x7fff) << 13).view(np.float32) * up", "v = np.uint32((h & 0x7fff) << 13).view(np.float32)"),
         ("0x7f800000 | ((h & 0x3ff) << 13)", "0x7f800000"),
@@ -814,7 +819,6 @@ MUTANTS = {
         ("return bool(every.min() >= 0 and every.max() <= 1)", "return bool(every.max() <= 100)"),
         ('return "–" if points and smallest > 1 else _number(smallest, points)', "return _number(smallest, points)"),
         ('how = "higher" if r.difference > 0 else "lower"', 'how = "higher"'),
-        ('shown = x if x.startswith("<svg") else html.escape(x.strip())', "shown = x"),
         ("if isinstance(x, float) and not math.isfinite(x): return None", "pass"),
     ]),
     "benchmarking.logs": (["nbs/04_benchmarking/16_logs.ipynb", "tests/test_compare.py"], [

@@ -197,9 +197,8 @@ class Suite(Shown):
     skipped: dict[str,str] = field(default_factory=dict) # Task → why it was left out
 
     def _headline(self):
-        n = sum(len(t.questions) for t in self.tasks)
         share = f"{self.search_share:.0%} of them to choose by"
-        return f"{self.name}, {len(self.tasks)} tasks, {n:,} questions, {share}"
+        return f"{self.name}, {len(self.tasks)} tasks, {self.n_questions:,} questions, {share}"
 
     def _rows(self):
         def row(t): return dict(task=t.name, questions=len(t.questions), metric=t.metric, weight=t.weight)

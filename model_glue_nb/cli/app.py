@@ -36,8 +36,8 @@ def _say_version(wanted:bool):
     typer.echo(f"model-glue {version('model_glue_nb')} ({beside}, Python {platform.python_version()})")
     raise typer.Exit()
 
-_VERSION = typer.Option(False, "--version", callback=_say_version, is_eager=True, 
-                       help="Show the version, and those of what computes.")
+_VERSION = typer.Option(False, "--version", callback=_say_version, is_eager=True,
+                        help="Show the version, and those of what computes.")
 
 @app.callback()
 def commands(

@@ -10,10 +10,11 @@ import html, os
 from pathlib import Path
 
 from ..benchmarking.aligned_logs import OVERALL
-from ..benchmarking.comparing import LogComparison, html_table
+from ..benchmarking.comparing import LogComparison
 from ..core import AlreadyThere, InputError, write_text
 from ..reading import plain
 from .dashboard import card, filled_page
+from ..shown import html_table
 
 # %% ../../nbs/10_reporting/16_comparison_page.ipynb #56980c37
 _READ = (
