@@ -3,7 +3,7 @@
     python benchmarks/extract.py [SHAPE] [RANK] [--layers N]      135m and 16
 
 The tune differs from its base by 24 steep directions per weight and noise. The error is ‖δ − δ′‖ / ‖δ‖ over all linear weights, found
-from the written factors in float64."""
+from the written factors in float64; by parts, every weight's change is first divided by ‖W₀‖, as our ranks are given out."""
 import argparse, json, subprocess, sys, tempfile
 from pathlib import Path
 from common import SHAPES, run, write_models
@@ -44,7 +44,7 @@ def error(folder, room):
     from safetensors.torch import load_file
     base, new, found = load_file(room/"base/model.safetensors"), load_file(room/"tune/model.safetensors"), load_file(folder/"adapter_model.safetensors")
     config = json.loads((folder/"adapter_config.json").read_text())
-    total = lacks = n_bytes = 0
+    total = lacks = total_parts = lacks_parts = n_bytes = 0
     for k, w in base.items():
         if "proj" not in k: continue
         stem = "base_model.model." + k.removesuffix(".weight")
@@ -55,8 +55,10 @@ def error(folder, room):
             module = k.removesuffix(".weight")
             r, alpha = (next((v for p, v in (config.get(f"{key}_pattern") or {}).items() if module.endswith(p)), config[plain]) for key, plain in (("rank", "r"), ("alpha", "lora_alpha")))
             said, n_bytes = alpha / r * b.double() @ a.double(), n_bytes + sum(x.numel() * x.element_size() for x in (a, b))
-        total, lacks = total + float(delta.square().sum()), lacks + float((delta - said).square().sum())
-    return (lacks / total) ** .5, n_bytes
+        whole, left, before = (float(x.square().sum()) for x in (delta, delta - said, w.double()))
+        total, lacks = total + whole, lacks + left
+        total_parts, lacks_parts = total_parts + whole / before, lacks_parts + left / before
+    return (lacks / total) ** .5, (lacks_parts / total_parts) ** .5, n_bytes
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -75,8 +77,8 @@ def main():
         theirs = run(sys.executable, THEIRS, "--model", room/"tune", "--base-model", room/"base", "--out-path", room/"theirs", "--max-rank", given.rank)
         for name, r in (("ours", ours), ("theirs", theirs)):
             if not (room/name/"adapter_model.safetensors").exists(): sys.exit(f"{name} wrote nothing:\n{r}")
-            lacks, n_bytes = error(room/name, room)
-            print(f"{name:7} {r[0]:7.1f} s  peak {r[2] / 1e6:6.0f} MB  {n_bytes / 1e6:6.2f} MB of factors, error {lacks:.4f}")
+            lacks, lacks_parts, n_bytes = error(room/name, room)
+            print(f"{name:7} {r[0]:7.1f} s  peak {r[2] / 1e6:6.0f} MB  {n_bytes / 1e6:6.2f} MB of factors, error {lacks:.4f}, by parts {lacks_parts:.4f}")
         print(f"whole process: {theirs[0] / ours[0]:.1f} times as fast, memory {ours[2] / theirs[2]:.2f} of theirs")
 
 if __name__ == "__main__": main()

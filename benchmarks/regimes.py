@@ -4,7 +4,7 @@
     python benchmarks/regimes.py merges --out runs/regimes       # scores their merges, some minutes of a processor
     python benchmarks/regimes.py tables --out runs/regimes       # what the test says, beside the scores
     python benchmarks/regimes.py embedded --out runs/regimes     # its first picks for family A, on all report questions
-    python benchmarks/regimes.py smollm2 --out runs/smollm2      # its first picks for that finished run's models
+    python benchmarks/regimes.py run --out runs/smollm2          # its first picks for that finished run's models
 
 Scores are exact match on report questions of the family's skills, the same 12 of each for all."""
 import argparse
@@ -22,7 +22,7 @@ from model_glue_nb.core import Store, atomic_path, silent
 from model_glue_nb.gluing.recipe import begin, read_recipe
 from model_glue_nb.mergeability.similarity import compared_weights
 from model_glue_nb.merging.recipes import recipe
-from model_glue_nb.merging.regime import zoo_regime
+from model_glue_nb.merging.regime import forgotten, zoo_regime
 from model_glue_nb.searching.candidates import CandidateScorer
 from model_glue_nb.zoo.writer import CheckpointWriter, copy_companions
 from model_glue_nb.zoo.zoo import Zoo, demo_zoo_path, read_zoo
@@ -222,8 +222,16 @@ def scored(out, table):
         for which, who in sets.items():
             if len(who) < 2: continue
             for m, r in recipes_of(zoo, suite, who).items(): row[f"{m} {which}"] = mean_score(scorer.items(r))
+        row |= forgotten_by(zoo, suite, row["merged"].split())
         print(row, file=sys.stderr, flush=True)
         yield row
+
+def forgotten_by(zoo, suite, names):
+    "What each merge loses of its members' predictions on texts of their own skills."
+    if len(names) < 2: return {}
+    made = recipes_of(zoo, suite, names)
+    texts = own_texts(zoo, suite.part("search", 24), names)
+    return dict(zip((f"{m} forgotten" for m in made), forgotten(zoo, list(made.values()), names, base_of(names, zoo), texts)))
 
 def embedded(out):
     "What the first picks for family A of the embedded zoo score on all report questions, texts of the members' own skills given."
@@ -231,21 +239,23 @@ def embedded(out):
     few_threads(zoo)
     family = zoo.subset([n for n in zoo.names if n.startswith("a-")])
     texts = own_texts(family, suite.part("search", 24), [n for n in family.names if n != "a-base"])
-    found = zoo_regime(family, prompts=texts)
+    found = zoo_regime(family, prompts=texts, probe=True)
     scorer = CandidateScorer(family, suite.part("report"), Store(out/"store.sqlite"))
-    for r in found.picks:
+    for r, lost in zip(found.picks, found.forgotten):
         x = mean_interval(scorer.items(r))
-        yield dict(found=found.kind, within=found.within, left_out=" ".join(found.spoilt), method=r.method, mean=x.mean, low=x.low, high=x.high)
+        yield dict(found=found.kind, within=found.within, left_out=" ".join(found.spoilt), method=r.method, forgotten=lost, mean=x.mean, low=x.low, high=x.high)
 
 def of_run(run):
-    "What the first picks for the models of a finished run score on its search and report questions; data-free methods only."
+    "What the first picks for the models of a finished run score on its search and report questions: from weights, and by a probe on questions without answers."
     work = begin(read_recipe(run/"recipe.yaml"), run, silent)
     models = work.zoo.subset(work.singles)
-    found = zoo_regime(models)
-    for r in found.picks:
+    order = [r.method for r in zoo_regime(models).picks]
+    found = zoo_regime(models, prompts=[q.prompt for t in work.search.tasks for q in t.questions], probe=True)
+    for r, lost in zip(found.picks, found.forgotten):
         by_split = {k: CandidateScorer(models, part, work.run.store).items(r) for k, part in (("search", work.search), ("report", work.report))}
         x = mean_interval(by_split["report"])
-        yield dict(found=found.kind, method=r.method, search=mean_score(by_split["search"]), mean=x.mean, low=x.low, high=x.high)
+        by_weights = order.index(r.method) + 1 if r.method in order else ""
+        yield dict(found=found.kind, method=r.method, by_weights=by_weights, forgotten=lost, search=mean_score(by_split["search"]), mean=x.mean, low=x.low, high=x.high)
 
 def write(rows, name, what, out="runs/regimes"):
     "A recorded table, with its command."
@@ -261,10 +271,10 @@ def tables(out):
 
 def embedded_table(out): write(list(embedded(out)), "regime_embedded", "embedded")
 
-def smollm2_table(run): write(list(of_run(run)), "regime_smollm2", "smollm2", run)
+def run_table(run): write(list(of_run(run)), f"regime_{run.name.replace('-', '_')}", "run", run)
 
 if __name__ == "__main__":
-    commands = dict(members=members, merges=merges, tables=tables, embedded=embedded_table, smollm2=smollm2_table)
+    commands = dict(members=members, merges=merges, tables=tables, embedded=embedded_table, run=run_table)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=commands)
     parser.add_argument("--out", type=Path, required=True)

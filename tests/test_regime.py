@@ -7,7 +7,8 @@ from model_glue_nb.core import InputError
 from model_glue_nb.mergeability.geometry import _input_products, _measure_weight, standing_out, task_geometry
 from model_glue_nb.mergeability.pairs import files_for
 from model_glue_nb.mergeability.similarity import compared_weights
-from model_glue_nb.merging.regime import _apart, _picks, divergences, flagged, opposed, skills_of, zoo_regime
+from model_glue_nb.merging.recipes import recipe
+from model_glue_nb.merging.regime import _apart, _few_texts, _picks, divergences, flagged, forgotten, opposed, skills_of, zoo_regime
 from model_glue_nb.zoo.writer import CheckpointWriter, copy_companions
 from model_glue_nb.zoo.zoo import Zoo, read_zoo, tiny_zoo
 
@@ -92,9 +93,10 @@ def test_strangers_are_families(home):
     assert found.kind == "strangers" and found.picks == ()
     assert {(f.origin, f.kind) for f in found.families} == {("base", "one skill"), ("other", "separated skills")}
 
-def test_the_average_comes_first_among_few():
+def test_the_order_of_methods():
     def methods(within, n, base="base", prompts="random"): return [r.method for r in _picks(within, [*"abcdef"[:n]], base, prompts)]
-    assert methods("separated skills", 4)[0] == methods("one skill", 6)[0] == "linear"
+    assert methods("overlapping skills", 4)[0] == methods("one skill", 2)[0] == methods("one skill", 6)[0] == "linear"
+    assert methods("separated skills", 4) == ["tsv_m", "regmean", "linear", "iso_c"]
     assert methods("separated skills", 5) == ["regmean", "tsv_m", "iso_c", "linear"]
     assert methods("overlapping skills", 6)[:2] == ["regmean", "linear"]
     assert methods("separated skills", 5, None, None) == ["linear"] and methods("separated skills", 1) == []
@@ -195,3 +197,55 @@ def live_probabilities(model, text):
     live = model.load()
     ids = torch.tensor([live.encode([text])[0]])
     with torch.no_grad(): return live.model(input_ids=ids).logits[0].double().softmax(-1)
+
+TEXTS = {"skill0-0": ["w3 w9 w4 w20", "w7 w5 w1"], "skill1-1": ["w2 w2 w8"], "skill2-2": ["w30 w31 w6 w5 w4", "w11"]}
+
+def lost_by_hand(zoo, merged, members, texts):
+    "Of one merge, from probabilities in float64: `texts` are (text, whose it is)."
+    def kl(p, q): return float((p * (p / q).log()).sum(-1).mean())
+    lost = learned = 0
+    for text, whose in texts:
+        start = live_probabilities(zoo["base"], text)
+        away, teacher = max(((kl(live_probabilities(zoo[m], text), start), live_probabilities(zoo[m], text)) for m in whose), key=lambda x: x[0])
+        learned, lost = learned + away, lost + kl(teacher, live_probabilities(merged, text))
+    return lost / learned
+
+@pytest.mark.parametrize("own, last", [(True, 2), (False, 2), (False, 0)])
+def test_what_a_merge_forgets_is_its_definition(home, own, last, tmp_path):
+    from model_glue_nb.merging.merge import merge
+    zoo, members = zoo_of(home, WHOLE["separated skills"]), ["skill0-0", "skill1-1", "skill2-2"]
+    if last == 0: members = members[::-1] # whoever departs most is the teacher, not who comes last
+    close = 4e-4 if home[2] == "float32" else 5e-3 # a merged folder is rounded to its type
+    merges = [recipe("linear", members, weights=[.6, .3, .1]), recipe("task_arithmetic", members, weights=[.9, .2, .7], base="base")]
+    texts = TEXTS if own else sum(TEXTS.values(), [])
+    got = forgotten(zoo, merges, members, "base", texts)
+    by_hand = [(t, [m] if own else members) for m, ts in TEXTS.items() for t in ts]
+    for i, (r, value) in enumerate(zip(merges, got)):
+        merged = merge(r, zoo, tmp_path/str(i))
+        assert value == pytest.approx(lost_by_hand(zoo, merged, members, by_hand), rel=close)
+    assert 0 < got[0] and abs(got[0] - got[1]) > .01
+
+def test_who_says_the_same_forgets_nothing(home):
+    zoo, members = zoo_of(home, [(0, 0), (1, 1)]), ["skill0-0", "skill1-1"]
+    pure = [recipe("linear", members, weights=w) for w in ([1, 0], [0, 1])]
+    mine = {m: TEXTS["skill0-0"] if m == "skill0-0" else ["w40"] for m in members}
+    assert forgotten(zoo, pure[:1], ["skill0-0"], "base", mine)[0] == pytest.approx(0, abs=1e-9)
+    with pytest.raises(InputError, match="predict what their base predicts"): forgotten(zoo, pure, ["base"], "base", ["w1 w2"])
+
+def test_texts_come_from_all_of_a_list(home):
+    live, many = home[1]["base"].load(), [f"w{i}" for i in range(3, 63)]
+    few = _few_texts(live, ["a", "b"], many)
+    words = [live.tokenizer.decode(x).split()[-1] for x in few]
+    assert len(few) == 16 and (words[0], words[-1]) == ("w3", "w62") and set(map(tuple, few.values())) == {("a", "b")}
+    own = _few_texts(live, ["a", "b"], dict(a=many, b=["w3"]))
+    assert len(own) == 8 and [*own.values()][0] == ["a", "b"] and [*own.values()][-1] == ["a"]
+
+def test_with_texts_the_probe_orders_the_picks(home):
+    zoo = zoo_of(home, WHOLE["separated skills"])
+    found = zoo_regime(zoo, prompts=TEXTS | dict(base=["w1"]), probe=True)
+    plain = zoo_regime(zoo, prompts=TEXTS | dict(base=["w1"]))
+    assert {r.method for r in found.picks} == {r.method for r in plain.picks} and plain.forgotten == ()
+    assert found.forgotten == tuple(sorted(found.forgotten)) and len(set(found.forgotten)) > 1
+    again = forgotten(zoo, list(found.picks), list(found.members), "base", TEXTS)
+    assert again == pytest.approx(found.forgotten) and f"{found.picks[0].method} {again[0]:.0%}" in str(found)
+    assert zoo_regime(zoo, probe=True).forgotten == () # random tokens

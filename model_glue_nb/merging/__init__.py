@@ -21,6 +21,6 @@ FACE = {
     "differences": "Difference parts_of",
     "packing": "Packed families",
     "sign_differences": "extract_signs",
-    "regime": "Regime divergences",
+    "regime": "Regime divergences forgotten",
 }
 __getattr__, __dir__, __all__ = _face("merging", FACE)

@@ -6,7 +6,7 @@
 __all__ = ['Reads', 'Reading', 'LayerInputs', 'live_view', 'put']
 
 # %% ../../nbs/03_zoo/16_layer_inputs.ipynb #84392521
-import tempfile, threading
+import os, tempfile, threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -91,14 +91,21 @@ def _models_of(reading)->list[str]:
 
 # %% ../../nbs/03_zoo/16_layer_inputs.ipynb #a3da2f91
 _KNOWN = {} # What was measured lately: fingerprint → tensor → `InnerProducts`
-_KEEP = 2**29 # Most bytes of it
+_LEAST, _MOST = 2**29, 2**33 # Bytes of it that may be kept: where the system does not say, and at most
+
+def _may_keep()->int: # Bytes
+    "A quarter of the machine's memory; a container's share of it may be smaller, so never more than 8 GiB."
+    try: whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError): return _LEAST
+    return min(max(whole // 4, _LEAST), _MOST)
 
 def _remember(key, found):
     "Keep what was measured, the latest first to stay."
     def size(x): return sum(p.gram.nbytes for p in x.values())
-    if size(found) > _KEEP: return
+    most = _may_keep()
+    if size(found) > most: return
     _KNOWN[key] = found
-    while sum(map(size, _KNOWN.values())) > _KEEP:
+    while sum(map(size, _KNOWN.values())) > most:
         del _KNOWN[next(iter(_KNOWN))]
 
 def _shapes(tensors):
