@@ -18,15 +18,15 @@ from ..benchmarking.suites import Suite
 from ..checkpoints.fetching import Fetching, is_here
 from ..core import refuse
 from .frontier import RANKS
-from .recipe import GlueRecipe, Work, budgets_of, check_reach, check_shared, router_of
-from .recipe import shares_checkpoint
+from .recipe import (GlueRecipe, Work, budgets_of, check_experts, check_reach,
+                                         check_shared, router_of, shares_checkpoint)
 from .steps import full_groups, vocabularies_of
 from ..mergeability.clusters import Cluster
 from ..reading import plain
 from ..searching.moves import plan_reach
 from ..searching.search import needs_base
 from ..store import Store
-from ..zoo.zoo import Adapted, Zoo, read_zoo, zoo_entries
+from ..zoo.zoo import Adapted, Zoo, called, read_zoo, zoo_entries
 
 # %% ../../nbs/09_gluing/05_dry_run.ipynb #d4a06
 def _parts_of_zoo(
@@ -58,13 +58,36 @@ def _planned(
     cached = Fetching(ask=False)
     if not here and not missing: read_zoo(recipe.zoo, fetching=cached) # it says what is wrong
     zoo = read_zoo(here, check_weights=True, fetching=cached) if here else Zoo(())
+    refuse(check_experts(recipe, [*zoo.names, *map(called, missing)]), "Cannot mix this zoo")
     if here and not missing: refuse(check_shared(recipe, zoo), "Cannot mix this zoo") # as the run would
     if here and not missing: refuse(check_reach(recipe.budget, zoo), "Cannot keep to the budget")
     search = suite.part("search", recipe.search_questions)
     work = Work(None, recipe, zoo, zoo.names, suite, search, suite.part("report"))
     unseen, sizes = unseen_models(missing, [m.n_params for m in zoo])
-    if len(unseen) > 1: assumed |= {"clusters": f"the {len(unseen)} models to fetch are one, with a base"}
+    if len(unseen) > 1: assumed |= {"clusters": _told_clusters(unseen)}
     return Seen(work, unseen, sizes | assumed)
+
+def _far_clusters(
+    unseen:list[Unseen], # Models that would be fetched
+    members:list[str], # Of the whole zoo, by name
+)->list[tuple[Cluster,list[Unseen]]]: # Each with its members
+    "The clusters of models whose weights are not here: by the base that is recorded of them."
+    groups = {}
+    for m in unseen: groups.setdefault(m.base, []).append(m)
+    def base_of(said): # of models that are not recorded, one is assumed
+        name = called(said) if said else "a base"
+        return name if not said or name in members else None
+    def title(said): return f"models to fetch of {called(said)}" if said else "models to fetch"
+    return [(Cluster(title(said), tuple(m.name for m in group), base_of(said)), group)
+            for said, group in groups.items()]
+
+def _told_clusters(unseen:list[Unseen])->str:
+    "What is assumed about the clusters of models whose weights are not here."
+    if not any(m.base for m in unseen): return f"the {len(unseen)} models to fetch are one, with a base"
+    sizes = {}
+    for m in unseen: sizes[m.base] = sizes.get(m.base, 0) + 1
+    said = ", ".join(f"{n} of {called(b) if b else 'no recorded base'}" for b, n in sizes.items())
+    return f"by the recorded base, as no weight was compared: {said}"
 
 # %% ../../nbs/09_gluing/05_dry_run.ipynb #d4a09
 _FLOPS = .5 # Per parameter and character: 2 per token of 4 characters
@@ -108,8 +131,7 @@ def estimate_run(
     speed = _seconds_per_work(store)
     clusters, near = _clusters_of(work)
     groups = [(c, [work.zoo[n] for n in c.members]) for c in clusters]
-    far = Cluster("models to fetch", tuple(m.name for m in seen.unseen), "a base")
-    if seen.unseen: groups.append((far, seen.unseen))
+    groups += _far_clusters(seen.unseen, [called(m.name) for m in seen.models])
     steps = [_scoring(seen, store, speed)]
     for c, members in groups: steps += searching(work, c, members, speed)
     steps += [*merging(seen, speed),
@@ -117,6 +139,7 @@ def estimate_run(
     rows = [(s.step, s.what, s.questions, s.seconds / 60) for s in steps]
     fetch = {m.name: f"it is not on this machine and would be fetched{m.size}" for m in seen.unseen}
     told = {"assume": seen.assumed, **_vocabularies(work, near), "fetch": fetch,
+            "convert": {m.name: m.obstacle for m in seen.unseen if m.obstacle},
             "skip": {**work.zoo.skipped, **work.suite.skipped}}
     for step, reasons in told.items():
         rows += [(step, f"{plain(n)}: {plain(why)}", 0, 0.) for n, why in reasons.items()]
@@ -208,7 +231,8 @@ def mixing(seen:Seen, clusters:list[Cluster], speed)->list[RunStep]:
     "The mixtures, and the choice among all systems."
     work = seen.work
     x = work.recipe.mixture
-    most = x.get("max_experts") or len(clusters) + len(seen.unseen)
+    far = len(_far_clusters(seen.unseen, [])) if seen.unseen and seen.unseen[0].base else len(seen.unseen)
+    most = len(x.get("experts") or ()) or x.get("max_experts") or len(clusters) + far
     what = f"{most} experts at level {x['level']}, router {router_of(work.recipe)['name']}"
     if not shares_checkpoint(work.recipe):
         choosing = RunStep("choose", "from answers that are known")
