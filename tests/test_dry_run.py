@@ -10,6 +10,7 @@ from model_glue_nb.benchmarking.sandbox import run_program
 from model_glue_nb.benchmarking.suites import suites_path
 from model_glue_nb.checkpoints.hub import hub_name
 from model_glue_nb.checkpoints.recorded import recorded
+from model_glue_nb.core import InputError
 from model_glue_nb.gluing.recipe import mixture_spec, read_recipe
 
 RECIPES = Path(__file__).parent.parent/"recipes"
@@ -72,6 +73,25 @@ def test_prompts_belong_to_the_experts_that_are_named(name):
     assert len(spec.router["positive"]) == len(spec.router["negative"]) == len(experts)
     code = experts.index({"which2": "vicuna-7b-v1.5@refs-pr-13", "which4_chat": "OpenHermes-7B", "which4_domain": "Llama-2-7b-evolcodealpaca@92a6a3b"}[name])
     assert "python" in spec.router["positive"][code] and "chat" in spec.router["negative"][code]
+
+def test_a_run_mixes_whom_the_recipe_names(tmp_path):
+    "The paper's kind of mixture on the embedded zoo: the merge below layer 1, two named members above, a router from prompts."
+    from model_glue_nb.gluing.recipe import begin
+    from model_glue_nb.gluing.steps import choose_experts, dense_model, find_clusters, glue_cluster, mixture_of
+    prompts = dict(name="prompt", positive=[["sort bca ="], ["rev abc ="]], negative=[["rev abc ="], ["sort bca ="]])
+    mixture = dict(level="ffn", experts=["a-sort", "a-reverse"], dense_layers=1, input="token", top_k=2, router=prompts)
+    zoo = [str(suites_path().parent/"zoo"/n) for n in ("a-base", "a-reverse", "a-sort")]
+    small = dict(zoo=zoo, tasks=["sort", "reverse"], search_questions=6, evidence=0, merge=dict(methods=["linear"], strategy="average", budget=3))
+    work = begin(read_recipe(small | dict(mixture=mixture)), tmp_path/"run")
+    merged = [glue_cluster(work, c).model for c in find_clusters(work)]
+    experts = choose_experts(work, merged)
+    name = mixture_of(work, experts, "model-glue", dense_model(work, merged))
+    assert experts == ["a-sort", "a-reverse"]
+    card = (work.zoo[name].path/"README.md").read_text()
+    assert "2 experts at level `ffn`, 1 dense layers, top 2, token routing by `prompt`" in card and f"Dense model: {merged[0]}" in card
+    with pytest.raises(InputError, match="no member of the zoo to mix 'b-skip'"):
+        begin(read_recipe(small | dict(mixture=mixture | dict(experts=["a-sort", "b-skip"]))), tmp_path/"other")
+    assert not (tmp_path/"other").exists()
 
 def test_what_is_wrong_is_refused_all_the_same(tmp_path):
     given = yaml.safe_load((RECIPES/"which4_domain.yaml").read_text())
