@@ -96,6 +96,8 @@ def suite_by_name(
 # %% ../../nbs/09_gluing/02_assumed.ipynb #9fe31c4f
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:[.]\d+)?)([bmBM])(?![A-Za-z0-9])")
 
+_SQUARES = 200 # Matrices of a model whose shapes are not known
+
 @dataclass(frozen=True)
 class Unseen:
     "A model that is only counted."
@@ -106,6 +108,13 @@ class Unseen:
 
     @property
     def size(self)->str: return f": {self.n_bytes / 1e9:.2f} GB" if self.n_bytes else ""
+
+    @property
+    def shapes(self)->dict[str,tuple[int,...]]: # Tensor → shape
+        "As recorded; of an unknown model, one square matrix per layer of a usual width."
+        if self.record: return self.record.shapes
+        side = round((self.n_params / _SQUARES) ** .5)
+        return {f"layers.{i}.mlp.weight": (side, side) for i in range(_SQUARES)}
 
     @property
     def base(self)->str: # On the hub; empty where it is not known

@@ -15,6 +15,7 @@ from ..benchmarking.scores import ask_model
 from ..core import Progress, Run, refuse, silent
 from .chosen import choose_system, tried_in
 from .comparison import size, write_findings
+from .dry_run import check_machine
 from .frontier import expert_pool, keep_frontier
 from .recipe import (GlueRecipe, Work, begin, check_reach, describe_run, full_experts,
                                          params_within, read_recipe)
@@ -59,6 +60,7 @@ def glue(
 )->Run: # The run, with every table written
     "From a zoo to one better model, with the evidence."
     r = recipe if isinstance(recipe, GlueRecipe) else read_recipe(recipe)
+    refuse(check_machine(r, out), "Cannot run this recipe here")
     work = begin(r, out, progress, store)
     clock = _Clock()
     with work.run.lock(), compute_dtype(r.dtype):
