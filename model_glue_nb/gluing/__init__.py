@@ -11,6 +11,7 @@ from .. import _face
 # %% ../../nbs/09_gluing/00_overview.ipynb #8188b757
 FACE = {
     "recipe": "Work begin",
+    "dry_run": "check_machine",
     "choice": "simplest",
     "chosen": "choose_system",
     "comparison": "compare_systems",

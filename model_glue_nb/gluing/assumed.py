@@ -15,6 +15,7 @@ from ..benchmarking.suites import (Question, Suite, Task, load_suite, read_suite
                                                shared_settings, source_of, suite_files)
 from ..checkpoints.fetching import look_up
 from ..checkpoints.hub import hub_name, needed_files
+from ..checkpoints.recorded import RecordedModel, recorded
 from ..core import InputError, cache_path, unknown
 
 # %% ../../nbs/09_gluing/02_assumed.ipynb #866896f2
@@ -22,7 +23,7 @@ _LOCAL = ("json", "csv", "parquet", "text", "arrow") # Data stored beside a task
 _SIZES = dict(arc_challenge=(1172, 4, 330, 1),
               arc_easy=(2376, 4, 300, 1), winogrande=(1267, 2, 110, 1),
               hellaswag=(10042, 4, 400, 1), mmlu=(14042, 4, 500, 1),
-              gsm8k=(1319, 1, 550, 256),
+              gsm8k=(1319, 1, 550, 256), mmlu_tiny=(100, 4, 550, 1),
               truthfulqa_mc2=(817, 7, 100, 1)) # Questions, texts for each, characters per example, new tokens
 _UNKNOWN = (1000, 1, 400, 64) # The same where nothing is known
 
@@ -50,12 +51,13 @@ def _unread_task(
     given:dict, # An entry of a suite's `tasks`
 )->tuple[Task,str]: # Questions that can be counted; what is assumed
     "A task by its name."
-    n, texts, characters, tokens = _SIZES.get(given["task"], _UNKNOWN)
+    called = Path(given["task"]).stem # of a file, too
+    n, texts, characters, tokens = _SIZES.get(called, _UNKNOWN)
     limit = given.get("limit") or n
     n = min(n, int(limit) if limit >= 1 else round(limit * n))
     prompt = "?" * (characters * (1 + (given.get("num_fewshot") or 0))) # one text for all: it takes no memory
     def of(i): return _Unread(prompt, "", f"{given['name']} {i}", (i + .5) / n, texts)
-    known = "its usual size" if given["task"] in _SIZES else "a guess: its size is not known"
+    known = "its usual size" if called in _SIZES else "a guess: its size is not known"
     say = (f"its questions have not been read here; assumed: {n} questions of {len(prompt):,} characters "
            f"each ({known})")
     return Task(given["name"], tuple(map(of, range(n))),
@@ -94,15 +96,36 @@ def suite_by_name(
 # %% ../../nbs/09_gluing/02_assumed.ipynb #9fe31c4f
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:[.]\d+)?)([bmBM])(?![A-Za-z0-9])")
 
+_SQUARES = 200 # Matrices of a model whose shapes are not known
+
 @dataclass(frozen=True)
 class Unseen:
     "A model that is only counted."
     name: str
     n_params: float
     n_bytes: int = 0 # To fetch; 0: not known
+    record: RecordedModel|None = None # What is recorded of it
 
     @property
     def size(self)->str: return f": {self.n_bytes / 1e9:.2f} GB" if self.n_bytes else ""
+
+    @property
+    def shapes(self)->dict[str,tuple[int,...]]: # Tensor → shape
+        "As recorded; of an unknown model, one square matrix per layer of a usual width."
+        if self.record: return self.record.shapes
+        side = round((self.n_params / _SQUARES) ** .5)
+        return {f"layers.{i}.mlp.weight": (side, side) for i in range(_SQUARES)}
+
+    @property
+    def base(self)->str: # On the hub; empty where it is not known
+        return self.record.base if self.record else ""
+
+    @property
+    def obstacle(self)->str: # Empty where nothing is known that keeps it from being used
+        "What keeps a recorded model from being read as it is."
+        if self.record is None or not self.record.has_pickles_only: return ""
+        return (f"revision {self.record.revision} had pickled weights alone when its files were looked at, "
+                "which are never read. Convert it to safetensors, or name a revision that has them.")
 
     def fingerprint(self)->str: return f"unseen {self.name}" # no answer of it is remembered
 
@@ -120,16 +143,21 @@ def unseen_models(
 )->tuple[list[Unseen],dict[str,str]]: # Models that can be counted; name → what is assumed
     "Models by what the hub says of them, or by their names."
     there = _sizes_on_hub(names)
+    records = {n: recorded(n) for n in names if not there[n][0]}
+    for n, r in records.items():
+        if r: there[n] = r.n_params, there[n][1] or r.n_bytes
     said = {n: there[n][0] or _size_in_name(n) for n in names}
     sizes = [*known, *filter(None, said.values())] or [1e9]
     usual = sum(sizes) / len(sizes)
     others = known or any(said.values())
     elsewhere = "the mean of the others" if others else "for want of a better guess"
     of = {n: said[n] or usual for n in names}
-    def source(n): return "as the hub says" if there[n][0] else "as its name says" if said[n] else elsewhere
+    def source(n):
+        if records.get(n): return f"as recorded, not fetched ({records[n].seen})"
+        return "as the hub says" if there[n][0] else "as its name says" if said[n] else elsewhere
     tell = {n: source(n) for n in names}
     assumed = {n: f"assumed: {p:.3g} parameters, {tell[n]}" for n, p in of.items()}
-    return [Unseen(n, p, there[n][1]) for n, p in of.items()], assumed
+    return [Unseen(n, p, there[n][1], records.get(n)) for n, p in of.items()], assumed
 
 def _sizes_on_hub(
     names:list[str], # Hub ids, perhaps with adapters

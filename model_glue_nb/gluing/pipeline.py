@@ -15,9 +15,10 @@ from ..benchmarking.scores import ask_model
 from ..core import Progress, Run, refuse, silent
 from .chosen import choose_system, tried_in
 from .comparison import size, write_findings
+from .dry_run import check_machine
 from .frontier import expert_pool, keep_frontier
-from .recipe import (GlueRecipe, Work, begin, check_reach, describe_run, params_within,
-                                         read_recipe)
+from .recipe import (GlueRecipe, Work, begin, check_reach, describe_run, full_experts,
+                                         params_within, read_recipe)
 from .steps import (choose_experts, dense_model, find_clusters, full_merges, glue_cluster,
                                         mixture_of, score_members, tell_search)
 from ..store import Store
@@ -59,6 +60,7 @@ def glue(
 )->Run: # The run, with every table written
     "From a zoo to one better model, with the evidence."
     r = recipe if isinstance(recipe, GlueRecipe) else read_recipe(recipe)
+    refuse(check_machine(r, out), "Cannot run this recipe here")
     work = begin(r, out, progress, store)
     clock = _Clock()
     with work.run.lock(), compute_dtype(r.dtype):
@@ -73,7 +75,7 @@ def glue(
         with clock.stage("mix"):
             pool = expert_pool(work, clusters, glued) if r.budget else None
             kept = keep_frontier(work, pool, searched) if pool else choose_experts(work, clustered)
-            experts = dict(full_mixture=work.singles, model_glue=kept)
+            experts = dict(full_mixture=full_experts(r, work.singles, kept), model_glue=kept)
             dense = dense_model(work, clustered)
             systems = _systems_of(work, searched, [*clustered, *full], experts, dense)
             if full: systems["full_merge"] = full[0]

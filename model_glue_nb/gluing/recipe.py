@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLUSTERS', 'CLUSTER_KEYS', 'complete', 'GlueRecipe', 'executor_of', 'router_of', 'read_recipe', 'budgets_of',
-           'budget_problems', 'params_within', 'check_reach', 'shares_checkpoint', 'mixture_spec', 'Work',
-           'check_shared', 'open_work', 'begin', 'shared_store', 'other_zoo', 'describe_run']
+           'budget_problems', 'params_within', 'check_reach', 'shares_checkpoint', 'mixture_spec', 'check_experts',
+           'full_experts', 'Work', 'check_shared', 'open_work', 'begin', 'shared_store', 'other_zoo', 'describe_run']
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #d1a03
 import math, os, platform, re, sys
@@ -81,6 +81,7 @@ _PARTS = dict(clusters=CLUSTER_KEYS,
                        base=maybe(path), top_k=integer(1, 10**6),
                        input=name, features=name, max_resident=integer(1, 10**6),
                        max_experts=maybe(integer(-10**6, 10**6)),
+                       experts=maybe(listed(name, 1)),
                        max_params=maybe(number()))))
 _DTYPES = dict.fromkeys(("auto", "float32", "bfloat16", "float16"))
 _RUN = mapping(dict(zoo=either(path, listed(path, 1)), suite=path,
@@ -222,10 +223,44 @@ def _check_glue_recipe(
     if m["strategy"] in strategies: out += check_options(m["strategy"], m.get("options") or {})
     out += [f"{k} is {n}. Give at least 1, or leave it out." for k in ("max_experts", "max_params")
             if (n := x.get(k)) is not None and n < 1]
+    out += _named_twice_over(r, router)
     if out: return out
     stand_ins = [str(i)
                  for i in range(x.get("max_experts") or max(2, x.get("top_k", 1)))]
+    stand_ins = x.get("experts") or stand_ins
     return check_mixture_spec(mixture_spec(r, stand_ins, base="0" if shares_checkpoint(r) else None))
+
+# %% ../../nbs/09_gluing/01_recipe.ipynb #d6260549
+def _named_twice_over(
+    r:GlueRecipe, # As read
+    router:dict, # Name and settings
+)->list[str]: # One problem per line
+    "What says which experts are mixed beside a list of their names, or needs such a list."
+    named = r.mixture.get("experts")
+    if named is None and router.get("positive"):
+        return ["The router's prompts are given for each expert, but the experts are not named. "
+                "Add experts: [...] to the mixture, in the same order."]
+    if named is None: return []
+    limits = [k for k in ("max_experts", "max_params") if r.mixture.get(k) is not None]
+    limits += ["budget"] if r.budget is not None else []
+    return [f"The mixture's experts are named, so {k} has nothing to choose. Leave one of them out."
+            for k in limits]
+
+def check_experts(
+    r:GlueRecipe, # As read
+    names:list[str], # Of the zoo's members
+)->list[str]: # One problem per line
+    "Experts that a recipe names and its zoo lacks."
+    named = r.mixture.get("experts") or ()
+    return [str(unknown("member of the zoo to mix", n, names)) for n in named if n not in names]
+
+def full_experts(
+    r:GlueRecipe, # As read
+    members:list[str], # All single models
+    experts:list[str], # Those that the recipe's mixture has
+)->list[str]:
+    "Whom the full mixture holds: all members, unless the router's prompts are given for some alone."
+    return experts if router_of(r).get("positive") else members
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #ac62e255
 @dataclass
@@ -271,7 +306,8 @@ def check_shared(
     if not shares_checkpoint(recipe): return []
     base = recipe.mixture.get("base") or zoo.names[0]
     if base not in zoo.names: return [str(unknown("model for the mixture's base", base, zoo.names))]
-    return find_parts(mixture_spec(recipe, zoo.names, base=base), zoo)[1]
+    experts = recipe.mixture.get("experts") or zoo.names
+    return find_parts(mixture_spec(recipe, experts, base=base), zoo)[1]
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #d1a09
 def open_work(
@@ -286,6 +322,7 @@ def open_work(
     fetching = Fetching(progress, _pinned_models(out) if out else {})
     zoo = read_zoo(recipe.zoo, check_weights=True, fetching=fetching)
     search = suite.part("search", recipe.search_questions)
+    refuse(check_experts(recipe, zoo.names), "Cannot mix this zoo")
     refuse(check_shared(recipe, zoo), "Cannot mix this zoo")
     refuse(check_reach(recipe.budget, zoo), "Cannot keep to the budget")
     return Work(None, recipe, zoo, zoo.names, suite, search, suite.part("report"), progress)

@@ -339,9 +339,10 @@ def choose_experts(
     work:Work, # As `begin` gives it
     clustered:list[str], # One model per cluster: its merge, or its best member
 )->list[str]: # Names of the mixture's experts
-    "The experts: one per cluster, or under a budget the best-routing set of merged and single models alike."
+    "The experts: those named; else one per cluster, or under a budget the set that routes best."
     import pandas as pd
     m = work.recipe.mixture
+    if m.get("experts"): return m["experts"]
     budget = {k: m.get(k) for k in ("max_experts", "max_params")}
     if not any(budget.values()): return clustered
     names = dict.fromkeys((*clustered, *work.singles))

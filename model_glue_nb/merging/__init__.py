@@ -22,5 +22,6 @@ FACE = {
     "packing": "Packed families",
     "sign_differences": "extract_signs",
     "regime": "Regime divergences forgotten",
+    "costs": "MachineRates PlanSettings StageCost ZooSize measure_rates stage_costs zoo_size",
 }
 __getattr__, __dir__, __all__ = _face("merging", FACE)
