@@ -17,5 +17,6 @@ FACE = {
     "fetching": "Fetching local_folder",
     "vocabularies": "tokenizer_identity",
     "checkpoint": "ZooModel read_card",
+    "endpoints": "EndpointModel endpoint_folder",
 }
 __getattr__, __dir__, __all__ = _face("checkpoints", FACE)

@@ -97,6 +97,8 @@ class RunStep:
     seconds: float = 0.0 # Of one core
 
 # %% ../../nbs/09_gluing/05_dry_run.ipynb #d4a10
+_FAR = "an endpoint: it is scored and mixed, its weights can't be merged; how long it takes isn't known"
+
 def estimate_run(
     recipe:GlueRecipe, # What to do
     store:Store|None=None, # Answers of other runs, which are not asked again
@@ -117,6 +119,7 @@ def estimate_run(
     rows = [(s.step, s.what, s.questions, s.seconds / 60) for s in steps]
     fetch = {m.name: f"it is not on this machine and would be fetched{m.size}" for m in seen.unseen}
     told = {"assume": seen.assumed, **_vocabularies(work, near), "fetch": fetch,
+            "elsewhere": {m.name: _FAR for m in work.zoo if m.kind == "endpoint"},
             "skip": {**work.zoo.skipped, **work.suite.skipped}}
     for step, reasons in told.items():
         rows += [(step, f"{plain(n)}: {plain(why)}", 0, 0.) for n, why in reasons.items()]
