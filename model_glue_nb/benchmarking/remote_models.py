@@ -90,12 +90,13 @@ class RemoteModel:
         stop:list[str]=(), # An answer ends before the first of these
     )->list[str]: # One answer per prompt, without the prompt
         "Greedy continuations of some prompts."
-        if isinstance(prompts, str): raise InputError("generate wants a list of texts. Write generate([text]).")
+        if isinstance(prompts, str):
+            raise InputError("generate wants a list of texts. Write generate([text]).")
         return self.converse(Chat(), prompts, max_new_tokens, stop)
 
     def encode(self, prompts): # asked by what needs more than answers
-        raise InputError(f"'{self.name}' is an endpoint: it answers greedily, and its tokens and hidden states "
-                         "aren't here. Give a model on this machine for that.")
+        raise InputError(f"'{self.name}' is an endpoint: it answers greedily, and its tokens and hidden "
+                         "states aren't here. Give a model on this machine for that.")
 
 @loaders
 def endpoint(
@@ -175,8 +176,8 @@ def form(self:RemoteModel)->str: # One of `_FORMS`
             return form
     said = "".join(f"\n- {w}" for w in why)
     raise Unanswered(f"Endpoint '{self.name}' gives no log-likelihoods of what it reads, which tasks with "
-                     "choices and continuations need, and they are never guessed. Serve the model with vLLM, or "
-                     f"leave these tasks out.{said}")
+                     "choices and continuations need, and they are never guessed. Serve the model with vLLM, "
+                     f"or leave these tasks out.{said}")
 
 @patch
 def score_pairs(self:RemoteModel,
@@ -187,8 +188,8 @@ def score_pairs(self:RemoteModel,
     "How likely each continuation is."
     bare = context.rstrip() # spaces belong to the continuation, as for lm-eval
     if not bare:
-        raise InputError(f"'{self.name}' is an endpoint, and a question has an empty context: the first token "
-                         "that a server reads gets no probability. Leave such tasks out.")
+        raise InputError(f"'{self.name}' is an endpoint, and a question has an empty context: the first "
+                         "token that a server reads gets no probability. Leave such tasks out.")
     words = self.words
     n = len(words(bare)["input_ids"]) if words else self.read(bare, None, left)
     return [self._scored(context + c, n, left) for c in continuations]
@@ -213,11 +214,14 @@ def lm_eval(self:RemoteModel,
     live = self
     class RemoteLM(LM):
         tokenizer_name, packs = live.name, True
-        if live.can_cut: max_length, tok_encode = live.n_context, staticmethod(lambda text: live.words(text)["input_ids"])
+        if live.can_cut: # then questions that are too long are counted
+            max_length = live.n_context
+            def tok_encode(self, text): return live.words(text)["input_ids"]
         def apply_chat_template(self, chat_history, add_generation_prompt=True, template=True):
-            if add_generation_prompt and not isinstance(template, str): return pack_chat(chat_history, True, template)
-            raise InputError(f"A task asks '{live.name}' to continue an answer, or by a named template, which an "
-                             "endpoint doesn't do. Leave the task out.")
+            if add_generation_prompt and not isinstance(template, str):
+                return pack_chat(chat_history, True, template)
+            raise InputError(f"A task asks '{live.name}' to continue an answer, or by a named template, "
+                             "which an endpoint doesn't do. Leave the task out.")
         def chat_template(self, chat_template=False): return "the server's own" if chat_template else ""
         def keep(self, kind, request, said): self.cache_hook.add_partial(kind, request.args, said)
         def generate_until(self, requests, disable_tqdm=False):
@@ -233,8 +237,8 @@ def lm_eval(self:RemoteModel,
             return out
         def loglikelihood(self, requests, disable_tqdm=False):
             if any(unpack_chat(r.args[0]) for r in requests):
-                raise InputError(f"'{live.name}' is an endpoint: log-likelihoods after a conversation need its "
-                                 "chat template here. Turn apply_chat_template off for these tasks.")
+                raise InputError(f"'{live.name}' is an endpoint: log-likelihoods after a conversation need "
+                                 "its chat template here. Turn apply_chat_template off for these tasks.")
             live.form # refused before anything is asked
             contexts, out = {}, [None] * len(requests)
             for i, r in enumerate(requests): contexts.setdefault(r.args[0], []).append(i)
@@ -248,8 +252,8 @@ def lm_eval(self:RemoteModel,
                     self.keep("loglikelihood", requests[i], score)
             return out
         def loglikelihood_rolling(self, requests, disable_tqdm=False):
-            raise InputError(f"'{live.name}' is an endpoint: perplexities of whole texts need windows of its tokens, "
-                             "which a server doesn't cut as lm-eval does. Leave such tasks out.")
+            raise InputError(f"'{live.name}' is an endpoint: perplexities of whole texts need windows of its "
+                             "tokens, which a server doesn't cut as lm-eval does. Leave such tasks out.")
     return RemoteLM()
 
 def _sent_text(

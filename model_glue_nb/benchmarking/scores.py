@@ -290,8 +290,9 @@ def plan_scores(
         for t in suite.tasks:
             n = len(rest[t.name].questions) if t.name in rest else 0
             s = speed["lm_eval" if isinstance(t, EvalTask) else "own"]
+            known = s is not None and m.kind != "endpoint" # whose speed nobody knows
             guess = (0. if not n
-                     else float("nan") if s is None or m.kind == "endpoint" else s * m.n_params * work_of([rest[t.name]]))
+                     else s * m.n_params * work_of([rest[t.name]]) if known else float("nan"))
             rows.append((m.name, t.name, len(t.questions),
                          len(t.questions) - n, n, guess))
     return pd.DataFrame(rows, columns="model task questions remembered to_run seconds".split())

@@ -114,7 +114,8 @@ def _refusal(calls:RemoteCalls, response)->Exception: # To raise
         return calls.failed(f"it sends us to {to}. Give the address that it is at.")
     said = f"{_words_of(response.content)} (status {status})"
     if status not in _PASSING and (status < 500 or status == 501): return calls.failed(f"{said}.")
-    return _Passing(said, "It is overloaded or broken; the same command asks what is missing.", _seconds(response))
+    todo = "It is overloaded or broken; the same command asks what is missing."
+    return _Passing(said, todo, _seconds(response))
 
 def _words_of(raw:bytes)->str:
     "What a server says of an error."

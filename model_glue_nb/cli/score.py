@@ -16,8 +16,8 @@ from .app import (AS_JSON, app, byte_bar, progress_bar, say, settings, show,
 # %% ../../nbs/13_cli/03_score.ipynb #5feb2179
 @app.command()
 def score(
-    models:list[str]=typer.Argument(help="Checkpoints, folders of them, YAML lists, hub ids, http://…/v1#model, "
-                                         "or demo."),
+    models:list[str]=typer.Argument(help="Checkpoints, folders of them, YAML lists, hub ids, "
+                                         "http://…/v1#model, or demo."),
     suite:str=typer.Option("demo", help="demo, paper, offline, or a YAML file."),
     out:Path=typer.Option(None, help="Run folder with its own store; default: the machine's store."),
     split:str=typer.Option("report", help="search, report or all."),

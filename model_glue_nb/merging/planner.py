@@ -93,9 +93,6 @@ class MergePlan:
             bad = own.problems()
             if not bad and own.kind == "mixture" and not (own.path/"config.json").exists():
                 bad = [f"'{own.name}' is a mixture of whole models. Merge its experts instead."]
-            if not bad and own.kind == "endpoint":
-                bad = [f"'{own.name}' is an endpoint: its weights are elsewhere, so it can't be merged. "
-                       "Score it, or mix it at level 'model'."]
             if not bad: bad = quantised_problems(own)
             if not bad: self.leaves[name] = view_of(m)
         except InputError as e: bad = [str(e)]

@@ -184,7 +184,8 @@ class LocalBackend:
         **limits, # queue, rows, longest, seconds: as for `Scheduler`
     ):
         if any(m.kind == "endpoint" for m in getattr(served.live, "experts", [])):
-            raise InputError(f"'{served.name}' has an expert that is elsewhere. Name the url of each expert by --engines.")
+            raise InputError(f"'{served.name}' has an expert that is elsewhere. "
+                             "Name the url of each expert by --engines.")
         self.served, self.scheduler = served, Scheduler(served, **limits)
 
     async def respond(self,

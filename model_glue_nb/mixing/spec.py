@@ -344,8 +344,8 @@ def _remote_problems(
     if far and (spec.level != "model" or spec.one_checkpoint):
         return [f"'{far[0].name}' is an endpoint: it can be an expert at level 'model' without a base, where "
                 "experts stay whole."]
-    return [f"'{m.name}' doesn't say how large it is, which routers weigh. Add `parameters: 7e9` to its entry."
-            for m in far if not m.n_params]
+    return [f"'{m.name}' doesn't say how large it is, which routers weigh. "
+            "Add `parameters: 7e9` to its entry." for m in far if not m.n_params]
 
 def _own_ends(
     parts:Parts, # Of the same shapes

@@ -89,7 +89,8 @@ def zoo_entries(
     if is_hub_id(spec) and not os.path.exists(path): return [spec] # one model
     if path.suffix in (".yaml", ".yml") and not os.path.isdir(path):
         listed = read_yaml(path, "list of models")
-        if isinstance(listed, list) and listed: return [e for s in listed for e in _entries_of(s, path.parent)]
+        if isinstance(listed, list) and listed:
+            return [e for s in listed for e in _entries_of(s, path.parent)]
         raise InputError(f"'{plain(path)}' is not a list. "
                          "Write one path, hub id or endpoint per line, each after '- '.")
     if not os.path.isdir(path):
