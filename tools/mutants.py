@@ -727,6 +727,26 @@ MUTANTS = {
         ("if os.path.isdir(name): return Path(name)", "if isinstance(name, Path): return name", [f"{ON_HUB}a_folder_wins_and_revisions_are_the_hubs"]),
         ("head = f\"blob {blob.stat().st_size}\\0\".encode()", "head = f\"blob {blob.stat().st_size}\".encode()"),
     ]),
+    "checkpoints.remote_calls": (["nbs/02_checkpoints/14_remote_calls.ipynb"], [
+        ("_PASSING = 408, 425, 429", "_PASSING = 408, 425"),
+        ("if status in (401, 403):", "if status in ():"),
+        ("if status not in _PASSING and (status < 500 or status == 501): return", "if status not in _PASSING and status < 500: return"),
+        ('return Unanswered(text.replace(self.key, "…") if self.key else text)', "return Unanswered(text)"),
+    ]),
+    "checkpoints.endpoints": (["nbs/02_checkpoints/15_endpoints.ipynb"], [
+        ("if n != 1: raise BadAnswer", "if n == 0: raise BadAnswer"),
+        ('body["stop"] = list(stop)[:4]', 'body["stop"] = list(stop)'),
+        ('self.card(), self.tokenizer_fingerprint(), said)', 'self.card(), self.tokenizer_fingerprint())'),
+        ("if parts.username or parts.password:", "if parts.username and not parts.password:"),
+    ]),
+    "benchmarking.remote_models": (["nbs/04_benchmarking/21_remote_models.ipynb"], [
+        ("self.read(sent, self.form, left)[n - 1:]", "self.read(sent, self.form, left)[n:]"),
+        ("min((text.split(s)[0] for s in stop), key=len, default=text)", "text"),
+        ("is_number(v) and v >= max(t.values())", "is_number(v) and v > max(t.values())"),
+        ('r["rank"] == 1 for r in rows', 'r["rank"] <= 2 for r in rows'),
+        ("bare = context.rstrip()", "bare = context"),
+        ("if not isinstance(found, list) or len(found) != n:", "if not isinstance(found, list):"),
+    ]),
     "gluing.licences": (["nbs/09_gluing/12_licences.ipynb"], [
         ("final = [x for x in strict if not set(_GOES_INTO.get(x, ())) & set(strict)]", "final = strict"),
         ("if len(final) > 1:", "if len(final) > 3:"),

@@ -21,5 +21,6 @@ FACE = {
     "aligned_logs": "align_logs",
     "paired_tests": "paired_p holm smallest_difference",
     "comparing": "LogComparison",
+    "remote_models": "RemoteModel",
 }
 __getattr__, __dir__, __all__ = _face("benchmarking", FACE)

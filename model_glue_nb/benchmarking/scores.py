@@ -129,11 +129,9 @@ def _ask_own(
         how = t.max_new_tokens, t.stop, t.chat
         alike.setdefault(how, []).extend((t, q) for q in t.questions)
     piece = max(128, int(2e10 / (getattr(live, "n_params", None) or 1)))
-    for (max_new_tokens, stop, chat), pairs in alike.items():
+    for how, pairs in alike.items():
         pairs.sort(key=lambda tq: len(tq[1].prompt))
-        for i in range(0, len(pairs), piece):
-            some = pairs[i:i+piece]
-            answers = said_to(live, chat, [q.prompt for _, q in some], max_new_tokens, list(stop))
+        for some, answers in _answered(live, pairs, piece, *how):
             for t in tasks:
                 rows = {q.key: (metrics[t.metric](a, q.answer), a)
                         for (own, q), a in zip(some, answers)
@@ -143,6 +141,20 @@ def _ask_own(
             done += len(some)
             progress(done, total, "asking")
     if store: _keep_speed(store, live, tasks, time.perf_counter() - began)
+
+def _answered(
+    live, # As for `_ask_own`
+    pairs:list[tuple], # (task, question) each, the shortest first
+    piece:int, # How many are asked at once
+    max_new_tokens:int, stop:tuple[str,...], chat:Chat, # How they are asked
+): # Yields some pairs and their answers
+    "Answers in pieces; those of a model that is elsewhere one by one, as they come."
+    prompts = [q.prompt for _, q in pairs]
+    if hasattr(live, "answers"):
+        for i, answer in live.answers(prompts, max_new_tokens, stop, chat): yield [pairs[i]], [answer]
+        return
+    for i in range(0, len(pairs), piece):
+        yield pairs[i:i+piece], said_to(live, chat, prompts[i:i+piece], max_new_tokens, list(stop))
 
 # %% ../../nbs/04_benchmarking/11_scores.ipynb #6dd32e6b
 def said_to(
@@ -278,8 +290,9 @@ def plan_scores(
         for t in suite.tasks:
             n = len(rest[t.name].questions) if t.name in rest else 0
             s = speed["lm_eval" if isinstance(t, EvalTask) else "own"]
+            known = s is not None and m.kind != "endpoint" # whose speed nobody knows
             guess = (0. if not n
-                     else float("nan") if s is None else s * m.n_params * work_of([rest[t.name]]))
+                     else s * m.n_params * work_of([rest[t.name]]) if known else float("nan"))
             rows.append((m.name, t.name, len(t.questions),
                          len(t.questions) - n, n, guess))
     return pd.DataFrame(rows, columns="model task questions remembered to_run seconds".split())

@@ -18,5 +18,6 @@ FACE = {
     "vocabularies": "tokenizer_identity",
     "checkpoint": "ZooModel read_card",
     "recorded": "RecordedModel recorded recorded_models write_headers",
+    "endpoints": "EndpointModel endpoint_folder",
 }
 __getattr__, __dir__, __all__ = _face("checkpoints", FACE)

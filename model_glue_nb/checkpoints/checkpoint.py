@@ -292,8 +292,8 @@ def _count_bad(
     return int((~np.isfinite(x)).sum())
 
 # %% ../../nbs/02_checkpoints/12_checkpoint.ipynb #df0f5aec
-LOADED_BY = dict(checkpoint="zoo.language_model", mixture="mixing.mixture",
-                 difference="mixing.residents") # Kind → module
+LOADED_BY = dict(checkpoint="zoo.language_model", mixture="mixing.mixture", difference="mixing.residents",
+                 endpoint="benchmarking.remote_models") # Kind → module
 loaders = Registry("kind of model") # kind → function (ZooModel, device, dtype) → something with `generate`
 
 @patch
@@ -337,11 +337,13 @@ def open_model(
     path:str|Path, # Folder of a checkpoint or a mixture
     name:str|None=None, # Name in the zoo; default: the folder's
 )->ZooModel: # The model; nothing but its card has been read
-    "Open the folder of a checkpoint or a mixture; no weight is read yet."
+    "Open the folder of a checkpoint, a mixture or an endpoint; no weight is read yet."
     path = Path(path)
     if not os.path.isdir(path):
         raise MissingFile(f"There is no model folder '{plain(path)}'. "
                           "Give a folder that holds a config.json.")
+    if os.path.exists(path/"endpoint.json"): # a server answers for it
+        return import_module("model_glue_nb.checkpoints.endpoints").open_endpoint(path, name)
     base = read_card(path).get("base_model")
     base = base[0] if isinstance(base, list) and len(base) == 1 else base
     base = plain(Path(base).name) if isinstance(base, str) else None

@@ -41,7 +41,7 @@ def _how_to_load(
 # %% ../../nbs/13_cli/06_glue.ipynb #d0dadd67
 @app.command()
 def run(
-    recipe:Path=typer.Argument(help="A recipe, such as recipes/demo.yaml."),
+    recipe:Path=typer.Argument(help="A recipe's file, or demo, smollm2, smollm2-held-out, paper."),
     out:Path=typer.Option(..., help="Run folder; an interrupted run continues there."),
     dry_run:bool=typer.Option(False, help="Check everything and say what would be done."),
     dtype:str=typer.Option(None, help="Dtype to run models in, instead of the recipe's."),

@@ -16,7 +16,8 @@ from .app import (AS_JSON, app, byte_bar, progress_bar, say, settings, show,
 # %% ../../nbs/13_cli/03_score.ipynb #5feb2179
 @app.command()
 def score(
-    models:list[str]=typer.Argument(help="Checkpoints, folders of them, YAML lists, hub ids, or demo."),
+    models:list[str]=typer.Argument(help="Checkpoints, folders of them, YAML lists, hub ids, "
+                                         "http://…/v1#model, or demo."),
     suite:str=typer.Option("demo", help="demo, paper, offline, or a YAML file."),
     out:Path=typer.Option(None, help="Run folder with its own store; default: the machine's store."),
     split:str=typer.Option("report", help="search, report or all."),
@@ -72,7 +73,7 @@ def _named_models(
     from model_glue_nb.checkpoints.hub import is_hub_id
     from model_glue_nb.zoo.zoo import Zoo, read_zoo, zoo_entries
     def is_model(n):
-        return any((Path(n)/f).exists() for f in ("config.json", "mixture.json"))
+        return any((Path(n)/f).exists() for f in ("config.json", "mixture.json", "endpoint.json"))
     def alone(n): return is_model(n) or not Path(n).exists() and is_hub_id(n)
     listed = [e for n in names for e in ([n] if alone(n) else zoo_entries(n))]
     spec = names[0] if len(names) == 1 and not alone(names[0]) else listed

@@ -80,9 +80,10 @@ def serve(
 
 def _backend(served, engines, queue, batch, max_tokens, timeout):
     "Who answers: models in memory, or other servers."
-    from model_glue_nb.mixing.forwarding import Forwarding, read_engines
+    from model_glue_nb.mixing.forwarding import Forwarding, own_engines, read_engines
     from model_glue_nb.mixing.server import LocalBackend
-    if engines: return Forwarding(served, read_engines(engines, served.experts), queue, timeout)
+    found = read_engines(engines, served.experts) if engines else own_engines(served)
+    if found: return Forwarding(served, found, queue, timeout)
     served.warm_up()
     return LocalBackend(served, queue=queue, rows=batch, longest=max_tokens, seconds=timeout)
 

@@ -33,6 +33,7 @@ def size(
 )->tuple[int,int]: # Parameters in all; those read for one question (the largest expert and the encoder)
     "What a system costs in parameters."
     m = work.zoo[name]
+    if m.kind == "endpoint": return (m.n_params,) * 2
     if m.kind == "difference": return (m.n_params + m.n_added,) * 2
     about = m.path/("mixture.json" if m.kind == "mixture" else "router.json")
     manifest = json.loads(about.read_text()) if about.exists() else {} # a plain model has neither
@@ -166,7 +167,7 @@ def _report_answers(
     m = work.zoo[name]
     if _stays_whole(m): return _routed_answers(work, m)
     own, _ = by_asker(work.report.tasks)
-    plain_model = m.kind == "checkpoint" and not (m.path/"router.json").exists()
+    plain_model = m.kind in ("checkpoint", "endpoint") and not (m.path/"router.json").exists()
     if own and plain_model and not _differing(work, m, _own_rows(work, m, own), _sampled(own)):
         return ask_model(m, work.report, work.run.store)
     out = ask_lm_eval(m.load, m.fingerprint(), work.report, work.run.store)

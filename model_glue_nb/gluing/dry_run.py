@@ -112,6 +112,8 @@ class RunStep:
     seconds: float = 0.0 # Of one core
 
 # %% ../../nbs/09_gluing/05_dry_run.ipynb #d4a10
+_FAR = "an endpoint: it is scored and mixed, its weights can't be merged; how long it takes isn't known"
+
 def estimate_run(
     recipe:GlueRecipe, # What to do
     store:Store|None=None, # Answers of other runs, which are not asked again
@@ -132,6 +134,7 @@ def estimate_run(
     fetch = {m.name: f"it is not on this machine and would be fetched{m.size}" for m in seen.unseen}
     costs = {c.stage: _told_cost(c, _rates()) for c in _costs_of(seen, groups, _rates(), speed)}
     told = {"assume": seen.assumed, **_vocabularies(work, near), "cost": costs, "fetch": fetch,
+            "elsewhere": {m.name: _FAR for m in work.zoo if m.kind == "endpoint"},
             "convert": {m.name: m.obstacle for m in seen.unseen if m.obstacle},
             "skip": {**work.zoo.skipped, **work.suite.skipped}}
     for step, reasons in told.items():

@@ -52,7 +52,7 @@ class _Clock:
 
 # %% ../../nbs/09_gluing/10_pipeline.ipynb #a203398f
 def glue(
-    recipe:GlueRecipe|dict|str|Path="recipes/demo.yaml", # A recipe, its content, or its file
+    recipe:GlueRecipe|dict|str|Path="demo", # A recipe, its content, its file, or the name of a shipped one
     out:str|Path="runs/demo", # Run folder; an interrupted run continues there
     *,
     store:Store|None=None, # Answers of other runs; None: only what this folder remembers

@@ -11,6 +11,7 @@ __all__ = ['CLUSTERS', 'CLUSTER_KEYS', 'complete', 'GlueRecipe', 'executor_of', 
 import math, os, platform, re, sys
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 
@@ -84,7 +85,7 @@ _PARTS = dict(clusters=CLUSTER_KEYS,
                        experts=maybe(listed(name, 1)),
                        max_params=maybe(number()))))
 _DTYPES = dict.fromkeys(("auto", "float32", "bfloat16", "float16"))
-_RUN = mapping(dict(zoo=either(path, listed(path, 1)), suite=path,
+_RUN = mapping(dict(zoo=either(path, listed(either(path, mapping()), 1)), suite=path,
                     seed=seed, evidence=integer(0, 10**9), budget=maybe(either(name, mapping())),
                     dtype=name_in(_DTYPES, "dtype"),
                     tasks=maybe(listed(name, 1)), search_questions=_COUNT, **_PARTS))
@@ -102,13 +103,28 @@ def router_of(
     given = r.mixture.get("router") or default_router(shares_checkpoint(r))
     return dict(name=given) if isinstance(given, str) else dict(given)
 
+# %% ../../nbs/09_gluing/01_recipe.ipynb #6b427a95
+def _shipped_recipes()->dict[str,Path]: # Name → its file
+    "The recipes that come with the package."
+    folder = Path(str(resources.files("model_glue_nb")))/"data"/"recipes"
+    return {f.stem: f for f in sorted(folder.glob("*.yaml"))}
+
+def _recipe_file(
+    said:str|Path, # A YAML file, or the name of a recipe of the package
+)->Path: # It may not exist
+    "Where a recipe is."
+    known, text = _shipped_recipes(), str(said)
+    if os.path.isfile(said) or Path(said).suffix or os.sep in text: return Path(said)
+    if text in known: return known[text]
+    raise unknown("recipe", short(text), known)
+
 # %% ../../nbs/09_gluing/01_recipe.ipynb #8019639a
 def read_recipe(
-    spec:str|Path|dict, # A YAML file, or its content
+    spec:str|Path|dict, # A YAML file, the name of a recipe of the package, or its content
 )->GlueRecipe: # Checked: every key and name is known
     "Read a recipe; all problems are reported at once, each unknown key by name."
     where = "recipe" if isinstance(spec, dict) else short(Path(spec).name)
-    if not isinstance(spec, dict): spec = read_yaml(spec, "recipe")
+    if not isinstance(spec, dict): spec = read_yaml(_recipe_file(spec), "recipe")
     require(spec, _RUN, where, f"Cannot use {where}")
     r = GlueRecipe(**spec)
     refuse(_check_glue_recipe(r), f"Cannot use {where}")
@@ -303,6 +319,7 @@ def check_shared(
     zoo:Zoo, # The models given
 )->list[str]: # One problem per line
     "What keeps this zoo's models from sharing one checkpoint, where the recipe's mixture asks for it."
+    if bad := _remote_problems(recipe, zoo): return bad
     if not shares_checkpoint(recipe): return []
     base = recipe.mixture.get("base") or zoo.names[0]
     if base not in zoo.names: return [str(unknown("model for the mixture's base", base, zoo.names))]
@@ -310,6 +327,26 @@ def check_shared(
     return find_parts(mixture_spec(recipe, experts, base=base), zoo)[1]
 
 # %% ../../nbs/09_gluing/01_recipe.ipynb #d1a09
+def _remote_problems(
+    recipe:GlueRecipe, # As read
+    zoo:Zoo, # The models given
+)->list[str]: # One problem per line
+    "What a run can't do with members that are elsewhere."
+    far = [m for m in zoo if m.kind == "endpoint"]
+    if not far: return []
+    name = far[0].name
+    if len(far) == len(zoo):
+        return ["All members of the zoo are endpoints, so there is nothing to compare and merge. Add models "
+                "that are here, or mix them by `model-glue mix`."]
+    if recipe.budget is not None:
+        return [f"'{name}' is an endpoint, whose parameters a budget can't count. Leave out the budget, or "
+                "the endpoint."]
+    if shares_checkpoint(recipe):
+        return [f"'{name}' is an endpoint, and one checkpoint has no place for it. Give level: model without "
+                "a base, or leave it out."]
+    return [f"'{m.name}' doesn't say how large it is, and systems are compared by their size. Add "
+            "`parameters: 7e9` to its entry." for m in far if not m.n_params]
+
 def open_work(
     recipe:GlueRecipe, # What to do
     progress:Progress=silent, # Called as work proceeds
@@ -375,6 +412,8 @@ def other_zoo(
     changed = sorted(n for n in {*was, *now}
                      if was.get(n) != now.get(n))
     if not was or not changed: return []
+    gone = [f"'{n}' of '{run.path}' can't be used now: {zoo.skipped[n]}" for n in changed if n in zoo.skipped]
+    if gone: return gone
     who = ", ".join(changed)
     return [f"'{run.path}' holds a run of another zoo: {who} changed since. Give another --out."]
 

@@ -380,7 +380,8 @@ def mixture_parts(
     "What a mixture of some models is made from."
     items = {e: ask_model(work.zoo[e], work.search, work.run.store)
              for e in experts}
-    best = max(experts, key=lambda e: mean_score(items[e]))
+    here = [e for e in experts if work.zoo[e].kind != "endpoint"] # who can read prompts for the router
+    best = max(here or experts, key=lambda e: mean_score(items[e]))
     spec = mixture_spec(work.recipe, experts, **dict(base=dense) if dense else dict(prompt_encoder=best))
     return replace(spec, top_k=min(spec.top_k, len(experts))), items # fewer than asked for may be worth it
 

@@ -61,6 +61,8 @@ def _why_incomparable(
     model:ZooModel, # Any model
 )->str: # Why it cannot be compared; empty when it can
     "Why a model cannot be compared with any other."
+    if model.kind == "endpoint":
+        return "it is an endpoint: its weights are elsewhere, so it is scored and mixed only"
     if model.kind != "checkpoint": return "it is a mixture: its experts can be compared, not the whole"
     todo = "Use the unquantized checkpoint, or dequantize it"
     if model.quantised: return f"its weights are {model.quantised}. {todo}"

@@ -90,7 +90,10 @@ def unset_alike(
 def quantised_problems(
     model:ZooModel, # A checkpoint
 )->list[str]: # One problem, or none
-    "The parts of a quantized model that cannot be read as floats."
+    "The weights that cannot be read as floats: parts of a quantized model, all of one that is elsewhere."
+    if model.kind == "endpoint":
+        return [f"'{model.name}' is an endpoint: its weights are elsewhere, so it can't be merged. "
+                "Score it, or mix it at level 'model'."]
     found = model.quantised
     if not found or found.readable: return []
     return [f"'{model.name}' is {found}. Give the unquantized checkpoint, or mix it instead."]

@@ -282,7 +282,7 @@ def _trimmed(deltas, weights, density, cuts, rescale, elect, normalize, scale):
         before = size(d)
         trim(d, start)
         return np.stack([before, size(d)])
-    gains = 1 / np.float64(density)
+    gains = 1 / np.asarray(density, np.float64)
     if rescale == "l1": gains = _restored(*deltas.total(sizes))
     def sparsify(d, start):
         trim(d, start)
@@ -331,7 +331,7 @@ def breadcrumbs_ties(deltas:Stream, weights:PerModel=1.0, density:PerModel=0.5, 
 
 # %% ../../nbs/06_merging/01_methods.ipynb #04b4f790
 def _random(deltas, weights, density, spread, rescale, elect, normalize, scale):
-    keep, ranked = np.float64(density), spread is not None
+    keep, ranked = np.asarray(density, np.float64), spread is not None
     spread = np.where(keep == 1, 0.0, spread) if ranked else np.zeros(deltas.k) # density 1 keeps all
     if ranked and rescale == "density":
         return _by_chance(deltas, weights, keep, spread, elect, normalize, scale)

@@ -17,7 +17,7 @@ def _changed(d, epsilon): # Which entries each model changed, and how many model
     return changed, changed.sum(0)
 
 def _regions(deltas, epsilon, factors):
-    gains = deltas.kernels.upload(np.float32(factors), deltas.device)[:, None]
+    gains = deltas.kernels.upload(np.asarray(factors, np.float32), deltas.device)[:, None]
     def f(d, base, start, out):
         changed, count = _changed(d, epsilon)
         alone = changed & (count == 1)
@@ -58,7 +58,7 @@ def arcee_fusion(
     deltas:Stream, # Task vector of one model
 )->Kernel:
     "Base, with the model's entries where they stand out (Arcee AI 2025, mergekit 0.1)."
-    weights = deltas.kernels.upload(np.float32(deltas.row_divergence()), deltas.device)
+    weights = deltas.kernels.upload(np.asarray(deltas.row_divergence(), np.float32), deltas.device)
     def importance(d, start):
         rows = deltas.line_of(start, d.shape[1])
         return abs(d[0]) * weights[rows]

@@ -15,7 +15,7 @@ from threading import RLock
 import numpy as np
 from fastcore.basics import patch
 
-from ..benchmarking.chats import render, routed_text
+from ..benchmarking.chats import pack_chat, render, routed_text, unpack_chat
 from ..benchmarking.harness import as_lm_eval
 from ..benchmarking.scores import said_to
 from ..checkpoints.fetching import local_folder
@@ -54,6 +54,7 @@ class MixtureLM(Shown):
 
     def _open(self, root, expert):
         path = (root/expert["path"]).resolve()
+        if not path.is_dir(): path = (self.folder/expert["path"]).resolve() # what lies in the mixture itself
         if not path.is_dir() and expert.get("hub"): path = local_folder(expert["hub"])
         if not path.is_dir():
             raise MissingFile(f"Expert '{expert['name']}' of mixture '{root.name}' is not at '{path}'. "
@@ -217,11 +218,18 @@ def stream(self:MixtureLM,
     prompt, settings = text_of(prompt), decoding(sampling, 1, seed)
     with _LOCK:
         live = self.whole_model(int(self.route([prompt])[0]), prompt)
-        ids = live.encode([prompt])[0]
+        is_far = hasattr(live, "answers")
+        ids = None if is_far else live.encode([prompt])[0]
+    if is_far: return (yield from _in_one(live, prompt, max_new_tokens, stop, settings))
     how = settings.how, settings.seed_of(prompt)
     answer = stream_ids(live, ids, max_new_tokens, stop, _LOCK, *how)
     del live
     yield from answer
+
+def _in_one(live, asked, max_new_tokens, stop, settings): # Yields one piece
+    "The answer of an expert that is elsewhere."
+    if settings.how: live.encode([]) # which it refuses
+    for _, answer in live.answers([asked], max_new_tokens, stop): yield answer
 
 def chat_tokens(
     live, # A `LanguageModel`
@@ -246,7 +254,9 @@ def chat(self:MixtureLM,
     said = routed_text(messages)
     with _LOCK:
         live = self.whole_model(int(self.route([said])[0]), said)
-        ids = chat_tokens(live, messages)
+        is_far = hasattr(live, "answers")
+        ids = None if is_far else chat_tokens(live, messages)
+    if is_far: return (yield from _in_one(live, messages, max_new_tokens, stop, settings))
     how = settings.how, settings.seed_of(said)
     answer = stream_ids(live, ids, max_new_tokens, stop, _LOCK, *how)
     del live
@@ -273,28 +283,12 @@ def no_rolling(self, requests, disable_tqdm=False):
                      "Score the experts one by one.")
 
 # %% ../../nbs/08_mixing/15_experts.ipynb #45d6349f
-_TALK = '{"conversation": ' # What a conversation that waits for its expert begins with
-
-def _pack_chat(
-    messages:list[dict], # role and content each
-    ask:bool, # Does the answer begin after them?
-    template:bool|str=True, # As for `render`
-)->str: # A context of lm-eval
-    "A conversation as a text that no model has read yet."
-    return json.dumps(dict(conversation=messages, ask=ask, template=template), ensure_ascii=False)
-
-def _unpack_chat(
-    context:str, # A context of lm-eval
-)->dict|None: # conversation, ask; None: a bare text
-    "The conversation that waits in a context."
-    return json.loads(context) if context.startswith(_TALK) else None
-
 def _written(
     request, # An lm-eval request
     live, # The expert that answers it
 ): # The request as that expert reads it
     "A request whose conversation has found its expert."
-    talk = _unpack_chat(request.args[0])
+    talk = unpack_chat(request.args[0])
     if talk is None or not hasattr(live, "tokenizer"): return request # a mixture hands it on
     text = render(live.tokenizer, talk["conversation"], live.name, talk["ask"], talk["template"])
     return replace(request, arguments=(text, *request.args[1:]))
@@ -319,11 +313,11 @@ def lm_eval(self:MixtureLM,
     class ExpertsLM(LM):
         tokenizer_name, packs = live.name, True
         def apply_chat_template(self, chat_history, add_generation_prompt=True, template=True):
-            return _pack_chat(chat_history, add_generation_prompt, template)
+            return pack_chat(chat_history, add_generation_prompt, template)
         def chat_template(self, chat_template=False): return "each expert's own" if chat_template else ""
         def ask(self, kind, requests):
             def said(r):
-                talk = _unpack_chat(r.args[0])
+                talk = unpack_chat(r.args[0])
                 return r.args[0] if talk is None else routed_text(talk["conversation"])
             def answered(e, rows):
                 expert, own = live.expert(e), [requests[i] for i in rows]

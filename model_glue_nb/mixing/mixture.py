@@ -71,8 +71,16 @@ def fit_apart(
     prints = [dict(name=e.name, fingerprint=e.fingerprint()) for e in experts]
     if spec.router.get("file"): return read_router(spec.router["file"], prints)
     encoder = experts[prompt_encoder_of(spec)]
+    refuse(_encoder_problems(spec, experts, encoder), "Cannot mix")
     costs = [e.n_params for e in experts]
     return fit_texts(spec.router, encoder.load, costs, prompts, values, spec.features, weights)
+
+def _encoder_problems(spec, experts, encoder)->list[str]:
+    "A member that is elsewhere can't read prompts for a router."
+    reads = feature_kind(spec.router["name"], spec.features) if "name" in spec.router else spec.features
+    if encoder.kind != "endpoint" or reads in ("sentence", "tfidf") or len(experts) == 1: return []
+    return [f"The router reads prompts through '{encoder.name}', an endpoint, whose states are elsewhere. "
+            "Name an expert that is here as prompt_encoder, or give features: sentence."]
 
 def _mix_apart(
     spec:MixtureSpec, # What to mix
@@ -87,8 +95,9 @@ def _mix_apart(
     wholes = {m.path: m for m in map(_whole_of, experts)} # a base once, however many differences it has
     n_bytes = sum(m.n_bytes for m in wholes.values())
     if spec.copy: refuse(disk_problems(out, n_bytes), "Cannot mix")
+    def goes_along(m): return spec.copy or m.kind == "endpoint" # one small file
     def home(m):
-        if spec.copy: return f"experts/{file_name(m.name)}"
+        if goes_along(m): return f"experts/{file_name(m.name)}"
         return os.path.relpath(m.path.resolve(), out.resolve())
     known = [_expert_row(expert, home(_whole_of(expert))) for expert in experts]
     reads = feature_kind(router.settings["name"], spec.features)
@@ -96,7 +105,7 @@ def _mix_apart(
     manifest = as_written(spec) | dict(features=reads, experts=known)
     with atomic_path(out, overwrite) as tmp:
         tmp.mkdir()
-        for m in wholes.values() if spec.copy else (): copy_expert(m, tmp/home(m))
+        for m in filter(goes_along, wholes.values()): copy_expert(m, tmp/home(m))
         for expert, k in zip(experts, known):
             if k.get("adapter"): shutil.copytree(expert.adapter, tmp/k["adapter"])
             if spec.copy: k["fingerprint"] = _copied(tmp, k).fingerprint()
@@ -198,8 +207,17 @@ def mix(
         router = fit_places(parts, prompts, values, weights)
         return mix_checkpoint(parts, out, router, overwrite, about, verify)
     experts = [find_model(zoo, e) for e in spec.experts]
+    spec = _with_reader(spec, experts)
     router = fit_apart(spec, experts, prompts, values, weights)
     return _mix_apart(spec, experts, out, router, overwrite, about, bool(verify))
+
+def _with_reader(
+    spec:MixtureSpec, # What to mix
+    experts:list[ZooModel], # Its experts
+)->MixtureSpec:
+    "Where nobody is named to read prompts, the first expert that is here."
+    here = [e for e, m in zip(spec.experts, experts) if m.kind != "endpoint"]
+    return spec if spec.prompt_encoder or not here else replace(spec, prompt_encoder=here[0])
 
 def _mix_differences(
     spec:MixtureSpec, # What to mix, of several bases

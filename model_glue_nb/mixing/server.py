@@ -183,6 +183,9 @@ class LocalBackend:
         served:Served, # Who can be asked
         **limits, # queue, rows, longest, seconds: as for `Scheduler`
     ):
+        if any(m.kind == "endpoint" for m in getattr(served.live, "experts", [])):
+            raise InputError(f"'{served.name}' has an expert that is elsewhere. "
+                             "Name the url of each expert by --engines.")
         self.served, self.scheduler = served, Scheduler(served, **limits)
 
     async def respond(self,

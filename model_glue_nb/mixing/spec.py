@@ -327,13 +327,25 @@ def find_parts(
             continue
         if isinstance(models[name], ZooModel): out += models[name].problems()
         else: out.append(f"'{name}' applies an adapter. Merge it into a checkpoint first (model-glue merge).")
-    out = out or _same_names(spec, models)
+    out = out or _same_names(spec, models) or _remote_problems(spec, models)
     if out or not spec.one_checkpoint: return None, out
     parts = Parts(spec, models[spec.base], [models[e] for e in spec.experts])
     out = _check_shapes(parts)
     if out: return parts, out
     parts = replace(parts, own_ends=_own_ends(parts))
     return parts, _check_shapes(parts)
+
+def _remote_problems(
+    spec:MixtureSpec, # What to mix
+    models:dict[str,ZooModel], # What its names and folders are
+)->list[str]: # One problem per line
+    "What can't be mixed of members that are elsewhere."
+    far = [m for m in models.values() if getattr(m, "kind", "") == "endpoint"]
+    if far and (spec.level != "model" or spec.one_checkpoint):
+        return [f"'{far[0].name}' is an endpoint: it can be an expert at level 'model' without a base, where "
+                "experts stay whole."]
+    return [f"'{m.name}' doesn't say how large it is, which routers weigh. "
+            "Add `parameters: 7e9` to its entry." for m in far if not m.n_params]
 
 def _own_ends(
     parts:Parts, # Of the same shapes

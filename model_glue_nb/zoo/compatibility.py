@@ -195,6 +195,8 @@ def compare_usable(
     "Like `compare_pair`, for two models known to have no problems."
     for m in (a, b):
         if m.kind == "mixture": return Verdict("mix only", f"'{m.name}' is a mixture")
+        if m.kind == "endpoint":
+            return Verdict("mix only", f"'{m.name}' is an endpoint: its weights are elsewhere")
         if m.quantised and not m.quantised.readable:
             todo = "mix it, or merge the unquantized checkpoint"
             return Verdict("mix only", f"'{m.name}' is {m.quantised}: {todo}")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from ..checkpoints.checkpoint import ZooModel, loaders, open_model, read_card, reason_of
 from ..checkpoints.content import content_fingerprint, speaking_files
+from ..checkpoints.endpoints import endpoint_folder, is_address
 from ..checkpoints.headers import NUMPY_DTYPES, TensorInfo, read_header
 from ..checkpoints.fetching import Fetching, local_folder
 from ..checkpoints.hub import hub_name, is_hub_id
@@ -82,14 +83,16 @@ def zoo_entries(
     spec:str|Path|list, # As for `read_zoo`
 )->list[str|Path|Adapted]: # Folders, hub ids that are not local folders, and bases with adapters
     "What a zoo's description names."
-    if isinstance(spec, list | tuple): return [_entry_of(s, Path(".")) for s in spec]
+    if isinstance(spec, list | tuple): return [e for s in spec for e in _entries_of(s, Path("."))]
+    if is_address(spec): return [endpoint_folder(spec)]
     path = demo_zoo_path() if str(spec) == "demo" else Path(spec)
     if is_hub_id(spec) and not os.path.exists(path): return [spec] # one model
     if path.suffix in (".yaml", ".yml") and not os.path.isdir(path):
         listed = read_yaml(path, "list of models")
-        if isinstance(listed, list) and listed: return [_entry_of(s, path.parent) for s in listed]
+        if isinstance(listed, list) and listed:
+            return [e for s in listed for e in _entries_of(s, path.parent)]
         raise InputError(f"'{plain(path)}' is not a list. "
-                         "Write one path or hub id per line, each after '- '.")
+                         "Write one path, hub id or endpoint per line, each after '- '.")
     if not os.path.isdir(path):
         raise MissingFile(f"There is no zoo '{plain(spec)}'. "
                           "Give a folder of checkpoints, a YAML list, or the word demo.")
@@ -97,14 +100,30 @@ def zoo_entries(
                     if not n.startswith((".", "_")))
     return [f for f in inside if os.path.isdir(f)]
 
+_MODEL_FILES = "config.json", "adapter_config.json", "mixture.json", "endpoint.json"
+
+def _is_model(folder:Path)->bool: return any(os.path.exists(folder/f) for f in _MODEL_FILES)
+
+def _entries_of(
+    said, # A line of a list
+    home:Path, # Folder that paths are relative to
+)->list[str|Path|Adapted]: # Several where the line is a folder of models, or demo
+    "What one line of a list names."
+    if said == "demo" and not os.path.isdir(home/said): return zoo_entries("demo")
+    if isinstance(said, str | Path) and os.path.isdir(home/said) and not _is_model(home/said):
+        inside = [f for f in zoo_entries(home/said) if _is_model(f)]
+        if inside: return inside
+    return [_entry_of(said, home)]
+
 def _entry_of(
     said, # A line of a list
     home:Path, # Folder that paths are relative to
 )->str|Path|Adapted:
-    "What one line of a list names."
+    "The model that one line of a list names."
+    if isinstance(said, dict) or is_address(said): return endpoint_folder(said, home)
     if not isinstance(said, str | Path) or not str(said).strip():
         raise InputError(f"The list of models has {plain(said)[:80]!r}, which is not a path or hub id. "
-                         "Give one per line.")
+                         "Give one per line, or an endpoint: {endpoint: http://…/v1, model: …}.")
     if os.path.isdir(home/said): return home/said
     base, plus, adapter = str(said).partition("+")
     if plus and base and adapter: return Adapted(_entry_of(base, home), _entry_of(adapter, home))
