@@ -19,7 +19,7 @@ from ..benchmarking.harness import are_small, few_threads
 from ..benchmarking.suites import Suite, load_suite
 from ..checkpoints.fetching import Fetching
 from ..core import InputError, Progress, Run, machine_store, refuse, silent, unknown
-from ..mergeability.clusters import Cluster, cluster_by_similarity, divide, linkages
+from ..mergeability.clusters import Cluster, linkages, mergeable_clusters
 from ..mergeability.similarity import METRICS, ROLES, Comparison, compare_zoo
 from ..merging.members import variant_problems
 from ..merging.recipe_files import PROMPT_FORM
@@ -253,9 +253,8 @@ class Work:
     def clusters(self, near)->list[Cluster]: # `near` as `nearness` gives it
         "The sets within which merging is searched."
         how = self.recipe.clusters
-        base = {n: self.zoo[n].base for n in self.singles}
-        found = cluster_by_similarity(near, how["threshold"], how["linkage"], base)
-        return divide(found, near, self.zoo, self.recipe.merge.get("tokenizer"))
+        wish = self.recipe.merge.get("tokenizer")
+        return mergeable_clusters(near, self.zoo, how["threshold"], how["linkage"], wish)
 
     def nearness(self, compared:Comparison): # DataFrame, models × models
         "The similarity that clusters are formed by: the recipe's metric over the recipe's kinds of weights."

@@ -179,6 +179,11 @@ class Verdict:
     reason: str = "" # Why not "as is"
     notes: tuple[str, ...] = () # What to know first
 
+    @property
+    def mergeable(self)->bool: # Perhaps after a choice
+        "Do shapes, configs and vocabularies allow an average?"
+        return self.kind in _VERDICT_KINDS[:2]
+
     def __str__(self): return "; ".join(filter(None, [self.reason, *self.notes]))
 
 def compare_pair(
