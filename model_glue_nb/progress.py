@@ -88,12 +88,17 @@ class Watch:
     )->str: # Exactly as wide
         "The stage, what it does, how much of it is done, and the time left."
         known = self.done is not None and self.total is not None
-        right = [f"{self.done:,}/{self.total:,}"] if known else []
+        right = [_counted(self.done, self.total)] if known else []
         right.append(duration(self.clock() - self.began))
         if (left := self.left): right.append(f"{duration(left)} left")
         end = " · ".join(right)
         text = middle_cut(": ".join(filter(None, [self.label, self.what])) or "starting", width - cell_len(end) - 1)
         return text + " " * (width - cell_len(text) - cell_len(end)) + end
+
+def _counted(done, total)->str: # "340/1,200", "120/3,400 M"
+    "How much of how much; bytes in millions."
+    if total < 1e7: return f"{done:,}/{total:,}"
+    return f"{done / 1e6:,.0f}/{total / 1e6:,.0f} M"
 
 # %% ../nbs/00_ground/10_progress.ipynb #c9533ce5
 @contextmanager

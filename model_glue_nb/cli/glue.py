@@ -72,9 +72,11 @@ def run(
         title = f"{recipe}: the most that would be done, in minutes on one core where known"
         return show(estimate_run(r, shared), title, as_json, wide, "questions minutes")
     from model_glue_nb.gluing.pipeline import glue
-    with progress_bar() as progress: done = glue(r, out, progress=progress, store=shared)
     from model_glue_nb.reporting.dashboard import write_report
-    report = write_report(done, renew=False)
+    with progress_bar() as progress:
+        done = glue(r, out, progress=progress, store=shared)
+        progress(None, None, "writing report.html")
+        report = write_report(done, renew=False)
     tell_skipped(done.read_json("zoo")["skipped"])
     table = done.read_table("comparison")
     title = f"Report split, {int(table.n.iloc[0])} questions, 95% intervals"

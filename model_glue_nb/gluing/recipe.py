@@ -283,7 +283,7 @@ def open_work(
     suite = suite or load_suite(recipe.suite)
     if recipe.tasks: suite = suite.only(recipe.tasks)
     fetching = Fetching(progress, _pinned_models(out) if out else {})
-    zoo = read_zoo(recipe.zoo, check_weights=True, fetching=fetching)
+    zoo = read_zoo(recipe.zoo, check_weights=True, fetching=fetching, progress=progress)
     search = suite.part("search", recipe.search_questions)
     refuse(check_shared(recipe, zoo), "Cannot mix this zoo")
     refuse(check_reach(recipe.budget, zoo), "Cannot keep to the budget")
