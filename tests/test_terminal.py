@@ -270,3 +270,33 @@ def test_a_run_counts_questions_and_expects_the_rest(tmp_path):
     assert {t for _, t in of["search"]} == {2 * 3 * 4} and asked == sorted(asked) and 0 < asked[-1] <= 24
     assert all(0 <= d <= t for told in of.values() for d, t in told)
     assert {"search", "evidence", "report"} <= {*heard.seconds} and all(s > 0 for s in heard.seconds.values())
+
+# ---- one line where many tensors differ
+
+@pytest.fixture(scope="module")
+def unlike(tmp_path_factory):
+    "A model, one of other shapes, one that lacks tensors, one that holds NaN in many."
+    import torch
+    from safetensors.torch import load_file, save_file
+    from model_glue_nb.zoo.zoo import tiny_zoo
+    home = tmp_path_factory.mktemp("unlike")
+    zoo = tiny_zoo(home, ["a", "fewer", "spoilt"])
+    tiny_zoo(home, ["wide"], intermediate_size=64)
+    def change(name, f):
+        file = zoo[name].path/"model.safetensors"
+        save_file(f(load_file(file)), file, metadata=dict(format="pt"))
+    change("fewer", lambda t: {k: v for k, v in t.items() if "mlp" not in k})
+    change("spoilt", lambda t: {k: torch.full_like(v, float("nan")) if "mlp" in k else v for k, v in t.items()})
+    return home
+
+@pytest.mark.parametrize("other,said", [("wide", "has shape"), ("fewer", "has no tensor"), ("spoilt", "NaN or infinite")])
+def test_many_tensors_are_one_line(command, unlike, tmp_path, other, said):
+    from model_glue_nb.zoo.zoo import open_model
+    problems = open_model(unlike/other).bad_weights() if other == "spoilt" else None
+    if problems is None:
+        (tmp_path/"r.yaml").write_text(json.dumps(dict(merge_method="linear", models=[str(unlike/"a"), str(unlike/other)])))
+        found = command("merge", tmp_path/"r.yaml", tmp_path/"out", "--dry-run", "--json")
+        assert found[0] == 2
+        problems = [p for p in json.loads(found[1])["problems"] if said in p]
+    assert len(problems) == 1 and said in problems[0] and problems[0].count("mlp") == 2
+    assert "(the same with 5 more tensors, such as '" in problems[0]

@@ -14,6 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import InputError, digest, refuse
+from ..errors import and_alike
 from .members import (find_model, is_buffer, is_float, layer_shares, prompts_problems,
                                            quantised_problems, same_bytes, says_tied, told_apart,
                                            unset_alike, view_of)
@@ -66,6 +67,18 @@ class MergePlan:
     apart: set = field(default_factory=set) # Heads that are not the embeddings
     nested: dict = field(default_factory=dict) # Id of a nested recipe's `View` → its `apart`
     tasks: dict = field(default_factory=dict) # Tensor name → `TensorTask`, once `build` was called
+    alike: dict = field(default_factory=dict) # What is wrong → its place in `problems`, its text, tensors
+
+    def complain(self,
+        kind:tuple, # What is wrong, and with whom
+        name:str, # A tensor
+        text:str, # What is wrong with it, without a full stop
+        advice:str, # What to do
+    ):
+        "Add what is wrong with a tensor; tensors with which the same is wrong share a line."
+        place, said, names = self.alike.setdefault(kind, (len(self.problems), text, []))
+        names.append(name)
+        self.problems[place:place + 1] = [f"{said}{and_alike(names)}. {advice}"]
 
     def view(self,
         model, # Name or nested recipe
@@ -228,8 +241,9 @@ def agree(self:MergePlan, name, views, parts, home)->bool:
     bad = [v.name for v, x in zip(views, parts)
            if is_float(x) or not same_bytes(own, _stored_of(x))]
     if bad:
-        self.problems.append(f"'{name}' holds whole numbers ({home.dtype}) that differ between '{self.lead.name}' "
-                             f"and '{bad[0]}'. If they are weights, give the unquantized checkpoints.")
+        text = f"'{name}' holds whole numbers ({home.dtype}) that differ between '{self.lead.name}' and '{bad[0]}'"
+        advice = "If they are weights, give the unquantized checkpoints."
+        self.complain(("whole", bad[0]), name, text, advice)
     return not bad
 
 # %% ../../nbs/06_merging/07_planner.ipynb #075b5612
@@ -248,8 +262,8 @@ def check_numbers(self:MergePlan, name, info, p):
     "Weights that come from gradients or filters must not sum to zero where they are divided by their sum."
     divided = p.get("normalize", p.get("normalize_weights", True))
     if info.has_weights and divided and abs(sum(p["weight"])) < 1e-8:
-        self.problems.append(f"{info.name} divides by the sum of the weights, and those of '{name}' sum to 0. "
-                             "Change a weight, or set normalize to false.")
+        text = f"{info.name} divides by the sum of the weights, and those of '{name}' sum to 0"
+        self.complain(("sum", info.name), name, text, "Change a weight, or set normalize to false.")
 
 @patch
 def check_layout(self:MergePlan):
@@ -290,18 +304,18 @@ def matches(self:MergePlan, name, views, parts, home)->bool: # Are all parts the
     "Whether the parts of a tensor fit; mismatches are added to the problems."
     for v, x in zip(views, parts):
         if x is None:
-            self.problems.append(f"'{v.name}' has no tensor '{name}', but '{self.lead.name}' has. "
-                                 "Merge within one architecture, or mix them instead.")
+            text = f"'{v.name}' has no tensor '{name}', but '{self.lead.name}' has"
+            self.complain(("none", v.name), name, text, "Merge within one architecture, or mix them instead.")
         elif x.shape != home.shape:
             vocab = x.shape[1:] == home.shape[1:] and name in embedding_names(self.lead)
             hint = "Choose whose tokenizer counts (tokenizer: base, union or a model)." if vocab else \
                 "Merge within one architecture, or mix them instead."
-            self.problems.append(
-                f"Cannot merge '{v.name}' into '{self.lead.name}': '{name}' has shape {x.shape}, "
-                f"expected {home.shape}. {hint}")
+            text = (f"Cannot merge '{v.name}' into '{self.lead.name}': '{name}' has shape {x.shape}, "
+                    f"expected {home.shape}")
+            self.complain(("shape", v.name, vocab), name, text, hint)
         elif is_float(home) and not is_float(x):
-            self.problems.append(f"'{name}' of '{v.name}' is stored as {x.dtype}, expected a float type. "
-                                 "Use the unquantized checkpoint.")
+            text = f"'{name}' of '{v.name}' is stored as {x.dtype}, expected a float type"
+            self.complain(("type", v.name, x.dtype), name, text, "Use the unquantized checkpoint.")
     return all(x is not None and x.shape == home.shape for x in parts)
 
 @patch
