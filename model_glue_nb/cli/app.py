@@ -31,10 +31,11 @@ GROUPS = {"Find models and look at them": "zoo doctor",
           "Use the result": "chat serve push",
           "Experiments": "bench"} # In the order of work
 
-METHOD = Literal["linear", "task_arithmetic", "slerp", "nuslerp", "multislerp", "karcher", "model_stock", "nearswap",
-                 "passthrough", "ties", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della",
-                 "della_linear", "sce", "ram", "ramplus_tl", "arcee_fusion", "tsv_m", "iso_c", "iso_cts", "regmean",
-                 "regmean_plus", "data_free_covariance"] # A test compares it with the registry: help loads no numpy
+METHOD = Literal[
+    "linear", "task_arithmetic", "slerp", "nuslerp", "multislerp", "karcher", "model_stock", "nearswap",
+    "passthrough", "ties", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della",
+    "della_linear", "sce", "ram", "ramplus_tl", "arcee_fusion", "tsv_m", "iso_c", "iso_cts", "regmean",
+    "regmean_plus", "data_free_covariance"] # A test compares it with the registry: help loads no numpy
 
 class _InOrder(typer.core.TyperGroup):
     "Commands as `GROUPS` has them."

@@ -168,7 +168,8 @@ def frontier(
         raise InputError("A system is written where --budget and --out are given. Give both, or neither.")
     if out is None:
         points = read_points(Run(run))
-        show(points if as_json else _point_rows(points), f"{run}: the best system at each size", as_json, wide)
+        table = points if as_json else _point_rows(points)
+        show(table, f"{run}: the best system at each size", as_json, wide)
         return say(f"Write one: model-glue frontier {run} --budget … --out FOLDER", err=as_json)
     with progress_bar() as progress:
         model = write_point(run, budget, out, copy=copy, overwrite=overwrite, progress=progress)

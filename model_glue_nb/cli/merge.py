@@ -11,8 +11,8 @@ from typing import Literal
 
 import typer
 
-from .app import (AS_JSON, METHOD, WIDE, among, app, command, n_bytes, say, say_json, settings,
-                                   show, tell_skipped)
+from .app import (AS_JSON, METHOD, WIDE, among, app, command, n_bytes, say, say_json,
+                                   settings, show, tell_skipped)
 from ..progress import byte_bar, progress_bar
 from ..terminal import cell
 
@@ -23,7 +23,8 @@ def _tell_note(
     "One note, beside the results."
     say(f"note: {text}", err=True)
 
-@command("merge recipe.yaml merged/", "merge recipe.yaml merged/ --dry-run", "merge recipe.yaml merged/ --device cuda --verify")
+@command("merge recipe.yaml merged/", "merge recipe.yaml merged/ --dry-run",
+         "merge recipe.yaml merged/ --device cuda --verify")
 def merge(
     recipe:Path=typer.Argument(help="A mergekit YAML file."),
     out:Path=typer.Argument(help="Folder for the merged checkpoint."),
@@ -81,7 +82,8 @@ _EXECUTOR = Literal["auto", "local", "processes", "ray"]
 def search(
     zoo:str=typer.Argument(help="A folder of checkpoints, a YAML list, or demo."),
     out:Path=typer.Option(..., help="Run folder for trials.csv and the winners."),
-    strategy:_STRATEGY=typer.Option("coefficient", metavar="STRATEGY", help=among(_STRATEGY, "What is tried next.")),
+    strategy:_STRATEGY=typer.Option("coefficient", metavar="STRATEGY",
+                                    help=among(_STRATEGY, "What is tried next.")),
     method:METHOD=typer.Option("linear", metavar="METHOD", help=among(METHOD, "How models are merged.")),
     suite:str=typer.Option("demo", help="demo, paper, offline, or a YAML file."),
     budget:str=typer.Option("60", help="Per cluster: evaluations (60), questions (5000q) or seconds (90s)."),

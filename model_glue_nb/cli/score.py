@@ -19,7 +19,8 @@ from ..progress import byte_bar, progress_bar
 _SPLIT = Literal["search", "report", "all"]
 _OFFLINE = Literal["refuse", "skip"]
 
-@command("score zoo/", "score zoo/a zoo/b --suite paper --split all", "score zoo/ --suite mine.yaml --out runs/scores --dry-run")
+@command("score zoo/", "score zoo/a zoo/b --suite paper --split all",
+         "score zoo/ --suite mine.yaml --out runs/scores --dry-run")
 def score(
     models:list[str]=typer.Argument(help="Checkpoints, folders of them, YAML lists, hub ids, or demo."),
     suite:str=typer.Option("demo", help="demo, paper, offline, or a YAML file."),
@@ -156,10 +157,12 @@ def make_suite(
     rows = [(n, len(g["tasks"]), g.get("description") or "")
             for n, f in suite_files().items()
             for g in [read_suite(f, n)]]
-    show(pd.DataFrame(rows, columns=["suite", "tasks", "description"]), "Suites on this machine", as_json, wide)
+    table = pd.DataFrame(rows, columns=["suite", "tasks", "description"])
+    show(table, "Suites on this machine", as_json, wide)
 
 # %% ../../nbs/13_cli/03_score.ipynb #5c0re002
-@command("import results/", "import scores.csv", "import results/ --model zoo/a --suite mine.yaml", name="import")
+@command("import results/", "import scores.csv",
+         "import results/ --model zoo/a --suite mine.yaml", name="import")
 def import_scores(
     path:Path=typer.Argument(help="Results of lm-eval (file or folder), or a table as CSV."),
     model:str=typer.Option(None, help="Checkpoint that answered: its answers are imported into the store."),

@@ -31,7 +31,7 @@ def doctor(
     threshold:float=_THRESHOLD, linkage:_LINKAGE=_LINKED,
     as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
-    "What a zoo holds and what is wrong with it, from headers and configs; which pairs can be merged, as clusters says."
+    "What a zoo holds, what is wrong with it, and which pairs can be merged, as clusters says."
     from model_glue_nb.mergeability.doctor import (examine_zoo, members_table, pairs_table, weigh_here)
     with progress_bar() as progress:
         cases = examine_zoo(zoo, deep, progress)
@@ -65,8 +65,8 @@ _ZOOS = Literal["demo", "demo-broken", "smollm2", "smollm2-held-out"]
 
 @command("zoo demo zoo/", "zoo smollm2 zoo/ --yes")
 def zoo(
-    name:_ZOOS=typer.Argument(metavar="NAME", help=among(_ZOOS) + " demo-broken is there to be refused; smollm2 is real and takes "
-                                                  "an hour."),
+    name:_ZOOS=typer.Argument(metavar="NAME",
+                              help=among(_ZOOS, "demo-broken is refused, smollm2 is real: an hour.")),
     out:Path=typer.Argument(help="Folder for the checkpoints."),
     yes:bool=typer.Option(False, "--yes", help="Fetch weights of smollm2 without asking."),
 ):
@@ -93,10 +93,12 @@ def _opened(
     with byte_bar() as progress: return read_zoo(zoo, fetching=Fetching(progress))
 
 # %% ../../nbs/13_cli/02_zoo.ipynb #a54bc483
-_METRIC = Literal["column_cosine", "cosine", "norm_ratio", "task_cosine", "sign_agreement", "subspace_overlap"]
+_METRIC = Literal["column_cosine", "cosine", "norm_ratio", "task_cosine", "sign_agreement",
+                  "subspace_overlap"]
 _BY = Literal["all", "role", "layer", "tensor"]
 
-@command("similarity zoo/", "similarity zoo/ --metric task_cosine --base a-base", "similarity zoo/ --by layer --json")
+@command("similarity zoo/", "similarity zoo/ --metric task_cosine --base a-base",
+         "similarity zoo/ --by layer --json")
 def similarity(
     zoo:str=ZOO,
     metric:_METRIC=typer.Option("column_cosine", metavar="METRIC", help=among(_METRIC)),
@@ -149,7 +151,7 @@ def clusters(
     with progress_bar() as progress: weighed = weigh_zoo(models, threshold, linkage, progress=progress)
     tell_skipped(models.skipped)
     t = threshold_sensitivity(weighed.near, linkage)
-    if sensitivity: return show(t, f"Clusters of similar models by threshold, linkage {linkage}", as_json, wide)
+    if sensitivity: return show(t, f"Similar models by threshold, linkage {linkage}", as_json, wide)
     rows = [dict(cluster=c.name, n=len(c.members), base=c.base, medoid=c.medoid,
                  outliers=list(c.outliers), members=list(c.members)) for c in weighed.clusters]
     title = f"Clusters at threshold {threshold}, linkage {linkage}"
@@ -157,7 +159,8 @@ def clusters(
     for r in vocabularies_table(weighed.similar, models).itertuples():
         if r.why: say(f"{r.model} is as near, and stays apart: {r.why}", "yellow", err=True)
     best = t[t.suggested].iloc[0]
-    said = f"suggested threshold: {best.threshold} ({best.n_clusters} cluster{'s' * int(best.n_clusters != 1)})"
+    n = int(best.n_clusters)
+    said = f"suggested threshold: {best.threshold} ({n} cluster{'s' * (n != 1)})"
     say(said, err=as_json or not sys.stdout.isatty())
 
 # %% ../../nbs/13_cli/02_zoo.ipynb #07105a32
@@ -218,7 +221,8 @@ def cka(
     with progress_bar() as progress: table = compare_activations(models, texts, depths, progress=progress)
     show(table, f"CKA, {len(texts)} texts; depth 1 is the last layer", as_json, wide)
 
-@command("forecast zoo/ --out runs/forecast", "forecast zoo/ --out runs/forecast --method slerp --enough 0.05")
+@command("forecast zoo/ --out runs/forecast",
+         "forecast zoo/ --out runs/forecast --method slerp --enough 0.05")
 def forecast(
     zoo:str=ZOO,
     out:Path=typer.Option(..., help="Run folder; merges that its store remembers are not measured again."),

@@ -19,8 +19,8 @@ from .dry_run import Seen, merging, mixing, reporting, searching
 from .frontier import expert_pool, keep_frontier
 from .recipe import (GlueRecipe, Work, begin, check_reach, describe_run, params_within,
                                          read_recipe)
-from .steps import (choose_experts, dense_model, find_clusters, full_merges, glue_clusters,
-                                        mixture_of, score_members, tell_search)
+from .steps import (choose_experts, dense_model, find_clusters, full_merges,
+                                        glue_clusters, mixture_of, score_members, tell_search)
 from ..mergeability.clusters import Cluster
 from ..store import Store
 from ..zoo.language_model import compute_dtype

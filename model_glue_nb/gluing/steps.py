@@ -271,7 +271,8 @@ def _ask_for_evidence(
     def is_open(name, f, suite):
         return work.run.store.remembered("evidence", _table_key(work, name, f, suite)) is None
     tables = [f for f in results if is_open("search", f, work.report)]
-    ask_together(scorer.on(work.report), [c for f in tables for c in asked_for_honesty(f)], who, work.progress)
+    honest = [c for f in tables for c in asked_for_honesty(f)]
+    ask_together(scorer.on(work.report), honest, who, work.progress)
     if not n_questions: return
     some = work.report.part("all", n_questions)
     merges = [f for f in results if not isinstance(f.winner, str) and is_open("attribution", f, some)]

@@ -21,8 +21,8 @@ from ..zoo.sources import adapter_problems
 from .clusters import Cluster, cluster_by_similarity, mergeable_clusters
 from .similarity import similarity
 from ..reading import inside, plain, read_bytes, read_json
-from ..zoo.zoo import (Adapted, Zoo, ZooModel, called, open_model, read_card, read_zoo, refuse_twins,
-                                   said_base, zoo_entries)
+from ..zoo.zoo import (Adapted, Zoo, ZooModel, called, open_model, read_card, read_zoo,
+                                   refuse_twins, said_base, zoo_entries)
 
 # %% ../../nbs/05_mergeability/05_doctor.ipynb #14a51b19
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -236,7 +236,7 @@ class Weighed:
     near: object # DataFrame, models × models, as `similarity` gives it; empty when no weights are here
     threshold: float # Least mean similarity within a cluster
     similar: list[Cluster] # By similarity alone
-    clusters: list[Cluster] # Of models that can be merged with each other: what every command means by the word
+    clusters: list[Cluster] # Of models that can be merged with each other: what every command means
 
     def together(self,
         a:str, b:str, # Names of members
@@ -262,9 +262,9 @@ class Weighed:
         if self.together(a, b, alone=choice): return verdict
         s = self.similarity(a, b)
         far = f"their similarity is {s:.3f}, clusters join at {self.threshold:g}"
-        why = self.near.attrs["skipped"].get(a) or self.near.attrs["skipped"].get(b)
-        unknown = why or "their tensors differ in names or shapes"
-        return Verdict("mix only", far if s == s else f"their weights cannot be compared: {unknown}", verdict.notes)
+        skipped, shapes = self.near.attrs["skipped"], "their tensors differ in names or shapes"
+        if s != s: far = f"their weights cannot be compared: {skipped.get(a) or skipped.get(b) or shapes}"
+        return Verdict("mix only", far, verdict.notes)
 
 def weigh_zoo(
     zoo:Zoo, # Whose weights are here
