@@ -25,7 +25,7 @@ from .vocabularies import Identity, tokenizer_identity
 from .weights import SHARDED, as_array, map_file, mapped_bytes, read_bytes_of
 from .weights import stored_tensors, weight_files
 from ..core import Registry, digest
-from ..errors import InputError, MissingFile, unknown
+from ..errors import InputError, MissingFile, and_alike, unknown
 from ..reading import as_text, inside, lies_inside, open_regular, parse_yaml, plain, read_json
 from ..shown import Shown
 from ..tensors.dtypes import CODES, n_bad, widen
@@ -280,8 +280,9 @@ def bad_weights(self:ZooModel)->list[str]: # Empty when all values are finite
     counts = {k: _count_bad(self.raw(k).reshape(-1),
                             self.stored[k].dtype)
               for k in floats}
-    return [f"'{self.name}': {n} of {self.stored[k].n_values} values of '{k}' are NaN or infinite. "
-            "Leave this model out or fetch it again." for k, n in counts.items() if n]
+    bad = [k for k, n in counts.items() if n]
+    return [f"'{self.name}': {counts[k]} of {self.stored[k].n_values} values of '{k}' are NaN or infinite"
+            f"{and_alike(bad)}. Leave this model out or fetch it again." for k in bad[:1]]
 
 def _count_bad(
     x:np.ndarray, # Stored values

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import typer
 
-from .app import AS_JSON, ZOO, app, progress_bar, say, show, tell_skipped
+from .app import AS_JSON, WIDE, ZOO, app, command, say, show, tell_skipped
+from ..progress import progress_bar
 
 # %% ../../nbs/13_cli/07_bench.ipynb #67d1593e
-@app.command()
+@command("bench demo --grid small --out runs/bench", "bench zoo/ --suite mine.yaml --out runs/mine")
 def bench(
     zoo:str=ZOO,
     grid:str=typer.Option("small", help="tiny, small, full, or a YAML file."),
@@ -21,7 +22,7 @@ def bench(
     suite:str=typer.Option(None, help="A suite other than the grid's: a name or a YAML file."),
     workers:int=typer.Option(None, min=1, help="Processes; one per core for small models, else one."),
     allow_code:bool=typer.Option(False, "--allow-code-execution", help="Run generated code, in a sandbox."),
-    as_json:bool=AS_JSON,
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "Merging (methods, strategies, sizes) and mixing (levels, routers, K), with intervals and costs."
     from dataclasses import replace
@@ -36,7 +37,7 @@ def bench(
     figures, table = write_figures(run), run.read_table("claims")
     tables = [run.read_table(n) for n in ("merging", "mixture")]
     failed = sum(int(t.failed.notna().sum()) for t in tables if "failed" in t)
-    show(table, "The paper's claims on this zoo: report questions, 95% intervals", as_json)
+    show(table, "The paper's claims on this zoo: report questions, 95% intervals", as_json, wide)
     def tell(text): return say(text, err=as_json)
     tell(f"tables: {run.path}/merging and mixture, as .csv, .md and .tex; figures: {figures}")
     if failed: tell(f"{failed} cells could not be done; the column `failed` says why.")

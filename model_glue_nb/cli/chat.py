@@ -13,8 +13,8 @@ from queue import SimpleQueue
 
 import typer
 
-from .app import app, say
-from .serve import DEVICE, DTYPE, SERVED, open_served
+from .app import app, command, say
+from .serve import DEVICE, DTYPE, DTYPES, SERVED, open_served
 from ..core import unknown
 from ..endings import Stopped
 from ..reading import plain
@@ -111,7 +111,7 @@ def _lines()->Iterator[str]:
         except Stopped: raise
         except KeyboardInterrupt: return typer.echo()
 
-@app.command()
+@command("chat runs/demo", "chat mixture/ --expert a-sort --temperature 0.7")
 def chat(
     model:Path=SERVED,
     expert:str=typer.Option(None, help="Ask this one, not the router's choice."),
@@ -120,16 +120,12 @@ def chat(
     temperature:float=typer.Option(0, min=0, max=100, help="0: the likeliest words."),
     top_p:float=typer.Option(1, min=1e-9, max=1, help="Probability that the words drawn from hold."),
     seed:int=typer.Option(None, help="The same draws again."),
-    device:str=DEVICE, dtype:str=DTYPE,
+    device:str=DEVICE, dtype:DTYPES=DTYPE,
 ):
     """Talk with a run, a mixture or a checkpoint; the expert's name stands before its answer.
 
     /reset forgets what was said, /expert NAME asks one expert, Ctrl-C stops an answer.
-
-    \b
-    model-glue chat runs/demo
-    model-glue chat mixture --expert a-sort --temperature 0.7
-    echo 'sort CBA =' | model-glue chat mixture
+    Lines of a pipe are answered too: echo 'sort CBA =' | model-glue chat mixture/
     """
     from model_glue_nb.mixing.scheduler import Scheduler
     served = open_served(model, None, device, dtype)

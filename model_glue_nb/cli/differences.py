@@ -6,12 +6,13 @@
 __all__ = ['extract', 'pack', 'unpack']
 
 # %% ../../nbs/13_cli/05_differences.ipynb #21f353f0
-import json
 from pathlib import Path
+from typing import Literal
 
 import typer
 
-from .app import AS_JSON, app, byte_bar, progress_bar, say, show
+from .app import AS_JSON, WIDE, among, app, command, say, say_json, show
+from ..progress import byte_bar, progress_bar
 
 # %% ../../nbs/13_cli/05_differences.ipynb #71eb4312
 _RANK = typer.Option(None, help="Mean rank of the linear weights; 16 where nothing is given.")
@@ -20,16 +21,18 @@ _ERROR = typer.Option(None, help="Part of the change that may be missing instead
 _EMBEDDINGS = typer.Option(True, help="Do embeddings and the head take part?")
 _LINEAR = typer.Option(False, "--linear", help="Linear layers alone: what engines for many adapters serve.")
 _DEVICE = typer.Option("auto", help="Where to compute: auto, cpu, cuda, …")
-_FORM = typer.Option("low-rank", help="low-rank, or signs: one bit per value, whatever was changed.")
+_KIND = Literal["low-rank", "signs"]
+_FORM = typer.Option("low-rank", help=among(_KIND, "signs: one bit per value, whatever was changed."))
 _OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing folder.")
 
-@app.command()
+@command("extract tuned/ base/ adapter/ --rank 16", "extract tuned/ base/ adapter/ --size 4%",
+         "extract tuned/ base/ signs/ --form signs")
 def extract(
     model:Path=typer.Argument(help="Folder of a fine-tune."),
     base:Path=typer.Argument(help="Folder of the model it was tuned from."),
     out:Path=typer.Argument(help="Folder for the adapter."),
     rank:int=_RANK, size:str=_SIZE, error:float=_ERROR, embeddings:bool=_EMBEDDINGS,
-    linear:bool=_LINEAR, form:str=_FORM,
+    linear:bool=_LINEAR, form:_KIND=_FORM,
     device:str=_DEVICE, overwrite:bool=_OVERWRITE, as_json:bool=AS_JSON,
 ):
     "A fine-tune as a LoRA adapter of its base in PEFT's format, or as signs."
@@ -38,7 +41,7 @@ def extract(
     how, write = difference_form(form, **how, overwrite=overwrite), DIFFERENCE_FORMS[form]
     with progress_bar() as progress: made = write(model, base, out, progress=progress, **how)
     about = {k: getattr(made, k) for k in ("n_bytes", "share", "error", "unsaid")}
-    if as_json: return typer.echo(json.dumps(dict(path=str(made.path)) | about, indent=1))
+    if as_json: return say_json(dict(path=str(made.path)) | about)
     said = "signs" if form == "signs" else "factors"
     say(f"{out}: {made.n_bytes:,} bytes, {made.share:.1%} of the model; its {said} lack {made.error:.0%} "
         "of the change.")
@@ -51,14 +54,14 @@ def extract(
         say("note: the embedding is also the head. PEFT computes with the adapter exactly, but merging it "
             "adds that change twice; merge it here: `model-glue merge`.", err=True)
 
-@app.command()
+@command("pack zoo/ packed/", "pack zoo/ packed/ --base a-base --error 0.1")
 def pack(
     zoo:str=typer.Argument(help="A folder of checkpoints, a YAML list, or demo."),
     out:Path=typer.Argument(help="Folder for the packed zoo."),
     base:list[str]=typer.Option([], help="Name of a base, repeatable; default: who is nearest to most."),
     rank:int=_RANK, size:str=_SIZE, error:float=_ERROR, embeddings:bool=_EMBEDDINGS,
-    linear:bool=_LINEAR, form:str=_FORM,
-    device:str=_DEVICE, overwrite:bool=_OVERWRITE, as_json:bool=AS_JSON,
+    linear:bool=_LINEAR, form:_KIND=_FORM,
+    device:str=_DEVICE, overwrite:bool=_OVERWRITE, as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "A zoo as bases and small differences; the folder is a zoo too."
     from model_glue_nb.merging.packing import pack
@@ -68,9 +71,9 @@ def pack(
     with progress_bar() as progress: made = pack(zoo, out, progress=progress, **how)
     size, whole = made.n_bytes / 1e6, made.rows[0]["bytes"]
     title = f"{out}: {len(made.rows)} models in {size:.1f} MB, {made.n_bytes / whole:.2f} times the first"
-    show(made.table(), title, as_json)
+    show(made.table(), title, as_json, wide)
 
-@app.command()
+@command("unpack packed/ a-sort a-sort/")
 def unpack(
     packed:Path=typer.Argument(help="A folder that `pack` wrote."),
     member:str=typer.Argument(help="Name of one of its members."),
@@ -82,5 +85,5 @@ def unpack(
     with byte_bar() as progress:
         model = unpack_model(packed, member, out, overwrite=overwrite, progress=progress)
     about = dict(path=str(model.path), parameters=model.n_params, fingerprint=model.fingerprint())
-    if as_json: return typer.echo(json.dumps(about, indent=1))
+    if as_json: return say_json(about)
     say(f"{out}: {model.n_params:,} parameters. Load it with AutoModelForCausalLM.from_pretrained.")

@@ -7,28 +7,36 @@ __all__ = ['mix', 'run', 'report', 'push', 'frontier', 'controls']
 
 # %% ../../nbs/13_cli/06_glue.ipynb #8bc6406a
 from pathlib import Path
+from typing import Literal
 
 import typer
 
-from .app import AS_JSON, app, byte_bar, cell, progress_bar, say, show, tell_skipped
+from .app import AS_JSON, WIDE, among, app, command, say, say_json, show, tell_skipped
+from ..progress import byte_bar, duration, progress_bar
+from ..terminal import cell
 
 # %% ../../nbs/13_cli/06_glue.ipynb #9a2f8876
-@app.command()
+@command("mix mixture.yaml mixed/", "mix mixture.yaml mixed/ --dry-run")
 def mix(
     mixture:Path=typer.Argument(help="A YAML file: experts, level, base, router, …"),
     out:Path=typer.Argument(help="Folder for the mixture."),
-    dry_run:bool=typer.Option(False, help="Check everything and say what would be written."),
-    overwrite:bool=typer.Option(False, help="Replace an existing folder."),
+    dry_run:bool=typer.Option(False, "--dry-run", help="Check everything and say what would be written."),
+    overwrite:bool=typer.Option(False, "--overwrite", help="Replace an existing folder."),
     verify:bool=typer.Option(None, "--verify/--no-verify",
                              help="Run the result before it gets its name; default: if it is small."),
-    as_json:bool=AS_JSON,
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "Experts behind a router, at model, block or FFN level."
     from model_glue_nb.mixing.mixture import mix, plan_mixture, read_mixture
     spec, zoo, suite = read_mixture(mixture)
-    if dry_run: return show(plan_mixture(spec, zoo), f"{mixture}: level {spec.level}", as_json)
+    if dry_run: return show(plan_mixture(spec, zoo), f"{mixture}: level {spec.level}", as_json, wide)
     model = mix(spec, zoo, out, suite, overwrite=overwrite, verify=verify)
+    if as_json: return say_json(_about(model))
     say(f"{model.path}: {len(spec.experts)} experts. Load it with {_how_to_load(model.path)}.")
+
+def _about(model)->dict:
+    "A model that was written, for programs."
+    return dict(path=str(model.path), parameters=model.n_params, fingerprint=model.fingerprint())
 
 def _how_to_load(
     folder:Path, # A model or a mixture
@@ -39,15 +47,19 @@ def _how_to_load(
     return f"AutoModelForCausalLM.from_pretrained(folder{code})"
 
 # %% ../../nbs/13_cli/06_glue.ipynb #d0dadd67
-@app.command()
+_DTYPE = Literal["auto", "float32", "bfloat16", "float16"]
+
+@command("run recipes/demo.yaml --out runs/demo", "run recipes/demo.yaml --out runs/demo --dry-run",
+         "run mine.yaml --out runs/mine --dtype bfloat16 --store none")
 def run(
     recipe:Path=typer.Argument(help="A recipe's file, or demo, smollm2, smollm2-held-out, paper."),
     out:Path=typer.Option(..., help="Run folder; an interrupted run continues there."),
-    dry_run:bool=typer.Option(False, help="Check everything and say what would be done."),
-    dtype:str=typer.Option(None, help="Dtype to run models in, instead of the recipe's."),
+    dry_run:bool=typer.Option(False, "--dry-run", help="Check everything and say what would be done."),
+    dtype:_DTYPE=typer.Option(None, metavar="DTYPE",
+                              help=among(_DTYPE, "What models are run in, instead of the recipe's.")),
     store:str=typer.Option("machine", envvar="MODEL_GLUE_STORE",
                            help="Answers shared with other runs: machine, none, or a file."),
-    as_json:bool=AS_JSON,
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "The whole recipe: from a zoo to one better model, with the evidence."
     from dataclasses import asdict
@@ -58,15 +70,17 @@ def run(
     if dry_run:
         from model_glue_nb.gluing.dry_run import estimate_run
         title = f"{recipe}: the most that would be done, in minutes on one core where known"
-        return show(estimate_run(r, shared), title, as_json)
+        return show(estimate_run(r, shared), title, as_json, wide, "questions minutes")
     from model_glue_nb.gluing.pipeline import glue
-    with progress_bar() as progress: done = glue(r, out, progress=progress, store=shared)
     from model_glue_nb.reporting.dashboard import write_report
-    report = write_report(done, renew=False)
+    with progress_bar() as progress:
+        done = glue(r, out, progress=progress, store=shared)
+        progress(None, None, "writing report.html")
+        report = write_report(done, renew=False)
     tell_skipped(done.read_json("zoo")["skipped"])
     table = done.read_table("comparison")
     title = f"Report split, {int(table.n.iloc[0])} questions, 95% intervals"
-    show(table if as_json else _in_words(table), title, as_json)
+    show(table if as_json else _in_words(table), title, as_json, wide)
     chosen = done.read_json("chosen")
     folder = done.path/chosen["folder"]
     say(f"chosen: {chosen['model']} ({chosen['system']}). {chosen['why']}", err=as_json)
@@ -98,17 +112,20 @@ def _in_words(
                              ms=[cell(x) for x in t.ms_per_question]))
 
 # %% ../../nbs/13_cli/06_glue.ipynb #1c97b454
-@app.command()
+@command("report runs/demo")
 def report(
     run:Path=typer.Argument(help="A run folder."),
+    as_json:bool=AS_JSON,
 ):
     "Write report.html: one file that opens without a network."
     from model_glue_nb.core import Run
     from model_glue_nb.reporting.dashboard import write_report
-    say(f"report: {write_report(Run(run))}")
+    file = write_report(Run(run))
+    if as_json: return say_json(dict(report=str(file)))
+    say(f"report: {file}")
 
 # %% ../../nbs/13_cli/06_glue.ipynb #d4a1ab14
-@app.command()
+@command("push runs/demo org/name --dry-run", "push runs/demo org/name --private --point 1.25x")
 def push(
     run:Path=typer.Argument(help="The folder of a finished run."),
     to:str=typer.Argument(help="org/name on the hub; made if it is not there."),
@@ -117,33 +134,32 @@ def push(
     private:bool=typer.Option(False, "--private", help="Make a model that only its owners see."),
     revision:str=typer.Option(None, help="A branch; default: main."),
     dry_run:bool=typer.Option(False, "--dry-run", help="Show the card and the files, push nothing."),
-    as_json:bool=AS_JSON,
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "Publish what a run chose on the Hugging Face hub, with a model card."
-    import json
     from model_glue_nb.gluing.publishing import push
     with byte_bar() as progress:
         done = push(run, to, point=point, licence=licence, private=private, revision=revision,
                     dry_run=dry_run, progress=progress)
-    if as_json: return typer.echo(json.dumps(done._asdict(), indent=1))
+    if as_json: return say_json(done._asdict())
     if dry_run: say(done.card)
     import pandas as pd
     files = pd.DataFrame(dict(file=list(done.files), MB=[n / 1e6 for n in done.files.values()]))
-    show(files, f"{done.repo}: {len(files)} files, {files.MB.sum():.1f} MB", False)
+    show(files, f"{done.repo}: {len(files)} files, {files.MB.sum():.1f} MB", False, wide)
     for note in (*done.licence.problems, *done.licence.notes): say(f"licence: {note}", "yellow", err=True)
     for file in done.removed: say(f"removed there: {file}", err=True)
     ending = "nothing was pushed" if dry_run else f"commit {done.commit[:12]}"
     say(f"{done.url}: {ending}, licence {done.licence.label}")
 
 # %% ../../nbs/13_cli/06_glue.ipynb #9c922ffa
-@app.command()
+@command("frontier runs/demo", "frontier runs/demo --budget 1.25x --out small/")
 def frontier(
     run:Path=typer.Argument(help="The folder of a run whose recipe has a budget."),
     budget:str=typer.Option(None, help="What may be stored: 1.25x (best single models), 400MB, all."),
     out:Path=typer.Option(None, help="Folder for the best system that fits."),
     copy:bool=typer.Option(False, "--copy", help="Copy whole experts and bases into the folder."),
     overwrite:bool=typer.Option(False, "--overwrite", help="Replace an existing folder."),
-    as_json:bool=AS_JSON,
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "The best system at each size of a finished run, and any of them as a folder."
     from model_glue_nb.core import InputError, Run
@@ -152,10 +168,12 @@ def frontier(
         raise InputError("A system is written where --budget and --out are given. Give both, or neither.")
     if out is None:
         points = read_points(Run(run))
-        show(points if as_json else _point_rows(points), f"{run}: the best system at each size", as_json)
+        table = points if as_json else _point_rows(points)
+        show(table, f"{run}: the best system at each size", as_json, wide)
         return say(f"Write one: model-glue frontier {run} --budget … --out FOLDER", err=as_json)
     with progress_bar() as progress:
         model = write_point(run, budget, out, copy=copy, overwrite=overwrite, progress=progress)
+    if as_json: return say_json(_about(model))
     say(f"{model.path}: load it with {_how_to_load(model.path)}.")
 
 def _point_rows(
@@ -172,11 +190,11 @@ def _point_rows(
     return pd.DataFrame([row(i, t) for i, t in enumerate(points.itertuples())])
 
 # %% ../../nbs/13_cli/06_glue.ipynb #1fdaec74
-@app.command()
+@command("controls runs/demo", "controls runs/demo --seed 1")
 def controls(
     run:Path=typer.Argument(help="A run folder whose recipe has a budget."),
     seed:int=typer.Option(0, help="Of the random directions."),
-    as_json:bool=AS_JSON,
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "What a run's mixture scores without what is claimed for it."
     import pandas as pd
@@ -185,7 +203,7 @@ def controls(
     shown = dict(system=t.system, score=_points(t.score, t.low, t.high),
                  behind=_points(t.behind, t.behind_low, t.behind_high))
     title = "Report split, 95% intervals"
-    show(t if as_json else pd.DataFrame(shown), title, as_json)
+    show(t if as_json else pd.DataFrame(shown), title, as_json, wide)
 
 def _points(mean, low, high, sign=""):
     "Means with their intervals, in points."

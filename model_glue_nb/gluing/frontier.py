@@ -95,7 +95,8 @@ def _most_active(work, pool)->float:
 def _add_whole(work, pool, name):
     "A model of the run, asked."
     model = work.zoo[name]
-    pool.add(model, model.n_params, ask_model(model, work.search, work.run.store))
+    items = ask_model(model, work.search, work.run.store, progress=work.progress)
+    pool.add(model, model.n_params, items)
 
 def _add_differences(work, pool, cluster, merged, ranks):
     "The members of a cluster as differences of its merge, of its base, and of members that are needed whole."
@@ -168,12 +169,9 @@ def _asked(
     "Models, asked together where the recipe's executor can."
     if not models: return {}
     zoo = Zoo(tuple(models), {})
-    ask_together(CandidateScorer(zoo, suite, work.run.store), zoo.names, executor_of(work.recipe))
-    out = {}
-    for i, m in enumerate(models):
-        work.progress(i, len(models), f"frontier: {m.name}")
-        out[m.name] = ask_model(m, suite, work.run.store)
-    return out
+    scorer = CandidateScorer(zoo, suite, work.run.store)
+    ask_together(scorer, zoo.names, executor_of(work.recipe), work.progress)
+    return {m.name: ask_model(m, suite, work.run.store, progress=work.progress) for m in models}
 
 def _difference(work, model, base, rank)->ZooModel|None: # None: it can't be said
     "A member as a difference, written once per run."

@@ -12,22 +12,28 @@ from pathlib import Path
 
 from ..benchmarking.intervals import ItemScores, mean_score
 from ..benchmarking.scores import ask_model
-from ..core import Progress, Run, refuse, silent
+from ..core import Progress, Run, expect_stages, in_stage, refuse, silent
 from .chosen import choose_system, tried_in
 from .comparison import size, write_findings
-from .dry_run import check_machine
+from .dry_run import Seen, check_machine, merging, mixing, reporting, searching
 from .frontier import expert_pool, keep_frontier
 from .recipe import (GlueRecipe, Work, begin, check_reach, describe_run, full_experts,
                                          params_within, read_recipe)
-from .steps import (choose_experts, dense_model, find_clusters, full_merges, glue_cluster,
-                                        mixture_of, score_members, tell_search)
+from .steps import (choose_experts, dense_model, find_clusters, full_merges,
+                                        glue_clusters, mixture_of, score_members, tell_search)
+from ..mergeability.clusters import Cluster
 from ..store import Store
 from ..zoo.language_model import compute_dtype
 
 # %% ../../nbs/09_gluing/10_pipeline.ipynb #ff30a489
+_STAGES = "open score cluster search evidence merge mix choose report".split()
+
 class _Clock:
     "How long each stage of a call took."
-    def __init__(self): self.rows, self.began = [], time.time()
+    def __init__(self,
+        progress:Progress=silent, # Counts stages, if it can
+    ):
+        self.progress, self.rows, self.began = progress, [], time.time()
 
     @contextmanager
     def stage(self,
@@ -35,7 +41,7 @@ class _Clock:
     ):
         "Time the body; processor time is that of all cores and of ended child processes."
         began, used = time.perf_counter(), sum(os.times()[:4])
-        yield
+        with in_stage(self.progress, name, _STAGES.index(name) + 1, len(_STAGES)): yield
         self.rows.append((name, time.perf_counter() - began,
                           sum(os.times()[:4]) - used))
 
@@ -61,15 +67,16 @@ def glue(
     "From a zoo to one better model, with the evidence."
     r = recipe if isinstance(recipe, GlueRecipe) else read_recipe(recipe)
     refuse(check_machine(r, out), "Cannot run this recipe here")
-    work = begin(r, out, progress, store)
-    clock = _Clock()
+    clock = _Clock(progress)
+    with in_stage(progress, "open", 1, len(_STAGES)): work = begin(r, out, progress, store)
     with work.run.lock(), compute_dtype(r.dtype):
         describe_run(work)
         with clock.stage("score"): searched = score_members(work)
         best = max(searched, key=lambda m: mean_score(searched[m]))
         refuse(check_reach(r.budget, work.zoo, best), "Cannot keep to the budget")
         with clock.stage("cluster"): clusters = find_clusters(work)
-        with clock.stage("search"): glued = [glue_cluster(work, c) for c in clusters]
+        _expect_the_rest(work, clusters)
+        with clock.stage("search"): glued = glue_clusters(work, clusters)
         with clock.stage("evidence"): tell_search(work, clusters, glued)
         with clock.stage("merge"): full, clustered = full_merges(work), [g.model for g in glued]
         with clock.stage("mix"):
@@ -104,6 +111,22 @@ def _systems_of(
     return (out
             | {s: mixture_of(work, experts[s], name, dense)
                for s, name in names.items()})
+
+# %% ../../nbs/09_gluing/10_pipeline.ipynb #46cd03ac
+def _expect_the_rest(
+    work:Work, # With members that were scored
+    clusters:list[Cluster], # To be searched
+):
+    "Say what later stages may take, where somebody watches and the speed is known."
+    speed = work.run.store.remembered("speed", "own")
+    if not speed or not hasattr(work.progress, "expect"): return
+    seen = Seen(work, [], {})
+    steps = [*merging(seen, speed), *mixing(seen, clusters, speed), *reporting(seen, work.run.store, speed)]
+    for c in clusters: steps += searching(work, c, [work.zoo[n] for n in c.members], speed)
+    seconds = dict.fromkeys(_STAGES, 0.0)
+    for s in steps:
+        if s.step in seconds: seconds[s.step] += s.seconds
+    expect_stages(work.progress, {n: s for n, s in seconds.items() if s})
 
 # %% ../../nbs/09_gluing/10_pipeline.ipynb #8f4465bc
 def _within_budget(

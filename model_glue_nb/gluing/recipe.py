@@ -20,7 +20,7 @@ from ..benchmarking.harness import are_small, few_threads
 from ..benchmarking.suites import Suite, load_suite
 from ..checkpoints.fetching import Fetching
 from ..core import InputError, Progress, Run, machine_store, refuse, silent, unknown
-from ..mergeability.clusters import Cluster, cluster_by_similarity, divide, linkages
+from ..mergeability.clusters import Cluster, linkages, mergeable_clusters
 from ..mergeability.similarity import METRICS, ROLES, Comparison, compare_zoo
 from ..merging.members import variant_problems
 from ..merging.recipe_files import PROMPT_FORM
@@ -304,9 +304,8 @@ class Work:
     def clusters(self, near)->list[Cluster]: # `near` as `nearness` gives it
         "The sets within which merging is searched."
         how = self.recipe.clusters
-        base = {n: self.zoo[n].base for n in self.singles}
-        found = cluster_by_similarity(near, how["threshold"], how["linkage"], base)
-        return divide(found, near, self.zoo, self.recipe.merge.get("tokenizer"))
+        wish = self.recipe.merge.get("tokenizer")
+        return mergeable_clusters(near, self.zoo, how["threshold"], how["linkage"], wish)
 
     def nearness(self, compared:Comparison): # DataFrame, models × models
         "The similarity that clusters are formed by: the recipe's metric over the recipe's kinds of weights."
@@ -357,7 +356,7 @@ def open_work(
     suite = suite or load_suite(recipe.suite)
     if recipe.tasks: suite = suite.only(recipe.tasks)
     fetching = Fetching(progress, _pinned_models(out) if out else {})
-    zoo = read_zoo(recipe.zoo, check_weights=True, fetching=fetching)
+    zoo = read_zoo(recipe.zoo, check_weights=True, fetching=fetching, progress=progress)
     search = suite.part("search", recipe.search_questions)
     refuse(check_experts(recipe, zoo.names), "Cannot mix this zoo")
     refuse(check_shared(recipe, zoo), "Cannot mix this zoo")

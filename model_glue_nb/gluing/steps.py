@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['free_name', 'merged_model', 'score_members', 'RunScorer', 'scorer_of', 'find_clusters', 'vocabularies_of', 'Glued',
-           'glue_cluster', 'tell_search', 'tell_aside', 'search_clusters', 'full_groups', 'full_merges',
-           'choose_experts', 'dense_model', 'mixture_parts', 'mixture_of']
+           'glue_clusters', 'glue_cluster', 'tell_search', 'tell_aside', 'search_clusters', 'full_groups',
+           'full_merges', 'choose_experts', 'dense_model', 'mixture_parts', 'mixture_of']
 
 # %% ../../nbs/09_gluing/03_steps.ipynb #d2b03
+import math
 from collections.abc import Callable
 from copy import copy
 from dataclasses import asdict, replace
@@ -17,7 +18,7 @@ from typing import NamedTuple
 from ..benchmarking.intervals import ItemScores, mean_score
 from ..benchmarking.scores import ask_model, ask_zoo
 from ..benchmarking.suites import Suite
-from ..core import digest, file_name
+from ..core import digest, file_name, in_stage
 from .recipe import Work, describe_run, executor_of, mixture_spec, shares_checkpoint
 from ..mergeability.clusters import Cluster, cluster_by_similarity, vocabularies_table
 from ..mergeability.similarity import METRICS, groups_by_signature
@@ -26,6 +27,7 @@ from ..merging.recipes import MergeRecipe, recipe
 from ..mixing.mixture import mix
 from ..mixing.selection import experts_for
 from ..mixing.spec import MixtureSpec, as_written
+from ..searching.budgets import read_budget
 from ..searching.candidates import CandidateScorer
 from ..searching.evidence import (TRIAL_COLUMNS, asked_for_attribution, asked_for_honesty,
                                               attribution, honest_table, trial_row)
@@ -66,7 +68,9 @@ def merged_model(
     name:str, # Of the folder
 )->str: # Name of the model
     "The merge as a checkpoint in the run's models folder."
-    def write(out): return merge(what, work.zoo, out, overwrite=True)
+    def write(out):
+        work.progress(None, None, f"merging {name}")
+        return merge(what, work.zoo, out, overwrite=True)
     return _find_or_make(work, name, what.fingerprint(work.zoo), write, recipe=what.to_dict())
 
 # %% ../../nbs/09_gluing/03_steps.ipynb #9a7ec58a
@@ -76,7 +80,7 @@ def score_members(
 )->dict[str,ItemScores]: # Name → scores on *search*, of those that answered
     "Ask members; those that fail are set aside."
     aside, some = {}, work.zoo if names is None else work.zoo.subset(names)
-    ask_together(scorer_of(work), some.names, executor_of(work.recipe))
+    ask_together(scorer_of(work), some.names, executor_of(work.recipe), work.progress)
     items = ask_zoo(some, work.search, work.run.store, progress=work.progress, aside=aside)
     if not aside: return items
     left = tuple(m for m in work.zoo if m.name not in aside)
@@ -171,19 +175,44 @@ class Glued(NamedTuple):
     best: SearchResult|None = None # The search whose winner is best; None: nothing was searched
     searches: tuple[SearchResult,...] = () # One per method
 
+def glue_clusters(
+    work:Work, # As `begin` gives it
+    clusters:list[Cluster], # To be searched
+)->list[Glued]: # The outcome of each
+    "Search one cluster after another; progress counts the questions of all."
+    most, out = [_most_questions(work, c) for c in clusters], []
+    for i, cluster in enumerate(clusters):
+        out.append(glue_cluster(work, cluster, sum(most[:i]), sum(most)))
+    return out
+
+def _methods_for(work:Work, cluster:Cluster)->list[str]:
+    "The recipe's merge methods that a cluster can be merged by."
+    if len(cluster.members) == 1: return []
+    return [name for name in work.recipe.merge["methods"] if cluster.base or not needs_base(name)]
+
+def _most_questions(work:Work, cluster:Cluster)->float: # Infinite where the budget is time
+    "How many questions the searches of a cluster may ask."
+    budget = read_budget(work.recipe.merge["budget"])
+    each = min(budget.questions, budget.evaluations * work.search.n_questions)
+    return each * len(methods) if (methods := _methods_for(work, cluster)) else 0
+
 def glue_cluster(
     work:Work, # As `begin` gives it
     cluster:Cluster, # To be searched
+    before:float=0, # Questions of earlier clusters
+    most:float|None=None, # Questions that all clusters may ask; None: not known
 )->Glued:
     "The best single model of one cluster: a merge that the search found, or its best member."
     if len(cluster.members) == 1: return Glued(cluster.members[0])
     merge_settings, scorer = work.recipe.merge, scorer_of(work)
-    methods = [name for name in merge_settings["methods"] if cluster.base or not needs_base(name)]
+    methods = _methods_for(work, cluster)
     if not methods: return Glued(max(cluster.members, key=scorer))
-    rows = {method: [] for method in methods}
+    rows, asked = {method: [] for method in methods}, [before]
+    total = int(most) if most and most < math.inf else None
     def on_trial(method, t):
-        total = merge_settings["budget"] if isinstance(merge_settings["budget"], int) else None
-        work.progress(t.number + 1, total, f"{cluster.name}: {method}, best {t.best:.3f}")
+        asked[0] += t.questions
+        done = int(min(asked[0], most)) if total else None
+        work.progress(done, total, f"{cluster.name}: {method}, best {t.best:.3f}")
         rows[method].append(trial_row(cluster.name, method, merge_settings["strategy"], t, rows[method]))
     how = dict(budget=merge_settings["budget"], base=cluster.base, prompts=merge_settings.get("prompts"),
                on_trial=on_trial, options=merge_settings.get("options"))
@@ -218,9 +247,9 @@ def tell_search(
     tables, parts, scorer = [], [], scorer_of(work)
     n, seed, who = work.recipe.evidence, work.recipe.seed, executor_of(work.recipe)
     _ask_for_evidence(work, [g.best for g in glued if g.best])
-    for i, (cluster, g) in enumerate(zip(clusters, glued)):
+    for cluster, g in zip(clusters, glued):
         if g.best is None: continue
-        work.progress(i, len(clusters), f"evidence: {cluster.name}")
+        work.progress(None, None, f"what explains {cluster.name}")
         def honest(): return honest_table(g.best, scorer, work.report, seed=seed, executor=who)
         tables.append(_explained(work, "search", g.best, work.report, honest).assign(
             cluster=cluster.name))
@@ -242,11 +271,13 @@ def _ask_for_evidence(
     def is_open(name, f, suite):
         return work.run.store.remembered("evidence", _table_key(work, name, f, suite)) is None
     tables = [f for f in results if is_open("search", f, work.report)]
-    ask_together(scorer.on(work.report), [c for f in tables for c in asked_for_honesty(f)], who)
+    honest = [c for f in tables for c in asked_for_honesty(f)]
+    ask_together(scorer.on(work.report), honest, who, work.progress)
     if not n_questions: return
     some = work.report.part("all", n_questions)
     merges = [f for f in results if not isinstance(f.winner, str) and is_open("attribution", f, some)]
-    ask_together(scorer.on(some), [c for f in merges for c in asked_for_attribution(f, scorer)], who)
+    parts = [c for f in merges for c in asked_for_attribution(f, scorer)]
+    ask_together(scorer.on(some), parts, who, work.progress)
 
 def tell_aside(work:Work, clusters:list[Cluster], glued:list[Glued]):
     "Add the models that a search set aside to the table of vocabularies."
@@ -288,14 +319,16 @@ def search_clusters(
 ): # DataFrame: cluster members winner search report low high ahead ahead_low ahead_high bias trials folder
     "Search every cluster; `ahead` is paired, on unseen questions, against the cluster's best single member."
     import pandas as pd
+    def stage(name, number): return in_stage(work.progress, name, number, 4)
     with work.run.lock():
         describe_run(work)
-        clusters = find_clusters(work)
+        with stage("cluster", 1): clusters = find_clusters(work)
         given = work.singles
-        score_members(work, [m for cluster in clusters if len(cluster.members) > 1 for m in cluster.members])
+        searched = [m for cluster in clusters if len(cluster.members) > 1 for m in cluster.members]
+        with stage("score", 2): score_members(work, searched)
         if work.singles != given: clusters = find_clusters(work)
-        glued = [glue_cluster(work, cluster) for cluster in clusters]
-        tell_search(work, clusters, glued)
+        with stage("search", 3): glued = glue_clusters(work, clusters)
+        with stage("evidence", 4): tell_search(work, clusters, glued)
     searched = (work.run.path/"search.csv").exists()
     reported = work.run.read_table("search").to_dict("records") if searched else []
     takes = dict(winner="search report low high bias", best_single="ahead ahead_low ahead_high")
@@ -331,7 +364,7 @@ def full_merges(
     def kind(g): return work.zoo[g.members[0]].architecture
     merges = [merged_model(uniform(g), work, f"all-{kind(g)}-{i}") for i, g in enumerate(groups)]
     def score(n):
-        return mean_score(ask_model(work.zoo[n], work.search, work.run.store))
+        return mean_score(ask_model(work.zoo[n], work.search, work.run.store, progress=work.progress))
     return sorted(merges, key=score, reverse=True)
 
 # %% ../../nbs/09_gluing/03_steps.ipynb #c471f10f
@@ -350,6 +383,7 @@ def choose_experts(
              for n in names}
     router, reads = mixture_spec(work.recipe, names).router, m.get("features", "embedding")
     def compute():
+        work.progress(None, None, f"choosing experts among {len(names)} models")
         table = experts_for(work.zoo, work.search, items,
                             router, reads, **budget, seed=work.recipe.seed)
         return table.to_dict("list")
@@ -399,5 +433,6 @@ def mixture_of(
     questions = [q.key for t in work.search.tasks for q in t.questions]
     key = digest("router.json", as_written(spec), models, questions)
     def make(out):
+        work.progress(None, None, f"mixing {len(experts)} experts")
         return mix(spec, work.zoo, out, work.search, items=items, overwrite=True)
     return _find_or_make(work, name, key, make)

@@ -10,9 +10,9 @@ from .. import _face
 
 # %% ../../nbs/05_mergeability/00_overview.ipynb #ee462247
 FACE = {
-    "clusters": "Cluster linkages relations threshold_sensitivity",
+    "clusters": "Cluster linkages mergeable_clusters relations threshold_sensitivity",
     "similarity": "compare_zoo Comparison",
-    "doctor": "examine_zoo members_table pairs_table",
+    "doctor": "examine_zoo members_table pairs_table weigh_zoo weigh_here",
     "geometry": "Geometry task_geometry standing_out",
 }
 __getattr__, __dir__, __all__ = _face("mergeability", FACE)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['linkages', 'Tree', 'grow_tree', 'average', 'first_fit', 'Cluster', 'cluster_by_similarity', 'divide',
-           'vocabularies_table', 'relations', 'threshold_sensitivity']
+           'vocabularies_table', 'mergeable_clusters', 'relations', 'threshold_sensitivity']
 
 # %% ../../nbs/05_mergeability/03_clusters.ipynb #09078e3c
 from collections import Counter
@@ -237,6 +237,18 @@ def vocabularies_table(
                 why = "" if g is first else reason
                 if g.tokenizer or why: rows.append((n, home, g.tokenizer or "", why))
     return pd.DataFrame(rows, columns="model merged_with tokenizer why".split())
+
+# %% ../../nbs/05_mergeability/03_clusters.ipynb #e44feca1
+def mergeable_clusters(
+    similarity, # n×n DataFrame, by the names of the zoo's members
+    zoo:Zoo, # With all of them
+    threshold:float=0.95, # In [-1, 1]
+    linkage:str="average", # "average" or "first_fit"
+    wish:str|None=None, # As for `divide`
+)->list[Cluster]: # Every two members of one can be merged
+    "Sets of models within which merging is worth trying: the judgement that all commands share."
+    bases = {n: zoo[n].base for n in similarity.index}
+    return divide(cluster_by_similarity(similarity, threshold, linkage, bases), similarity, zoo, wish)
 
 # %% ../../nbs/05_mergeability/03_clusters.ipynb #1d8ded66
 def relations(

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..checkpoints.architectures import effective_config
 from ..core import InputError, refuse
+from ..errors import and_alike
 from .engine import run_tasks
 from .planner import STORED, MergePlan, checked_plan
 from .recipes import MergeRecipe
@@ -108,21 +109,21 @@ class LiveSink:
 
     def check(self, filled, apart):
         "Refuse, before any work, tensors that the merge lacks, or unties where the live model ties them."
-        problems, seen = [], {}
+        problems, seen, missing = [], {}, []
         buffers = {n for n, _ in self.model.named_buffers()}
         for n, p in self.state.items():
             seen.setdefault(p.data_ptr() if p.numel() else n, []).append(n)
         for same in seen.values():
             hit = [n for n in same if n in filled]
-            if not hit and not set(same) <= buffers:
-                problems.append(f"The merge has no tensor '{same[0]}', the live model '{self.label}' has. "
-                                "Load a model of the recipe's architecture.")
+            if not hit and not set(same) <= buffers: missing.append(same[0])
             for n in hit[1:]: # tied: filled once
                 for tensor in filled[n]: self.to.pop(tensor, None)
             if apart and len(hit) > 1:
                 problems.append(
                     f"The live model '{self.label}' ties '{hit[0]}' and '{hit[1]}', the merge makes "
                     "them differ. Merge to a folder, and load that.")
+        problems += [f"The merge has no tensor '{n}', the live model '{self.label}' has{and_alike(missing)}. "
+                     "Load a model of the recipe's architecture." for n in missing[:1]]
         refuse(problems[:5], "Cannot merge into a live model")
 
     def __call__(self, task):

@@ -14,6 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import InputError, digest, refuse
+from ..errors import Problems
 from .members import (find_model, is_buffer, is_float, layer_shares, prompts_problems,
                                            quantised_problems, same_bytes, says_tied, told_apart,
                                            unset_alike, view_of)
@@ -59,7 +60,7 @@ class MergePlan:
     "The tasks of one recipe, and what is wrong with it."
     recipe: MergeRecipe
     zoo: object # As for `find_model`
-    problems: list = field(default_factory=list) # Error texts
+    problems: Problems = field(default_factory=Problems) # Error texts
     notes: list = field(default_factory=list) # What is not available, without being needed
     leaves: dict = field(default_factory=dict) # Every model that takes part, nested recipes' too: name → `View`
     views: dict = field(default_factory=dict) # Model name, or nested recipe's id → `View`
@@ -228,8 +229,8 @@ def agree(self:MergePlan, name, views, parts, home)->bool:
     bad = [v.name for v, x in zip(views, parts)
            if is_float(x) or not same_bytes(own, _stored_of(x))]
     if bad:
-        self.problems.append(f"'{name}' holds whole numbers ({home.dtype}) that differ between '{self.lead.name}' "
-                             f"and '{bad[0]}'. If they are weights, give the unquantized checkpoints.")
+        text = f"'{name}' holds whole numbers ({home.dtype}) that differ in '{self.lead.name}' and '{bad[0]}'"
+        self.problems.alike(("whole", bad[0]), name, text, "For weights, give the unquantized checkpoints.")
     return not bad
 
 # %% ../../nbs/06_merging/07_planner.ipynb #075b5612
@@ -248,8 +249,8 @@ def check_numbers(self:MergePlan, name, info, p):
     "Weights that come from gradients or filters must not sum to zero where they are divided by their sum."
     divided = p.get("normalize", p.get("normalize_weights", True))
     if info.has_weights and divided and abs(sum(p["weight"])) < 1e-8:
-        self.problems.append(f"{info.name} divides by the sum of the weights, and those of '{name}' sum to 0. "
-                             "Change a weight, or set normalize to false.")
+        text = f"{info.name} divides by the sum of the weights, and those of '{name}' sum to 0"
+        self.problems.alike(("sum", info.name), name, text, "Change a weight, or set normalize to false.")
 
 @patch
 def check_layout(self:MergePlan):
@@ -280,9 +281,8 @@ def check_extra(self:MergePlan):
         extra = [n for n, x in v.inputs.items()
                  if n not in self.lead.inputs and not is_buffer(n, x)]
         if extra:
-            self.problems.append(
-                f"'{v.name}' has {len(extra)} tensors that '{self.lead.name}' lacks, the first: "
-                f"'{extra[0]}'. Merge within one architecture, or mix them instead.")
+            text = f"'{v.name}' has {len(extra)} tensors that '{self.lead.name}' lacks, the first: '{extra[0]}'"
+            self.problems.append(f"{text}. Merge within one architecture, or mix them instead.")
 
 # %% ../../nbs/06_merging/07_planner.ipynb #a89c44f3
 @patch
@@ -290,18 +290,18 @@ def matches(self:MergePlan, name, views, parts, home)->bool: # Are all parts the
     "Whether the parts of a tensor fit; mismatches are added to the problems."
     for v, x in zip(views, parts):
         if x is None:
-            self.problems.append(f"'{v.name}' has no tensor '{name}', but '{self.lead.name}' has. "
-                                 "Merge within one architecture, or mix them instead.")
+            text = f"'{v.name}' has no tensor '{name}', but '{self.lead.name}' has"
+            self.problems.alike(("none", v.name), name, text, "Merge within one architecture, or mix them instead.")
         elif x.shape != home.shape:
             vocab = x.shape[1:] == home.shape[1:] and name in embedding_names(self.lead)
             hint = "Choose whose tokenizer counts (tokenizer: base, union or a model)." if vocab else \
                 "Merge within one architecture, or mix them instead."
-            self.problems.append(
-                f"Cannot merge '{v.name}' into '{self.lead.name}': '{name}' has shape {x.shape}, "
-                f"expected {home.shape}. {hint}")
+            text = (f"Cannot merge '{v.name}' into '{self.lead.name}': '{name}' has shape {x.shape}, "
+                    f"expected {home.shape}")
+            self.problems.alike(("shape", v.name, vocab), name, text, hint)
         elif is_float(home) and not is_float(x):
-            self.problems.append(f"'{name}' of '{v.name}' is stored as {x.dtype}, expected a float type. "
-                                 "Use the unquantized checkpoint.")
+            text = f"'{name}' of '{v.name}' is stored as {x.dtype}, expected a float type"
+            self.problems.alike(("type", v.name, x.dtype), name, text, "Use the unquantized checkpoint.")
     return all(x is not None and x.shape == home.shape for x in parts)
 
 @patch

@@ -19,6 +19,7 @@ import numpy as np
 from ..checkpoints.architectures import effective_config
 from ..checkpoints.meanings import meaning_differs
 from ..core import InputError, unknown
+from ..errors import and_alike
 from ..merging.differences import DifferenceBudget
 from ..merging.planner import find_model
 from .routers import FEATURES, check_router, feature_kind
@@ -393,12 +394,11 @@ def _check_shapes(
         if e.tokenizer_fingerprint() != base.tokenizer_fingerprint():
             out.append(f"'{e.name}' and '{base.name}' have different tokenizers: one text, other tokens. "
                        + instead)
-        for n in mixed:
-            want = base.tensors[n].shape
-            have = e.tensors[n].shape if n in e.tensors else "none (it is missing)"
-            if have != want: # one tensor per expert says it all
-                out.append(f"'{n}' has shape {have} in '{e.name}', {want} in '{base.name}'. {instead}")
-                break
+        def shape_of(n): return e.tensors[n].shape if n in e.tensors else "none (it is missing)"
+        other = [n for n in mixed if shape_of(n) != base.tensors[n].shape]
+        for n in other[:1]: # one line per expert
+            shapes = f"{shape_of(n)} in '{e.name}', {base.tensors[n].shape} in '{base.name}'"
+            out.append(f"'{n}' has shape {shapes}{and_alike(other)}. {instead}")
     for m in (base, *parts.experts):
         odd = [t for n, t in m.tensors.items() if n in known and t.dtype not in _PLAIN_FLOATS]
         out += [f"'{t.name}' of '{m.name}' is stored as {t.dtype}, a quantised type. Use the unquantised "

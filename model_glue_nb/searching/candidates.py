@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from ..benchmarking.intervals import ItemScores
 from ..benchmarking.scores import ask, ask_model, known_items
-from ..core import Store, digest, refuse
+from ..core import Store, digest, refuse, silent
 from ..merging.canonical import lead_fingerprint, lead_name
 from ..merging.planner import checked_plan
 from ..zoo.compatibility import n_rows
@@ -55,6 +55,7 @@ class CandidateScorer:
         def say(t): return f"Task '{t.name}' has no questions. Add some, or leave it out."
         refuse([say(t) for t in suite.tasks if not t.questions], "Cannot score")
         self.zoo, self.suite, self.store = zoo, suite, store
+        self.progress = silent # Called with numbers of questions while a candidate is asked
         self.live = {}
         self.checked = set()
         self.grams = {}
@@ -69,8 +70,9 @@ class CandidateScorer:
         "Item-level scores of a candidate."
         suite, key = self.part(share), self.key(candidate)
         def ask_into(store):
-            if isinstance(candidate, str): return ask_model(self.zoo[candidate], suite, store)
-            return ask(lambda: self.merged(candidate), key, suite, store)
+            how = dict(progress=self.progress)
+            if isinstance(candidate, str): return ask_model(self.zoo[candidate], suite, store, **how)
+            return ask(lambda: self.merged(candidate), key, suite, store, **how)
         if self.store is None: return ask_into(None)
         if (known := known_items(self.store, key, suite)) is not None: return known
         if not isinstance(candidate, str): self.adopt(candidate, suite)

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..benchmarking.harness import are_small
 from ..benchmarking.intervals import ItemScores, weights_of
-from ..core import InputError, Registry, digest
+from ..core import InputError, Progress, Registry, digest, silent
 from ..endings import is_machine, reason
 from .protocol import Ask
 from ..zoo.language_model import COMPUTED_IN, compute_dtype, pick_device
@@ -226,12 +226,20 @@ def ask_together(
     score, # A `CandidateScorer`
     candidates:Iterable, # To be asked
     executor:str="auto", # Where candidates are scored
+    progress:Progress=silent, # Called with numbers of questions
 ):
     "Ask candidates at once, so that each is remembered when it is needed; one that fails, fails again then."
     if score.store is None: return # nothing would be remembered
-    with executors[executor](score) as evaluate:
-        once = {score.key(c): c for c in candidates}
-        for _ in evaluate(map(Ask, once.values())): pass
+    once = {score.key(c): c for c in candidates}
+    each, n_done, total = score.suite.n_questions, 0, len(once) * score.suite.n_questions
+    def tell(more, *_): progress(n_done * each + min(more, each), total, f"asking {len(once)} models")
+    score.progress = tell # of the candidate that is asked in this process; workers don't take it along
+    try:
+        with executors[executor](score) as evaluate:
+            for _ in evaluate(map(Ask, once.values())):
+                n_done += 1
+                tell(0)
+    finally: score.progress = silent
 
 # %% ../../nbs/07_searching/06_executors.ipynb #3231cc33
 class _Actors(_Pool):

@@ -16,7 +16,7 @@ from ..checkpoints.meanings import meaning_differs
 from ..checkpoints.token_files import read_chat_template
 from ..checkpoints.vocabularies import Identity, tokenizer_difference
 from ..core import digest
-from ..errors import InputError
+from ..errors import InputError, and_alike
 from ..reading import plain
 
 # %% ../../nbs/03_zoo/05_compatibility.ipynb #fa29cf1a
@@ -101,8 +101,10 @@ def _tensors_differ(
         first, second = (m.effective.get(key) for m in (a, b))
         if first == second or None in (first, second): continue
         return f"{phrase} {plain(first)} and {plain(second)}"
-    if only: return f"{len(only)} tensors are in one of them only, such as '{only[0]}'"
-    return f"'{other[0]}' has shape {list(a.tensors[other[0]].shape)} and {list(b.tensors[other[0]].shape)}"
+    if len(only) == 1: return f"'{only[0]}' is in one of them only"
+    if only: return f"{len(only)} tensors are in one of them only, such as '{only[0]}' and '{only[1]}'"
+    shapes = [list(m.tensors[other[0]].shape) for m in (a, b)]
+    return f"'{other[0]}' has shape {shapes[0]} and {shapes[1]}{and_alike(other)}"
 
 # %% ../../nbs/03_zoo/05_compatibility.ipynb #56a35ce1
 _DECIDING = re.compile(r"""(.*\.)?(model_type|num_.*heads|n_heads?|.*head_dim|.*hidden_act.*|activation.*
@@ -178,6 +180,11 @@ class Verdict:
     kind: str # Entry of `_VERDICT_KINDS`
     reason: str = "" # Why not "as is"
     notes: tuple[str, ...] = () # What to know first
+
+    @property
+    def mergeable(self)->bool: # Perhaps after a choice
+        "Do shapes, configs and vocabularies allow an average?"
+        return self.kind in _VERDICT_KINDS[:2]
 
     def __str__(self): return "; ".join(filter(None, [self.reason, *self.notes]))
 

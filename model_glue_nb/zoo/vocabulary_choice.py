@@ -95,7 +95,7 @@ def _same_meaning(
     "Groups whose weights mean the same, whatever their vocabularies, in the order given."
     groups = []
     for m in models:
-        def fits(g): return compare_usable(g[0], m).kind in ("as is", "with a tokenizer choice")
+        def fits(g): return all(compare_usable(other, m).mergeable for other in g)
         home = next((g for g in groups if fits(g)), None)
         if home is None: groups.append([m])
         else: home.append(m)

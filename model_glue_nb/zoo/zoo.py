@@ -20,7 +20,7 @@ from ..checkpoints.endpoints import endpoint_folder, is_address
 from ..checkpoints.headers import NUMPY_DTYPES, TensorInfo, read_header
 from ..checkpoints.fetching import Fetching, local_folder
 from ..checkpoints.hub import hub_name, is_hub_id
-from ..core import InputError, MissingFile, cache_path, refuse, unknown
+from ..core import InputError, MissingFile, Progress, cache_path, refuse, silent, unknown
 from ..reading import plain, read_json, read_yaml
 from ..shown import Shown
 from .language_model import LanguageModel
@@ -176,6 +176,7 @@ def read_zoo(
     check_weights:bool=False, # Also read every weight and set models with NaN or infinite values aside?
     *,
     fetching:Fetching=Fetching(), # Whom to tell while models come from the hub, and which states to take
+    progress:Progress=silent, # Called as members are opened
 )->Zoo: # Usable members in the order given, the others in `skipped`
     "Open a zoo; members that cannot be used are set aside with the reason."
     members, skipped = {}, {}
@@ -184,7 +185,8 @@ def read_zoo(
     entries = [_Member(e, fetched(e, fetching)) for e in entries]
     adapters = {e: b for e in entries
                 if isinstance(e.files, Path) and (b := _base_said(e.files)) is not None}
-    for e in sorted(entries, key=lambda e: e in adapters): # bases come before their adapters
+    for i, e in enumerate(sorted(entries, key=lambda e: e in adapters)): # bases come before their adapters
+        progress(i, len(entries), f"opening {plain(e.name)}")
         def opening():
             return _applied(e, adapters[e], members, fetching) if e in adapters else _opened(e)
         _open_member(e, opening, members, skipped, check_weights)
