@@ -14,6 +14,7 @@ import numpy as np
 from ..benchmarking.intervals import (ItemScores, mean_interval, mean_score, oracle_question,
                                                   oracle_task, paired_gain)
 from ..core import Run
+from ..merging.recipes import recipe
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #b6f92a50
 _SKILLS = "reverse sort increment maximum shift double rotate skip swap expand".split()
@@ -73,7 +74,7 @@ def _by_layer(square, n_layers):
                     rows.append((a, b, metric, role, layer, similarity - lost))
     return pd.DataFrame(rows, columns="a b metric role layer value".split())
 
-# %% ../../nbs/10_reporting/07_example_run.ipynb #1f400ccb
+# %% ../../nbs/10_reporting/07_example_run.ipynb #900d2e3a
 EXPERTS = ["a-merged", "b-merged", "c-base", "a-hot"]
 
 def _right(models, clusters, tasks, chances, n, rng):
@@ -85,7 +86,7 @@ def _right(models, clusters, tasks, chances, n, rng):
     right["all-0"] = ItemScores(drawn(lambda t: .5))
     routes, whole = {}, ItemScores()
     for t in tasks:
-        share = rng.dirichlet([5, 4, .3, .05])
+        share = rng.dirichlet([5, 4, .6, .4])
         routes[t] = rng.choice(EXPERTS, n, p=share)
         best = max(models, key=lambda m: chances[m, t])
         whole[t] = np.where(rng.random(n) < .9, right[best][t], right[models[0]][t])
@@ -266,17 +267,35 @@ def invented_run(
 )->Run: # A run with every table that a run writes
     "A run folder for examples and tests of reports; nothing in it was measured."
     merge = dict(methods=["linear", "ties"], strategy="coefficient", budget=60)
-    recipe = dict(zoo="demo", suite="invented", clusters=dict(threshold=.95, linkage="average"),
+    given = dict(zoo="demo", suite="invented", clusters=dict(threshold=.95, linkage="average"),
                   merge=merge, mixture=dict(router="knn"), budget="1.25x", seed=0)
-    run = Run.start(path, recipe)
+    run = Run.start(path, given)
     t = invented_tables(**more)
     for name in _FILES_WRITTEN: run.write_table(name, t[name], index=name == "similarity")
     run.write_json("clusters", t["clusters"])
-    run.write_json("zoo", dict(skipped={"a-broken": "17 of 31 tensors hold NaN. Fetch it again."}))
+    run.write_json("zoo", dict(models={m: dict(fingerprint="", params=5e5, base=None) for m in t["similarity"]},
+                               skipped={"a-broken": "17 of 31 tensors hold NaN. Fetch it again."}))
+    _write_model(run, t["clusters"])
     about = "Every number in this run is invented, to show the report."
     run.write_json("environment", dict(description=about, model_glue_nb="0.1.0", python="3.11",
                                        packages=dict(torch="2.13.0"), device="cpu"))
     return run
+
+def _write_model(run, clusters):
+    "The records of the chosen model, without its weights."
+    import pandas as pd
+    for c in clusters:
+        if len(c["members"]) < 3: continue
+        weights = [round(1 / len(c["members"]), 3)] * len(c["members"])
+        about = dict(recipe=recipe("linear", c["members"], weights).to_dict())
+        run.write_json(f"models/{c['name'].lower()}-merged.recipe", about)
+    (run.path/"models/model-glue").mkdir(parents=True, exist_ok=True)
+    run.write_json("models/model-glue/mixture", dict(experts=[dict(name=e, path=f"../{e}") for e in EXPERTS]))
+    run.write_json("chosen", dict(system="model_glue", model="model-glue", folder="models/model-glue",
+                                  why="It is better than best_single on search questions."))
+    stages = dict(began="2026-01-02 03:04:05", stage=["score", "search", "mix"], seconds=[60., 600., 140.],
+                  processor=[50., 580., 130.], share=[.075, .75, .175])
+    run.write_table("stages", pd.DataFrame(stages))
 
 _FILES_WRITTEN = ("scores similarity similarity_by_layer pairs comparison trials search attribution "
                   "routing frontier frontier_tasks items routes").split()

@@ -353,4 +353,5 @@ def deepen(
                                                  best_single(data) or "", weights=weights(data)))
     for name in wanted:
         if out[name] is None: out[name] = make[name](out)
+    out["weights"] = weights(out) # of the tasks in the mean
     return out
