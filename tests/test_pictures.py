@@ -88,6 +88,7 @@ MEASURE = r"""async figures => {
   const ratio = (a, b) => { const [x, y] = [light(a), light(b)]; return (Math.max(x, y) + .05) / (Math.min(x, y) + .05) }
   const out = []
   for (const [name, fig] of Object.entries(figures)) {
+    document.body.replaceChildren()
     const el = document.body.appendChild(document.createElement('div')), say = w => out.push(`${name}: ${w}`)
     el.id = name
     el.style.cssText = 'width:900px;overflow:visible'
@@ -135,3 +136,89 @@ def test_any_zoo_fits(page, zoo):
     drawn = {f"{zoo}-{k}": json.loads(f.to_json()) for k, f in figures(*ZOOS[zoo]).items()}
     found = page.evaluate(MEASURE, drawn)
     assert not found, "\n".join(found)
+
+@pytest.fixture(scope="module")
+def graded_run(tmp_path_factory):
+    "A run in which one task has graded scores."
+    from model_glue_nb.benchmarking.intervals import ItemScores, mean_interval, oracle_question, oracle_task, paired_gain
+    from model_glue_nb.reporting.example_run import invented_run, invented_tables
+    from model_glue_nb.reporting.run_tables import Answers
+    run, t = invented_run(tmp_path_factory.mktemp("run")/"run"), invented_tables()
+    graded = t["items"].task == "shift"
+    t["items"].loc[graded, "value"] *= np.random.default_rng(0).integers(1, 9, graded.sum()) / 8
+    answers, c = Answers(t["items"]), t["comparison"]
+    singles = {m: answers.of(m) for m in t["scores"].model.unique()}
+    bounds = dict(oracle_task=oracle_task(singles), oracle_question=oracle_question(singles))
+    systems = {s: bounds[s] if s in bounds else answers.of(m) for s, m in zip(c.system, c.model)}
+    def shown(tasks):
+        "Mean and gain of every system, as the page writes them."
+        out = []
+        for items in systems.values():
+            own, best = (ItemScores({k: x[k] for k in tasks}) for x in (items, systems["best_single"]))
+            m, g = mean_interval(own), paired_gain(own, best)
+            out.append((f"{100 * m.mean:.1f} [{100 * m.low:.1f}, {100 * m.high:.1f}]", f"{100 * g.mean:+.1f} [{100 * g.low:+.1f}, {100 * g.high:+.1f}]"))
+        return out
+    for i, items in enumerate(systems.values()):
+        m, g = mean_interval(items), paired_gain(items, systems["best_single"])
+        c.loc[i, ["mean", "low", "high", "gain", "gain_low", "gain_high"]] = m.mean, m.low, m.high, g.mean, g.low, g.high
+        c.loc[i, list(items)] = [v.mean() for v in items.values()]
+    c.loc[2, "ms_per_question"] = math.nan
+    run.write_table("comparison", c)
+    run.write_table("items", t["items"])
+    return run, shown
+
+CELLS = "() => [...document.querySelectorAll('#table tbody tr')].map(r => [...r.cells].slice(1, 3).map(c => c.innerText.trim()))"
+
+def test_the_report_can_be_asked(chromium, graded_run, tmp_path):  # noqa: F811
+    from model_glue_nb.reporting.dashboard import write_report
+    run, shown = graded_run
+    file = write_report(run).absolute()
+    assert file.stat().st_size < 3e6
+    with watched(chromium, file.as_uri(), accept_downloads=True) as page:
+        page.goto(file.as_uri())
+        page.wait_for_function("() => document.documentElement.dataset.ready")
+        tasks, boxes = run.read_table("comparison").columns[12:], page.locator("#table fieldset input")
+        assert boxes.count() == len(tasks) == 5
+        for off in [(), (0,), (4,), (0, 1, 2, 3), (1, 4)]: # with and without the graded task
+            for i in sorted(range(5), key=off.__contains__): boxes.nth(i).set_checked(i not in off) # never none
+            for seen, (mean, gain), r in zip(page.evaluate(CELLS), shown([t for i, t in enumerate(tasks) if i not in off]), range(99)):
+                assert seen[0] == mean, (off, r)
+                assert seen[1] == (gain if r else "–"), (off, r)
+        bars = page.evaluate("() => document.querySelector('#comparison .plot').data[0].x")
+        assert [f"{x:.1f}" for x in bars] == [m.split()[0] for m, _ in shown([tasks[0], *tasks[2:4]])]
+        assert "3 of 5 tasks" in page.locator("#table .said").inner_text()
+        for i in range(4): boxes.nth(i).click() if boxes.nth(i).is_checked() else None
+        assert page.evaluate("() => [...document.querySelectorAll('#table input')].filter(b => b.checked).length") == 1, "one task stays"
+        for i in range(5): boxes.nth(i).set_checked(True)
+
+        head = page.locator("#table th button")
+        def column(j): return page.evaluate("j => [...document.querySelectorAll('#table tbody tr')].map(r => r.cells[j].innerText.trim())", j)
+        head.nth(1).click()
+        means = [float(x.split()[0]) for x in column(1)]
+        assert means == sorted(means) and page.locator("#table th").nth(1).get_attribute("aria-sort") == "ascending"
+        head.nth(1).click()
+        assert [float(x.split()[0]) for x in column(1)] == sorted(means, reverse=True)
+        for _ in range(2):
+            head.nth(5).click()
+            assert column(5)[-3:] == ["–"] * 3, "what is missing comes last either way"
+        head.nth(3).click() # 500 k stand before 1.5 M
+        assert column(3)[0] == "500 k" and column(3)[-1] == "5.5 M"
+        boxes.nth(0).set_checked(False) # rows that have moved get their own numbers
+        head.nth(1).click()
+        assert sorted(map(tuple, page.evaluate(CELLS))) == sorted((m, g if s else "–") for (m, g), s in zip(shown(tasks[1:]), range(99)))
+
+        with page.expect_download() as saved: page.locator("#table .tools button", has_text="CSV").click()
+        saved.value.save_as(tmp_path/"table.csv")
+        table = pd.read_csv(tmp_path/"table.csv")
+        assert len(table) == 8 and [c for c in table if c.startswith("mean")][1].endswith("low") and table.shape[1] == 6 + 4 + 5
+        with page.expect_download() as saved: page.locator("#scores .tools button", has_text="SVG").click()
+        saved.value.save_as(tmp_path/"scores.svg")
+        assert (tmp_path/"scores.svg").read_text().startswith("<svg") and saved.value.suggested_filename == "scores.svg"
+
+        page.emulate_media(media="print", color_scheme="dark")
+        page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
+        wide = page.evaluate("() => [...document.querySelectorAll('.plot')].map(p => p.querySelector('.main-svg').getBoundingClientRect().width)")
+        assert wide and max(wide) <= 690, "wider than paper"
+        assert not page.locator("nav").is_visible() and not page.locator(".tools").first.is_visible()
+        ink = page.evaluate("() => getComputedStyle(document.querySelector('#scores .ytick text')).fill")
+        assert ink == "rgb(86, 96, 107)", "the ink of a dark page on white paper"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Outcome', 'outcome_of']
 
-# %% ../../nbs/09_gluing/15_outcome.ipynb #16b6028d
+# %% ../../nbs/09_gluing/15_outcome.ipynb #445a0c08
 import re, shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..core import Run
 from .cards import experts_in, how_stored, loading_lines, merges_in
 from ..reading import read_json
 
-# %% ../../nbs/09_gluing/15_outcome.ipynb #8af2d41b
+# %% ../../nbs/09_gluing/15_outcome.ipynb #8d86069c
 @dataclass
 class Outcome:
     "The model that a run chose."
@@ -33,13 +33,14 @@ class Outcome:
     processor: float = 0 # Processor seconds of all calls
     n_answers: int = 0 # Answers that were asked for
 
-# %% ../../nbs/09_gluing/15_outcome.ipynb #9bc35a17
+# %% ../../nbs/09_gluing/15_outcome.ipynb #47186eda
 def _weight_files(folder:Path)->set[Path]:
     "Files of weights in a folder, and of experts to which it refers."
     found = {f.resolve() for f in folder.rglob("*.safetensors")}
     if not experts_in(folder): return found
     for row in read_json(folder/"mixture.json")["experts"]:
-        if row.get("path"): found |= {f.resolve() for f in (folder/row["path"]).glob("*.safetensors")}
+        elsewhere = (folder/row["path"]).glob("*.safetensors") if row.get("path") else ()
+        found |= {f.resolve() for f in elsewhere}
     return found
 
 def _recipes_of(run:Run, name:str)->dict[str,str]:
@@ -55,17 +56,19 @@ def _again(run:Run)->str:
     out = run.path.with_name(f"{stem}-again{int(number or 1) + 1 if m[2] else ''}")
     return shlex.join(["model-glue", "run", str(run.path/"recipe.yaml"), "--out", str(out)])
 
-# %% ../../nbs/09_gluing/15_outcome.ipynb #2b759d28
+# %% ../../nbs/09_gluing/15_outcome.ipynb #1410b9e5
 def outcome_of(
     run:Run, # Any
 )->Outcome|None: # None: nothing was chosen yet
     "What a run made, from its own files."
     chosen = run.read_json("chosen", {})
     if not isinstance(chosen, dict) or not chosen.get("model"): return None
-    name, folder = str(chosen["model"]), run.path/str(chosen.get("folder") or f"models/{chosen['model']}")
+    name = str(chosen["model"])
+    folder = run.path/str(chosen.get("folder") or f"models/{name}")
     there = folder.is_dir()
-    out = Outcome(name, str(chosen.get("system", "")), str(chosen.get("why", "")), str(folder), there,
-                  recipes=_recipes_of(run, name), command=_again(run))
+    system, why = (str(chosen.get(k, "")) for k in ("system", "why"))
+    out = Outcome(name, system, why, str(folder), there)
+    out.recipes, out.command = _recipes_of(run, name), _again(run)
     if there:
         out.experts = experts_in(folder)
         out.n_bytes = sum(f.stat().st_size for f in _weight_files(folder))

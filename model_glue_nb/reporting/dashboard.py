@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..benchmarking.intervals import ItemScores, mean_score, oracle_question, oracle_task, task_weights
+from ..benchmarking.intervals import ItemScores, mean_score, oracle_question, oracle_task
+from ..benchmarking.intervals import task_weights
 from ..core import RUN_BYTES, Run, digest, write_text
 from .cluster_explorer import ClusterExplorer, branches
 from ..gluing.comparison import COLUMNS
@@ -125,7 +126,7 @@ def _comparison_html(
     return '<div class="scroll" tabindex="0"><table>' + (
         f'<thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>')
 
-# %% ../../nbs/10_reporting/15_dashboard.ipynb #226b11d7
+# %% ../../nbs/10_reporting/15_dashboard.ipynb #70e7b765
 def _sums(values):
     "What the interval of a mean needs to know of a task."
     return dict(n=len(values), sum=float(values.sum()), squares=float(np.square(values).sum()),
@@ -156,7 +157,7 @@ def _answers_of(data, tasks):
         if abs(mean_score(items) - r["mean"]) > 2e-6: return # other questions than the table's
         yield r["system"], items
 
-# %% ../../nbs/10_reporting/15_dashboard.ipynb #a4070ff2
+# %% ../../nbs/10_reporting/15_dashboard.ipynb #03cf0659
 def _task_sums(
     data:dict, # As `deepen` gives it, with items
 )->dict|None: # For the page: weights of the tasks, and per system what its intervals need
@@ -303,7 +304,7 @@ def _small_print(d):
     caveats = card("caveats", "Read with care", "", f'<ul class="plain">{items}</ul>')
     return f'<div class="two">{recipe}{where}</div>{caveats}'
 
-# %% ../../nbs/10_reporting/15_dashboard.ipynb #9d7049dd
+# %% ../../nbs/10_reporting/15_dashboard.ipynb #d8e290d7
 def _took(o:Outcome)->str:
     "Wall time, processor time and questions, in words."
     def hours(s):
@@ -328,7 +329,7 @@ def _made_of(o:Outcome)->str: # HTML
     if o.recipes: return "one merge, by the recipe below"
     return f"{html.escape(o.name)}, a model that was given"
 
-# %% ../../nbs/10_reporting/15_dashboard.ipynb #52d01eaa
+# %% ../../nbs/10_reporting/15_dashboard.ipynb #1fda0256
 def _model_card(
     data:dict, # As `read_run` gives it
 )->str: # HTML
@@ -339,14 +340,14 @@ def _model_card(
                     "it continues where it stopped.", "")
     row = _row(data["comparison"], "chosen") or _row(data["comparison"], o.system) or {}
     facts = {"folder": f"<code>{e(o.folder)}</code>" + ("" if o.there else " (not there any more)"),
-             "size": e(_how_large(o, row)), "made of": _made_of(o), "made": e(f"{o.began} UTC" if o.began else ""),
-             "it took": e(_took(o))}
+             "size": e(_how_large(o, row)), "made of": _made_of(o),
+             "made": e(f"{o.began} UTC" if o.began else ""), "it took": e(_took(o))}
     text = "<dl>" + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts.items() if v) + "</dl>"
     if o.lines: text += f"<h3>Load it</h3><pre>{e(o.lines)}</pre>"
     text += f"<h3>Make it again</h3><pre>{e(o.command)}</pre>"
     for name, recipe in o.recipes.items():
-        text += (f"<details{' open' if len(o.recipes) == 1 else ''}><summary>Recipe of the merge "
-                 f"<code>{e(name)}</code>, for <code>model-glue merge</code></summary><pre>{e(recipe)}</pre></details>")
+        said = f"Recipe of the merge <code>{e(name)}</code>, for <code>model-glue merge</code>"
+        text += f"<details><summary>{said}</summary><pre>{e(recipe)}</pre></details>"
     chosen = f"Chosen is {NAMES.get(o.system, o.system)}: <b>{e(o.name)}</b>. {e(o.why)}"
     return card("model", "Your model", chosen, text)
 
@@ -366,7 +367,8 @@ def _packed_plotly()->str: # Base64 of a gzip file
 
 def _first_cards(data, suite, seed):
     "The result: what each size buys, the model, how it compares."
-    bars = _figure("comparison", plot_comparison(data["comparison"], suite, seed), "Bars are means over tasks.")
+    bars = plot_comparison(data["comparison"], suite, seed)
+    bars = _figure("comparison", bars, "Bars are means over tasks.")
     cards = [("model", "your model", _model_card(data)), ("comparison", "comparison", bars)]
     if data["frontier"] is not None:
         sizes = plot_frontier(data["frontier"], data["comparison"], suite, seed)

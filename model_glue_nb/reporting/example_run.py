@@ -21,7 +21,8 @@ _SKILLS = "reverse sort increment maximum shift double rotate skip swap expand".
 _NAMES = ("a-base a-inc a-max a-rev a-sort a-hot b-base b-rev b-sort c-base c-inc "
           "c-rev a-shi b-max b-inc c-sort").split()
 
-def _names(n): return [*_NAMES, *(f"d-{i}" for i in range(n))][:n]
+def _names(n): return [*_NAMES,
+                       *(f"d-{i}" for i in range(n))][:n]
 
 def _chances(models, tasks, rng):
     "How likely each model is right, per task."
@@ -37,9 +38,11 @@ def _scores(models, tasks, chances, right):
     for model in models:
         for task in tasks:
             asked = dict(search=(chances[model, task], 60),
-                         report=(right[model][task].mean(), len(right[model][task])))
+                         report=(right[model][task].mean(),
+                                 len(right[model][task])))
             for split, (p, n) in asked.items():
-                rows.append((model, task, split, p, (p * (1 - p) / n) ** .5, n))
+                rows.append((model, task,
+                             split, p, (p * (1 - p) / n) ** .5, n))
     return pd.DataFrame(rows, columns="model task split score stderr n".split())
 
 def _similarity(models):
@@ -51,7 +54,8 @@ def _similarity(models):
         if a[0] != b[0]: return .004 # another family
         if "a-hot" in (a, b): return .71
         return .985 - .002 * (models.index(a) + models.index(b)) / len(models)
-    return pd.DataFrame([[near(a, b) for b in models] for a in models], models, models)
+    return pd.DataFrame([[near(a, b) for b in models] for a in models],
+                        models, models)
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #6e6dd0ba
 def _measured(square):
@@ -74,7 +78,7 @@ def _by_layer(square, n_layers):
                     rows.append((a, b, metric, role, layer, similarity - lost))
     return pd.DataFrame(rows, columns="a b metric role layer value".split())
 
-# %% ../../nbs/10_reporting/07_example_run.ipynb #900d2e3a
+# %% ../../nbs/10_reporting/07_example_run.ipynb #11edc3a5
 EXPERTS = ["a-merged", "b-merged", "c-base", "a-hot"]
 
 def _right(models, clusters, tasks, chances, n, rng):
@@ -82,14 +86,16 @@ def _right(models, clusters, tasks, chances, n, rng):
     merged = [f"{c['name'].lower()}-merged" for c in clusters if len(c["members"]) > 2]
     def drawn(p): return {t: (rng.random(n) < p(t)).astype(float) for t in tasks}
     right = {m: ItemScores(drawn(lambda t: chances[m, t])) for m in models}
-    right |= {m: ItemScores(drawn(lambda t: .78)) for m in {*merged, *EXPERTS[:2]}}
+    right |= {m: ItemScores(drawn(lambda t: .78)) for m in {*merged,
+                                                            *EXPERTS[:2]}}
     right["all-0"] = ItemScores(drawn(lambda t: .5))
     routes, whole = {}, ItemScores()
     for t in tasks:
         share = rng.dirichlet([5, 4, .6, .4])
         routes[t] = rng.choice(EXPERTS, n, p=share)
         best = max(models, key=lambda m: chances[m, t])
-        whole[t] = np.where(rng.random(n) < .9, right[best][t], right[models[0]][t])
+        whole[t] = np.where(rng.random(n) < .9,
+                            right[best][t], right[models[0]][t])
     def asked(t): return np.array([right[e][t][i] for i, e in enumerate(routes[t])])
     right["model-glue"] = ItemScores({t: asked(t) for t in tasks})
     right["full-mixture"] = whole
@@ -103,7 +109,8 @@ def _pairs(square, rng):
     for a, b, similarity in _measured(square):
         change = -.3 * (1 - similarity) + rng.normal(0, .01)
         barrier, forecast = 3 * (1 - similarity), change + rng.normal(0, .02)
-        rows.append((a, b, change, change - .02, change + .02, 540, barrier, forecast))
+        rows.append((a, b, change, change - .02,
+                     change + .02, 540, barrier, forecast))
     return pd.DataFrame(rows, columns="a b change low high n barrier forecast_new".split())
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #8c5eeb80
@@ -116,13 +123,15 @@ def _trials(cluster, method, tasks, rng):
              - .06 * w[:, -1] + rng.normal(0, .01, 30))
     best = np.maximum.accumulate(score)
     label = [" + ".join(f"{v:.2f}·{m}" for m, v in zip(members, row)) for row in w]
-    trials = pd.DataFrame(dict(cluster=name, method=method, strategy="coefficient", trial=range(30),
+    trials = pd.DataFrame(dict(cluster=name, method=method,
+                               strategy="coefficient", trial=range(30),
                                candidate=label, score=score, best=best, accepted=score == best,
                                seconds=1., share=1., failed=""))
     numbers = []
     for i, row in enumerate(w):
         each = dict(zip(members, row))
-        for task in tasks: each[f"task {task}"] = min(1, score[i] + rng.normal(0, .05))
+        for task in tasks: each[f"task {task}"] = min(1,
+                                                      score[i] + rng.normal(0, .05))
         numbers += [(name, method, i, score[i], k, v)
                     for k, v in each.items()]
     return trials, numbers
@@ -137,7 +146,8 @@ def _honest(cluster, trials, right):
     for system, model in systems.items():
         seen, ahead = mean_interval(right[model]), paired_gain(winner, right[model])
         searched = found if system == "winner" else seen.mean + .02
-        rows.append((name, system, model, searched, seen.mean, seen.low, seen.high, ahead.mean, ahead.low,
+        rows.append((name, system, model, searched, seen.mean,
+                     seen.low, seen.high, ahead.mean, ahead.low,
                      ahead.high, searched - seen.mean, sum(map(len, winner.values()))))
     return rows
 
@@ -181,14 +191,17 @@ def _answers(right, routes, tasks, rng):
         words = ["".join(rng.permutation(list("abcdef"))) for _ in range(n)]
         asked = [f"{task} {w}>" for w in words]
         for m in right:
-            items += [(m, task, q, w[::-1], w[::-1] if is_right else w, is_right)
+            items += [(m, task, q, w[::-1],
+                       w[::-1] if is_right else w, is_right)
                       for w, q, is_right in zip(words, asked, right[m][task])]
-        sent += [("model_glue", task, q, e) for q, e in zip(asked, routes[task])]
+        sent += [("model_glue", task, q,
+                  e) for q, e in zip(asked, routes[task])]
         for e in EXPERTS:
             its = routes[task] == e
             if not its.any(): continue
             score = float(np.mean(right[e][task][its]))
-            routing.append(("model_glue", e, task, float(its.mean()), score, int(its.sum())))
+            routing.append(("model_glue", e, task,
+                            float(its.mean()), score, int(its.sum())))
     def table(rows, columns): return pd.DataFrame(rows, columns=columns.split())
     return dict(items=table(items, "model task question expected said value"),
                 routes=table(sent, "system task question expert"),
@@ -201,14 +214,17 @@ def _comparison(models, best, right):
     singles = {m: right[m] for m in models}
     def system(name, model, items, total, active, ms=math.nan):
         seen, ahead = mean_interval(items), paired_gain(items, right[best])
-        score = dict(mean=seen.mean, low=seen.low, high=seen.high, n=sum(map(len, items.values())))
+        score = dict(mean=seen.mean, low=seen.low,
+                     high=seen.high, n=sum(map(len, items.values())))
         size = dict(params_total=total, params_active=active)
         gain = dict(gain=ahead.mean, gain_low=ahead.low, gain_high=ahead.high)
         about = dict(system=name, model=model) | score | size | gain | dict(ms_per_question=ms)
         return about | {t: float(v.mean()) for t, v in items.items()}
-    def of(name, model, *costs): return system(name, model, right[model], *costs)
+    def of(name, model, *costs): return system(name,
+                                               model, right[model], *costs)
     mixture = of("model_glue", "model-glue", 1.5e6, 5.2e5, 1.9)
-    return pd.DataFrame([of("best_single", best, 5e5, 5e5, 1.1), of("best_merge", EXPERTS[0], 5e5, 5e5, 1.1),
+    return pd.DataFrame([of("best_single", best, 5e5, 5e5, 1.1),
+                         of("best_merge", EXPERTS[0], 5e5, 5e5, 1.1),
                          of("full_merge", "all-0", 5e5, 5e5, 1.1),
                          of("full_mixture", "full-mixture", 5.5e6, 5.2e5, 2.9), mixture,
                          mixture | dict(system="chosen"),
@@ -226,14 +242,17 @@ def _frontier(tasks, best, right):
     ends = sorted((right[a], right["model-glue"]), key=mean_score)
     for i, names in enumerate(experts):
         n = round(len(ends[0][tasks[0]]) * i / (len(experts) - 1)) # so many answers as the last one gives
-        items = ItemScores({t: np.concatenate([ends[1][t][:n], ends[0][t][n:]]) for t in tasks})
+        items = ItemScores({t: np.concatenate([ends[1][t][:n],
+                                               ends[0][t][n:]]) for t in tasks})
         seen, ahead = mean_interval(items), paired_gain(items, right[best])
         size = dict(budget=budgets[i], stored=stored[i], active=1.05)
-        score = dict(search=seen.mean + .01 + .02 * i, report=seen.mean, low=seen.low, high=seen.high)
+        score = dict(search=seen.mean + .01 + .02 * i,
+                     report=seen.mean, low=seen.low, high=seen.high)
         gain = dict(gain=ahead.mean, gain_low=ahead.low, gain_high=ahead.high)
         made = dict(n_experts=len(names.split("; ")), experts=names)
         rows.append(size | score | gain | made | dict(megabytes=2 * stored[i]))
-        by_task += [(budgets[i], t, float(x.mean()), len(x)) for t, x in items.items()]
+        by_task += [(budgets[i], t, float(x.mean()),
+                     len(x)) for t, x in items.items()]
     return dict(frontier=pd.DataFrame(rows),
                 frontier_tasks=pd.DataFrame(by_task, columns="budget task score n".split()))
 
@@ -273,7 +292,8 @@ def invented_run(
     t = invented_tables(**more)
     for name in _FILES_WRITTEN: run.write_table(name, t[name], index=name == "similarity")
     run.write_json("clusters", t["clusters"])
-    run.write_json("zoo", dict(models={m: dict(fingerprint="", params=5e5, base=None) for m in t["similarity"]},
+    run.write_json("zoo",
+                   dict(models={m: dict(fingerprint="", params=5e5, base=None) for m in t["similarity"]},
                                skipped={"a-broken": "17 of 31 tensors hold NaN. Fetch it again."}))
     _write_model(run, t["clusters"])
     about = "Every number in this run is invented, to show the report."
@@ -286,14 +306,17 @@ def _write_model(run, clusters):
     import pandas as pd
     for c in clusters:
         if len(c["members"]) < 3: continue
-        weights = [round(1 / len(c["members"]), 3)] * len(c["members"])
+        weights = [round(1 / len(c["members"]),
+                         3)] * len(c["members"])
         about = dict(recipe=recipe("linear", c["members"], weights).to_dict())
         run.write_json(f"models/{c['name'].lower()}-merged.recipe", about)
     (run.path/"models/model-glue").mkdir(parents=True, exist_ok=True)
-    run.write_json("models/model-glue/mixture", dict(experts=[dict(name=e, path=f"../{e}") for e in EXPERTS]))
+    run.write_json("models/model-glue/mixture",
+                   dict(experts=[dict(name=e, path=f"../{e}") for e in EXPERTS]))
     run.write_json("chosen", dict(system="model_glue", model="model-glue", folder="models/model-glue",
                                   why="It is better than best_single on search questions."))
-    stages = dict(began="2026-01-02 03:04:05", stage=["score", "search", "mix"], seconds=[60., 600., 140.],
+    stages = dict(began="2026-01-02 03:04:05",
+                  stage=["score", "search", "mix"], seconds=[60., 600., 140.],
                   processor=[50., 580., 130.], share=[.075, .75, .175])
     run.write_table("stages", pd.DataFrame(stages))
 

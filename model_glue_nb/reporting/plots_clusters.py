@@ -21,7 +21,8 @@ def _cluster_order(
 )->list[tuple[str,list[str]]]: # (cluster name, members), largest first; the rest alone
     "Models in the order of their clusters."
     names = list(names)
-    groups = [(str(c["name"]), [m for m in c["members"] if m in names])
+    groups = [(str(c["name"]),
+               [m for m in c["members"] if m in names])
              for c in clusters or []]
     groups = sorted((c for c in groups if c[1]),
                     key=lambda c: -len(c[1]))
@@ -37,27 +38,34 @@ def _short(v):
 def _cells(z, names, where, metric):
     "What stands in each cell, and the sentence under it."
     shown = [html.escape(n) for n in names]
-    def text(i, j, v): return "" if math.isnan(v) or i == j else _short(v)
+    def text(i, j,
+             v): return "" if math.isnan(v) or i == j else _short(v)
     def hover(i, j, v):
         if i == j: return f"<b>{shown[i]}</b>"
-        said = f"{metric} {v:.4f}<br>in {'one cluster' if where[names[i]] == where[names[j]] else 'two clusters'}"
+        together = where[names[i]] == where[names[j]]
+        said = f"{metric} {v:.4f}<br>in {'one cluster' if together else 'two clusters'}"
         said = "not comparable: other tensors" if math.isnan(v) else said
         return f"<b>{shown[i]}</b> and <b>{shown[j]}</b><br>{said}"
-    def grid(f): return [[f(i, j, v) for j, v in enumerate(row)] for i, row in enumerate(z)]
+    def grid(f): return [[f(i, j,
+                            v) for j, v in enumerate(row)] for i, row in enumerate(z)]
     return grid(text), grid(hover)
 
 def _map(z, names, where, metric, colours):
     "The map without its tree."
     known = z[~(z != z)]
-    span = (float(known.min()), float(known.max())) if known.size else (0, 1)
-    if span[0] == span[1]: span = (span[0] - 1e-9, span[1])
+    span = (float(known.min()),
+            float(known.max())) if known.size else (0, 1)
+    if span[0] == span[1]: span = (span[0] - 1e-9,
+                                   span[1])
     texts, hover = _cells(z, names, where, metric)
-    return matrix(z, names, names, texts=texts, hover=hover, scale=SCALE, span=span, colours=colours)
+    return matrix(z, names, names, texts=texts, hover=hover,
+                  scale=SCALE, span=span, colours=colours)
 
 # %% ../../nbs/10_reporting/02_plots_clusters.ipynb #6e1e37f0
 def _branches(branches, groups, colours, n, far):
     "The tree as lines, one trace per possible cluster, so that a redraw changes lines but adds none."
-    paint = {g: colours.get(sorted(ms)[0], INK) for g, ms in groups}
+    paint = {g: colours.get(sorted(ms)[0],
+                            INK) for g, ms in groups}
     out = []
     kinds = list(dict.fromkeys(branches.cluster)) if branches is not None else []
     for kind in kinds + [None] * (n // 2 + 1 - len(kinds)):
@@ -129,18 +137,22 @@ def _add_tree(fig, layout, branches, groups, colours, threshold):
     layout["margin"]["r"] -= spare
     layout["width"] += 20 + _TREE - spare
     for axis in ("xaxis", "xaxis3"):
-        layout[axis]["domain"] = [x * inner / whole for x in layout[axis].get("domain", [0, 1])]
-    layout["xaxis2"] = _tree_axis(tree, far, threshold) | dict(domain=[1 - _TREE / whole, 1])
+        layout[axis]["domain"] = [x * inner / whole for x in layout[axis].get("domain",
+                                                                              [0, 1])]
+    layout["xaxis2"] = _tree_axis(tree, far,
+                                  threshold) | dict(domain=[1 - _TREE / whole, 1])
     if threshold is None: return
     at = far(threshold)
     line = dict(color="#D55E00", width=2, dash="dash")
-    layout["shapes"].append(dict(type="line", xref="x2", x0=at, x1=at, y0=-.5, y1=n - .5,
+    layout["shapes"].append(dict(type="line",
+                                 xref="x2", x0=at, x1=at, y0=-.5, y1=n - .5,
                                  name="threshold", line=line))
 
 def _distance(branches):
     "Function value → position on the axis: 1 − similarity, never 0, for a logarithm; a barrier as it is."
     if not len(branches) or branches.height.sum() > branches.low_height.sum(): return lambda v: v
-    least = min((1 - h for h in branches.height if 1 - h > 1e-9), default=.1) / 2.5
+    least = min((1 - h for h in branches.height if 1 - h > 1e-9),
+                default=.1) / 2.5
     return lambda v: max(1 - v, least)
 
 def _tree_axis(tree, far, threshold):
@@ -152,7 +164,8 @@ def _tree_axis(tree, far, threshold):
     look = dict(anchor="y", nticks=3, showgrid=False)
     if far(2.0) == 2:
         margin = .04 * (max(x) - min(x) or 1)
-        return look | dict(title="barrier, nats", range=[min(x) - margin, max(x) + margin])
+        return look | dict(title="barrier, nats",
+                           range=[min(x) - margin, max(x) + margin])
     return (look
             | dict(type="log", title="1 − similarity",
                    range=[math.log10(min(x) * .95),
@@ -203,7 +216,8 @@ def plot_pair(
     if missing(rows, "what change low high n", "pair"):
         return empty_figure(title, note or f"No merge of {_pair(*names)} was measured.")
     t = rows
-    bars = whiskers(t.change, t.low, t.high, color=INK, thickness=2, width=6)
+    bars = whiskers(t.change, t.low, t.high,
+                    color=INK, thickness=2, width=6)
     n = ["" if math.isnan(k) else f"<br>n = {k:.0f} questions" for k in t.n]
     hover = [f"<b>{w}</b><br>{100 * c:+.1f} points [{100 * lo:+.1f}, {100 * hi:+.1f}]{k}"
              for w, c, lo, hi, k in zip(t.what,
@@ -235,8 +249,10 @@ def plot_barrier(
     if missing(way, "alpha loss loss_error", "barrier"): return empty_figure(title, "No barrier measured.")
     fig, walks = go.Figure(), way if "aligned" in way else way.assign(aligned=False)
     for aligned, t in walks.groupby("aligned"):
-        ends = [t.loss[t.alpha == x].iloc[0] for x in (0, 1)]
-        if not aligned: fig.add_scatter(x=[0, 1], y=ends, mode="lines", name="no barrier",
+        ends = [t.loss[t.alpha == x].iloc[0] for x in (0,
+                                                       1)]
+        if not aligned: fig.add_scatter(x=[0, 1],
+                                        y=ends, mode="lines", name="no barrier",
                                         line=dict(color=INK, dash="dot"))
         fig.add_scatter(x=t.alpha, y=t.loss, mode="lines+markers",
                         name="units matched" if aligned else "as they are",
@@ -258,12 +274,14 @@ def plot_calibration(
         return empty_figure(title, about or "Not enough measured merges for a forecast.")
     t, both = measured, 100 * measured[["change", "forecast_new"]]
     ends = [both.min().min(), both.max().max()]
-    bars = whiskers(t.change, t.low, t.high, color=GRID) if "low" in t else None
+    bars = whiskers(t.change, t.low, t.high,
+                    color=GRID) if "low" in t else None
     fig = go.Figure(go.Scatter(x=ends, y=ends, mode="lines",
                                line=dict(color=INK, dash="dot"), name="right"))
     fig.add_scatter(x=100 * t.forecast_new, y=100 * t.change,
                     mode="markers", name="a merge", error_y=bars,
-                    marker=dict(color=PALETTE[0], size=8), hovertext=[html.escape(f"{a} + {b}") for a, b in zip(t.a, t.b)],
+                    marker=dict(color=PALETTE[0], size=8),
+                    hovertext=[html.escape(f"{a} + {b}") for a, b in zip(t.a, t.b)],
                     hovertemplate="<b>%{hovertext}</b><br>expected %{x:+.1f}<br>measured %{y:+.1f}"
                                   "<extra></extra>")
     return finish(fig, title, (about,), showlegend=False,

@@ -226,7 +226,8 @@ def plot_scores(
     text = grid(lambda i, j: "" if math.isnan(v[i, j]) else f"{100 * v[i, j]:.0f}")
     fig, layout = matrix(100 * v, models, tasks, texts=text, hover=hover, scale=SCALE, span=(0, 100),
                          colours=colours or model_colours(models))
-    about = facts(suite, split, _sum(n[0]), seed) + ("% right", "blank: no score" if np.isnan(v).any() else "")
+    blank = "blank: no score" if np.isnan(v).any() else ""
+    about = facts(suite, split, _sum(n[0]), seed) + ("% right", blank)
     return finish_matrix(fig, layout, title, about, xaxis=dict(title="task"))
 
 # %% ../../nbs/10_reporting/03_plots_performance.ipynb #5119bb36
@@ -385,9 +386,10 @@ def plot_gains(
         return empty_figure(title, "No item-level scores are known, so nothing can be compared by question.")
     t = gains[(gains.task == task) & gains.gain.notna()].sort_values("gain", ascending=False)
     if not len(t): return empty_figure(title, "No gain is known here.")
-    best, shapes = html.escape(str(best)), model_shapes(colours or model_colours(gains.model))
+    best, shapes = html.escape(str(best)), dict.fromkeys(t.model, "circle")
     names = list(t.model)
     colours = colours or model_colours(gains.model)
+    shapes |= model_shapes(colours)
     sure = (t.low > 0) | (t.high < 0)
     hover = [f"<b>{html.escape(str(m))}</b> against {best}<br>{points(g)} points [{points(lo)}, {points(hi)}]"
              f"<br>n = {n:,.0f} questions"
@@ -397,7 +399,7 @@ def plot_gains(
                                y=list(range(len(t))), mode="markers", hovertext=hover, hoverinfo="text",
                                marker=dict(size=11,
                                            color=[colours.get(m, INK) for m in names], line_width=2,
-                                           symbol=[_solid(shapes.get(m, "circle"), s) for m, s in zip(names, sure)]),
+                                           symbol=[_solid(shapes[m], s) for m, s in zip(names, sure)]),
                                error_x=whiskers(t.gain, t.low, t.high,
                                                 color=INK, thickness=1.5, width=4)))
     fig.add_vline(x=0, line=dict(color=INK, width=1.5, dash="dot"))

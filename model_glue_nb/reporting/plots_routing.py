@@ -40,7 +40,8 @@ def plot_routing(
     for expert, name in zip(experts, labels_of(experts, colours)):
         e = t[t.expert.astype(str) == expert]
         extra = [_answered(r) for r in e.to_dict("records")]
-        fig.add_bar(y=[tasks.index(k) for k in e.task], x=100 * e.share, orientation="h", name=name,
+        fig.add_bar(y=[tasks.index(k) for k in e.task],
+                    x=100 * e.share, orientation="h", name=name,
                     marker=dict(color=colours.get(expert, INK), pattern_shape=hatches.get(expert, "")),
                     hovertext=extra,
                     hovertemplate=f"<b>{html.escape(expert)}</b> answers %{{x:.1f}} % of %{{hovertext}}"
@@ -49,7 +50,8 @@ def plot_routing(
                   + facts(suite, "report", None, seed), barmode="stack",
                   height=150 + max(80, 34 * len(tasks)),
                   xaxis=dict(title="share of the questions, %", range=[0, 100]),
-                  yaxis=dict(range=[len(tasks) - .5, -.5], tickvals=list(range(len(tasks))),
+                  yaxis=dict(range=[len(tasks) - .5, -.5],
+                             tickvals=list(range(len(tasks))),
                              ticktext=labels_of(tasks)),
                   bargap=.3)
 
@@ -72,7 +74,8 @@ def plot_confusion(
         return empty_figure(title, "No routes by question are known for this mixture.")
     names = sorted(map(str, {*table.oracle, *table.expert}))
     colours = colours or model_colours(names)
-    w = table.pivot(index="oracle", columns="expert", values="n").reindex(index=names, columns=names).fillna(
+    w = table.pivot(index="oracle", columns="expert",
+                    values="n").reindex(index=names, columns=names).fillna(
         0).to_numpy()
     share = w / w.sum()
     lost = int(table.lost.sum())
@@ -82,11 +85,13 @@ def plot_confusion(
              for a, r in zip(names, w)]
     texts = [[f"{int(v):,}" if v else "" for v in r] for r in w]
     top = 100 * float(np.sqrt(share.max()))
-    fig, layout = matrix(100 * share ** .5, names, names, texts=texts, hover=hover, scale=SCALE,
+    fig, layout = matrix(100 * share ** .5, names,
+                         names, texts=texts, hover=hover, scale=SCALE,
                          span=(0, top), colours=colours)
     return finish_matrix(fig, layout, title,
                          (f"system {NAMES.get(system, system)}" if system else "",
-                          f"{lost:,} of {n:,} questions lost by routing", "rows: the expert that should have answered")
+                          f"{lost:,} of {n:,} questions lost by routing",
+                          "rows: the expert that should have answered")
                          + facts(suite, "report", None, seed), xaxis=dict(title="the expert that answered"))
 
 # %% ../../nbs/10_reporting/04_plots_routing.ipynb #9834e853
@@ -97,7 +102,8 @@ def _one_per_model(
     words = comparison.system.map(lambda s: NAMES.get(s, s))
     t = comparison.assign(words=words)
     if "model" not in t: return t
-    same = t.model.where(t.model.notna() & (t.model != ""), t.system)
+    same = t.model.where(t.model.notna() & (t.model != ""),
+                         t.system)
     return t.assign(words=t.groupby(same).words.transform(
         " = ".join))[~same.duplicated()]
 
@@ -122,7 +128,8 @@ def plot_cost(
         words, own = html.escape(str(r.words)), t.loc[[r.name]]
         hover = (f"<b>{words}</b><br>{100 * r['mean']:.1f} % right [{100 * r.low:.1f}, {100 * r.high:.1f}]"
                  f"<br>{tell(r[cost])} {units[cost].split(' ', 1)[0]}")
-        fig.add_scatter(x=[r[cost]], y=[100 * r["mean"]], mode="markers", name=words, showlegend=True,
+        fig.add_scatter(x=[r[cost]], y=[100 * r["mean"]],
+                        mode="markers", name=words, showlegend=True,
                         hovertext=hover, hoverinfo="text", cliponaxis=False,
                         marker=dict(size=14, color=SYSTEMS.get(r.system, PALETTE[3]),
                                     symbol=SHAPES[i % len(SHAPES)], line=dict(width=1.5, color=INK)),
@@ -135,7 +142,8 @@ def plot_cost(
                   xaxis=dict(title=units[cost],
                              range=[max(0, t[cost].min() - margin),
                                     t[cost].max() + margin]),
-                  yaxis=dict(title="mean over tasks, % right", range=[-5, 105], tickvals=[0, 25, 50, 75, 100]))
+                  yaxis=dict(title="mean over tasks, % right",
+                             range=[-5, 105], tickvals=[0, 25, 50, 75, 100]))
 
 # %% ../../nbs/10_reporting/04_plots_routing.ipynb #913aa605
 def plot_route(
@@ -155,10 +163,14 @@ def plot_route(
                                        opacity=[1 if e == chosen else .35 for e in experts]),
                            text=["← answers" if e == chosen else "" for e in experts],
                            textposition="outside", cliponaxis=False,
-                           hovertext=[f"<b>{html.escape(str(e))}</b><br>score {s:.3f}" for e, s in zip(experts, scores)],
+                           hovertext=[f"<b>{html.escape(str(e))}</b><br>score {s:.3f}"
+                                      for e, s in zip(experts, scores)],
                            hoverinfo="text"))
     low, high = min(0, *scores), max(0, *scores)
     margin = .2 * (high - low or 1)
-    return finish(fig, title, (html.unescape(labels_of([chosen], colours)[0]) + " answers",), 130 + max(80, 30 * len(experts)), bargap=.3,
+    return finish(fig, title,
+                  (html.unescape(labels_of([chosen], colours)[0]) + " answers",),
+                  130 + max(80, 30 * len(experts)), bargap=.3,
                   xaxis=dict(title="the router's score", range=[low - margin * (low < 0), high + margin]),
-                  yaxis=model_axis(experts, colours, range=[len(experts) - .4, -.6], showgrid=False))
+                  yaxis=model_axis(experts, colours,
+                                   range=[len(experts) - .4, -.6], showgrid=False))

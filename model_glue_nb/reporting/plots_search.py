@@ -44,7 +44,8 @@ def plot_trials(
                         hovertemplate=f"<b>{key}</b>, trial %{{x}}<br>%{{y:.1f}} % right<br>"
                                       "%{hovertext}<extra></extra>")
         fig.add_scatter(x=t.trial, y=100 * t.best,
-                        mode="lines", line=dict(color=c, width=2.5, shape="hv", dash=DASHES[i % 4]),
+                        mode="lines",
+                        line=dict(color=c, width=2.5, shape="hv", dash=DASHES[i % 4]),
                         name=key, legendgroup=key,
                         hovertemplate=f"best of {key}: %{{y:.1f}} %<extra></extra>")
     if unseen is not None: _draw_unseen(fig, unseen, trials)
@@ -63,8 +64,10 @@ def _draw_unseen(fig, unseen, trials):
         name = system.replace("_", " ") + " on report"
         at = [x * 1.05 + 1 + k * max(1, x * .02)
               for k in range(len(r))]
-        hover = [f"<b>{html.escape(str(c))}</b>: {name}<br>{100 * m:.1f} % right [{100 * lo:.1f}, {100 * hi:.1f}]"
-                 for c, m, lo, hi in zip(r.cluster, r.report, r.low, r.high)]
+        hover = [f"<b>{html.escape(str(c))}</b>: {name}<br>{100 * m:.1f} % right "
+                 f"[{100 * lo:.1f}, {100 * hi:.1f}]"
+                 for c, m, lo, hi in zip(r.cluster,
+                                         r.report, r.low, r.high)]
         fig.add_scatter(x=at, y=100 * r.report,
                         mode="markers", name=name, hovertext=hover, hoverinfo="text",
                         marker=dict(symbol=mark, size=11,
@@ -94,10 +97,13 @@ def plot_coefficients(
              for n, r in w.iterrows()]
     b = list(w.columns).index(best)
     trials = [str(k) for k in w.columns]
-    texts = [[f"{v:.1f}".replace("0.", ".") for v in r] for r in w.to_numpy()]
-    fig, layout = matrix(w.to_numpy(), names, trials, texts=texts, hover=hover, scale=SIDES, span=(-top, top),
+    texts = [[f"{v:.1f}".replace("0.",
+                                 ".") for v in r] for r in w.to_numpy()]
+    fig, layout = matrix(w.to_numpy(), names, trials, texts=texts,
+                         hover=hover, scale=SIDES, span=(-top, top),
                          colours=colours or model_colours(names))
-    layout["shapes"] = [dict(type="rect", x0=b - .5, x1=b + .5, y0=-.5,
+    layout["shapes"] = [dict(type="rect",
+                             x0=b - .5, x1=b + .5, y0=-.5,
                              y1=len(w) - .5, line=dict(color="#D55E00", width=2.5))]
     about = (f"{len(trials)} of {n_trials} trials" if len(trials) < n_trials else f"{n_trials} trials",
              f"frame: the best, {100 * score[best]:.1f} % right on search",
@@ -110,10 +116,12 @@ def _some(trials, score, best):
     "So many trials that their cells can be told apart: those that led, and others evenly."
     if len(trials) <= _MOST_TRIALS: return trials
     ahead = score[trials].cummax()
-    led = [k for k, before in zip(trials, ahead.shift(fill_value=-np.inf)) if score[k] > before]
+    led = [k for k, before in zip(trials,
+                                  ahead.shift(fill_value=-np.inf)) if score[k] > before]
     led = [*led[-(_MOST_TRIALS // 2):], best]
     others = [k for k in trials if k not in led]
-    at = np.linspace(0, len(others) - 1, _MOST_TRIALS - len(set(led))).round().astype(int)
+    at = np.linspace(0, len(others) - 1,
+                     _MOST_TRIALS - len(set(led))).round().astype(int)
     return sorted({*led, *(others[i] for i in at)})
 
 # %% ../../nbs/10_reporting/05_plots_search.ipynb #702b2c31
@@ -134,10 +142,12 @@ def plot_importance(
                            marker_color=[colours.get(n, INK) for n in names],
                            text=[f"{100 * v:.0f} %" for v in t.importance], textposition="outside",
                            cliponaxis=False,
-                           hovertext=[f"<b>{html.escape(str(n))}</b> explains {100 * v:.1f} % of the variance<br>n = {k} trials"
+                           hovertext=[f"<b>{html.escape(str(n))}</b> explains {100 * v:.1f} % of the variance"
+                                      f"<br>n = {k} trials"
                                       for n, v, k in zip(names, t.importance, t.n)],
                            hoverinfo="text"))
-    ticks = model_axis(names, colours, range=[len(t) - .4, -.6], showgrid=False)
+    ticks = model_axis(names, colours,
+                       range=[len(t) - .4, -.6], showgrid=False)
     return finish(fig, title, ("share of the variance of the search score", f"n = {t.n.max()} trials"),
                   150 + 32 * len(t), yaxis=ticks, bargap=.35,
                   xaxis=dict(title="%",
@@ -182,7 +192,8 @@ def plot_attribution(
     names = list(kind.index)
     tasks = list(table.task.drop_duplicates())
     def get(c):
-        return table.pivot(index="left_out", columns="task", values=c).loc[names, tasks].to_numpy(float)
+        return table.pivot(index="left_out", columns="task",
+                           values=c).loc[names, tasks].to_numpy(float)
     v, low, high, n = map(get, ("change", "low", "high", "n"))
     top = max(.05, np.nanmax(abs(v), initial=0))
     hover = [[f"without <b>{html.escape(str(m))}</b>, {html.escape(str(t))}<br>{points(v[i, j])} points "
@@ -190,9 +201,11 @@ def plot_attribution(
               for j, t in enumerate(tasks)] for i, m in enumerate(names)]
     texts = [["" if np.isnan(x) else f"{100 * x:+.0f}" for x in r] for r in v]
     colours = colours or model_colours(k for k in names if kind[k] == "model")
-    fig, layout = matrix(-100 * v, names, tasks, texts=texts, hover=hover, scale=SIDES,
+    fig, layout = matrix(-100 * v, names, tasks,
+                         texts=texts, hover=hover, scale=SIDES,
                          span=(-100 * top, 100 * top),
-                         colours={m: c for m, c in colours.items() if kind.get(m, "model") == "model"})
+                         colours={m: c for m, c in colours.items() if kind.get(m,
+                                                                               "model") == "model"})
     asked = "" if np.isnan(n).all() else f"n = {np.nanmax(n):.0f} questions"
     return finish_matrix(fig, layout, title,
                          ("change in points when left out", "blue: it was needed", "report split", asked,
