@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['text_width', 'shortened', 'short_names']
 
-# %% ../nbs/00_ground/09_short_names.ipynb #171ed567
+# %% ../nbs/00_ground/09_short_names.ipynb #49501137
 import os, re, unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from .reading import plain
 
-# %% ../nbs/00_ground/09_short_names.ipynb #f6daafbb
+# %% ../nbs/00_ground/09_short_names.ipynb #b6bedd51
 def _char_width(c:str)->int:
     "Columns of one character."
     if unicodedata.category(c) in ("Mn", "Me", "Cf"): return 0
@@ -25,7 +25,7 @@ def text_width(
     "How wide a text is."
     return sum(map(_char_width, text))
 
-# %% ../nbs/00_ground/09_short_names.ipynb #982c453e
+# %% ../nbs/00_ground/09_short_names.ipynb #29011ae2
 def _start(text:str, most:int)->str:
     "The longest beginning that fits."
     at = 0
@@ -48,7 +48,7 @@ def shortened(
     start = _start(text, most // 2)
     return f"{start}…{_end(text, most - 1 - text_width(start))}"
 
-# %% ../nbs/00_ground/09_short_names.ipynb #24868399
+# %% ../nbs/00_ground/09_short_names.ipynb #51991d4c
 _PART = re.compile(r"[-_/\s]*[^-_/\s]+")
 
 def _without_owners(names:list[str])->list[str]:
@@ -73,7 +73,7 @@ def _without_common(names:list[str])->list[str]:
     own = ["".join(p[:len(p) - last]).strip("-_/ ") for p in parts]
     return own if all(own) and len(set(own)) == len(names) else names
 
-# %% ../nbs/00_ground/09_short_names.ipynb #b04d7bf5
+# %% ../nbs/00_ground/09_short_names.ipynb #9f986cf3
 def _singled_out(
     parts:list[str], # Of a name
     others:list[set[str]], # Parts of every other name
@@ -108,7 +108,7 @@ def _by_parts(name:str, every:list[set[str]], own:int, most:int)->str:
         if i not in kept and text_width(_spelled(pieces, wider)) <= most: kept = wider
     return _spelled(pieces, kept) if kept else name
 
-# %% ../nbs/00_ground/09_short_names.ipynb #e05dea6f
+# %% ../nbs/00_ground/09_short_names.ipynb #346a89b7
 def _from_difference(names:list[str], most:int)->list[str]:
     "Names that are alike when cut, each from where they begin to differ."
     at = len(os.path.commonprefix(names))
