@@ -26,10 +26,9 @@ from .example_run import invented_run
 from .figures import NAMES, count
 from .frontier_explorer import FrontierExplorer, points_html
 from .performance_explorer import PerformanceExplorer
-from .plots import plot_frontier
 from .plots import (plot_attribution, plot_best, plot_comparison, plot_confusion,
                                            plot_cost, plot_gains, plot_routing, plot_scores, plot_similarity,
-                                           plot_trials)
+                                           plot_frontier, plot_trials)
 from .routing_explorer import RoutingExplorer
 from .run_tables import (Answers, about, best_single, colours_of, confusion, deepen,
                                                 read_run)
@@ -201,7 +200,7 @@ def _words(text):
 def _figure(anchor, fig, note):
     "A card with a figure; without data, with the sentence that says what is missing."
     title, _, said = (fig.layout.title.text or "").partition("<br>")
-    title, about = _words(title), _words(said)
+    title, about = _words(title), _words(said.replace("<br>", " · "))
     if not fig.data:
         return card(anchor, title, _words(fig.layout.annotations[0].text), "")
     data = fig.to_json().replace("</", "<\\/") # a name must not end the script

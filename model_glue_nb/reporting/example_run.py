@@ -92,7 +92,8 @@ def _right(models, clusters, tasks, chances, n, rng):
     routes, whole = {}, ItemScores()
     for t in tasks:
         share = rng.dirichlet([5, 4, .6, .4])
-        routes[t] = rng.choice(EXPERTS, n, p=share)
+        able = [max(EXPERTS, key=lambda e: right[e][t][i]) for i in range(n)]
+        routes[t] = np.where(rng.random(n) < .6, able, rng.choice(EXPERTS, n, p=share))
         best = max(models, key=lambda m: chances[m, t])
         whole[t] = np.where(rng.random(n) < .9,
                             right[best][t], right[models[0]][t])
@@ -239,7 +240,7 @@ def _frontier(tasks, best, right):
     experts = [a, f"{a}; a-rev on {a} (rank 4)", f"{a}; {b}; a-rev on {a} (rank 4)", "; ".join(EXPERTS)]
     budgets, stored = (1, 1.25, 3, math.inf), (1, 1.11, 2.11, 3.9)
     rows, by_task = [], []
-    ends = sorted((right[a], right["model-glue"]), key=mean_score)
+    ends = right[a], right["model-glue"]
     for i, names in enumerate(experts):
         n = round(len(ends[0][tasks[0]]) * i / (len(experts) - 1)) # so many answers as the last one gives
         items = ItemScores({t: np.concatenate([ends[1][t][:n],

@@ -82,7 +82,7 @@ def plot_frontier(
     fig, own = go.Figure(), SYSTEMS["model_glue"]
     band = [*t.low, *t.high[::-1]]
     there_and_back = [*t.stored, *t.stored[::-1]]
-    fig.add_scatter(x=there_and_back, y=[100 * y for y in band], fill="toself",
+    fig.add_scatter(x=there_and_back, y=[100 * y for y in band], fill="toself", mode="lines",
                     line_width=0, fillcolor="rgba(0,114,178,.15)", hoverinfo="skip", showlegend=False)
     fig.add_scatter(x=t.stored, y=100 * t.report, mode="lines+markers", name="frontier",
                     hoverinfo="text", hovertext=[_of_point(r) for r in t.itertuples()],
