@@ -97,6 +97,7 @@ def _right(models, clusters, tasks, chances, n, rng):
         best = max(models, key=lambda m: chances[m, t])
         whole[t] = np.where(rng.random(n) < .9,
                             right[best][t], right[models[0]][t])
+    routes[tasks[0]][:len(EXPERTS)] = EXPERTS # each is asked at least once
     def asked(t): return np.array([right[e][t][i] for i, e in enumerate(routes[t])])
     right["model-glue"] = ItemScores({t: asked(t) for t in tasks})
     right["full-mixture"] = whole
