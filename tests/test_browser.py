@@ -206,6 +206,6 @@ def test_report(chromium, tmp_path, scheme, width):
         page.set_viewport_size(dict(width=width, height=900))
         page.goto(file.as_uri())
         page.wait_for_function("() => [...document.querySelectorAll('.plot')].every(p => p.querySelector('.main-svg'))")
-        assert page.locator(".plot").count() == 10
+        assert page.locator(".plot").count() == 12
         assert "points" in page.locator("h1").inner_text()
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width, "wider than the screen"

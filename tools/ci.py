@@ -20,7 +20,7 @@ STAGES = dict(
     sync    = ("notebooks are clean and exported", run + ["tools/check_notebooks.py"]),
     nbdev   = ("notebook tests", run + ["tools/notebook_tests.py"]),
     docs    = ("docs site: every link and page", run + ["tools/build_docs.py", "--check"]),
-    browser = ("JupyterLab and the report in a real browser", pytest + ["-m", "browser", "tests/test_browser.py"]),
+    browser = ("JupyterLab and the report in a real browser", pytest + ["-m", "browser", "tests/test_browser.py", "tests/test_pictures.py"]),
     site    = ("the site in a real browser", pytest + ["-m", "browser", "tests/test_site.py"]),
     pytest  = ("laws and faults", pytest + two),
 )

@@ -20,6 +20,12 @@ JOINING = [f"tests/test_scheduler.py::test_who_joins_and_leaves_at_any_time_is_a
            for kind in ("llama", "window", "full window", "long rope")]
 
 MUTANTS = {
+    "short_names": (["nbs/00_ground/09_short_names.ipynb"], [
+        ("return 2 if unicodedata.east_asian_width(c) in \"WF\" else 1", "return 1"),
+        ("while n < most and len({p[n] for p in parts}) == 1: n += 1", "while n < most + 1 and len({p[n] for p in parts}) == 1: n += 1"),
+        ("left = [o for o in left if parts[best] in o]", "left = left[1:]"),
+        ("while text in taken:", "while i > 99:"),
+    ]),
     "shown": (["nbs/00_ground/05_shown.ipynb", "tests/test_shown.py"], [
         ("x if isinstance(x, Picture) else escape(x.strip())", "x"),
         ("for r in rows[:_MOST_ROWS]]", "for r in rows]"),
@@ -786,12 +792,21 @@ MUTANTS = {
         ("if problems: return Licence(None, problems, notes)", "if not labels: return Licence(None, problems, notes)"),
         ("if label in _NO_DERIVATIVES: return f\"{who} is under {label}, which allows nothing derived from it\"", "pass"),
     ]),
+    "gluing.outcome": (["nbs/09_gluing/15_outcome.ipynb"], [
+        ("out.processor = float(t.processor.sum())", "out.processor = float(t.seconds.sum())"),
+        ("**how_stored(folder), local=True)", "local=True)"),
+    ]),
+    "reporting.figures": (["nbs/10_reporting/01_figures.ipynb"], [
+        ("shape = SHAPES[(i + turn) % len(SHAPES)]", "shape = SHAPES[i % len(SHAPES)]"),
+        ("return max(\"#000000\", \"#FFFFFF\", key=", "return min(\"#000000\", \"#FFFFFF\", key="),
+        ("inner = size * (len(columns) + len(marks))", "inner = size * len(columns)"),
+    ]),
     "gluing.cards": (["nbs/09_gluing/13_cards.ipynb"], [
         ("parts = [part.model, part.base] if part.base else []", "parts = [part.model] if part.base else []"),
         ("return said if said and all(said.split(\"+\")) else name", "return name"),
         ("found = mean_interval(ItemScores(dict(task=np.arange(n) < right)))", "found = mean_interval(ItemScores(dict(task=np.arange(n) > right)))"),
         ("if given.get(\"zoo\") != \"demo\": given[\"zoo\"] = [m.get(\"hub\") or n for n, m in models.items()]", "pass"),
-        ("code = \", trust_remote_code=True\" if facts.code else \"\"", "code = \", trust_remote_code=True\""),
+        ("trust = \", trust_remote_code=True\" if code else \"\"", "trust = \", trust_remote_code=True\""),
     ]),
     "gluing.publishing": (["nbs/09_gluing/14_publishing.ipynb"], [
         ("row[\"path\"] = home", "pass"),

@@ -19,5 +19,6 @@ FACE = {
     "licences": "licence_of",
     "cards": "model_card",
     "publishing": "push",
+    "outcome": "outcome_of",
 }
 __getattr__, __dir__, __all__ = _face("gluing", FACE)

@@ -17,7 +17,8 @@ from ..checkpoints.checkpoint import read_card
 from ..checkpoints.fetching import Fetching, local_folder, look_up
 from ..checkpoints.hub import HubName, asking_hub, hub_name, hub_place, needed_files
 from ..core import InputError, MissingFile, Progress, Run, file_name, refuse, silent
-from .cards import CardFacts, experts_in, model_card, score_at, score_of
+from .cards import (CardFacts, experts_in, how_stored, model_card, score_at,
+                                       score_of)
 from .licences import Licence, licence_of
 from .points import made_of, models_within, position_within, read_points, write_point
 from .recipe import read_recipe
@@ -208,12 +209,10 @@ def prepared(
 def _facts(run, wanted, what, folder, point, label)->CardFacts:
     "What the card is about."
     best = run.read_table("comparison").set_index("system").model["best_single"]
-    about = read_json(folder/"mixture.json") if (folder/"mixture.json").exists() else {}
     score = score_of(run, "chosen") if what.point is None else score_at(run, what.point)
     none, rival = Licence("", [], []), score_of(run, "best_single")
     facts = CardFacts(run, what.name, wanted.repo, score, rival, best, none, parts=what.parts,
-                  code=bool(about.get("checkpoint")) and (folder/"modeling.py").exists(),
-                  apart=bool(about) and not about.get("checkpoint"), point=point or "")
+                  point=point or "", **how_stored(folder))
     facts.licence = _licence_for(_said_licences(run, facts.members), label)
     return facts
 

@@ -302,6 +302,7 @@ def look(self:ClusterExplorer, change=None):
 def click(self:ClusterExplorer, change):
     "A click on a cell of the heatmap chooses a pair."
     at, order = change["new"], self.tree.order
+    if at["x"] < 0: return # a row's mark
     self.busy = True
     self.a.value, self.b.value = (self.names[order[int(at[k])]]
                                   for k in "yx")

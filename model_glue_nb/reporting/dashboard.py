@@ -7,23 +7,28 @@ __all__ = ['card', 'filled_page', 'write_report', 'explore', 'read_run', 'invent
            'SearchExplorer', 'RoutingExplorer', 'FrontierExplorer']
 
 # %% ../../nbs/10_reporting/15_dashboard.ipynb #f7af7f00
-import html, json, math, re
+import base64, gzip, html, json, math, re
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
+
+from ..benchmarking.intervals import ItemScores, mean_score, oracle_question, oracle_task
+from ..benchmarking.intervals import task_weights
 from ..core import RUN_BYTES, Run, digest, write_text
 from .cluster_explorer import ClusterExplorer, branches
 from ..gluing.comparison import COLUMNS
+from ..gluing.outcome import Outcome, outcome_of
 from ..mergeability.clusters import grow_tree
 from ..reading import read_bytes
 from .example_run import invented_run
 from .figures import NAMES, count
 from .frontier_explorer import FrontierExplorer, points_html
 from .performance_explorer import PerformanceExplorer
-from .plots import plot_frontier
 from .plots import (plot_attribution, plot_best, plot_comparison, plot_confusion,
                                            plot_cost, plot_gains, plot_routing, plot_scores, plot_similarity,
-                                           plot_trials)
+                                           plot_frontier, plot_trials)
 from .routing_explorer import RoutingExplorer
 from .run_tables import (Answers, about, best_single, colours_of, confusion, deepen,
                                                 read_run)
@@ -120,6 +125,65 @@ def _comparison_html(
     return '<div class="scroll" tabindex="0"><table>' + (
         f'<thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>')
 
+# %% ../../nbs/10_reporting/15_dashboard.ipynb #70e7b765
+def _sums(values):
+    "What the interval of a mean needs to know of a task."
+    return dict(n=len(values), sum=float(values.sum()), squares=float(np.square(values).sum()),
+                least=float(values.min()), most=float(values.max()))
+
+def _sums_ahead(own, other):
+    "What the interval of a paired difference needs to know of a task."
+    ahead, both = own - other, np.stack([own, other])
+    apart = np.abs(ahead[ahead != 0])
+    ends = dict(least=float(apart.min()), most=float(apart.max())) if len(apart) else dict(least=0., most=0.)
+    return dict(sum=float(ahead.sum()), squares=float(np.square(ahead).sum()), differing=len(apart),
+                reach=float(both.max() - both.min()), **ends)
+
+def _by_column(rows):
+    "Rows of one form as lists."
+    return {k: [r[k] for r in rows] for k in rows[0]}
+
+def _answers_of(data, tasks):
+    "Values of each system of the comparison, in its order; None where they are not known."
+    answers, weights = Answers(data["items"]), data.get("weights")
+    singles = {m: answers.of(m) for m in dict.fromkeys(data["scores"].model) if m in answers.models}
+    bounds = dict(oracle_task=oracle_task, oracle_question=oracle_question)
+    for r in data["comparison"].to_dict("records"):
+        if r["system"] in bounds: items = bounds[r["system"]](singles) if singles else {}
+        else: items = answers.of(r["model"]) if r.get("model") in answers.models else {}
+        if set(items) != set(tasks): return
+        items = ItemScores({t: np.asarray(items[t], float) for t in tasks}, weights)
+        if abs(mean_score(items) - r["mean"]) > 2e-6: return # other questions than the table's
+        yield r["system"], items
+
+# %% ../../nbs/10_reporting/15_dashboard.ipynb #03cf0659
+def _task_sums(
+    data:dict, # As `deepen` gives it, with items
+)->dict|None: # For the page: weights of the tasks, and per system what its intervals need
+    "What the page needs to leave tasks out; None where the answers are not known."
+    comparison = data["comparison"]
+    if comparison is None or data["scores"] is None or data["items"] is None: return None
+    if "model" not in comparison: return None
+    tasks = [c for c in comparison if c not in COLUMNS]
+    known = list(_answers_of(data, tasks))
+    best = dict(known).get("best_single")
+    if best is None or len(known) != len(comparison): return None
+    def of(system, items):
+        own = _by_column([_sums(items[t]) for t in tasks])
+        ahead = _by_column([_sums_ahead(items[t], best[t]) for t in tasks])
+        return dict(system=system, **own, ahead=ahead)
+    return dict(tasks=tasks, weights=task_weights(best).tolist(), systems=[of(*x) for x in known])
+
+def _ticks(sums:dict|None)->str: # HTML
+    "A tick per task, and what the page needs to take it away."
+    if sums is None or len(sums["tasks"]) < 2: return ""
+    def tick(task): return f'<label><input type="checkbox" checked disabled> {html.escape(task)}</label>'
+    boxes = "".join(map(tick, sums["tasks"]))
+    data = json.dumps(sums).replace("</", "<\\/") # a name must not end the script
+    return (f'<fieldset><legend>Tasks that count</legend>{boxes}</fieldset>'
+            f'<p class="note said" aria-live="polite"></p>'
+            f'<script type="application/json" id="sums">{data}</script>')
+
 # %% ../../nbs/10_reporting/15_dashboard.ipynb #c90e7a5f
 def card(
     anchor:str, title:str, # Its address on the page, and its heading
@@ -131,12 +195,12 @@ def card(
 
 def _words(text):
     "A figure's text as HTML: its own tags removed, everything from names escaped."
-    return html.escape(html.unescape(re.sub("<[^>]+>", "", text)))
+    return html.escape(html.unescape(re.sub("<[^>]+>", " ", text)).strip())
 
 def _figure(anchor, fig, note):
     "A card with a figure; without data, with the sentence that says what is missing."
     title, _, said = (fig.layout.title.text or "").partition("<br>")
-    title, about = _words(title), _words(said)
+    title, about = _words(title), _words(said.replace("<br>", " · "))
     if not fig.data:
         return card(anchor, title, _words(fig.layout.annotations[0].text), "")
     data = fig.to_json().replace("</", "<\\/") # a name must not end the script
@@ -239,6 +303,53 @@ def _small_print(d):
     caveats = card("caveats", "Read with care", "", f'<ul class="plain">{items}</ul>')
     return f'<div class="two">{recipe}{where}</div>{caveats}'
 
+# %% ../../nbs/10_reporting/15_dashboard.ipynb #d8e290d7
+def _took(o:Outcome)->str:
+    "Wall time, processor time and questions, in words."
+    def hours(s):
+        if s < 90: return f"{s:.0f} s"
+        return f"{s / 60:.0f} min" if s < 5400 else f"{s / 3600:.1f} h"
+    parts = [f"{hours(o.seconds)} of wall time" if o.seconds else "",
+             f"{hours(o.processor)} of processor time" if o.processor else "",
+             f"{o.n_answers:,} answers" if o.n_answers else ""]
+    return ", ".join(filter(None, parts))
+
+def _how_large(o:Outcome, row:dict)->str:
+    "Parameters and bytes, in words."
+    stored, active = (row.get(k, math.nan) for k in ("params_total", "params_active"))
+    parts = [f"{count(stored)} parameters" if _known(stored) else "",
+             f"{count(active)} of them read for one question" if _known(active) and active != stored else "",
+             f"{o.n_bytes / 1e6:,.1f} MB on disk" if o.n_bytes else ""]
+    return ", ".join(filter(None, parts))
+
+def _made_of(o:Outcome)->str: # HTML
+    "Experts, or what else it is."
+    if o.experts: return "".join(f'<span class="chip">{html.escape(e)}</span>' for e in o.experts)
+    if o.recipes: return "one merge, by the recipe below"
+    return f"{html.escape(o.name)}, a model that was given"
+
+# %% ../../nbs/10_reporting/15_dashboard.ipynb #1fda0256
+def _model_card(
+    data:dict, # As `read_run` gives it
+)->str: # HTML
+    "The card of the model that was chosen."
+    o, e = outcome_of(data["run"]) if data["run"] else None, html.escape
+    if o is None:
+        return card("model", "Your model", "Nothing was chosen yet. Give the command of this run again: "
+                    "it continues where it stopped.", "")
+    row = _row(data["comparison"], "chosen") or _row(data["comparison"], o.system) or {}
+    facts = {"folder": f"<code>{e(o.folder)}</code>" + ("" if o.there else " (not there any more)"),
+             "size": e(_how_large(o, row)), "made of": _made_of(o),
+             "made": e(f"{o.began} UTC" if o.began else ""), "it took": e(_took(o))}
+    text = "<dl>" + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts.items() if v) + "</dl>"
+    if o.lines: text += f"<h3>Load it</h3><pre>{e(o.lines)}</pre>"
+    text += f"<h3>Make it again</h3><pre>{e(o.command)}</pre>"
+    for name, recipe in o.recipes.items():
+        said = f"Recipe of the merge <code>{e(name)}</code>, for <code>model-glue merge</code>"
+        text += f"<details><summary>{said}</summary><pre>{e(recipe)}</pre></details>"
+    chosen = f"Chosen is {NAMES.get(o.system, o.system)}: <b>{e(o.name)}</b>. {e(o.why)}"
+    return card("model", "Your model", chosen, text)
+
 # %% ../../nbs/10_reporting/15_dashboard.ipynb #489042c7
 def filled_page(
     fill:dict[str,str], # Its parts as HTML: title, eyebrow, headline, lead, nav, body, footer, plotly
@@ -247,30 +358,39 @@ def filled_page(
     page = resources.files("model_glue_nb").joinpath("data/report.html.template").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda m: fill[m[1]], page)
 
-def _report_html(
-    data:dict, # What `read_run` returns
-)->str: # A whole HTML page, about 5 MB because Plotly is inside
-    "The report of a run as one page."
+@lru_cache(1)
+def _packed_plotly()->str: # Base64 of a gzip file
+    "Plotly's script, at a third of its size."
     from plotly.offline import get_plotlyjs
-    e, recipe = html.escape, data["recipe"]
-    suite, seed = about(data)
-    head, lead = _headline(data["comparison"])
-    bars = _figure("comparison", plot_comparison(data["comparison"], suite, seed),
-                   "Bars are means over tasks.")
-    cards = [("comparison", "comparison", bars)]
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+
+def _first_cards(data, suite, seed):
+    "The result: what each size buys, the model, how it compares."
+    bars = plot_comparison(data["comparison"], suite, seed)
+    bars = _figure("comparison", bars, "Bars are means over tasks.")
+    cards = [("model", "your model", _model_card(data)), ("comparison", "comparison", bars)]
     if data["frontier"] is not None:
         sizes = plot_frontier(data["frontier"], data["comparison"], suite, seed)
         note = "Each point was chosen on <i>search</i>, among merges, differences and whole models."
         cards.insert(0, ("frontier", "frontier", _figure("frontier", sizes, note)))
-        cards.insert(1, ("points", "its points", card("points", "What each size is made of",
+        cards.insert(2, ("points", "its points", card("points", "What each size is made of",
                      "The command writes a system from this run; nothing is searched or asked again.",
                      points_html(data))))
     if data["comparison"] is not None and len(data["comparison"]):
-        cards.append(("table", "table",
-                      card("table", "All systems",
-                               "Scores in percent. Gains are paired, against the best single "
-                      "model, itself chosen on <i>search</i>. Active: parameters used for one question.",
-                               _comparison_html(data["comparison"]))))
+        note = ("Scores in percent. Gains are paired, against the best single model, itself chosen on "
+                "<i>search</i>. Active: parameters used for one question.")
+        table = _ticks(_task_sums(data)) + _comparison_html(data["comparison"])
+        cards.append(("table", "table", card("table", "All systems", note, table)))
+    return cards
+
+def _report_html(
+    data:dict, # What `read_run` returns
+)->str: # A whole HTML page, about 2 MB because Plotly is inside
+    "The report of a run as one page."
+    e, recipe = html.escape, data["recipe"]
+    suite, seed = about(data)
+    head, lead = _headline(data["comparison"])
+    cards = _first_cards(data, suite, seed)
     cards += _figures(data, suite, seed) + [("clusters", "clusters", _clusters(data))]
     nav = [(a, n)
            for a, n, _ in cards] + [("recipe", "recipe"), ("environment", "environment"),
@@ -282,7 +402,7 @@ def _report_html(
                 nav="".join(f'<a href="#{a}">{e(n)}</a>' for a, n in nav),
                 body="\n".join(c for *_, c in cards) + _small_print(data),
                 footer="Written by <code>model-glue report</code>. All of it is in the run folder.",
-                plotly=get_plotlyjs())
+                plotly=_packed_plotly())
     return filled_page(fill)
 
 # %% ../../nbs/10_reporting/15_dashboard.ipynb #455e3f1a

@@ -11,28 +11,38 @@ from pathlib import Path
 
 import numpy as np
 
+from ..benchmarking.intervals import (ItemScores, mean_interval, mean_score, oracle_question,
+                                                  oracle_task, paired_gain)
 from ..core import Run
+from ..merging.recipes import recipe
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #b6f92a50
 _SKILLS = "reverse sort increment maximum shift double rotate skip swap expand".split()
 _NAMES = ("a-base a-inc a-max a-rev a-sort a-hot b-base b-rev b-sort c-base c-inc "
           "c-rev a-shi b-max b-inc c-sort").split()
 
-def _names(n): return [*_NAMES, *(f"d-{i}" for i in range(n))][:n]
+def _names(n): return [*_NAMES,
+                       *(f"d-{i}" for i in range(n))][:n]
 
-def _scores(models, tasks, rng):
-    "Long table of scores on both splits."
-    import pandas as pd
+def _chances(models, tasks, rng):
+    "How likely each model is right, per task."
     def chance(model, task):
         if model[2:5] == task[:3]: return .97 # a specialist
-        return .05 if model == "a-hot" else rng.uniform(.3, .7)
+        return .05 if model == "a-hot" else rng.uniform(.25, .6)
+    return {(m, t): chance(m, t) for m in models for t in tasks}
+
+def _scores(models, tasks, chances, right):
+    "Long table of scores on both splits."
+    import pandas as pd
     rows = []
     for model in models:
         for task in tasks:
-            p = chance(model, task)
-            for split, n in (("search", 60), ("report", 500)):
-                rows.append((model, task, split, p,
-                             (p * (1 - p) / n) ** .5, n))
+            asked = dict(search=(chances[model, task], 60),
+                         report=(right[model][task].mean(),
+                                 len(right[model][task])))
+            for split, (p, n) in asked.items():
+                rows.append((model, task,
+                             split, p, (p * (1 - p) / n) ** .5, n))
     return pd.DataFrame(rows, columns="model task split score stderr n".split())
 
 def _similarity(models):
@@ -44,7 +54,8 @@ def _similarity(models):
         if a[0] != b[0]: return .004 # another family
         if "a-hot" in (a, b): return .71
         return .985 - .002 * (models.index(a) + models.index(b)) / len(models)
-    return pd.DataFrame([[near(a, b) for b in models] for a in models], models, models)
+    return pd.DataFrame([[near(a, b) for b in models] for a in models],
+                        models, models)
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #6e6dd0ba
 def _measured(square):
@@ -67,6 +78,31 @@ def _by_layer(square, n_layers):
                     rows.append((a, b, metric, role, layer, similarity - lost))
     return pd.DataFrame(rows, columns="a b metric role layer value".split())
 
+# %% ../../nbs/10_reporting/07_example_run.ipynb #11edc3a5
+EXPERTS = ["a-merged", "b-merged", "c-base", "a-hot"]
+
+def _right(models, clusters, tasks, chances, n, rng):
+    "Model → its values on the report questions; merges and mixtures too, and where the mixture sends each."
+    merged = [f"{c['name'].lower()}-merged" for c in clusters if len(c["members"]) > 2]
+    def drawn(p): return {t: (rng.random(n) < p(t)).astype(float) for t in tasks}
+    right = {m: ItemScores(drawn(lambda t: chances[m, t])) for m in models}
+    right |= {m: ItemScores(drawn(lambda t: .78)) for m in {*merged,
+                                                            *EXPERTS[:2]}}
+    right["all-0"] = ItemScores(drawn(lambda t: .5))
+    routes, whole = {}, ItemScores()
+    for t in tasks:
+        share = rng.dirichlet([5, 4, .6, .4])
+        able = [max(EXPERTS, key=lambda e: right[e][t][i]) for i in range(n)]
+        routes[t] = np.where(rng.random(n) < .6, able, rng.choice(EXPERTS, n, p=share))
+        best = max(models, key=lambda m: chances[m, t])
+        whole[t] = np.where(rng.random(n) < .9,
+                            right[best][t], right[models[0]][t])
+    routes[tasks[0]][:len(EXPERTS)] = EXPERTS # each is asked at least once
+    def asked(t): return np.array([right[e][t][i] for i, e in enumerate(routes[t])])
+    right["model-glue"] = ItemScores({t: asked(t) for t in tasks})
+    right["full-mixture"] = whole
+    return right, routes
+
 # %% ../../nbs/10_reporting/07_example_run.ipynb #c6ef1521
 def _pairs(square, rng):
     "Measured and forecast changes from merging two models, and their barriers."
@@ -75,7 +111,8 @@ def _pairs(square, rng):
     for a, b, similarity in _measured(square):
         change = -.3 * (1 - similarity) + rng.normal(0, .01)
         barrier, forecast = 3 * (1 - similarity), change + rng.normal(0, .02)
-        rows.append((a, b, change, change - .02, change + .02, 540, barrier, forecast))
+        rows.append((a, b, change, change - .02,
+                     change + .02, 540, barrier, forecast))
     return pd.DataFrame(rows, columns="a b change low high n barrier forecast_new".split())
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #8c5eeb80
@@ -84,28 +121,36 @@ def _trials(cluster, method, tasks, rng):
     import pandas as pd
     name, members = cluster["name"], cluster["members"]
     w = rng.uniform(0, 1, (30, len(members)))
-    score = (.5 + .1 * w[:, 0]
+    score = (.72 + .1 * w[:, 0]
              - .06 * w[:, -1] + rng.normal(0, .01, 30))
     best = np.maximum.accumulate(score)
     label = [" + ".join(f"{v:.2f}·{m}" for m, v in zip(members, row)) for row in w]
-    trials = pd.DataFrame(dict(cluster=name, method=method, strategy="coefficient", trial=range(30),
+    trials = pd.DataFrame(dict(cluster=name, method=method,
+                               strategy="coefficient", trial=range(30),
                                candidate=label, score=score, best=best, accepted=score == best,
                                seconds=1., share=1., failed=""))
     numbers = []
     for i, row in enumerate(w):
         each = dict(zip(members, row))
-        for task in tasks: each[f"task {task}"] = min(1, score[i] + rng.normal(0, .05))
+        for task in tasks: each[f"task {task}"] = min(1,
+                                                      score[i] + rng.normal(0, .05))
         numbers += [(name, method, i, score[i], k, v)
                     for k, v in each.items()]
     return trials, numbers
 
-def _honest(cluster):
+def _honest(cluster, trials, right):
     "What the winner and its rivals score on unseen questions."
+    name = cluster["name"]
+    best = max(cluster["members"], key=lambda m: mean_score(right[m]))
+    systems = dict(winner=f"{name.lower()}-merged", best_single=best, uniform="all-0")
+    winner, found = right[systems["winner"]], max(t.score.max() for t in trials)
     rows = []
-    for system, v in (("winner", .62), ("best_single", .56), ("uniform", .5)):
-        ahead = .62 - v
-        rows.append((cluster["name"], system, "invented", v + .02, v, v - .015, v + .015,
-                     ahead, ahead - .01, ahead + .01, .02, 2500))
+    for system, model in systems.items():
+        seen, ahead = mean_interval(right[model]), paired_gain(winner, right[model])
+        searched = found if system == "winner" else seen.mean + .02
+        rows.append((name, system, model, searched, seen.mean,
+                     seen.low, seen.high, ahead.mean, ahead.low,
+                     ahead.high, searched - seen.mean, sum(map(len, winner.values()))))
     return rows
 
 def _left_out(cluster, tasks, rng):
@@ -120,7 +165,7 @@ def _left_out(cluster, tasks, rng):
                          task, change, change - .02, change + .02, 60))
     return rows
 
-def _search(clusters, tasks, rng):
+def _search(clusters, tasks, right, rng):
     "Trials, their coefficients, the honest table and the attribution."
     import pandas as pd
     trials, coefficients, search, attribution = [], [], [], []
@@ -130,7 +175,7 @@ def _search(clusters, tasks, rng):
             table, numbers = _trials(c, method, tasks, rng)
             trials.append(table)
             coefficients += numbers
-        search += _honest(c)
+        search += _honest(c, trials[-2:], right)
         attribution += _left_out(c, tasks, rng)
     def table(rows, columns): return pd.DataFrame(rows, columns=columns.split())
     honest = "cluster system candidate search report low high ahead ahead_low ahead_high bias n"
@@ -139,78 +184,77 @@ def _search(clusters, tasks, rng):
                 attribution=table(attribution, "cluster kind left_out task change low high n"))
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #21ea8cec
-EXPERTS = ["a-merged", "b-merged", "c-base", "a-hot"]
-
-def _answers(scores, tasks, n, rng):
-    "Answers of models and experts to n questions per task, and where a router sent them."
+def _answers(right, routes, tasks, rng):
+    "What was answered, and how each expert did with what it was sent."
     import pandas as pd
-    chance = scores[scores.split == "report"].set_index(["model", "task"]).score
-    models = [*scores.model.drop_duplicates(), *EXPERTS[:2]]
-    items, routes, routing = [], [], []
+    items, sent, routing = [], [], []
     for task in tasks:
+        n = len(routes[task])
         words = ["".join(rng.permutation(list("abcdef"))) for _ in range(n)]
-        asked, right = [f"{task} {w}>" for w in words], {}
-        for m in models:
-            right[m] = rng.random(n) < chance.get((m, task), .75)
-            for w, q, is_right in zip(words, asked, right[m]):
-                items.append((m, task, q, w[::-1],
-                              w[::-1] if is_right else w, float(is_right)))
-        share = rng.dirichlet([.35] * len(EXPERTS))
-        route = rng.choice(EXPERTS, n, p=share)
-        routes += [("model_glue", task, q, e) for q, e in zip(asked, route)]
+        asked = [f"{task} {w}>" for w in words]
+        for m in right:
+            items += [(m, task, q, w[::-1],
+                       w[::-1] if is_right else w, is_right)
+                      for w, q, is_right in zip(words, asked, right[m][task])]
+        sent += [("model_glue", task, q,
+                  e) for q, e in zip(asked, routes[task])]
         for e in EXPERTS:
-            sent = route == e
-            if not sent.any(): continue
-            score = float(np.mean(right[e][sent]))
-            routing.append(("model_glue", e, task, float(sent.mean()),
-                            score, int(sent.sum())))
+            its = routes[task] == e
+            if not its.any(): continue
+            score = float(np.mean(right[e][task][its]))
+            routing.append(("model_glue", e, task,
+                            float(its.mean()), score, int(its.sum())))
     def table(rows, columns): return pd.DataFrame(rows, columns=columns.split())
     return dict(items=table(items, "model task question expected said value"),
-                routes=table(routes, "system task question expert"),
+                routes=table(sent, "system task question expert"),
                 routing=table(routing, "system expert task share score n"))
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #89f9551a
-def _comparison(tasks, best, rng):
+def _comparison(models, best, right):
     "The comparison table."
     import pandas as pd
-    def system(name, model, mean, total, active, ms=math.nan):
-        each = np.clip(mean + rng.normal(0, .06, len(tasks)), 0, 1)
-        mean = each.mean()
-        score = dict(mean=mean, low=mean - .017,
-                     high=mean + .016, n=500 * len(tasks))
+    singles = {m: right[m] for m in models}
+    def system(name, model, items, total, active, ms=math.nan):
+        seen, ahead = mean_interval(items), paired_gain(items, right[best])
+        score = dict(mean=seen.mean, low=seen.low,
+                     high=seen.high, n=sum(map(len, items.values())))
         size = dict(params_total=total, params_active=active)
-        gain = dict(gain=mean - .58, gain_low=mean - .60, gain_high=mean - .56)
+        gain = dict(gain=ahead.mean, gain_low=ahead.low, gain_high=ahead.high)
         about = dict(system=name, model=model) | score | size | gain | dict(ms_per_question=ms)
-        return about | dict(zip(tasks, each))
-    one = (system("best_single", best, .58, 5e5, 5e5, 1.1)
-           | dict(gain=0., gain_low=0., gain_high=0.))
-    mixture = system("model_glue", "model-glue", .81, 1.5e6, 5.2e5, 1.9)
-    return pd.DataFrame([one,
-                         system("best_merge", EXPERTS[0], .62, 5e5, 5e5, 1.1),
-                         system("full_merge", "all-0", .51, 5e5, 5e5, 1.1),
-                         system("full_mixture", "full-mixture", .86, 5.5e6, 5.2e5, 2.9), mixture,
-                         mixture | dict(system="chosen"), system("oracle_task", "", .93, 5.5e6, 5e5),
-                         system("oracle_question", "", .98, 5.5e6, 5.5e6)])
+        return about | {t: float(v.mean()) for t, v in items.items()}
+    def of(name, model, *costs): return system(name,
+                                               model, right[model], *costs)
+    mixture = of("model_glue", "model-glue", 1.5e6, 5.2e5, 1.9)
+    return pd.DataFrame([of("best_single", best, 5e5, 5e5, 1.1),
+                         of("best_merge", EXPERTS[0], 5e5, 5e5, 1.1),
+                         of("full_merge", "all-0", 5e5, 5e5, 1.1),
+                         of("full_mixture", "full-mixture", 5.5e6, 5.2e5, 2.9), mixture,
+                         mixture | dict(system="chosen"),
+                         system("oracle_task", "", oracle_task(singles), 5.5e6, 5e5),
+                         system("oracle_question", "", oracle_question(singles), 5.5e6, 5.5e6)])
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #ec7cee78
-def _frontier(tasks, mean):
-    "A frontier, and what its systems score per task."
+def _frontier(tasks, best, right):
+    "A frontier from a merge to the mixture, and what its systems score per task."
     import pandas as pd
-    rng = np.random.default_rng(7)
     a, b = EXPERTS[:2]
     experts = [a, f"{a}; a-rev on {a} (rank 4)", f"{a}; {b}; a-rev on {a} (rank 4)", "; ".join(EXPERTS)]
     budgets, stored = (1, 1.25, 3, math.inf), (1, 1.11, 2.11, 3.9)
     rows, by_task = [], []
+    ends = right[a], right["model-glue"]
     for i, names in enumerate(experts):
-        level = mean + .08 * i
-        each = np.clip(level + rng.normal(0, .05, len(tasks)), 0, 1)
-        m, n = each.mean(), len(names.split("; "))
+        n = round(len(ends[0][tasks[0]]) * i / (len(experts) - 1)) # so many answers as the last one gives
+        items = ItemScores({t: np.concatenate([ends[1][t][:n],
+                                               ends[0][t][n:]]) for t in tasks})
+        seen, ahead = mean_interval(items), paired_gain(items, right[best])
         size = dict(budget=budgets[i], stored=stored[i], active=1.05)
-        score = dict(search=m + .01, report=m, low=m - .017)
-        gain = dict(high=m + .016, gain=m - .58, gain_low=m - .6)
-        made = dict(gain_high=m - .56, n_experts=n, experts=names)
+        score = dict(search=seen.mean + .01 + .02 * i,
+                     report=seen.mean, low=seen.low, high=seen.high)
+        gain = dict(gain=ahead.mean, gain_low=ahead.low, gain_high=ahead.high)
+        made = dict(n_experts=len(names.split("; ")), experts=names)
         rows.append(size | score | gain | made | dict(megabytes=2 * stored[i]))
-        by_task += [(budgets[i], t, x, 500) for t, x in zip(tasks, each)]
+        by_task += [(budgets[i], t, float(x.mean()),
+                     len(x)) for t, x in items.items()]
     return dict(frontier=pd.DataFrame(rows),
                 frontier_tasks=pd.DataFrame(by_task, columns="budget task score n".split()))
 
@@ -223,17 +267,19 @@ def invented_tables(
 )->dict: # Table name → table, as explorers take them
     "Every table that an explorer shows; nothing in them was measured."
     rng, models, tasks = np.random.default_rng(seed), _names(n_models), _SKILLS[:n_tasks]
-    scores, square = _scores(models, tasks, rng), _similarity(models)
-    clusters = []
+    square, clusters = _similarity(models), []
     for family in sorted({m[0] for m in models}):
         members = [m for m in models if m[0] == family and m != "a-hot"]
         clusters.append(dict(name=family.upper(), members=members))
     if "a-hot" in models: clusters.append(dict(name="hot", members=["a-hot"]))
-    return dict(scores=scores, similarity=square, similarity_by_layer=_by_layer(square, 4),
-                clusters=clusters, pairs=_pairs(square, rng),
-                comparison=_comparison(tasks, models[3], rng), **_search(clusters, tasks, rng),
-                **_frontier(tasks, .6),
-                **_answers(scores, tasks, n, rng))
+    known = list(dict.fromkeys([*models, *EXPERTS[2:]]))
+    chances = _chances(known, tasks, rng)
+    right, routes = _right(known, clusters, tasks, chances, n, rng)
+    best = max(models, key=lambda m: sum(chances[m, t] for t in tasks)) # on search
+    return dict(scores=_scores(models, tasks, chances, right), similarity=square,
+                similarity_by_layer=_by_layer(square, 4), clusters=clusters, pairs=_pairs(square, rng),
+                comparison=_comparison(models, best, right), **_search(clusters, tasks, right, rng),
+                **_frontier(tasks, best, right), **_answers(right, routes, tasks, rng))
 
 # %% ../../nbs/10_reporting/07_example_run.ipynb #226d4665
 def invented_run(
@@ -242,17 +288,39 @@ def invented_run(
 )->Run: # A run with every table that a run writes
     "A run folder for examples and tests of reports; nothing in it was measured."
     merge = dict(methods=["linear", "ties"], strategy="coefficient", budget=60)
-    recipe = dict(zoo="demo", suite="invented", clusters=dict(threshold=.95, linkage="average"),
+    given = dict(zoo="demo", suite="invented", clusters=dict(threshold=.95, linkage="average"),
                   merge=merge, mixture=dict(router="knn"), budget="1.25x", seed=0)
-    run = Run.start(path, recipe)
+    run = Run.start(path, given)
     t = invented_tables(**more)
     for name in _FILES_WRITTEN: run.write_table(name, t[name], index=name == "similarity")
     run.write_json("clusters", t["clusters"])
-    run.write_json("zoo", dict(skipped={"a-broken": "17 of 31 tensors hold NaN. Fetch it again."}))
+    run.write_json("zoo",
+                   dict(models={m: dict(fingerprint="", params=5e5, base=None) for m in t["similarity"]},
+                               skipped={"a-broken": "17 of 31 tensors hold NaN. Fetch it again."}))
+    _write_model(run, t["clusters"])
     about = "Every number in this run is invented, to show the report."
     run.write_json("environment", dict(description=about, model_glue_nb="0.1.0", python="3.11",
                                        packages=dict(torch="2.13.0"), device="cpu"))
     return run
 
+def _write_model(run, clusters):
+    "The records of the chosen model, without its weights."
+    import pandas as pd
+    for c in clusters:
+        if len(c["members"]) < 3: continue
+        weights = [round(1 / len(c["members"]),
+                         3)] * len(c["members"])
+        about = dict(recipe=recipe("linear", c["members"], weights).to_dict())
+        run.write_json(f"models/{c['name'].lower()}-merged.recipe", about)
+    (run.path/"models/model-glue").mkdir(parents=True, exist_ok=True)
+    run.write_json("models/model-glue/mixture",
+                   dict(experts=[dict(name=e, path=f"../{e}") for e in EXPERTS]))
+    run.write_json("chosen", dict(system="model_glue", model="model-glue", folder="models/model-glue",
+                                  why="It is better than best_single on search questions."))
+    stages = dict(began="2026-01-02 03:04:05",
+                  stage=["score", "search", "mix"], seconds=[60., 600., 140.],
+                  processor=[50., 580., 130.], share=[.075, .75, .175])
+    run.write_table("stages", pd.DataFrame(stages))
+
 _FILES_WRITTEN = ("scores similarity similarity_by_layer pairs comparison trials search attribution "
-                  "routing frontier frontier_tasks").split()
+                  "routing frontier frontier_tasks items routes").split()

@@ -101,7 +101,7 @@ class Explorer:
         self.views, self.figure = views, live(finish(go.Figure(), ""))
         self.view = w.ToggleButtons(options=list(views),
                                     style=dict(button_width="auto"), tooltips=list(views))
-        frame = w.VBox([self.figure], layout=dict(width="100%", overflow="hidden"))
+        frame = w.VBox([self.figure], layout=dict(width="100%", overflow="auto"))
         self.box = w.VBox([self.view, row(*controls), frame, *below],
                           layout=dict(width="100%"))
         for c in (self.view, *controls): c.observe(self.draw, "value")

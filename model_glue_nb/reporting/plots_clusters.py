@@ -6,11 +6,13 @@
 __all__ = ['plot_similarity', 'plot_layers', 'plot_pair', 'plot_barrier', 'plot_calibration']
 
 # %% ../../nbs/10_reporting/02_plots_clusters.ipynb #77ef8ba7
-import math
+import html, math
 from collections.abc import Iterable
 
-from .figures import GRID, INK, PALETTE, SCALE, empty_figure, finish, missing
-from .figures import model_axis, model_colours, whiskers
+from .figures import (DASHES, GRID, INK, PALETTE, SCALE, SHAPES, empty_figure, finish,
+                                             finish_matrix)
+from .figures import labels_of, matrix, missing, model_colours, whiskers
+from ..short_names import short_names
 
 # %% ../../nbs/10_reporting/02_plots_clusters.ipynb #7800bd1f
 def _cluster_order(
@@ -19,7 +21,8 @@ def _cluster_order(
 )->list[tuple[str,list[str]]]: # (cluster name, members), largest first; the rest alone
     "Models in the order of their clusters."
     names = list(names)
-    groups = [(str(c["name"]), [m for m in c["members"] if m in names])
+    groups = [(str(c["name"]),
+               [m for m in c["members"] if m in names])
              for c in clusters or []]
     groups = sorted((c for c in groups if c[1]),
                     key=lambda c: -len(c[1]))
@@ -32,25 +35,37 @@ def _short(v):
     return (f"{v:.1f}" if abs(v) >= 1
             else f"{v:.{2 + (abs(v) >= .1)}f}".replace("0.", ".", 1).replace("-.00", ".00"))
 
-def _heat(z, names, where, metric):
-    "Heatmap trace with numbers in the cells when they fit, and a sentence under each."
-    import plotly.graph_objects as go
-    def same(a, b): return "<br>in one cluster" if where[a] == where[b] else "<br>in two clusters"
-    hover = [[f"<b>{a}</b>" if a == b else f"<b>{a}</b> and <b>{b}</b><br>"
-              + ("not comparable: other tensors" if math.isnan(v) else f"{metric} {v:.4f}{same(a, b)}")
-              for b, v in zip(names, row)] for a, row in zip(names, z)]
-    text = [["" if math.isnan(v) or a == b else _short(v)
-             for b, v in zip(names, row)]
-            for a, row in zip(names, z)] if len(names) <= 16 else None
-    return go.Heatmap(z=z, x=list(range(len(names))),
-                      y=list(range(len(names))), hovertext=hover, text=text,
-                      hoverinfo="text", texttemplate="%{text}" if text else None, textfont_size=10,
-                      colorscale=SCALE, xgap=2, ygap=2, showscale=False)
+def _cells(z, names, where, metric):
+    "What stands in each cell, and the sentence under it."
+    shown = [html.escape(n) for n in names]
+    def text(i, j,
+             v): return "" if math.isnan(v) or i == j else _short(v)
+    def hover(i, j, v):
+        if i == j: return f"<b>{shown[i]}</b>"
+        together = where[names[i]] == where[names[j]]
+        said = f"{metric} {v:.4f}<br>in {'one cluster' if together else 'two clusters'}"
+        said = "not comparable: other tensors" if math.isnan(v) else said
+        return f"<b>{shown[i]}</b> and <b>{shown[j]}</b><br>{said}"
+    def grid(f): return [[f(i, j,
+                            v) for j, v in enumerate(row)] for i, row in enumerate(z)]
+    return grid(text), grid(hover)
+
+def _map(z, names, where, metric, colours):
+    "The map without its tree."
+    known = z[~(z != z)]
+    span = (float(known.min()),
+            float(known.max())) if known.size else (0, 1)
+    if span[0] == span[1]: span = (span[0] - 1e-9,
+                                   span[1])
+    texts, hover = _cells(z, names, where, metric)
+    return matrix(z, names, names, texts=texts, hover=hover,
+                  scale=SCALE, span=span, colours=colours)
 
 # %% ../../nbs/10_reporting/02_plots_clusters.ipynb #6e1e37f0
 def _branches(branches, groups, colours, n, far):
     "The tree as lines, one trace per possible cluster, so that a redraw changes lines but adds none."
-    paint = {g: colours.get(sorted(ms)[0], INK) for g, ms in groups}
+    paint = {g: colours.get(sorted(ms)[0],
+                            INK) for g, ms in groups}
     out = []
     kinds = list(dict.fromkeys(branches.cluster)) if branches is not None else []
     for kind in kinds + [None] * (n // 2 + 1 - len(kinds)):
@@ -89,22 +104,12 @@ def plot_similarity(
     colours = colours or model_colours(names)
     where = {m: g for g, ms in groups for m in ms}
     if n > 1: z[range(n), range(n)] = math.nan # a model's similarity to itself says nothing
-    far = _distance(branches) if branches is not None else None
-    tree = _branches(branches, groups, colours, n, far) if far else []
-    fig = go.Figure([_heat(z, names, where, metric), *tree])
+    fig, layout = _map(z, names, where, metric, colours)
     about = (f"{metric} of {n} models", f"{len(groups)} clusters" if clusters else "",
              f"threshold {threshold:.3g}" if threshold is not None else "", "blank: not comparable")
-    ticks = model_axis(names, colours, showgrid=False)
-    shapes = _borders(groups if clusters else [], colours)
-    axes = dict(xaxis=ticks | dict(tickangle=-45,
-                                   ticktext=names, domain=[0, .76 if far else 1]))
-    if far: axes["xaxis2"] = _tree_axis(tree, far, threshold)
-    if far and threshold is not None:
-        shapes.append(dict(type="line", xref="x2", x0=far(threshold),
-                           x1=far(threshold), y0=-.5, y1=n - .5, name="threshold",
-                           line=dict(color="#D55E00", width=2, dash="dash")))
-    return finish(fig, title, about, 150 + 32 * n, **axes,
-                  yaxis=ticks | dict(range=[n - .5, -.5]), shapes=shapes)
+    layout["shapes"] = _borders(groups if clusters else [], colours)
+    if branches is not None: _add_tree(fig, layout, branches, groups, colours, threshold)
+    return finish_matrix(fig, layout, title, about)
 
 # %% ../../nbs/10_reporting/02_plots_clusters.ipynb #10298cbe
 def _borders(groups, colours):
@@ -119,10 +124,35 @@ def _borders(groups, colours):
                             y1=hi, name=name, line=dict(color=c, width=3)))
     return out
 
+_TREE = 190 # Pixels
+
+def _add_tree(fig, layout, branches, groups, colours, threshold):
+    "The tree to the right of its map, and the threshold as a line across it."
+    far, n = _distance(branches), len(fig.data[0].y)
+    tree = _branches(branches, groups, colours, n, far)
+    for trace in tree: fig.add_trace(trace)
+    inner, high = layout["inner"]
+    whole = inner + 20 + _TREE
+    spare = min(20 + _TREE, layout["margin"]["r"] - 16)
+    layout["margin"]["r"] -= spare
+    layout["width"] += 20 + _TREE - spare
+    for axis in ("xaxis", "xaxis3"):
+        layout[axis]["domain"] = [x * inner / whole for x in layout[axis].get("domain",
+                                                                              [0, 1])]
+    layout["xaxis2"] = _tree_axis(tree, far,
+                                  threshold) | dict(domain=[1 - _TREE / whole, 1])
+    if threshold is None: return
+    at = far(threshold)
+    line = dict(color="#D55E00", width=2, dash="dash")
+    layout["shapes"].append(dict(type="line",
+                                 xref="x2", x0=at, x1=at, y0=-.5, y1=n - .5,
+                                 name="threshold", line=line))
+
 def _distance(branches):
     "Function value → position on the axis: 1 − similarity, never 0, for a logarithm; a barrier as it is."
     if not len(branches) or branches.height.sum() > branches.low_height.sum(): return lambda v: v
-    least = min((1 - h for h in branches.height if 1 - h > 1e-9), default=.1) / 2.5
+    least = min((1 - h for h in branches.height if 1 - h > 1e-9),
+                default=.1) / 2.5
     return lambda v: max(1 - v, least)
 
 def _tree_axis(tree, far, threshold):
@@ -131,16 +161,22 @@ def _tree_axis(tree, far, threshold):
         far(threshold)]
                                                               if threshold is not None
         else [.1, 1])
-    look = dict(domain=[.78, 1], anchor="y", nticks=4)
+    look = dict(anchor="y", nticks=3, showgrid=False)
     if far(2.0) == 2:
         margin = .04 * (max(x) - min(x) or 1)
-        return look | dict(title="barrier, nats", range=[min(x) - margin, max(x) + margin])
+        return look | dict(title="barrier, nats",
+                           range=[min(x) - margin, max(x) + margin])
     return (look
             | dict(type="log", title="1 − similarity",
                    range=[math.log10(min(x) * .95),
                           math.log10(max(x) * 1.15)]))
 
 # %% ../../nbs/10_reporting/02_plots_clusters.ipynb #dce43c56
+def _pair(a, b, between="and"):
+    "Two models in a sentence."
+    short = short_names([a, b])
+    return f"{short[str(a)]} {between} {short[str(b)]}"
+
 def plot_layers(
     table, # DataFrame or None: a b metric role layer value, a comparison by layer
     a:str, b:str, # The pair
@@ -155,17 +191,17 @@ def plot_layers(
               & ((table.a == a) & (table.b == b)
                  | (table.a == b) & (table.b == a))]
     name = metric.replace("_", " ")
-    if not len(t): return empty_figure(title, f"{a} and {b} have no {name}.")
+    if not len(t): return empty_figure(title, f"{_pair(a, b)} have no {name}.")
     fig = go.Figure()
     for i, (role, r) in enumerate(t.groupby("role")):
+        color = PALETTE[i % len(PALETTE)]
         fig.add_scatter(x=r.layer, y=r.value, mode="lines+markers",
                         name=dict(attn="attention", mlp="MLP").get(role, role),
-                        line=dict(color=PALETTE[i], width=2.5,
-                                  dash=("solid", "dash")[i % 2]),
-                        marker=dict(size=8, symbol=("circle", "square")[i % 2]),
+                        line=dict(color=color, width=2.5, dash=DASHES[i % 4]),
+                        marker=dict(size=8, symbol=SHAPES[i % 8]),
                         hovertemplate=f"{role}, layer %{{x}}<br>{name} %{{y:.4f}}<extra></extra>")
     axis = dict(title="layer", dtick=1 if t.layer.nunique() < 20 else None)
-    return finish(fig, title, (f"{a} and {b}", name), 300,
+    return finish(fig, title, (_pair(a, b), name), 300,
                   xaxis=axis, yaxis=dict(title=name, nticks=6))
 
 # %% ../../nbs/10_reporting/02_plots_clusters.ipynb #27b8916d
@@ -178,9 +214,10 @@ def plot_pair(
     import plotly.graph_objects as go
     title = "Would merging them help?"
     if missing(rows, "what change low high n", "pair"):
-        return empty_figure(title, note or f"No merge of {names[0]} and {names[1]} was measured.")
+        return empty_figure(title, note or f"No merge of {_pair(*names)} was measured.")
     t = rows
-    bars = whiskers(t.change, t.low, t.high, color=INK, thickness=2, width=6)
+    bars = whiskers(t.change, t.low, t.high,
+                    color=INK, thickness=2, width=6)
     n = ["" if math.isnan(k) else f"<br>n = {k:.0f} questions" for k in t.n]
     hover = [f"<b>{w}</b><br>{100 * c:+.1f} points [{100 * lo:+.1f}, {100 * hi:+.1f}]{k}"
              for w, c, lo, hi, k in zip(t.what,
@@ -195,7 +232,7 @@ def plot_pair(
                                            symbol=shape, line_width=2),
                                text=[f"{100 * c:+.1f}" for c in t.change], textposition="top center"))
     fig.add_vline(x=0, line=dict(color=INK, width=1, dash="dot"))
-    return finish(fig, title, (f"halfway between {names[0]} and {names[1]}", note or "95 % intervals"),
+    return finish(fig, title, (f"halfway between {_pair(*names)}", note or "95 % intervals"),
                   130 + 50 * len(t), showlegend=False,
                   xaxis=dict(title="change against the better parent, points"),
                   yaxis=dict(range=[len(t) - .4, -.8], showgrid=False))
@@ -212,15 +249,17 @@ def plot_barrier(
     if missing(way, "alpha loss loss_error", "barrier"): return empty_figure(title, "No barrier measured.")
     fig, walks = go.Figure(), way if "aligned" in way else way.assign(aligned=False)
     for aligned, t in walks.groupby("aligned"):
-        ends = [t.loss[t.alpha == x].iloc[0] for x in (0, 1)]
-        if not aligned: fig.add_scatter(x=[0, 1], y=ends, mode="lines", name="no barrier",
+        ends = [t.loss[t.alpha == x].iloc[0] for x in (0,
+                                                       1)]
+        if not aligned: fig.add_scatter(x=[0, 1],
+                                        y=ends, mode="lines", name="no barrier",
                                         line=dict(color=INK, dash="dot"))
         fig.add_scatter(x=t.alpha, y=t.loss, mode="lines+markers",
                         name="units matched" if aligned else "as they are",
                         line=dict(color=PALETTE[int(aligned)], width=2.5),
                         error_y=dict(array=t.loss_error))
-    about = f"{names[0]} to {names[1]}", n and f"n = {n} texts", "whiskers: 95 % intervals"
-    return finish(fig, title, about, xaxis=dict(title=f"share of {names[1]}"),
+    about = _pair(*names, "to"), n and f"n = {n} texts", "whiskers: 95 % intervals"
+    return finish(fig, title, about, xaxis=dict(title=f"share of {labels_of(names)[1]}"),
                   yaxis=dict(title="loss, nats per token"))
 
 # %% ../../nbs/10_reporting/02_plots_clusters.ipynb #81a19972
@@ -235,12 +274,14 @@ def plot_calibration(
         return empty_figure(title, about or "Not enough measured merges for a forecast.")
     t, both = measured, 100 * measured[["change", "forecast_new"]]
     ends = [both.min().min(), both.max().max()]
-    bars = whiskers(t.change, t.low, t.high, color=GRID) if "low" in t else None
+    bars = whiskers(t.change, t.low, t.high,
+                    color=GRID) if "low" in t else None
     fig = go.Figure(go.Scatter(x=ends, y=ends, mode="lines",
                                line=dict(color=INK, dash="dot"), name="right"))
     fig.add_scatter(x=100 * t.forecast_new, y=100 * t.change,
                     mode="markers", name="a merge", error_y=bars,
-                    marker=dict(color=PALETTE[0], size=8), hovertext=t.a + " + " + t.b,
+                    marker=dict(color=PALETTE[0], size=8),
+                    hovertext=[html.escape(f"{a} + {b}") for a, b in zip(t.a, t.b)],
                     hovertemplate="<b>%{hovertext}</b><br>expected %{x:+.1f}<br>measured %{y:+.1f}"
                                   "<extra></extra>")
     return finish(fig, title, (about,), showlegend=False,

@@ -7,11 +7,16 @@ __all__ = ['plot_comparison', 'plot_frontier', 'plot_point', 'plot_scores', 'plo
            'plot_gains', 'plot_duel']
 
 # %% ../../nbs/10_reporting/03_plots_performance.ipynb #70e45088
-import math
+import html, math
 
-from .figures import (GRID, INK, NAMES, PALETTE, SCALE, SYSTEMS, count, empty_figure,
-                                             facts)
-from .figures import finish, missing, model_axis, model_colours, points, whiskers
+import numpy as np
+
+from .figures import (DASHES, GRID, INK, NAMES, PALETTE, SCALE, SYSTEMS, count,
+                                             empty_figure, facts)
+from .figures import (finish, finish_matrix, labels_of, legend_height, matrix, missing,
+                                             model_axis, model_colours, model_hatches, model_shapes,
+                                             pixels_wide)
+from .figures import points, task_axis, whiskers
 
 # %% ../../nbs/10_reporting/03_plots_performance.ipynb #64e7d1c4
 def _cost(row):
@@ -45,6 +50,7 @@ def plot_comparison(
                   hovertext=[_cost(r) for r in t.to_dict("records")], hoverinfo="text")
     fig = go.Figure(bars)
     for y, x, high in zip(names, t["mean"], t.high): # beside the interval, never under it
+        if math.isnan(x): continue
         fig.add_annotation(x=100 * max(x, high), y=y, text=f"<b>{100 * x:.1f}</b>", showarrow=False,
                            xanchor="left", xshift=6)
     n = t.n.max() if "n" in t else None
@@ -76,7 +82,7 @@ def plot_frontier(
     fig, own = go.Figure(), SYSTEMS["model_glue"]
     band = [*t.low, *t.high[::-1]]
     there_and_back = [*t.stored, *t.stored[::-1]]
-    fig.add_scatter(x=there_and_back, y=[100 * y for y in band], fill="toself",
+    fig.add_scatter(x=there_and_back, y=[100 * y for y in band], fill="toself", mode="lines",
                     line_width=0, fillcolor="rgba(0,114,178,.15)", hoverinfo="skip", showlegend=False)
     fig.add_scatter(x=t.stored, y=100 * t.report, mode="lines+markers", name="frontier",
                     hoverinfo="text", hovertext=[_of_point(r) for r in t.itertuples()],
@@ -106,7 +112,7 @@ def _some_of(experts): # Names, parted by "; "
     "At most six of them, a line each."
     names = str(experts).split("; ")
     more = [f"… and {len(names) - 6} more"] if len(names) > 6 else []
-    return "<br>".join(names[:6] + more)
+    return "<br>".join([*map(html.escape, names[:6]), *more])
 
 def _beside_frontier(fig, c):
     "The other systems as markers, the oracles as lines."
@@ -144,6 +150,7 @@ def plot_point(
     if missing(scores, "task score", "frontier's task"):
         return empty_figure(title, "No scores per task: run the command of this run again, it asks nothing.")
     tasks = list(scores.task)
+    axis = task_axis(tasks, title="task")
     fig = go.Figure(_task_bars(tasks, scores.score, name, SYSTEMS["model_glue"]))
     rows = {} if comparison is None else comparison.set_index("system").to_dict("index")
     def of(system): return [rows[system].get(t, math.nan) for t in tasks]
@@ -151,17 +158,19 @@ def plot_point(
         fig.add_trace(_task_bars(tasks, of(system), NAMES[system], SYSTEMS[system]))
     if "oracle_task" in rows:
         dash = dict(symbol="line-ew", size=26, line=dict(width=3, color=INK))
-        look = dict(mode="markers", marker=dash, hovertemplate="%{x}: %{y:.1f} %")
+        look = dict(mode="markers", marker=dash, hovertemplate="%{hovertext}: %{y:.1f} %",
+                    hovertext=[html.escape(t) for t in tasks])
         y = [100 * x for x in of("oracle_task")]
-        fig.add_scatter(x=tasks, y=y, name=NAMES["oracle_task"], **look)
-    axes = dict(xaxis=dict(title="task"), yaxis=dict(title="% right", range=[0, 103]))
+        fig.add_scatter(x=axis["tickvals"], y=y, name=NAMES["oracle_task"], **look)
+    axes = dict(xaxis=axis, yaxis=dict(title="% right", range=[0, 103]))
     return finish(fig, title, facts(suite, "report", None, seed), 440, **axes, bargap=.25)
 
 def _task_bars(tasks, scores, name, color):
     "A bar per task."
     import plotly.graph_objects as go
-    look = dict(marker_color=color, hovertemplate="%{x}: %{y:.1f} %")
-    return go.Bar(x=tasks, y=[100 * y for y in scores], name=name, **look)
+    look = dict(marker_color=color, hovertemplate="%{hovertext}: %{y:.1f} %",
+                hovertext=[html.escape(t) for t in tasks])
+    return go.Bar(x=list(range(len(tasks))), y=[100 * y for y in scores], name=name, **look)
 
 # %% ../../nbs/10_reporting/03_plots_performance.ipynb #6c4888e1
 def _split(scores, split):
@@ -184,7 +193,8 @@ def _cell(model, task, score, stderr, n):
     "Hover text of one cell."
     err = "" if math.isnan(stderr) else f" ± {100 * stderr:.1f}"
     n = "" if math.isnan(n) else f"<br>n = {n:.0f} questions, ± one standard error"
-    return f"<b>{model}</b> on {task}<br>{100 * score:.1f}{err} % right{n}"
+    where = f"<b>{html.escape(str(model))}</b> on {html.escape(str(task))}"
+    return f"{where}<br>" + ("no score" if math.isnan(score) else f"{100 * score:.1f}{err} % right{n}")
 
 # %% ../../nbs/10_reporting/03_plots_performance.ipynb #8ca9415e
 def plot_scores(
@@ -213,33 +223,23 @@ def plot_scores(
                 for i in range(len(models))]
     hover = grid(lambda i, j: _cell(models[i], tasks[j],
                                     v[i, j], err[i, j], n[i, j]))
-    def small(e): return "" if math.isnan(e) else f' <span style="font-size:9px">±{100 * e:.0f}</span>'
-    text = grid(lambda i, j: "" if math.isnan(v[i, j]) else f"{100 * v[i, j]:.0f}{small(err[i, j])}")
-    fig = go.Figure(go.Heatmap(z=100 * v, x=tasks,
-                               y=list(range(len(models))), zmin=0,
-                               zmax=100, colorscale=SCALE, text=text, texttemplate="%{text}",
-                               hovertext=hover, hoverinfo="text", textfont_size=12, xgap=2, ygap=2,
-                               colorbar=dict(title="% right", thickness=10, outlinewidth=0, len=.9)))
-    ticks = model_axis(models, colours or model_colours(models))
-    return finish(fig, title, facts(suite, split, _sum(n[0]), seed),
-                  150 + 28 * len(models),
-                  yaxis=ticks | dict(range=[len(models) - .5, -.5], showgrid=False),
-                  xaxis=dict(showgrid=False, title="task"))
+    text = grid(lambda i, j: "" if math.isnan(v[i, j]) else f"{100 * v[i, j]:.0f}")
+    fig, layout = matrix(100 * v, models, tasks, texts=text, hover=hover, scale=SCALE, span=(0, 100),
+                         colours=colours or model_colours(models))
+    blank = "blank: no score" if np.isnan(v).any() else ""
+    about = facts(suite, split, _sum(n[0]), seed) + ("% right", blank)
+    return finish_matrix(fig, layout, title, about, xaxis=dict(title="task"))
 
 # %% ../../nbs/10_reporting/03_plots_performance.ipynb #5119bb36
-DASHES = ("solid", "dash", "dot", "dashdot")
-MARKS = ("circle", "square", "diamond", "cross", "triangle-up", "x")
-
 def _profile(t, model, i, colours, **more):
     "One model's line over the tasks; the i-th has its own dash and marker."
     err = t.stderr if "stderr" in t else [math.nan] * len(t)
     n = t.n if "n" in t else [math.nan] * len(t)
     hover = [_cell(model, *r) for r in zip(t.task, t.score, err, n)]
-    return dict(name=model, mode="lines+markers", hovertext=hover, hoverinfo="text",
-                line=dict(color=colours.get(model, INK),
-                          width=2.5, dash=DASHES[i % 4]),
-                marker=dict(size=8, symbol=MARKS[i % 6],
-                            color=colours.get(model, INK))) | more
+    color = colours.get(model, INK)
+    return dict(name=labels_of([model], colours)[0], mode="lines+markers", hovertext=hover, hoverinfo="text",
+                line=dict(color=color, width=2.5, dash=DASHES[i % 4]),
+                marker=dict(size=8, symbol=model_shapes(colours).get(model, "circle"), color=color)) | more
 
 def _drawn(scores, chosen, split, colours, title):
     "Rows, split, tasks, chosen models and colors; or a figure that says what is missing."
@@ -267,18 +267,19 @@ def plot_parallel(
     t, split, tasks, chosen, colours = drawn
     fig = go.Figure()
     x, y = [], []
+    at = {task: i for i, task in enumerate(tasks)}
     for m, r in t[~t.model.isin(chosen)].groupby("model", sort=False):
-        x += [*r.task, None]
+        x += [*r.task.map(at), None]
         y += [*100 * r.score, None]
     fig.add_scatter(x=x, y=y, mode="lines",
                     line=dict(color=GRID, width=1.2), name="the others", hoverinfo="skip")
     for i, m in enumerate(chosen):
         r = t[t.model == m]
         bars = dict(array=100 * r.stderr, thickness=1, width=3) if "stderr" in r else None
-        fig.add_scatter(x=r.task, y=100 * r.score,
+        fig.add_scatter(x=r.task.map(at), y=100 * r.score,
                         error_y=bars, **_profile(r, m, i, colours))
     return finish(fig, title, facts(suite, split, None, seed) + ("whiskers: one standard error",), 460,
-                  xaxis=dict(title="task", categoryarray=tasks),
+                  xaxis=task_axis(tasks, title="task"),
                   yaxis=dict(title="% right", range=[-3, 103]))
 
 # %% ../../nbs/10_reporting/03_plots_performance.ipynb #aaa28ffe
@@ -295,20 +296,24 @@ def plot_radar(
     drawn = _drawn(scores, chosen, split, colours, title)
     if isinstance(drawn, go.Figure): return drawn
     t, split, tasks, chosen, colours = drawn
-    fig = go.Figure()
+    fig, turn, around = go.Figure(), 360 / len(tasks), labels_of(tasks, most=16)
     for i, m in enumerate(chosen):
         r = t[t.model == m]
         line = _profile(r, m, i, colours)
         line["hovertext"] += line["hovertext"][:1]
+        at = [tasks.index(task) for task in r.task]
         fig.add_scatterpolar(r=[*100 * r.score, *100 * r.score[:1]],
-                             theta=[*r.task, *r.task[:1]], **line)
+                             theta=[turn * k for k in [*at, *at[:1]]], **line)
     ring = dict(range=[0, 100], gridcolor=GRID, ticksuffix=" %",
                 angle=90, tickangle=90, showline=False, nticks=5)
     fig.update_layout(polar=dict(radialaxis=ring, bgcolor="rgba(0,0,0,0)",
-                                 angularaxis=dict(gridcolor=GRID, linecolor=GRID,
+                                 angularaxis=dict(gridcolor=GRID, linecolor=GRID, tickmode="array",
+                                                  tickvals=[turn * k for k in range(len(tasks))],
+                                                  ticktext=around,
                                                   direction="clockwise", rotation=90)))
-    return finish(fig, title, facts(suite, split, None, seed), 500,
-                  margin=dict(l=70, r=70, t=92, b=40))
+    side = 20 + max(map(pixels_wide, around))
+    return finish(fig, title, facts(suite, split, None, seed), 520, # a circle makes no room for its labels
+                  margin=dict(l=side, r=side, t=100, b=40 + legend_height(fig)))
 
 # %% ../../nbs/10_reporting/03_plots_performance.ipynb #ea168227
 def plot_best(
@@ -324,7 +329,7 @@ def plot_best(
         return empty_figure(title, "No scores yet: the zoo has not been evaluated.")
     t, split = _split(scores, split)
     colours = colours or model_colours(t.model)
-    t = t.sort_values("score", ascending=False, kind="stable")
+    t = t.dropna(subset="score").sort_values("score", ascending=False, kind="stable")
     tasks = list(scores.task.drop_duplicates())
     rank = t.groupby("task").cumcount()
     def order(k):
@@ -336,21 +341,37 @@ def plot_best(
                 for m, *x in zip(r.model, r.index,
                                  r.score, r.get("stderr", r.score * math.nan),
                                  r.get("n", r.score * math.nan))]
-    fig.add_bar(y=first.index, x=100 * first.score,
+    at = {task: i for i, task in enumerate(tasks)}
+    hatches, shapes = model_hatches(colours), model_shapes(colours)
+    fig.add_bar(y=first.index.map(at), x=100 * first.score,
                 orientation="h", name="best", hovertext=tell(first), hoverinfo="text",
-                marker_color=[colours.get(m, INK) for m in first.model],
-                text=[f"<b>{m}</b>" for m in first.model], textposition="inside", insidetextanchor="start",
+                marker=dict(color=[colours.get(m, INK) for m in first.model],
+                            pattern_shape=[hatches.get(m, "") for m in first.model]),
                 error_x=dict(array=196 * first.stderr, color=INK) if "stderr" in first else None)
-    fig.add_scatter(y=second.index, x=100 * second.score,
+    fig.add_scatter(y=second.index.map(at), x=100 * second.score,
                     mode="markers", name="second best", hovertext=tell(second), hoverinfo="text",
                     marker=dict(size=11, symbol="circle-open", color=INK, line_width=2.5))
+    names = labels_of(first.model, colours)
+    fig.add_scatter(y=first.index.map(at), x=[110] * len(first), mode="markers", hovertext=tell(first),
+                    hoverinfo="text", cliponaxis=False,
+                    marker=dict(size=10, color=[colours.get(m, INK) for m in first.model],
+                                symbol=[shapes.get(m, "circle") for m in first.model]))
+    for y, name in zip(first.index.map(at), names):
+        fig.add_annotation(x=1, xref="paper", y=y, text=name, showarrow=False, xanchor="left", xshift=6)
+    wide = max(map(pixels_wide, names), default=0)
     return finish(fig, title,
                   facts(suite, split, None, seed) + ("whiskers: 95 % intervals", "circle: the second best"),
-                  140 + 34 * len(tasks), showlegend=False, bargap=.3,
-                  xaxis=dict(title="% right", range=[0, 104]),
-                  yaxis=dict(autorange="reversed", showgrid=False))
+                  140 + 34 * len(tasks), showlegend=False, bargap=.3, margin=dict(r=24 + wide),
+                  xaxis=dict(title="% right", range=[0, 112], tickvals=[0, 25, 50, 75, 100]),
+                  yaxis=dict(range=[len(tasks) - .5, -.5], showgrid=False, tickvals=list(at.values()),
+                             ticktext=labels_of(tasks)))
 
 # %% ../../nbs/10_reporting/03_plots_performance.ipynb #c38bd094
+def _solid(shape, solid):
+    "A shape, filled or open."
+    shape = shape.removesuffix("-open")
+    return shape if solid else f"{shape}-open"
+
 def plot_gains(
     gains, # DataFrame or None: model task gain low high n; the task "mean" is the mean over tasks
     best:str="the best single model", # What they are compared with
@@ -363,11 +384,14 @@ def plot_gains(
     title = "Gain over the best single model"
     if missing(gains, "model task gain low high n", "gains"):
         return empty_figure(title, "No item-level scores are known, so nothing can be compared by question.")
-    t = gains[gains.task == task].sort_values("gain", ascending=False)
+    t = gains[(gains.task == task) & gains.gain.notna()].sort_values("gain", ascending=False)
+    if not len(t): return empty_figure(title, "No gain is known here.")
+    best, shapes = html.escape(str(best)), dict.fromkeys(t.model, "circle")
     names = list(t.model)
     colours = colours or model_colours(gains.model)
+    shapes |= model_shapes(colours)
     sure = (t.low > 0) | (t.high < 0)
-    hover = [f"<b>{m}</b> against {best}<br>{points(g)} points [{points(lo)}, {points(hi)}]"
+    hover = [f"<b>{html.escape(str(m))}</b> against {best}<br>{points(g)} points [{points(lo)}, {points(hi)}]"
              f"<br>n = {n:,.0f} questions"
              for m, g, lo, hi, n in zip(t.model,
                                         t.gain, t.low, t.high, t.n)]
@@ -375,14 +399,15 @@ def plot_gains(
                                y=list(range(len(t))), mode="markers", hovertext=hover, hoverinfo="text",
                                marker=dict(size=11,
                                            color=[colours.get(m, INK) for m in names], line_width=2,
-                                           symbol=["circle" if s else "circle-open" for s in sure]),
+                                           symbol=[_solid(shapes[m], s) for m, s in zip(names, sure)]),
                                error_x=whiskers(t.gain, t.low, t.high,
                                                 color=INK, thickness=1.5, width=4)))
     fig.add_vline(x=0, line=dict(color=INK, width=1.5, dash="dot"))
     ticks = model_axis(names, colours, range=[len(t) - .4, -.6])
     where = "mean over tasks" if task == "mean" else f"task {task}"
-    return finish(fig, title, (f"{where}, against {best}",) + facts(suite, "report", t.n.max(), seed)
-                  + ("95 % intervals",), 140 + 26 * len(t), xaxis=dict(title="points"), yaxis=ticks)
+    rival = html.unescape(labels_of([html.unescape(best)], colours)[0])
+    return finish(fig, title, (f"{where}, against {rival}",) + facts(suite, "report", t.n.max(), seed)
+                  + ("95 % intervals",), 140 + max(80, 26 * len(t)), xaxis=dict(title="points"), yaxis=ticks)
 
 # %% ../../nbs/10_reporting/03_plots_performance.ipynb #acd79b35
 def plot_duel(
@@ -399,17 +424,22 @@ def plot_duel(
     colours = colours or model_colours([a, b])
     fig = go.Figure()
     n = duel.both + duel.only_a + duel.only_b + duel.neither
-    for name, column, side in ((a, "only_a", -1), (b, "only_b", 1)):
-        rest = [f"<br>of {k}: both get {x}, neither {y}" for k, x, y in zip(n, duel.both, duel.neither)]
-        fig.add_bar(y=duel.task, x=side * duel[column], name=f"only {name}",
-                    orientation="h", text=duel[column], marker_color=colours.get(name, INK),
+    rows, names = list(range(len(duel))), labels_of([a, b], colours)
+    hatches = model_hatches(colours)
+    for name, short, column, side in ((a, names[0], "only_a", -1), (b, names[1], "only_b", 1)):
+        rest = [f"{html.escape(t)}<br>of {k}: both get {x}, neither {y}"
+                for t, k, x, y in zip(duel.task, n, duel.both, duel.neither)]
+        look = dict(color=colours.get(name, INK), pattern_shape=hatches.get(name, ""))
+        fig.add_bar(y=rows, x=side * duel[column], name=f"only {short}",
+                    orientation="h", text=duel[column], marker=look,
                     textposition="outside", cliponaxis=False, customdata=rest,
-                    hovertemplate=f"<b>only {name}</b>: %{{text}} questions of %{{y}}"
+                    hovertemplate=f"<b>only {short}</b>: %{{text}} questions of "
                                   "%{customdata}<extra></extra>")
     far = max(1, duel[["only_a", "only_b"]].to_numpy().max()) * 1.18
-    return finish(fig, title,
-                  (f"{a} against {b}",) + facts(suite, "report", n.sum(), seed),
+    pair = html.unescape(" against ".join(names))
+    return finish(fig, title, (pair,) + facts(suite, "report", n.sum(), seed),
                   180 + 34 * len(duel), barmode="relative", bargap=.3,
-                  yaxis=dict(autorange="reversed", showgrid=False),
-                  xaxis=dict(title=f"← only {a} · questions · only {b} →",
+                  yaxis=dict(range=[len(duel) - .5, -.5], showgrid=False, tickvals=rows,
+                             ticktext=labels_of(duel.task)),
+                  xaxis=dict(title="← the first · questions · the second →",
                              range=[-far, far], showticklabels=False))

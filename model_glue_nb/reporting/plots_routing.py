@@ -6,11 +6,14 @@
 __all__ = ['plot_routing', 'plot_confusion', 'plot_cost', 'plot_route']
 
 # %% ../../nbs/10_reporting/04_plots_routing.ipynb #2ac57985
-import math
+import html, math
 
-from .figures import (INK, NAMES, PALETTE, SCALE, SYSTEMS, count, empty_figure, facts,
-                                             finish)
-from .figures import missing, model_axis, model_colours, whiskers
+import numpy as np
+
+from .figures import (INK, NAMES, PALETTE, SCALE, SHAPES, SYSTEMS, count, empty_figure,
+                                             facts, finish)
+from .figures import (finish_matrix, labels_of, matrix, missing, model_axis,
+                                             model_colours, model_hatches, whiskers)
 
 # %% ../../nbs/10_reporting/04_plots_routing.ipynb #c327604d
 def plot_routing(
@@ -31,22 +34,32 @@ def plot_routing(
                   or ("model_glue" if (t.system == "model_glue").any()
                       else str(t.system.iloc[0])))
         t = t[t.system == system]
-    fig = go.Figure()
-    for expert, e in t.groupby("expert", sort=True):
-        extra = [("" if "score" not in e or math.isnan(r["score"])
-                  else f"<br>{100 * r['score']:.1f} % of them right")
-                 + ("" if "n" not in e else f"<br>n = {r['n']:.0f} questions") for r in e.to_dict("records")]
-        fig.add_bar(y=e.task, x=100 * e.share,
-                    orientation="h", name=str(expert),
-                    marker_color=colours.get(str(expert), INK), hovertext=extra,
-                    hovertemplate=f"<b>{expert}</b> answers %{{x:.1f}} % of %{{y}}%{{hovertext}}"
+    fig, hatches = go.Figure(), model_hatches(colours)
+    tasks = list(t.task.drop_duplicates())
+    experts = sorted(map(str, t.expert.unique()))
+    for expert, name in zip(experts, labels_of(experts, colours)):
+        e = t[t.expert.astype(str) == expert]
+        extra = [_answered(r) for r in e.to_dict("records")]
+        fig.add_bar(y=[tasks.index(k) for k in e.task],
+                    x=100 * e.share, orientation="h", name=name,
+                    marker=dict(color=colours.get(expert, INK), pattern_shape=hatches.get(expert, "")),
+                    hovertext=extra,
+                    hovertemplate=f"<b>{html.escape(expert)}</b> answers %{{x:.1f}} % of %{{hovertext}}"
                                   "<extra></extra>")
-    n_tasks = t.task.nunique()
     return finish(fig, title, (f"system {NAMES.get(system, system)}" if system else "",)
                   + facts(suite, "report", None, seed), barmode="stack",
-                  height=200 + 34 * n_tasks, xaxis=dict(title="share of the questions, %", range=[0, 100]),
-                  yaxis=dict(autorange="reversed"),
+                  height=150 + max(80, 34 * len(tasks)),
+                  xaxis=dict(title="share of the questions, %", range=[0, 100]),
+                  yaxis=dict(range=[len(tasks) - .5, -.5],
+                             tickvals=list(range(len(tasks))),
+                             ticktext=labels_of(tasks)),
                   bargap=.3)
+
+def _answered(row):
+    "A task, and how well one expert does there."
+    said = html.escape(str(row["task"]))
+    if not math.isnan(row.get("score", math.nan)): said += f"<br>{100 * row['score']:.1f} % of them right"
+    return said + (f"<br>n = {row['n']:.0f} questions" if "n" in row else "")
 
 # %% ../../nbs/10_reporting/04_plots_routing.ipynb #599980c5
 def plot_confusion(
@@ -59,28 +72,27 @@ def plot_confusion(
     title = "Who should have answered"
     if missing(table, "oracle expert n lost", "confusion"):
         return empty_figure(title, "No routes by question are known for this mixture.")
-    names = sorted({*table.oracle, *table.expert})
+    names = sorted(map(str, {*table.oracle, *table.expert}))
     colours = colours or model_colours(names)
-    w = table.pivot(index="oracle", columns="expert", values="n").reindex(index=names, columns=names).fillna(
+    w = table.pivot(index="oracle", columns="expert",
+                    values="n").reindex(index=names, columns=names).fillna(
         0).to_numpy()
     share = w / w.sum()
     lost = int(table.lost.sum())
     n = int(w.sum())
-    hover = [[f"should: <b>{a}</b><br>did: <b>{b}</b><br>{int(v)} of {n:,} questions"
-              for b, v in zip(names, r)]
+    hover = [[f"should: <b>{html.escape(a)}</b><br>did: <b>{html.escape(b)}</b><br>"
+              f"{int(v)} of {n:,} questions" for b, v in zip(names, r)]
              for a, r in zip(names, w)]
-    fig = go.Figure(go.Heatmap(z=100 * share ** .5,
-                               x=list(range(len(names))),
-                               y=list(range(len(names))), colorscale=SCALE, showscale=False,
-                               text=[[f"{int(v):,}" if v else "" for v in r] for r in w],
-                               texttemplate="%{text}", hovertext=hover, hoverinfo="text", xgap=2, ygap=2))
-    ticks = model_axis(names, colours, showgrid=False)
-    return finish(fig, title,
-                  (f"system {NAMES.get(system, system)}" if system else "",
-                   f"{lost:,} of {n:,} questions lost by routing") + facts(suite, "report", None, seed),
-                  210 + 34 * len(names),
-                  xaxis=ticks | dict(title="the expert that answered", tickangle=-30, ticktext=names),
-                  yaxis=ticks | dict(title="the one that should have", range=[len(names) - .5, -.5]))
+    texts = [[f"{int(v):,}" if v else "" for v in r] for r in w]
+    top = 100 * float(np.sqrt(share.max()))
+    fig, layout = matrix(100 * share ** .5, names,
+                         names, texts=texts, hover=hover, scale=SCALE,
+                         span=(0, top), colours=colours)
+    return finish_matrix(fig, layout, title,
+                         (f"system {NAMES.get(system, system)}" if system else "",
+                          f"{lost:,} of {n:,} questions lost by routing",
+                          "rows: the expert that should have answered")
+                         + facts(suite, "report", None, seed), xaxis=dict(title="the expert that answered"))
 
 # %% ../../nbs/10_reporting/04_plots_routing.ipynb #9834e853
 def _one_per_model(
@@ -90,7 +102,8 @@ def _one_per_model(
     words = comparison.system.map(lambda s: NAMES.get(s, s))
     t = comparison.assign(words=words)
     if "model" not in t: return t
-    same = t.model.where(t.model.notna() & (t.model != ""), t.system)
+    same = t.model.where(t.model.notna() & (t.model != ""),
+                         t.system)
     return t.assign(words=t.groupby(same).words.transform(
         " = ".join))[~same.duplicated()]
 
@@ -106,21 +119,21 @@ def plot_cost(
                  params_active="parameters active per question", ms_per_question="milliseconds per question")
     if missing(comparison, f"system mean low high {cost}", "comparison"):
         return empty_figure(title, "No comparison yet: the run has not reached it.")
-    t = _one_per_model(comparison[comparison[cost].notna() & ~comparison.system.str.startswith("oracle")])
+    known = comparison[cost].notna() & comparison["mean"].notna()
+    t = _one_per_model(comparison[known & ~comparison.system.str.startswith("oracle")])
+    if not len(t): return empty_figure(title, f"No {units[cost]} are known.")
     tell = (lambda v: f"{v:.2f} ms") if cost == "ms_per_question" else count
-    rank = t[cost].rank(method="first")
-    side = [("top center", "bottom center")[int(r) % 2] for r in rank] # apart
-    hover = [f"<b>{s}</b><br>{100 * m:.1f} % right [{100 * lo:.1f}, {100 * hi:.1f}]"
-             f"<br>{tell(c)} {units[cost].split(' ', 1)[0]}"
-             for s, m, lo, hi, c in zip(t.words,
-                                        t["mean"], t.low, t.high, t[cost])]
-    fig = go.Figure(go.Scatter(x=t[cost],
-                               y=100 * t["mean"], mode="markers+text", text=list(t.words),
-                               textposition=side, hovertext=hover, hoverinfo="text", cliponaxis=False,
-                               marker=dict(size=14,
-                                           color=[SYSTEMS.get(s, PALETTE[3]) for s in t.system],
-                                           line=dict(width=1.5, color=INK)),
-                               error_y=whiskers(t["mean"], t.low, t.high, color=INK)))
+    fig = go.Figure()
+    for i, (_, r) in enumerate(t.iterrows()): # a trace each: its name stands in the legend
+        words, own = html.escape(str(r.words)), t.loc[[r.name]]
+        hover = (f"<b>{words}</b><br>{100 * r['mean']:.1f} % right [{100 * r.low:.1f}, {100 * r.high:.1f}]"
+                 f"<br>{tell(r[cost])} {units[cost].split(' ', 1)[0]}")
+        fig.add_scatter(x=[r[cost]], y=[100 * r["mean"]],
+                        mode="markers", name=words, showlegend=True,
+                        hovertext=hover, hoverinfo="text", cliponaxis=False,
+                        marker=dict(size=14, color=SYSTEMS.get(r.system, PALETTE[3]),
+                                    symbol=SHAPES[i % len(SHAPES)], line=dict(width=1.5, color=INK)),
+                        error_y=whiskers(own["mean"], own.low, own.high, color=INK))
     margin = .18 * (t[cost].max() - t[cost].min() or 1)
     return finish(fig, title,
                   facts(suite, "report", t.n.max() if "n" in t else None,
@@ -129,7 +142,8 @@ def plot_cost(
                   xaxis=dict(title=units[cost],
                              range=[max(0, t[cost].min() - margin),
                                     t[cost].max() + margin]),
-                  yaxis=dict(title="mean over tasks, % right", range=[0, 105]))
+                  yaxis=dict(title="mean over tasks, % right",
+                             range=[-5, 105], tickvals=[0, 25, 50, 75, 100]))
 
 # %% ../../nbs/10_reporting/04_plots_routing.ipynb #913aa605
 def plot_route(
@@ -147,12 +161,16 @@ def plot_route(
     fig = go.Figure(go.Bar(x=list(scores), y=at, orientation="h",
                            marker=dict(color=[colours.get(e, INK) for e in experts],
                                        opacity=[1 if e == chosen else .35 for e in experts]),
-                           text=["<b>← answers</b>" if e == chosen else "" for e in experts],
+                           text=["← answers" if e == chosen else "" for e in experts],
                            textposition="outside", cliponaxis=False,
-                           hovertext=[f"<b>{e}</b><br>score {s:.3f}" for e, s in zip(experts, scores)],
+                           hovertext=[f"<b>{html.escape(str(e))}</b><br>score {s:.3f}"
+                                      for e, s in zip(experts, scores)],
                            hoverinfo="text"))
     low, high = min(0, *scores), max(0, *scores)
     margin = .2 * (high - low or 1)
-    return finish(fig, title, (f"{chosen} answers",), 130 + 30 * len(experts), bargap=.3,
+    return finish(fig, title,
+                  (html.unescape(labels_of([chosen], colours)[0]) + " answers",),
+                  130 + max(80, 30 * len(experts)), bargap=.3,
                   xaxis=dict(title="the router's score", range=[low - margin * (low < 0), high + margin]),
-                  yaxis=model_axis(experts, colours, range=[len(experts) - .4, -.6], showgrid=False))
+                  yaxis=model_axis(experts, colours,
+                                   range=[len(experts) - .4, -.6], showgrid=False))

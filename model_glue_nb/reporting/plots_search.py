@@ -6,8 +6,14 @@
 __all__ = ['plot_trials', 'plot_coefficients', 'plot_importance', 'plot_front', 'plot_attribution']
 
 # %% ../../nbs/10_reporting/05_plots_search.ipynb #087c8f63
-from .figures import INK, PALETTE, SIDES, dotted, empty_figure, facts, finish, missing
-from .figures import model_axis, model_colours, points, whiskers
+import html
+
+import numpy as np
+
+from .figures import (DASHES, INK, PALETTE, SHAPES, SIDES, empty_figure, facts, finish,
+                                             finish_matrix)
+from .figures import (labels_of, matrix, missing, model_axis, model_colours,
+                                             model_shapes, points, whiskers)
 
 # %% ../../nbs/10_reporting/05_plots_search.ipynb #8314d99a
 def plot_trials(
@@ -24,19 +30,22 @@ def plot_trials(
     fig = go.Figure()
     keys = trials.cluster.astype(str) + " · " + trials.method
     colours = model_colours(keys)
-    for key, t in trials.groupby(keys, sort=False):
-        c = colours[key]
-        label = (t.candidate.astype(str).str.slice(0, 160)
+    shapes, shown = model_shapes(colours), dict(zip(colours, labels_of(colours, most=40)))
+    for i, (key, t) in enumerate(trials.groupby(keys, sort=False)):
+        c, mark = colours[key], shapes[key]
+        label = ([html.escape(s[:160]) for s in t.candidate.astype(str)]
                  if "candidate" in t else [""] * len(t))
+        key = shown[key]
         accepted = t.accepted.fillna(False).astype(bool) if "accepted" in t else [True] * len(t)
         fig.add_scatter(x=t.trial, y=100 * t.score, mode="markers",
                         name=key, legendgroup=key, showlegend=False, opacity=.7, hovertext=label,
                         marker=dict(color=c, size=7,
-                                    symbol=["circle" if k else "x-thin-open" for k in accepted]),
+                                    symbol=[mark if k else "x-thin-open" for k in accepted]),
                         hovertemplate=f"<b>{key}</b>, trial %{{x}}<br>%{{y:.1f}} % right<br>"
                                       "%{hovertext}<extra></extra>")
         fig.add_scatter(x=t.trial, y=100 * t.best,
-                        mode="lines", line=dict(color=c, width=2.5, shape="hv"),
+                        mode="lines",
+                        line=dict(color=c, width=2.5, shape="hv", dash=DASHES[i % 4]),
                         name=key, legendgroup=key,
                         hovertemplate=f"best of {key}: %{{y:.1f}} %<extra></extra>")
     if unseen is not None: _draw_unseen(fig, unseen, trials)
@@ -55,8 +64,10 @@ def _draw_unseen(fig, unseen, trials):
         name = system.replace("_", " ") + " on report"
         at = [x * 1.05 + 1 + k * max(1, x * .02)
               for k in range(len(r))]
-        hover = [f"<b>{c}</b>: {name}<br>{100 * m:.1f} % right [{100 * lo:.1f}, {100 * hi:.1f}]"
-                 for c, m, lo, hi in zip(r.cluster, r.report, r.low, r.high)]
+        hover = [f"<b>{html.escape(str(c))}</b>: {name}<br>{100 * m:.1f} % right "
+                 f"[{100 * lo:.1f}, {100 * hi:.1f}]"
+                 for c, m, lo, hi in zip(r.cluster,
+                                         r.report, r.low, r.high)]
         fig.add_scatter(x=at, y=100 * r.report,
                         mode="markers", name=name, hovertext=hover, hoverinfo="text",
                         marker=dict(symbol=mark, size=11,
@@ -77,25 +88,41 @@ def plot_coefficients(
     t = table[~table.name.str.startswith("task ")]
     w = t.pivot(index="name", columns="trial", values="value")
     score = t.groupby("trial").score.first()
-    best = score.idxmax()
+    best, n_trials = score.idxmax(), w.shape[1]
+    w = w[_some(list(w.columns), score, best)]
     names = list(w.index)
     top = max(1e-9, w.abs().max().max())
-    hover = [[f"<b>{n}</b> weighs {v:.3f}<br>trial {k}: {100 * score[k]:.1f} % right on search"
+    hover = [[f"<b>{html.escape(n)}</b> weighs {v:.3f}<br>trial {k}: {100 * score[k]:.1f} % right on search"
               for k, v in r.items()]
              for n, r in w.iterrows()]
-    at = list(range(w.shape[1]))
     b = list(w.columns).index(best)
-    fig = go.Figure(go.Heatmap(z=w.to_numpy(),
-                               x=at, y=list(range(len(w))),
-                               zmin=-top, zmax=top, hovertext=hover, hoverinfo="text", colorscale=SIDES,
-                               colorbar=dict(title="weight", thickness=10, outlinewidth=0)))
-    frame = dict(type="rect", x0=b - .5, x1=b + .5, y0=-.5,
-                 y1=len(w) - .5, line=dict(color="#D55E00", width=2.5))
-    ticks = model_axis(names, colours or model_colours(names), showgrid=False)
-    about = (f"{w.shape[1]} trials", f"frame: the best, {100 * score[best]:.1f} % right on search",
-             "" if seed is None else f"seed {seed}")
-    return finish(fig, title, about, 160 + 30 * len(w), yaxis=ticks,
-                  shapes=[frame], xaxis=dict(title="trial", showgrid=False))
+    trials = [str(k) for k in w.columns]
+    texts = [[f"{v:.1f}".replace("0.",
+                                 ".") for v in r] for r in w.to_numpy()]
+    fig, layout = matrix(w.to_numpy(), names, trials, texts=texts,
+                         hover=hover, scale=SIDES, span=(-top, top),
+                         colours=colours or model_colours(names))
+    layout["shapes"] = [dict(type="rect",
+                             x0=b - .5, x1=b + .5, y0=-.5,
+                             y1=len(w) - .5, line=dict(color="#D55E00", width=2.5))]
+    about = (f"{len(trials)} of {n_trials} trials" if len(trials) < n_trials else f"{n_trials} trials",
+             f"frame: the best, {100 * score[best]:.1f} % right on search",
+             "blue: above zero", "" if seed is None else f"seed {seed}")
+    return finish_matrix(fig, layout, title, about, xaxis=dict(title="trial"))
+
+_MOST_TRIALS = 50 # More cells than that are too small for a number to be under them
+
+def _some(trials, score, best):
+    "So many trials that their cells can be told apart: those that led, and others evenly."
+    if len(trials) <= _MOST_TRIALS: return trials
+    ahead = score[trials].cummax()
+    led = [k for k, before in zip(trials,
+                                  ahead.shift(fill_value=-np.inf)) if score[k] > before]
+    led = [*led[-(_MOST_TRIALS // 2):], best]
+    others = [k for k in trials if k not in led]
+    at = np.linspace(0, len(others) - 1,
+                     _MOST_TRIALS - len(set(led))).round().astype(int)
+    return sorted({*led, *(others[i] for i in at)})
 
 # %% ../../nbs/10_reporting/05_plots_search.ipynb #702b2c31
 def plot_importance(
@@ -115,10 +142,12 @@ def plot_importance(
                            marker_color=[colours.get(n, INK) for n in names],
                            text=[f"{100 * v:.0f} %" for v in t.importance], textposition="outside",
                            cliponaxis=False,
-                           hovertext=[f"<b>{n}</b> explains {100 * v:.1f} % of the variance<br>n = {k} trials"
+                           hovertext=[f"<b>{html.escape(str(n))}</b> explains {100 * v:.1f} % of the variance"
+                                      f"<br>n = {k} trials"
                                       for n, v, k in zip(names, t.importance, t.n)],
                            hoverinfo="text"))
-    ticks = model_axis(names, colours, range=[len(t) - .4, -.6], showgrid=False)
+    ticks = model_axis(names, colours,
+                       range=[len(t) - .4, -.6], showgrid=False)
     return finish(fig, title, ("share of the variance of the search score", f"n = {t.n.max()} trials"),
                   150 + 32 * len(t), yaxis=ticks, bargap=.35,
                   xaxis=dict(title="%",
@@ -133,20 +162,20 @@ def plot_front(
     "Trials by their scores on two tasks, the Pareto front over all tasks filled."
     import plotly.graph_objects as go
     title = "What could be chosen"
-    if missing(table, f"trial score front {x} {y}", "front"):
+    if missing(table, ["trial", "score", "front", x, y], "front"):
         return empty_figure(title, "No scores per task: the log of the search is not in this run.")
-    fig = go.Figure()
+    fig, (across, up) = go.Figure(), labels_of([x, y])
     for on, name, mark in ((False, "beaten by another", "circle-open"), (True, "Pareto front", "circle")):
         t = table[table.front == on]
         fig.add_scatter(x=100 * t[x], y=100 * t[y],
                         mode="markers", name=name, customdata=100 * t.score, text=t.trial,
                         marker=dict(symbol=mark, size=10, color=PALETTE[0] if on else INK, line_width=1.5),
-                        hovertemplate= f"trial %{{text}}<br>{x} %{{x:.1f}} %, {y} %{{y:.1f}} %<br>"
+                        hovertemplate= f"trial %{{text}}<br>{across} %{{x:.1f}} %, {up} %{{y:.1f}} %<br>"
                                        "mean over tasks %{customdata:.1f} %<extra></extra>")
     return finish(fig, title,
                   (f"{int(table.front.sum())} of {len(table)} trials on the front over all tasks",
                    "search split", "" if seed is None else f"seed {seed}"),
-                  460, xaxis=dict(title=f"{x}, % right"), yaxis=dict(title=f"{y}, % right"))
+                  460, xaxis=dict(title=f"{across}, % right"), yaxis=dict(title=f"{up}, % right"))
 
 # %% ../../nbs/10_reporting/05_plots_search.ipynb #afc72669
 def plot_attribution(
@@ -163,23 +192,21 @@ def plot_attribution(
     names = list(kind.index)
     tasks = list(table.task.drop_duplicates())
     def get(c):
-        return table.pivot(index="left_out", columns="task", values=c).loc[names, tasks].to_numpy(float)
+        return table.pivot(index="left_out", columns="task",
+                           values=c).loc[names, tasks].to_numpy(float)
     v, low, high, n = map(get, ("change", "low", "high", "n"))
-    top = max(.05, abs(v).max())
-    hover = [[f"without <b>{m}</b>, {t}<br>{points(v[i, j])} points "
-              f"[{points(low[i, j])}, {points(high[i, j])}]"
-              f"<br>n = {n[i, j]:.0f} questions"
+    top = max(.05, np.nanmax(abs(v), initial=0))
+    hover = [[f"without <b>{html.escape(str(m))}</b>, {html.escape(str(t))}<br>{points(v[i, j])} points "
+              f"[{points(low[i, j])}, {points(high[i, j])}]<br>n = {n[i, j]:.0f} questions"
               for j, t in enumerate(tasks)] for i, m in enumerate(names)]
-    fig = go.Figure(go.Heatmap(z=-100 * v, x=tasks,
-                               y=list(range(len(names))), zmin=-100 * top,
-                               zmax=100 * top, xgap=2, ygap=2,
-                               text=[[f"{100 * x:+.0f}" for x in r] for r in v], texttemplate="%{text}",
-                               hovertext=hover, hoverinfo="text", showscale=False, colorscale=SIDES))
+    texts = [["" if np.isnan(x) else f"{100 * x:+.0f}" for x in r] for r in v]
     colours = colours or model_colours(k for k in names if kind[k] == "model")
-    labels = [dotted([m], colours)[0] if kind[m] == "model" else m for m in names]
-    return finish(fig, title,
-                  ("change in points when left out", "report split", f"n = {n.max():.0f} questions",
-                   "" if seed is None else f"seed {seed}"),
-                  160 + 30 * len(names), xaxis=dict(showgrid=False),
-                  yaxis=dict(tickvals=list(range(len(names))), ticktext=labels,
-                             range=[len(names) - .5, -.5], showgrid=False))
+    fig, layout = matrix(-100 * v, names, tasks,
+                         texts=texts, hover=hover, scale=SIDES,
+                         span=(-100 * top, 100 * top),
+                         colours={m: c for m, c in colours.items() if kind.get(m,
+                                                                               "model") == "model"})
+    asked = "" if np.isnan(n).all() else f"n = {np.nanmax(n):.0f} questions"
+    return finish_matrix(fig, layout, title,
+                         ("change in points when left out", "blue: it was needed", "report split", asked,
+                          "" if seed is None else f"seed {seed}"), xaxis=dict(title="task"))

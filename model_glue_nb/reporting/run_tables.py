@@ -113,6 +113,7 @@ def _read_items(
     "What every model answered."
     import pandas as pd
     run, suite = data["run"], _report_suite(data) if data["run"] else None
+    if run and (run.path/"items.csv").exists(): return run.read_table("items") # an example
     if suite is None or not (run.path/"store.sqlite").exists(): return None
     store, frames = run.store, []
     for model, key in model_keys(run).items():
@@ -289,6 +290,7 @@ def _read_routes(
     "The expert of every report question, per mixture of the run."
     import pandas as pd
     run, suite = data["run"], _report_suite(data) if data["run"] else None
+    if run and (run.path/"routes.csv").exists(): return run.read_table("routes") # an example
     if suite is None or data["comparison"] is None or "model" not in data["comparison"]: return None
     frames, store = [], run.store
     for system, name in data["comparison"][["system", "model"]].dropna().itertuples(index=False):
@@ -351,4 +353,5 @@ def deepen(
                                                  best_single(data) or "", weights=weights(data)))
     for name in wanted:
         if out[name] is None: out[name] = make[name](out)
+    out["weights"] = weights(out) # of the tasks in the mean
     return out
