@@ -20,7 +20,7 @@ JOINING = [f"tests/test_scheduler.py::test_who_joins_and_leaves_at_any_time_is_a
            for kind in ("llama", "window", "full window", "long rope")]
 
 MUTANTS = {
-    "short_names": (["nbs/00_ground/09_short_names.ipynb"], [
+    "short_names": (["nbs/00_ground/11_short_names.ipynb"], [
         ("return 2 if unicodedata.east_asian_width(c) in \"WF\" else 1", "return 1"),
         ("while n < most and len({p[n] for p in parts}) == 1: n += 1", "while n < most + 1 and len({p[n] for p in parts}) == 1: n += 1"),
         ("left = [o for o in left if parts[best] in o]", "left = left[1:]"),
