@@ -20,8 +20,9 @@ JOINING = [f"tests/test_scheduler.py::test_who_joins_and_leaves_at_any_time_is_a
            for kind in ("llama", "window", "full window", "long rope")]
 
 MUTANTS = {
-    "short_names": (["nbs/00_ground/11_short_names.ipynb"], [
-        ("return 2 if unicodedata.east_asian_width(c) in \"WF\" else 1", "return 1"),
+    "short_names": (["nbs/00_ground/09_short_names.ipynb"], [
+        ("        at += cell_len(c)", "        at += 1"),
+        ("(i for i in range(len(text)) if cell_len(text[i]) and cell_len(text[i:]) <= most)", "(i for i in range(len(text)) if cell_len(text[i:]) <= most)"),
         ("while n < most and len({p[n] for p in parts}) == 1: n += 1", "while n < most + 1 and len({p[n] for p in parts}) == 1: n += 1"),
         ("left = [o for o in left if parts[best] in o]", "left = left[1:]"),
         ("while text in taken:", "while i > 99:"),
@@ -31,9 +32,7 @@ MUTANTS = {
         ("for r in rows[:_MOST_ROWS]]", "for r in rows]"),
         ("if len(text) <= most: return text", "return text"),
     ]),
-    "terminal": (["nbs/00_ground/09_terminal.ipynb"], [
-        ("    while last and not cell_len(last[0]): last = last[1:]", "    while last and False: last = last[1:]"),
-        ("        used += cell_len(letter)", "        used += 1"),
+    "terminal": (["nbs/00_ground/10_terminal.ipynb"], [
         ("        if len({*cut.values()}) == len(cut): return cut", "        return cut"),
         ("    if isinstance(x, float): return x if math.isfinite(x) else None", "    if isinstance(x, float): return x"),
         ("    whole = len(known) < len(out) and all(", "    whole = all("),
@@ -45,7 +44,7 @@ MUTANTS = {
         ("        if out and cell_len(f\"{out[-1]} {word}\") <= width: out[-1] += f\" {word}\"",
          "        if out and cell_len(f\"{out[-1]} {word}\") < width: out[-1] += f\" {word}\""),
     ]),
-    "progress": (["nbs/00_ground/10_progress.ipynb"], [
+    "progress": (["nbs/00_ground/11_progress.ipynb"], [
         ("        here = passed * (self.total - self.done) / self.done if told else None",
          "        here = passed * self.total / self.done if told else None"),
         ("        return sum(self.spent[n] for n in known) / expected if expected > 1 else 1.0", "        return 1.0"),

@@ -11,7 +11,9 @@ __all__ = ['PALETTE', 'SHAPES', 'DASHES', 'SYSTEMS', 'INK', 'GRID', 'SCALE', 'SI
 import html, math, textwrap
 from collections.abc import Iterable
 
-from ..short_names import short_names, shortened, text_width
+from rich.cells import cell_len
+
+from ..short_names import short_names, shortened
 
 # %% ../../nbs/10_reporting/01_figures.ipynb #e988c43a
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#882255", "#7A4B00")
@@ -101,7 +103,7 @@ def pixels_wide(
     "How wide a text is drawn."
     narrow, wide = (sum(map(text.count, letters)) for letters in (_NARROW, _WIDE))
     capital = sum(c.isupper() for c in text)
-    return size * (.66 * text_width(text) - .2 * narrow + .33 * wide + .1 * capital)
+    return size * (.66 * cell_len(text) - .2 * narrow + .33 * wide + .1 * capital)
 
 def _in_lines(parts, pixels, between=" · "):
     "Parts of a subtitle in lines; one that is wider than a line loses its middle."
