@@ -105,7 +105,7 @@ def _counted(done, total)->str: # "340/1,200", "120/3,400 M"
 # %% ../nbs/00_ground/11_progress.ipynb #c9533ce5
 @contextmanager
 def progress_bar():
-    "A `_Watch` on standard error: a line that moves in a terminal, a line per stage elsewhere."
+    "A watch on standard error: a line that moves in a terminal, a line per stage elsewhere."
     from rich.console import Console
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -117,7 +117,7 @@ def progress_bar():
         yield watch
 
 class _Logged(_Watch):
-    "A `_Watch` that nobody looks at while it works."
+    "A watch that nobody looks at while it works."
     def __call__(self, done, total, what):
         super().__call__(done, total, what)
         kind = self.what.split(":")[0].split(" ")[0]

@@ -45,6 +45,8 @@ def test_the_run_holds_every_table(done):
     assert run.read_json("split") == load_suite("demo").only(run.read_json("split")["tasks"]).split_record(), "anyone can check how questions were split"
     assert {"recipe.yaml", "environment.json", "split.json", "scores.csv", "similarity.csv", "clusters.json", "trials.csv", "models", "report.html"} <= {f.name for f in run.path.iterdir()}
     assert "model_glue" in printed and "report.html" in printed
+    report = (run.path/"report.html").read_text()
+    assert 'id="sums"' in report, "its answers are known, so tasks can be left out"
 
 def test_merged_checkpoints_load_in_plain_transformers(done):
     from transformers import AutoModelForCausalLM, AutoTokenizer

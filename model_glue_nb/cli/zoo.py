@@ -14,6 +14,7 @@ import typer
 
 from .app import (AS_JSON, METHOD, WIDE, ZOO, among, app, command, say, say_json, show,
                                    started, tell_skipped, with_names)
+from ..errors import InputError
 from ..progress import byte_bar, progress_bar
 
 # %% ../../nbs/13_cli/02_zoo.ipynb #482a9e31
@@ -164,17 +165,26 @@ def clusters(
     say(said, err=as_json or not sys.stdout.isatty())
 
 # %% ../../nbs/13_cli/02_zoo.ipynb #07105a32
-@command("regime zoo/", "regime zoo/ --probe --prompts prompts.txt")
+@command("regime zoo/", "regime zoo/ --suite demo", "regime zoo/ --probe --prompts prompts.txt")
 def regime(
     zoo:str=ZOO,
     base:str=typer.Option(None, help="What the others were tuned from; default: by cards, then weights."),
     prompts:str=typer.Option(None, help="File with a text per line, for RegMean and the probe; or random."),
-    probe:bool=typer.Option(False, "--probe", help="Load every model and compare predictions too."),
+    suite:str=typer.Option(None, help="Probe with texts of this suite: 24 search questions per task, "
+                                      "without their answers."),
+    probe:bool=typer.Option(False, "--probe", help="Run every model; with texts, also the merges, and order "
+                                                   "them by what they forget."),
     as_json:bool=AS_JSON, wide:bool=WIDE,
 ):
     "One skill, several, strangers or some spoilt? And which merges to try first."
+    from model_glue_nb.benchmarking.suites import load_suite
     from model_glue_nb.merging.regime import hit_rate, zoo_regime
+    if suite and prompts:
+        raise InputError("Texts come from --prompts or from --suite, and both were given. Give one.")
     models = _opened(zoo)
+    if suite:
+        tasks, probe = load_suite(suite).part("search", 24).tasks, True
+        prompts = [q.prompt for t in tasks for q in t.questions]
     with progress_bar() as progress:
         found = zoo_regime(models, base, prompts, probe=probe, progress=progress)
     tell_skipped(models.skipped)

@@ -207,7 +207,7 @@ class Regime:
             lines.append(f"Try first: {methods} of {members}; {self.budget} evaluations say which.")
         if self.forgotten:
             parts = ", ".join(f"{r.method} {x:.0%}" for r, x in zip(self.picks, self.forgotten))
-            lines.append(f"Of what the members learned about their own texts, they forget: {parts}.")
+            lines.append(f"Of what the members learned about the texts, these merges forget: {parts}.")
         lines += [f"Family of {f.origin}, {f}" for f in self.families]
         return "\n".join(lines)
 

@@ -31,7 +31,7 @@ from .plots import (plot_attribution, plot_best, plot_comparison, plot_confusion
                                            plot_frontier, plot_trials)
 from .routing_explorer import RoutingExplorer
 from .run_tables import (Answers, about, best_single, colours_of, confusion, deepen,
-                                                read_run)
+                                                members_of, read_run)
 from .search_explorer import SearchExplorer
 
 # %% ../../nbs/10_reporting/15_dashboard.ipynb #603d2be4
@@ -146,7 +146,7 @@ def _by_column(rows):
 def _answers_of(data, tasks):
     "Values of each system of the comparison, in its order; None where they are not known."
     answers, weights = Answers(data["items"]), data.get("weights")
-    singles = {m: answers.of(m) for m in dict.fromkeys(data["scores"].model) if m in answers.models}
+    singles = {m: answers.of(m) for m in members_of(data) if m in answers.models}
     bounds = dict(oracle_task=oracle_task, oracle_question=oracle_question)
     for r in data["comparison"].to_dict("records"):
         if r["system"] in bounds: items = bounds[r["system"]](singles) if singles else {}

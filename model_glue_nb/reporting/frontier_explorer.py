@@ -51,6 +51,7 @@ def _kinds(row): # DataFrame: expert kept
 
 # %% ../../nbs/10_reporting/14_frontier_explorer.ipynb #82c2e2f3
 _BOX = "white-space:pre-wrap;overflow-wrap:anywhere;margin:.4em 0;user-select:all"
+_WHOLE = "display:inline-block;max-width:100%" # --budget is not broken behind its first dash
 
 def _how_to(data, points, i)->str: # HTML
     "The command that writes a point, and the line of a recipe."
@@ -58,8 +59,9 @@ def _how_to(data, points, i)->str: # HTML
     line = f"In a recipe: <code>{html.escape(recipe)}</code>"
     if data["run"] is None:
         return f"{line}. Open a run's folder here to see the command that writes this system."
-    command = html.escape(writing_command(points, i, data["run"].path))
-    return f"To write it:<pre tabindex='0' style='{_BOX}'>{command}</pre>{line}"
+    words = writing_command(points, i, data["run"].path).split(" ")
+    whole = " ".join(f"<span style='{_WHOLE}'>{html.escape(w)}</span>" for w in words)
+    return f"To write it:<pre tabindex='0' style='{_BOX}'>{whole}</pre>{line}"
 
 def points_html(
     data:dict, # As `read_run` gives it, with a frontier
