@@ -201,7 +201,7 @@ def _not_yaml(where, why)->InputError:
 def _yaml_loader(
     tags:tuple[str,...]=(), # As for `parse_yaml`
 )->type:
-    "PyYAML's safe loader; dates are left as text."
+    "PyYAML's safe loader; dates are left as text, 1e-5 and 70e9 are numbers as in YAML 1.2."
     import yaml
     class Loader(yaml.SafeLoader):
         "Plain values only."
@@ -212,6 +212,8 @@ def _yaml_loader(
     rules = {k: [r for r in v if not r[0].endswith("timestamp")]
              for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
     Loader.yaml_implicit_resolvers = rules
+    power = re.compile(r"[-+]?(?:[0-9]{1,3}(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]{1,2}$") # shorter than a commit
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", power, list("-+.0123456789"))
     for tag in tags: Loader.add_constructor(tag, lambda loader, node: f"{node.tag} {node.value}")
     return Loader
 

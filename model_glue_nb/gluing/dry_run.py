@@ -27,6 +27,7 @@ from ..merging.costs import (MachineRates, PlanSettings, StageCost, ZooSize, fre
                                          machine_problems, matrix_speed, measure_rates, model_seconds,
                                          stage_costs, zoo_size)
 from ..outputs import disk_problems
+from ..progress import duration
 from ..reading import plain
 from ..searching.moves import plan_reach
 from ..searching.search import needs_base
@@ -205,13 +206,12 @@ def _told_cost(
     rates:MachineRates, # Of this machine
 )->str:
     "One stage's cost in words."
-    def gb(x): return f"{x / 1e9:.2f} GB"
-    writes = f", leaves {gb(cost.writes)}" if cost.writes else ""
-    hours = cost.seconds(rates) / 3600
+    def said(x): return f"{x / 1e9:.2f} GB" if x >= 1e8 else f"{x / 1e6:.1f} MB"
+    writes = f", leaves {said(cost.writes)}" if cost.writes else ""
     limit = cost.bound(rates)
-    there = f" ({gb(rates.memory)} are free)" if limit == "memory" else ""
-    return (f"reads {gb(cost.reads)}{writes}, holds {gb(cost.memory)}, {hours:.2g} h on {rates.workers} "
-            f"idle cores; limited by the {limit}{there}")
+    there = f" ({said(rates.memory)} are free)" if limit == "memory" else ""
+    return (f"reads {said(cost.reads)}{writes}, holds {said(cost.memory)}, takes "
+            f"{duration(cost.seconds(rates))} on {rates.workers} idle cores; limited by the {limit}{there}")
 
 def check_machine(
     recipe:GlueRecipe, # What to do
