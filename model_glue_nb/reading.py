@@ -212,7 +212,7 @@ def _yaml_loader(
     rules = {k: [r for r in v if not r[0].endswith("timestamp")]
              for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
     Loader.yaml_implicit_resolvers = rules
-    power = re.compile(r"[-+]?(?:[0-9]{1,3}(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]{1,2}$") # shorter than a commit
+    power = re.compile(r"[-+]?(?:\d{1,3}(?:\.\d*)?|\.\d+)[eE][-+]?\d{1,2}$", re.ASCII) # no commit
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", power, list("-+.0123456789"))
     for tag in tags: Loader.add_constructor(tag, lambda loader, node: f"{node.tag} {node.value}")
     return Loader

@@ -844,7 +844,7 @@ MUTANTS = {
     "reporting.frontier_explorer": (["nbs/10_reporting/14_frontier_explorer.ipynb"], [
         ("scores = scores[scores.budget == row[\"budget\"]]", "pass"),
         ("marked = self.size.value if self.rows() else None", "marked = None"),
-        ("command = html.escape(writing_command", "command = str(writing_command"),
+        ("{html.escape(w)}</span>", "{w}</span>"),
         ("return last if i is None else i", "return last"),
     ]),
     "merging.packing": (["nbs/06_merging/17_packing.ipynb", "tests/test_differences.py"], [

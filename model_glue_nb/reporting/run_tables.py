@@ -84,13 +84,13 @@ def colours_of(
     data:dict, # As `read_run` gives it
 )->dict[str,str]: # Model → color
     "One color per model of a run: the zoo first, then merges and mixtures."
-    more = [*_names(data, "scores", "model"), *_names(data, "routing", "expert"), *_names(data, "items", "model")]
-    return model_colours(members_of(data), more)
+    told = ("scores", "model"), ("routing", "expert"), ("items", "model")
+    return model_colours(members_of(data), [n for where in told for n in _names(data, *where)])
 
 def members_of(
     data:dict, # As `read_run` gives it
 )->list[str]: # Names
-    "The models of the zoo, without merges and mixtures; where no table says who they are, everyone with a score."
+    "The zoo's models, no merges or mixtures; where no table says who they are, everyone with a score."
     if data.get("similarity") is not None: return list(data["similarity"].index)
     clustered = [m for c in data.get("clusters") or [] for m in c["members"]]
     return clustered or _names(data, "scores", "model")
