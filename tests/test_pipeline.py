@@ -117,7 +117,7 @@ def test_broken_members_are_named_and_the_rest_goes_on(broken, tmp_path):
 
 def test_doctor_names_what_is_broken(broken):
     r = command("doctor", broken, "--deep", "--json")
-    rows = {x["model"]: x["problem"] or x["notes"] for x in json.loads(r.stdout)}
+    rows = {x["model"]: x["problem"] or " ".join(x["notes"]) for x in json.loads(r.stdout)}
     assert r.returncode == 0
     assert "NaN" in rows["nan-weights"] and "truncated" in rows["truncated"] and "tokenizer" in rows["no-tokenizer"] and rows["a-base"] == ""
 

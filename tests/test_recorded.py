@@ -35,7 +35,7 @@ def test_they_take_no_space(sevens, seventies):
         assert apparent == pytest.approx(claimed, rel=1e-3) and taken < 4e6, (apparent, taken)
 
 WORK = """
-import json, resource, sys, threading, tracemalloc
+import json, sys, threading, tracemalloc
 from model_glue_nb.mergeability.doctor import examine_zoo, pairs_table
 from model_glue_nb.merging.engine import run_task
 from model_glue_nb.merging.estimate import plan
@@ -44,6 +44,7 @@ from model_glue_nb.merging.recipes import recipe
 from model_glue_nb.zoo.stored import Files
 from model_glue_nb.zoo.zoo import read_zoo
 folder, out, tensor, method, *names = sys.argv[1:]
+def most_held(): return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024 # this program's own
 def read_by_us(): return int(next(l for l in open("/proc/self/io") if l.startswith("rchar")).split()[1])
 cases = examine_zoo(folder)
 pairs = pairs_table(cases)
@@ -60,7 +61,7 @@ tracemalloc.start()
 with Files() as files: run_task(task, files, put, task.dtype)
 held = tracemalloc.get_traced_memory()[1]
 print(json.dumps(dict(sound=sum(c.sound for c in cases), verdicts=pairs.verdict.value_counts().to_dict(), plan=planned,
-                      doctor=after_doctor, planning=after_plan, made=made[0], held=held, rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)))
+                      doctor=after_doctor, planning=after_plan, made=made[0], held=held, rss=most_held())))
 """
 
 def work(*args):

@@ -66,7 +66,8 @@ def installed(built, wheel):
     home = built/"env"
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
     site = Path(sysconfig.get_path("purelib", vars=dict(base=home, platbase=home)))
-    subprocess.run([home/"bin/python", "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel], check=True)
+    alone = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} # pip takes what lies there for installed
+    subprocess.run([home/"bin/python", "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel], check=True, env=alone)
     (site/"lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return home
 
@@ -75,8 +76,8 @@ def run(home, *args, at):
     return subprocess.run([home/"bin"/args[0], *args[1:]], cwd=at, env=env, capture_output=True, text=True)
 
 def test_the_command_works_from_the_wheel_alone(installed, tmp_path):
-    where = run(installed, "python", "-c", "import model_glue_nb; print(model_glue_nb.__file__)", at=tmp_path).stdout
-    assert where.startswith(str(installed)), where
+    found = run(installed, "python", "-c", "import model_glue_nb; print(model_glue_nb.__file__)", at=tmp_path)
+    assert found.stdout.startswith(str(installed)), (found.stdout, found.stderr)
     settings = configparser.ConfigParser(delimiters=["="], interpolation=None)
     settings.read(ROOT/"settings.ini")
     assert settings["DEFAULT"]["version"] in run(installed, "model-glue", "--version", at=tmp_path).stdout

@@ -50,13 +50,13 @@ def test_doctor_names_every_member(wild, capfd, monkeypatch):
     assert len(table) == len(list(zoo.iterdir())) >= 35
     assert table.problem[BROKEN].astype(bool).all(), table.problem[BROKEN]
     assert not table.problem[SOUND].astype(bool).any(), table.problem[SOUND].loc[lambda p: p.astype(bool)]
-    assert "quantized" in table.notes["gptq"] + table.problem["gptq"]
+    assert "quantized" in " ".join(table.notes["gptq"]) + table.problem["gptq"]
     same = table.group[["base", "sharded", "stale-index", "saved-by-4", "fp16", "consolidated"]]
     assert same.nunique() == 1 and table.group["mixtral"] == table.group["mixtral-fused"] != same.iloc[0]
 
 def test_doctor_judges_pairs(wild, capfd, monkeypatch):
     room, zoo = wild
-    code, out, err = command(capfd, monkeypatch, "doctor", zoo, "--pairs", "--json")
+    code, out, err = command(capfd, monkeypatch, "doctor", zoo, "--pairs", "--headers", "--json")
     verdicts = {frozenset((r["a"], r["b"])): r["verdict"] for r in json.loads(out)}
     def say(a, b): return verdicts[frozenset((a, b))]
     assert say("base", "saved-by-4") == say("bpe-old", "bpe-new") == say("mixtral", "mixtral-fused") == "as is"
