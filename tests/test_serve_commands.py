@@ -3,6 +3,8 @@ import io, os, pty, re, signal, subprocess, sys, threading, time
 
 import httpx, pytest
 
+from waiting import until
+
 from model_glue_nb.core import Run
 from model_glue_nb.endings import Stopped
 from model_glue_nb.mixing.mixture import mix
@@ -157,6 +159,11 @@ def test_the_end_of_the_program_is_not_an_answers_end(live, monkeypatch):
     with pytest.raises(Stopped): Conversation(scheduler).take("sort BA =")
     scheduler.stop()
 
+def sleeps(pid):
+    "Does the main thread wait for a key? A signal just before it does is only seen at the next key."
+    def state(): return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0]
+    return all(state() == "S" for _ in range(5))
+
 def test_a_terminal_has_a_prompt_and_colors(made, live):
     ours, theirs = pty.openpty()
     p = subprocess.Popen([*MAIN, "chat", str(made.path)], stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | dict(TERM="xterm"))
@@ -172,6 +179,7 @@ def test_a_terminal_has_a_prompt_and_colors(made, live):
         os.write(ours, b"sort IUJRH =\n")
         said = read_until(b"\n> ")
         assert re.search(r"\x1b\[36m\[a-sort\] \x1b\[0m" + says(live, 0, "sort IUJRH ="), said), said
+        until(lambda: sleeps(p.pid))
         p.send_signal(signal.SIGINT) # at the prompt it ends, quietly
         assert p.wait(60) == 0 and b"Interrupted" not in os.read(ours, 4096)
     finally:
