@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from model_glue_nb.core import InputError
+from model_glue_nb.merging import regions, spectra # their methods join the registry
 from model_glue_nb.merging.methods import arc, merge_methods, method_info, run_method, try_method
 from model_glue_nb.tensors.dtypes import CODES, narrow
 from model_glue_nb.tensors.kernels import EVERYTHING, NOTHING
