@@ -42,7 +42,7 @@ def _how_to_load(
     folder:Path, # A model or a mixture
 )->str: # Python
     "Code that opens a folder: plain transformers where it is one checkpoint."
-    if not (folder/"config.json").exists(): return "model_glue_nb.zoo.zoo.open_model(folder).load()"
+    if not (folder/"config.json").exists(): return "model_glue_nb.open_model(folder).load()"
     code = ", trust_remote_code=True" if (folder/"mixture.json").exists() else ""
     return f"AutoModelForCausalLM.from_pretrained(folder{code})"
 
