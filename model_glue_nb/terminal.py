@@ -94,7 +94,7 @@ def _as_text(x)->str:
     if x is None: return ""
     if isinstance(x, bool): return "true" if x else "false"
     if isinstance(x, list): return ", ".join(map(_as_text, x))
-    return repr(x) if isinstance(x, float) else one_line(x).strip() # columns of words may be padded for people
+    return repr(x) if isinstance(x, float) else one_line(x).strip() # words may be padded
 
 # %% ../nbs/00_ground/10_terminal.ipynb #aa75a005
 def cell(
