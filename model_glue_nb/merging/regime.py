@@ -158,7 +158,7 @@ def forgotten(
     out = []
     for i, r in enumerate(merges):
         progress(len(members) + i, n, f"{r.method} reads the members' texts")
-        live = merge_into(zoo[origin].load(), r, zoo)
+        merge_into(live, r, zoo)
         lost = (_apart(said, _log_probabilities(live, x)) for x, (_, said) in teachers.items())
         out.append(sum(lost) / learned)
     return out
